@@ -1,0 +1,28 @@
+"""What a user can do wrong, said in one line.
+
+Every check of something that a person gave (an option, a file, a name) raises :class:`InputError`. The command line
+prints its message without a traceback and exits with 2; any other exception is a defect of ours and shows its trace.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something given cannot be used. The message is one line: what was given, what is allowed, what to do."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return `` (did you mean "X"?)`` for the nearest allowed name, or nothing where none is near."""
+    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def one_of(what: str, given: str, allowed: Iterable[str]) -> None:
+    """Raise :class:`InputError` unless ``given`` is one of the ``allowed`` names of ``what``."""
+    names = list(allowed)
+    if given not in names:
+        hint = did_you_mean(given, names)
+        raise InputError(f'unknown {what} "{given}"{hint}; choose from {", ".join(names)}')
