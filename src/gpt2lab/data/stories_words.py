@@ -1,0 +1,160 @@
+"""The words of the stories, in pools of equal chance: each pool's words can stand for one another in every plot.
+
+Within a pool no word is the beginning of another, so that a reader knows where a word ends.
+"""
+
+from __future__ import annotations
+
+from gpt2lab.data.stories_grammar import Word
+
+_SHE = {"he": "she", "him": "her", "his": "her", "himself": "herself", "He": "She", "His": "Her"}
+_HE = {"he": "he", "him": "him", "his": "his", "himself": "himself", "He": "He", "His": "His"}
+
+
+def _plain(words: str) -> tuple[Word, ...]:
+    """Words separated by blanks ("_" within a word), with ``a``: the word behind its article."""
+    return tuple(
+        Word({"": word, "a": f"{'an' if word[0] in 'aeiou' else 'a'} {word}"})
+        for word in (entry.replace("_", " ") for entry in words.split())
+    )
+
+
+def _foods(words: str) -> tuple[Word, ...]:
+    """Words with ``a``, ``A``: behind its article at a sentence's beginning, and ``s``: the plural."""
+    return tuple(
+        Word({**word.forms, "A": word.forms["a"].capitalize(), "s": _plural(word.forms[""])}) for word in _plain(words)
+    )
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("ch", "sh")) else "s")
+
+
+def _people(words: str, pronouns: dict[str, str]) -> tuple[Word, ...]:
+    return tuple(Word({"": word, **pronouns}) for word in words.split())
+
+
+def _deeds(lines: str) -> tuple[Word, ...]:
+    """``fly/flew/flying kites``: the plain form, ``did`` and ``doing``."""
+    deeds = []
+    for line in lines.strip().splitlines():
+        verb, rest = line.strip().split(" ", 1)
+        do, did, doing = verb.split("/")
+        deeds.append(Word({"": f"{do} {rest}", "did": f"{did} {rest}", "doing": f"{doing} {rest}"}))
+    return tuple(deeds)
+
+
+def _phrases(lines: str) -> tuple[Word, ...]:
+    return tuple(Word({"": line.strip()}) for line in lines.strip().splitlines())
+
+
+POOLS: dict[str, tuple[Word, ...]] = {
+    "girl": _people(
+        "Lily Mia Anna Sara Emma Zoe Ruby Lucy Nora Ella Rose Ivy Maya Clara Alice Molly Daisy Jane Kate Grace Tess Hazel",
+        _SHE,
+    ),
+    "boy": _people(
+        "Tom Ben Max Sam Jack Leo Finn Oscar Hugo Noah Adam Luke Peter Felix Toby Jonas Dan Charlie George Harry Simon Paul",
+        _HE,
+    ),
+    "female": _people("mother grandmother aunt", _SHE),
+    "male": _people("father grandfather uncle", _HE),
+    "girl_kind": _plain("girl"),
+    "boy_kind": _plain("boy"),
+    "critter": _plain("rabbit bear fox mouse duckling frog hedgehog squirrel kitten puppy lamb owl otter pony"),
+    "trait": _plain(
+        "kind brave clever cheerful curious gentle shy lively quiet friendly patient polite playful honest careful merry"
+    ),
+    "colour": _plain("red blue green yellow purple orange pink white black brown silver golden"),
+    "look": _plain("little tiny big shiny wooden old new pretty striped round painted heavy"),
+    "toy": _plain(
+        "ball kite doll drum boat train robot puppet car truck wagon whistle trumpet scooter rocket crown bell lantern "
+        "basket umbrella flute sled"
+    ),
+    "animal": _plain("bird cat dog goat hen goose sheep turtle pig cow horse donkey rooster parrot monkey lizard"),
+    "baby": _plain("chick kitten puppy lamb duckling bunny piglet mouse owl squirrel turtle hedgehog"),
+    "food": _foods(
+        "apple pear cookie sandwich pancake muffin banana carrot peach cupcake biscuit plum melon pie waffle bun"
+    ),
+    "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
+    "site": _phrases(
+        """the river
+        the forest
+        the sea
+        the lake
+        the park
+        the market
+        the hill
+        the old mill
+        the meadow
+        the school
+        the bridge
+        the church
+        the harbor
+        the pond"""
+    ),
+    "spot": _phrases(
+        """under the bed
+        behind the sofa
+        in the garden
+        on the roof
+        under the stairs
+        in the closet
+        behind the curtain
+        in the kitchen
+        on the top shelf
+        inside the oven
+        next to the well
+        beside the fence
+        in the tall grass
+        under the apple tree
+        in the attic
+        behind the shed"""
+    ),
+    "deed": _deeds(
+        """fly/flew/flying kites
+        paint/painted/painting pictures
+        sing/sang/singing songs
+        climb/climbed/climbing trees
+        bake/baked/baking bread
+        catch/caught/catching frogs
+        pick/picked/picking flowers
+        tell/told/telling jokes
+        count/counted/counting stars
+        build/built/building towers
+        ride/rode/riding bikes
+        play/played/playing chess
+        collect/collected/collecting shells
+        read/read/reading books
+        jump/jumped/jumping in puddles
+        dance/danced/dancing in the rain"""
+    ),
+    "mood": _plain("sad upset angry worried lonely gloomy unhappy"),
+    "joy": _plain("happy glad proud cheerful thankful delighted excited"),
+    "time": _plain("day morning afternoon evening"),
+    "weather": _plain("sunny rainy windy cloudy snowy foggy warm cold"),
+    "tool": _phrases(
+        """a pot of glue
+        a roll of tape
+        a ball of string
+        a hammer
+        a needle and thread
+        a pair of pliers
+        a box of nails
+        a brush"""
+    ),
+    "fear": _phrases(
+        """the dark
+        loud thunder
+        deep water
+        high places
+        big dogs
+        spiders
+        ghosts
+        wolves
+        bees
+        strangers"""
+    ),
+    "stuff": _plain("wood paper cloth clay wool straw cardboard leather"),
+    "box": _plain("box sack jar bag suitcase chest bucket drawer"),
+}
