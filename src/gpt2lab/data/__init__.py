@@ -1,1 +1,48 @@
-"""Placeholder until the package is written."""
+"""Text to tokens to batches: documents, splits, token files with a manifest, and a loader that is a pure function.
+
+    documents(["stories"])  ->  prepare(...)  ->  TokenDataset(out).stream("train")  ->  Loader(...).batch(step, m)
+
+``prepare`` writes a folder once; training and evaluation read it. Nothing here knows of models or devices.
+"""
+
+from __future__ import annotations
+
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.documents import CORPORA, Document, FileDocument, TextDocument, documents, texts
+from gpt2lab.data.loader import Batch, Loader, ScoredBatch, count_windows, in_order, micro_steps
+from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo
+from gpt2lab.data.permutation import permute
+from gpt2lab.data.prepare import Progress, prepare
+from gpt2lab.data.shards import Shard, ShardFormat, open_shard
+from gpt2lab.data.split import SPLITS, SplitRule
+from gpt2lab.data.stream import TokenStream
+
+__all__ = [
+    "CORPORA",
+    "SPLITS",
+    "Batch",
+    "DataManifest",
+    "Document",
+    "FileDocument",
+    "Loader",
+    "Progress",
+    "ScoredBatch",
+    "Shard",
+    "ShardFormat",
+    "ShardInfo",
+    "SourceInfo",
+    "SplitInfo",
+    "SplitRule",
+    "TextDocument",
+    "TokenDataset",
+    "TokenStream",
+    "TokenizerInfo",
+    "count_windows",
+    "documents",
+    "in_order",
+    "micro_steps",
+    "open_shard",
+    "permute",
+    "prepare",
+    "texts",
+]

@@ -1,0 +1,78 @@
+"""A folder of prepared data, opened and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2lab.data.manifest import DataManifest, ShardInfo
+from gpt2lab.data.shards import Shard, open_shard, sha256_of
+from gpt2lab.data.stream import TokenStream
+from gpt2lab.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt2lab.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer"
+
+
+class TokenDataset:
+    """A folder of token files with its manifest; see `DataManifest` for what it says of them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open ``directory``; its token files are read when `stream` asks for them.
+
+        Raises:
+            InputError: No prepared data there, half-written, damaged, or files that the manifest does not name.
+        """
+        self.directory = directory
+        self.manifest = DataManifest.load(directory)
+        named = {shard.name for shard in self.manifest.shards}
+        if unnamed := sorted({path.name for path in directory.glob("*.bin")} - named):
+            raise InputError(f"{directory / unnamed[0]}: not named by the manifest; move it elsewhere")
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same shards of the same tokenizer, wherever they lie."""
+        return self.manifest.fingerprint
+
+    def stream(self, split: str) -> TokenStream:
+        """Return the tokens of ``"train"``, ``"val"`` or ``"test"`` after checking every byte of their files.
+
+        Raises:
+            InputError: No such split, or a file that is missing, truncated, changed, or holds an id that is none.
+        """
+        if split not in self.manifest.splits:
+            held = ", ".join(self.manifest.splits)
+            raise InputError(f"{self.directory}: has no {split} split, only {held}; prepare it with a {split} fraction")
+        infos = [shard for shard in self.manifest.shards if shard.split == split]
+        return TokenStream(f"{self.directory} ({split})", [self._checked(info) for info in infos])
+
+    def _checked(self, info: ShardInfo) -> Shard:
+        shard = open_shard(self.directory / info.name)
+        if shard.tokens != info.tokens:
+            raise InputError(f"{shard.path}: {shard.tokens} tokens, the manifest says {info.tokens}; prepare it again")
+        sha256 = sha256_of(shard, self.manifest.tokenizer.n_vocab)
+        if sha256 != info.sha256:
+            raise InputError(
+                f"{shard.path}: changed since it was written (SHA-256 {sha256[:12]}..., the manifest says "
+                f"{info.sha256[:12]}...); copy or prepare it again"
+            )
+        return shard
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer saved with the data. Raises `InputError` where it is not the one of the manifest."""
+        from gpt2lab.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(self.directory / TOKENIZER)
+        self.require_tokenizer(tokenizer)
+        return tokenizer
+
+    def require_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise `InputError` unless the data was made with this tokenizer."""
+        made_with = self.manifest.tokenizer.fingerprint
+        if tokenizer.fingerprint != made_with:
+            raise InputError(
+                f"{self.directory}: made with tokenizer {made_with}, given is {tokenizer.fingerprint}; "
+                f"use {self.directory / TOKENIZER} or prepare the data with yours"
+            )

@@ -1,0 +1,171 @@
+"""Batches of the token stream as a pure function of (seed, step, micro_step, rank, world).
+
+The stream is cut into n = (tokens - 1) // seq_len windows. Window k reads seq_len + 1 tokens from k * seq_len on: its
+inputs are all but the last, its targets all but the first.
+
+    tokens   t0 t1 t2 t3 | t4 t5 t6 t7 | t8 ...          seq_len 4
+    window 0 t0 t1 t2 t3   t4
+    window 1               t4 t5 t6 t7   t8
+
+Sequences are numbered from the first of the first step on. A step has S of them, and row b of micro-step m on rank r is
+
+    number = step * S + (m * world + r) * micro_batch + b        epoch = number // n
+    window = permutation of that epoch (number mod n)
+
+So each window is read once an epoch, in an order that is neither stored nor advanced: the loader's whole state is the
+step, and a step reads the same sequences however many processes share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gpt2lab.data.permutation import permute
+from gpt2lab.data.stream import TokenStream
+from gpt2lab.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and what follows each of them: ``targets[b, t]`` comes after ``tokens[b, t]``. Both (B, T), int64."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ScoredBatch(Batch):
+    """A batch of consecutive windows. ``scored`` (B, T), bool, is false where an earlier window has the same target."""
+
+    scored: torch.Tensor
+
+
+class Loader:
+    """The training batches of one process; see the module for which windows a batch holds."""
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        seq_len: int,
+        sequences_per_step: int,
+        micro_batch: int,
+        seed: int,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """Read ``stream`` in windows of ``seq_len``.
+
+        Raises:
+            InputError: The stream is shorter than a window, or the step does not divide (see `micro_steps`).
+        """
+        if not 0 <= rank < world:
+            raise InputError(f"rank {rank} of {world} processes; ranks go from 0 to {world - 1}")
+        self.windows_per_epoch = count_windows(stream, seq_len)
+        self.micro_steps = micro_steps(sequences_per_step * seq_len, seq_len, micro_batch, world)
+        self._stream = stream
+        self._seq_len = seq_len
+        self._sequences_per_step = sequences_per_step
+        self._micro_batch = micro_batch
+        self._seed = seed
+        self._world = world
+        self._rank = rank
+
+    def batch(self, step: int, micro_step: int) -> Batch:
+        """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
+        if step < 0 or not 0 <= micro_step < self.micro_steps:
+            raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
+        first = step * self._sequences_per_step + (micro_step * self._world + self._rank) * self._micro_batch
+        epochs, positions = np.divmod(np.arange(first, first + self._micro_batch), self.windows_per_epoch)
+        windows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            windows[rows] = permute(positions[rows], self.windows_per_epoch, self._seed, int(epoch))
+        return Batch(*_inputs_and_targets(self._stream, windows * self._seq_len, self._seq_len))
+
+    def epoch_of(self, step: int) -> float:
+        """Return the epochs completed when ``step`` steps are."""
+        return step * self._sequences_per_step / self.windows_per_epoch
+
+
+def in_order(stream: TokenStream, seq_len: int, batch_size: int, stride: int | None = None) -> Iterator[ScoredBatch]:
+    """Yield windows from the first token to the last, for validation and perplexity.
+
+    Windows begin ``stride`` tokens apart; the last is moved back so as to end with the stream. Each token but the first
+    is scored once, in the first window that has it as a target: with a stride below ``seq_len``, after at least
+    ``seq_len - stride`` tokens of context.
+
+    Args:
+        stream: The tokens.
+        seq_len: Length of every window.
+        batch_size: Windows in a batch; the last batch may have fewer.
+        stride: 1 to ``seq_len``, which is the default.
+
+    Raises:
+        InputError: The stream is shorter than a window, or the stride or batch size is out of range.
+    """
+    stride = seq_len if stride is None else stride
+    count_windows(stream, seq_len)
+    if not 1 <= stride <= seq_len:
+        raise InputError(f"stride {stride}; it must be between 1 and the window's {seq_len} tokens")
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}; it must be 1 or more")
+    return _in_order(stream, seq_len, batch_size, stride)
+
+
+def _in_order(stream: TokenStream, seq_len: int, batch_size: int, stride: int) -> Iterator[ScoredBatch]:
+    last = len(stream) - 1 - seq_len
+    windows = -(-last // stride) + 1
+    for first in range(0, windows, batch_size):
+        index = np.arange(first, min(first + batch_size, windows))
+        starts = np.minimum(index * stride, last)
+        seen = np.where(index == 0, 0, (index - 1) * stride + seq_len)  # targets before this position are scored
+        scored = starts[:, None] + np.arange(seq_len) >= seen[:, None]
+        yield ScoredBatch(*_inputs_and_targets(stream, starts, seq_len), torch.from_numpy(scored))
+
+
+def _inputs_and_targets(stream: TokenStream, starts: np.ndarray, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = stream.read(starts, seq_len + 1)  # (B, T + 1)
+    tokens, targets = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
+    return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+
+def count_windows(stream: TokenStream, seq_len: int) -> int:
+    """Return the windows of an epoch. Raises `InputError` where the stream is shorter than one."""
+    if seq_len < 1:
+        raise InputError(f"seq_len is {seq_len}; it must be 1 or more")
+    if len(stream) <= seq_len:
+        raise InputError(
+            f"{stream.name}: {len(stream)} tokens, less than one window of seq_len {seq_len} and the token after it; "
+            f"give more text or a seq_len of at most {len(stream) - 1}"
+        )
+    return (len(stream) - 1) // seq_len
+
+
+def micro_steps(batch_tokens: int, seq_len: int, micro_batch: int, world: int = 1) -> int:
+    """Return how many micro-steps make a step of ``batch_tokens`` tokens over all processes.
+
+    Args:
+        batch_tokens: Tokens in an optimiser step.
+        seq_len: Tokens in a sequence.
+        micro_batch: Sequences in a micro-step of one process.
+        world: Processes.
+
+    Raises:
+        InputError: ``batch_tokens`` is no multiple of ``seq_len * micro_batch * world``; names the nearest that are.
+    """
+    for name, value in (("seq_len", seq_len), ("micro_batch", micro_batch), ("world", world)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be 1 or more")
+    pass_tokens = seq_len * micro_batch * world
+    count, remainder = divmod(batch_tokens, pass_tokens)
+    if remainder or count < 1:
+        nearest = [str(k * pass_tokens) for k in (count, count + 1) if k >= 1]
+        raise InputError(
+            f"batch_tokens {batch_tokens} is not a multiple of micro_batch {micro_batch} x seq_len {seq_len} x "
+            f"{world} process{'es' if world > 1 else ''} = {pass_tokens}; nearest that fit: {' or '.join(nearest)}"
+        )
+    return count

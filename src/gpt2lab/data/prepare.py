@@ -1,0 +1,207 @@
+"""From text to a folder of token files: read, assign to a split, encode, write, and describe in a manifest.
+
+    documents -> parts of splits -> batches of pieces -> ids -> shards          one pass, bounded memory
+
+Every document begins with ``<|endoftext|>``, as in llm.c's files:
+
+    eot d d d d eot d d eot d d d ...
+
+so what is predicted of a document has a context that begins where it does, and a split of D documents has D tokens more
+than its text. All but the first token are predicted: every token of the text once, and D - 1 ends. By the chain rule
+their loss is at least the sum of the documents' -log2 probabilities (an end that is certain costs nothing).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from gpt2lab.data.dataset import TOKENIZER, TokenDataset
+from gpt2lab.data.documents import Document, documents
+from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo, is_half_written
+from gpt2lab.data.shards import ShardWriter, format_for, open_shard, sha256_of
+from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
+from gpt2lab.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt2lab.tokenizer import Tokenizer
+
+Progress: TypeAlias = Callable[[int, int, int], None]
+"""Called with the documents, bytes of text and tokens written so far."""
+
+_BATCH_CHARACTERS = 1 << 21
+"""Text encoded at once: enough to keep every thread of the encoder busy."""
+
+
+def prepare(
+    sources: Sequence[str],
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    seed: int = 0,
+    max_documents: int | None = None,
+    val_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    shard_tokens: int = 100_000_000,
+    progress: Progress | None = None,
+) -> TokenDataset:
+    """Write the sources' tokens to the new folder ``out`` and open it. The same arguments give the same bytes.
+
+    Args:
+        sources: Text files, folders of them, names of corpora; see `documents`.
+        tokenizer: Encodes the text; saved with the data.
+        out: Folder to make; it must not exist. Removed again if preparing fails.
+        seed: Seed of the embedded corpus.
+        max_documents: Take only the first so many documents.
+        val_fraction: Share held out for validation; 0 for none. See `split` for how.
+        test_fraction: Share held out for the test; 0 for none.
+        shard_tokens: Tokens in a file.
+        progress: Told how far it is after each batch.
+
+    Raises:
+        InputError: ``out`` exists, a source cannot be read, an argument is out of range, or a split would be empty.
+    """
+    found = documents(sources, seed=seed, max_documents=max_documents)
+    first = list(islice(found, FEW_DOCUMENTS))
+    rule = SplitRule("position" if len(first) < FEW_DOCUMENTS else "hash", val_fraction, test_fraction)
+    source = SourceInfo(tuple(sources), seed, max_documents)
+    _make_folder(out)
+    try:
+        _write(chain(first, found), tokenizer, rule, source, out, shard_tokens, progress)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # it is ours: it did not exist before
+        raise
+    return TokenDataset(out)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError as error:
+        raise InputError(f"{out}: {_what_exists(out)}") from error
+    except OSError as error:
+        raise InputError(f"{out}: the folder cannot be made ({error.strerror}); choose another") from error
+
+
+def _what_exists(out: Path) -> str:
+    if is_half_written(out):
+        return "half-written, as preparing it was stopped; delete the folder and try again"
+    return "exists already and is left as it is; choose a folder that does not exist"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of a document's text; ``begins`` marks the first, which carries the document's bits."""
+
+    split: str
+    text: str
+    begins: bool
+    bits: float | None
+
+
+@dataclass
+class _Tally:
+    """What was written to a split so far."""
+
+    documents: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    bits: float | None = 0.0
+
+    def add(self, piece: _Piece) -> None:
+        self.bytes += len(piece.text.encode("utf-8"))
+        if piece.begins:
+            self.documents += 1
+            self.bits = None if self.bits is None or piece.bits is None else self.bits + piece.bits
+
+
+def _write(
+    found: Iterable[Document],
+    tokenizer: Tokenizer,
+    rule: SplitRule,
+    source: SourceInfo,
+    out: Path,
+    shard_tokens: int,
+    progress: Progress | None,
+) -> None:
+    tokenizer.save(out / TOKENIZER)
+    form = format_for(tokenizer.n_vocab)
+    writers = {split: ShardWriter(out, split, form, shard_tokens) for split in rule.wanted()}
+    tallies = {split: _Tally() for split in writers}
+    try:
+        for batch in _batches(_pieces(found, rule)):
+            for split, ids in _encoded(batch, tokenizer).items():
+                writers[split].write(np.array(ids, dtype=form.dtype))
+                tallies[split].tokens += len(ids)
+            for piece in batch:
+                tallies[piece.split].add(piece)
+            if progress is not None:
+                done = tallies.values()
+                progress(sum(t.documents for t in done), sum(t.bytes for t in done), sum(t.tokens for t in done))
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    _require_all(tallies, rule)
+    DataManifest(
+        source=source,
+        tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
+        split_rule=rule,
+        splits={split: SplitInfo(t.documents, t.tokens, t.bytes, t.bits) for split, t in tallies.items()},
+        shards=tuple(
+            _describe(path, split, tokenizer.n_vocab) for split, writer in writers.items() for path in writer.paths
+        ),
+    ).save(out)
+
+
+def _pieces(found: Iterable[Document], rule: SplitRule) -> Iterator[_Piece]:
+    for document in found:
+        for part in rule.parts(document):
+            for index, text in enumerate(part.pieces):
+                yield _Piece(part.split, text, index == 0, part.bits if index == 0 else None)
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(batch: list[_Piece], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Return the ids of each split's pieces, in order, with ``eot`` where a document begins."""
+    ids: dict[str, list[int]] = {}
+    for piece, encoded in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
+        of_split = ids.setdefault(piece.split, [])
+        if piece.begins:
+            of_split.append(tokenizer.eot)
+        of_split.extend(encoded)
+    return ids
+
+
+def _require_all(tallies: dict[str, _Tally], rule: SplitRule) -> None:
+    empty = [split for split, tally in tallies.items() if not tally.documents]
+    if empty:
+        total = sum(tally.documents for tally in tallies.values())
+        raise InputError(
+            f"no text is left for the {' and '.join(empty)} split: {total} parts of documents, val fraction "
+            f"{rule.val_fraction}, test fraction {rule.test_fraction}; give more text, a larger fraction, or 0 for none"
+        )
+
+
+def _describe(path: Path, split: str, n_vocab: int) -> ShardInfo:
+    shard = open_shard(path)
+    return ShardInfo(path.name, split, shard.tokens, sha256_of(shard, n_vocab))

@@ -1,0 +1,93 @@
+"""Which text is trained on and which is held out, decided document by document.
+
+By hash: u = blake2b(text) / 2**64 is uniform in [0, 1), and
+
+    u < val  ->  val        val <= u < val + test  ->  test        else  ->  train
+
+so the same text is in the same split always, and a copy of a test document cannot stand in the training text.
+With few documents that would be a lottery; then each is cut in three instead, in this order:
+
+    | train: the first 1 - (val + test) of its characters | val | test |
+
+which for one file with val 0.1 and test 0 is the usual split of Tiny Shakespeare: 90 % of the characters and the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt2lab.data.documents import Document
+from gpt2lab.errors import InputError
+
+SPLITS = ("train", "val", "test")
+FEW_DOCUMENTS = 100
+"""Below this number documents are cut in three instead of being assigned whole."""
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How documents are divided: by ``"hash"`` (whole) or by ``"position"`` (each cut in three)."""
+
+    by: Literal["hash", "position"]
+    val_fraction: float
+    test_fraction: float
+
+    def __post_init__(self) -> None:
+        for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if not 0.0 <= fraction < 1.0:
+                raise InputError(f"the {name} fraction is {fraction}; it must be 0 or more and less than 1")
+        if self.val_fraction + self.test_fraction >= 1.0:
+            raise InputError(
+                f"the val and test fractions {self.val_fraction} and {self.test_fraction} leave nothing to train on; "
+                "their sum must be less than 1"
+            )
+
+    def wanted(self) -> tuple[str, ...]:
+        """Return the splits that must not be empty, in the order of `SPLITS`."""
+        fractions = (1.0, self.val_fraction, self.test_fraction)
+        return tuple(split for split, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0.0)
+
+    def parts(self, document: Document) -> Iterator[Part]:
+        """Yield what of the document goes to which split; read a part before asking for the next."""
+        if self.by == "hash":
+            yield Part(self._split_of(document), document.pieces(), document.bits)
+            return
+        n = sum(map(len, document.pieces()))
+        held_out = self.val_fraction + self.test_fraction
+        edges = (0, int(n * (1.0 - held_out)), int(n * (1.0 - self.test_fraction)), n)
+        for split, start, stop in zip(SPLITS, edges[:-1], edges[1:], strict=True):
+            if start < stop:
+                yield Part(split, _section(document.pieces(), start, stop), None)
+
+    def _split_of(self, document: Document) -> str:
+        digest = hashlib.blake2b(digest_size=8)
+        for piece in document.pieces():
+            digest.update(piece.encode("utf-8"))
+        u = int.from_bytes(digest.digest(), "big") / 2**64
+        if u < self.val_fraction:
+            return "val"
+        return "test" if u < self.val_fraction + self.test_fraction else "train"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A document, or a section of one, that goes to one split."""
+
+    split: str
+    pieces: Iterator[str]
+    bits: float | None
+
+
+def _section(pieces: Iterator[str], start: int, stop: int) -> Iterator[str]:
+    """Yield the characters from ``start`` to ``stop`` of a text given in pieces."""
+    position = 0
+    for piece in pieces:
+        text = piece[max(0, start - position) : max(0, stop - position)]
+        if text:
+            yield text
+        position += len(piece)
+        if position >= stop:
+            return
