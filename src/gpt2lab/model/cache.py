@@ -8,41 +8,46 @@ from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 
 
-class KVCache:
-    """Keys and values of every layer, shape (n_layer, B, H, n_ctx, D) each, filled from the left.
+class LayerCache:
+    """One layer's keys and values, (B, H, n_ctx, D) each, filled from the left."""
 
-    The model appends to it while it runs; ``length`` is how many positions it holds.
-    """
-
-    def __init__(self, config: GPTConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, batch, config.n_head, config.n_ctx, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.capacity = config.n_ctx
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values
         self.length = 0
 
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a layer's new k, v (B, H, T, D) behind the old ones; return all of them, (B, H, length + T, D).
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new k and v (B, H, T, D) behind the old ones; return all of them, (B, H, length + T, D)."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.keys[:, :, start : self.length] = k
+        self.values[:, :, start : self.length] = v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-        Raises:
-            InputError: There is no room; the caller slides the window and starts a new cache.
-        """
-        end = self.length + k.shape[2]
-        if end > self.capacity:
-            raise InputError(f"the cache holds {self.capacity} positions and {end} were asked for; drop the oldest first")
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def advance(self, T: int) -> None:
-        """Count T positions as held, once every layer has stored them."""
-        self.length += T
+class KVCache:
+    """Keys and values of every layer; the model appends to it while it runs."""
+
+    def __init__(self, config: GPTConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (2, config.n_layer, batch, config.n_head, config.n_ctx, config.head_dim)
+        keys, values = torch.empty(shape, device=device, dtype=dtype)
+        self.layers = [LayerCache(k, v) for k, v in zip(keys, values, strict=True)]
+        self.capacity = config.n_ctx
+        self.nbytes = keys.nbytes + values.nbytes
+        """Bytes that keys and values take."""
+
+    @property
+    def length(self) -> int:
+        """How many positions it holds."""
+        return self.layers[0].length
+
+    def require_room(self, T: int) -> None:
+        """Raise `InputError` unless T more positions fit; the caller then drops the oldest and fills a new cache."""
+        if self.length + T > self.capacity:
+            raise InputError(
+                f"the cache holds {self.length} of {self.capacity} positions and {T} more were asked for; "
+                "drop the oldest and fill it anew"
+            )
 
     def clear(self) -> None:
         """Forget everything, keep the memory."""
-        self.length = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that keys and values take."""
-        return self.keys.nbytes + self.values.nbytes
+        for layer in self.layers:
+            layer.length = 0

@@ -20,7 +20,7 @@ from torch import nn
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import CausalSelfAttention
-from gpt2lab.model.cache import KVCache
+from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.loss import fused_loss, token_losses
 from gpt2lab.model.masks import as_mask
@@ -53,9 +53,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each on the normalised stream and added back to it."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.dropout = config.dropout
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
@@ -63,10 +62,10 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, cache: KVCache | None = None
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, cache: LayerCache | None = None
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
-        x = x + F.dropout(self.attn(self.ln_1(x), mask, cache, self.layer), self.dropout, self.training)
+        x = x + F.dropout(self.attn(self.ln_1(x), mask, cache), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
@@ -83,13 +82,13 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
         self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self._initialise()
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """N(0, 0.02), biases 0; the projections that end a residual branch scaled by 1/sqrt(2 n_layer) (section 2.3)."""
+        """N(0, 0.02), biases 0; projections that end a residual branch scaled by 1/sqrt(2 n_layer) (section 2.3)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -119,16 +118,17 @@ class GPT(nn.Module):
     def hidden(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None, cache: KVCache | None = None
     ) -> torch.Tensor:
-        """Return the final, normalised stream (B, T, C) for tokens (B, T); with a cache, tokens follow what it holds."""
+        """Return the final, normalised stream (B, T, C) of tokens (B, T), which follow what the cache holds."""
         B, T = tokens.shape
-        start = cache.length if cache is not None else 0
+        start = 0
+        if cache is not None:
+            cache.require_room(T)
+            start = cache.length
         if mask is not None:
             mask = as_mask(mask, B, self.config.n_head, T, start + T)
         x = self.embed(tokens, start)
-        for block in self.h:
-            x = block(x, mask, cache)
-        if cache is not None:
-            cache.advance(T)
+        for index, block in enumerate(self.h):
+            x = block(x, mask, cache.layers[index] if cache is not None else None)
         return self.ln_f(x)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:

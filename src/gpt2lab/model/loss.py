@@ -75,7 +75,9 @@ class _FusedLoss(torch.autograd.Function):
     """Mean cross-entropy of x @ weight.T, whose gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int
+    ) -> torch.Tensor:
         if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
             return token_losses(x, weight, targets, vocab_size).mean()
         with torch.autocast(x.device.type, enabled=False):
