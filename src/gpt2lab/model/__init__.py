@@ -4,5 +4,6 @@ from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.flops import flops_per_token, mfu, peak_flops
 from gpt2lab.model.gpt import GPT, GPTOutput
+from gpt2lab.model.modes import evaluating
 
-__all__ = ["GPT", "PRESETS", "GPTConfig", "GPTOutput", "KVCache", "flops_per_token", "mfu", "peak_flops"]
+__all__ = ["GPT", "PRESETS", "GPTConfig", "GPTOutput", "KVCache", "evaluating", "flops_per_token", "mfu", "peak_flops"]

@@ -8,6 +8,7 @@ tied head does.
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from gpt2lab.model.config import GPTConfig
 
 PEAK_FLOPS: dict[str, dict[str, float]] = {
-    # Dense matrix products, vendor's data sheets; no sparsity. Names are found inside torch's device name.
+    # Dense matrix products, vendor's data sheets; no sparsity. The first that is a word of torch's device name counts.
     "GB200": {"bf16": 2500e12, "fp16": 2500e12, "tf32": 1250e12},
     "B200": {"bf16": 2250e12, "fp16": 2250e12, "tf32": 1125e12},
     "H200": {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12},
@@ -47,11 +48,15 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     A GPU in the table has its data sheet's figure; any other device is measured with a large matrix product.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, rates in PEAK_FLOPS.items():
-            if known in name and precision in rates:
-                return rates[precision], f"{known} data sheet, {precision}"
+        known = data_sheet(torch.cuda.get_device_name(device))
+        if known is not None and precision in PEAK_FLOPS[known]:
+            return PEAK_FLOPS[known][precision], f"{known} data sheet, {precision}"
     return _measured(device, precision), f"measured matrix product on {device.type}, {precision}"
+
+
+def data_sheet(device_name: str) -> str | None:
+    """Return the entry of `PEAK_FLOPS` for a GPU as torch names it ("NVIDIA H100 80GB HBM3"); None if unknown."""
+    return next((known for known in PEAK_FLOPS if re.search(rf"\b{known}\b", device_name)), None)
 
 
 def mfu(config: GPTConfig, T: int, tokens_per_s: float, peak: float) -> float:
@@ -77,4 +82,4 @@ def _measured(device: torch.device, precision: str) -> float:
 
 def _synchronise(device: torch.device) -> None:
     if device.type in ("cuda", "mps"):
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)

@@ -129,16 +129,19 @@ class GPT(nn.Module):
         x = self.embed(tokens, start)
         for index, block in enumerate(self.h):
             x = block(x, mask, cache.layers[index] if cache is not None else None)
-        return self.ln_f(x)
+        return self.ln_f(x).to(x.dtype)  # CUDA's autocast makes it fp32: the head would be too
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (.., V) of the final stream x (.., C)."""
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
 
     def token_losses(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss of every position in nats, fp32, (B, T), for tokens and targets (B, T); no gradient."""
+        """Return the loss in nats, fp32, (B, L), of the last L positions of tokens (B, T); no gradient.
+
+        ``targets`` (B, L), L at most T, are the tokens that follow those positions; of the others no logits are made.
+        """
         with torch.no_grad():
-            x = self.hidden(tokens)
+            x = self.hidden(tokens)[:, tokens.shape[1] - targets.shape[1] :]
             losses = token_losses(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size)
             return losses.view(targets.shape)
 

@@ -7,7 +7,8 @@ For N positions and a vocabulary V the logits are an (N, V) matrix, by far the l
 
 Since the gradient of the mean loss is known as soon as the row is, the forward pass computes both for a chunk of rows
 and drops the chunk. The matrix products run in the inputs' dtype; softmax, loss and the sum of the weight's gradient
-are fp32 whatever the inputs are. Rows of the weight beyond the vocabulary are padding: no probability, no gradient.
+are fp32 whatever the inputs are. The backward pass divides by N: done before, a probability of 1/V vanishes in fp16
+before the scaler can save it. Rows of the weight beyond the vocabulary are padding: no probability, no gradient.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def _softmax_rows(x: torch.Tensor) -> int:
     return SOFTMAX_ROWS if x.device.type == "cpu" else CHUNK_ROWS
 
 
-def _loss_and_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, scale: float) -> torch.Tensor:
-    """Replace logits (R, padded V) by scale * d loss / d logits in place; return the sum of the rows' losses."""
+def _loss_and_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Replace logits (R, padded V) by the gradient of the rows' summed loss in place; return that sum."""
     z = logits[:, :vocab_size].float()  # (R, V)
     chosen = z.gather(1, targets[:, None])
     log_probabilities = torch.log_softmax(z, dim=1)
     loss = -log_probabilities.gather(1, targets[:, None]).sum()
-    gradient = log_probabilities.exp_().mul_(scale)
-    gradient.scatter_add_(1, targets[:, None], torch.full_like(chosen, -scale))
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
     logits[:, :vocab_size] = gradient
     logits[:, vocab_size:] = 0.0
     return loss
@@ -88,7 +89,7 @@ class _FusedLoss(torch.autograd.Function):
             for rows in _chunks(len(x), CHUNK_ROWS):
                 logits = x[rows] @ w.T  # (R, padded V)
                 for part in _chunks(len(logits), _softmax_rows(x)):
-                    loss += _loss_and_gradient_(logits[part], targets[rows][part], vocab_size, 1.0 / len(x))
+                    loss += _loss_and_gradient_(logits[part], targets[rows][part], vocab_size)
                 torch.mm(logits, w, out=grad_x[rows])
                 grad_weight += logits.T @ x[rows]
         ctx.save_for_backward(grad_x, grad_weight)
@@ -99,4 +100,5 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad_output.to(grad_x.dtype), (grad_weight * grad_output).to(ctx.weight_dtype), None, None
+        scale = grad_output / len(grad_x)  # (), fp32: multiplies in fp32 whatever grad_x is
+        return grad_x * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None
