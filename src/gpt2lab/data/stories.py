@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from math import log2
-from os.path import commonprefix
 from typing import NoReturn
 
-from gpt2lab.data.stories_grammar import END, Choice, Draw, Refer, Trie, Walk, Word
+from gpt2lab.data.stories_grammar import END, Choice, Draw, Refer, Trie, Walk, Word, leads
 from gpt2lab.data.stories_notation import Grammar
 from gpt2lab.data.stories_plots import PLOTS
 from gpt2lab.data.stories_words import POOLS
@@ -59,7 +58,7 @@ def grammar() -> Grammar:
 
 
 def write_story(seed: int, index: int) -> Story:
-    """Write story ``index`` of corpus ``seed``; both lie in [0, 2**64). 60 to 250 words, ASCII, no newline at the end."""
+    """Write story ``index`` of corpus ``seed``; both in [0, 2**64). 60 to 250 words of ASCII, no newline at the end."""
     for name, value in (("seed", seed), ("index", index)):
         if not 0 <= value <= _MASK:
             raise InputError(f"{name} of the stories is {value}; give an integer from 0 to 2**64 - 1")
@@ -101,7 +100,7 @@ def _mix(z: int) -> int:
 # One grammar, two interpreters
 
 
-class Writer(Walk):
+class _Writer(Walk):
     """Decides by ``pick(n)``, an integer in [0, n), and writes."""
 
     def __init__(self, pick: Callable[[int], int]) -> None:
@@ -113,7 +112,7 @@ class Writer(Walk):
         self.parts.append(text)
 
     def choose(self, choice: Choice) -> int:
-        return self.pick(len(choice.branches))
+        return self.pick(len(choice.ways))
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
         word = words[self.pick(len(words))]
@@ -128,7 +127,7 @@ class _Break(Exception):  # noqa: N818 - control flow: the text cannot be read o
     """The text goes on as the grammar cannot."""
 
 
-class Reader(Walk):
+class _Reader(Walk):
     """Decides by the text that comes next, and notes the first thing that is wrong."""
 
     def __init__(self, text: str) -> None:
@@ -145,10 +144,10 @@ class Reader(Walk):
         self.position += len(text)
 
     def choose(self, choice: Choice) -> int:
-        branch = self._decide(choice.trie)
-        if branch is None:
-            self._break(choice.leads(depth=1))
-        return branch
+        way = self._decide(choice.trie)
+        if way is None:
+            self._break(leads(choice, depth=1))
+        return way
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
         start = self.position
@@ -180,7 +179,7 @@ class Reader(Walk):
         return number
 
     def _decide(self, trie: Trie) -> int | None:
-        """Return the branch that the next characters lead to."""
+        """Return the number that the next characters lead to."""
         below: Trie | None = trie
         position = self.position
         while isinstance(below, dict):
@@ -197,12 +196,17 @@ class Reader(Walk):
     def _break(self, expected: Iterable[str]) -> NoReturn:
         """Say at which character the text leaves every continuation that the grammar has, and stop."""
         rest = self.text[self.position :]
-        shared = [(len(commonprefix((text, rest))), text) for text in expected]
+        shared = [(_shared(text, rest), text) for text in expected]
         length = max(n for n, _ in shared)
         begin = max(rest.rfind(" ", 0, length), rest.rfind("\n", 0, length)) + 1  # show the whole word
         words = [_first_word(text[begin:]) for n, text in shared if n == length]
         self._note(self.position + length, words, _first_word(rest[begin:]))
         raise _Break
+
+
+def _shared(a: str, b: str) -> int:
+    """Count the characters with which both begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _first_word(text: str) -> str:
@@ -222,15 +226,15 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def write(grammar: Grammar, pick: Callable[[int], int]) -> Story:
-    """Write one text of a grammar; ``pick(n)`` decides between n branches."""
-    writer = Writer(pick)
+    """Write one text of a grammar; ``pick(n)`` decides between n ways."""
+    writer = _Writer(pick)
     writer.run(grammar.start)
     return Story("".join(writer.parts), log2(writer.outcomes))
 
 
 def read(grammar: Grammar, text: str) -> Verdict:
     """Judge a text by a grammar."""
-    reader = Reader(text)
+    reader = _Reader(text)
     try:
         reader.run(grammar.start)
         reader.finish()

@@ -1,13 +1,12 @@
 """A grammar whose every text has one derivation, so that its exact probability is known: write it, or read it back.
 
-A story is a walk through a graph without cycles. At a node with n branches the walk takes each with probability 1/n, so
+A story is a walk through a graph without cycles. At a place with n ways on, the walk takes each with probability 1/n, so
 
     P(story) = 1 / (n_1 n_2 ... n_k),        -log2 P(story) = log2(n_1 n_2 ... n_k) bits,
 
-which is the story's share of the corpus' entropy: no model can do better on average (Shannon 1948, theorem 9). The same
-walk has two interpreters (`stories.py`): the writer draws at each branch, the reader takes the branch whose text comes
-next. That it can is the grammar's one law: *no branch's text is a prefix of another's*, checked at each node, as for a
-prefix code (Kraft 1949).
+whose mean over stories is their entropy: no model can do better (Shannon 1948). The same walk has two interpreters
+(`stories.py`): the writer draws at each place, the reader takes the way whose text comes next. That it can is the
+grammar's one law, checked place by place: *no way's text is a prefix of another's*, as in a prefix code (Kraft 1949).
 """
 
 from __future__ import annotations
@@ -18,200 +17,166 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-END = "\0"  # stands for the end of the text where the next characters are compared
+END = "\0"  # stands for the end of the story where texts are compared
 _DEEPEST_LOOK = 4  # literals to look ahead before a choice counts as ambiguous
 
 
 class AmbiguityError(Exception):
-    """Two branches of a choice can begin with the same text: the grammar is at fault, not its user."""
+    """Two ways on can begin with the same text: the grammar is at fault, not its user."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Word:
-    """A word of a pool with its forms by name; the plain one is ``""``."""
-
-    forms: Mapping[str, str]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Telling branches apart
-
+# ------------------------------------------------------------------------------------------------ telling texts apart
 
 Trie: TypeAlias = "dict[str, Trie] | int"
 
 
-def build_trie(leads: Sequence[tuple[str, int]], depth: int = 0) -> Trie:
-    """Index texts, each labelled with its branch, by their characters, as deep as it takes to tell the branches apart.
+def build_trie(texts: Sequence[tuple[str, int]], depth: int = 0) -> Trie:
+    """Index numbered texts by their characters, from ``depth`` on and as deep as it takes to know the number.
 
-    Raises :class:`AmbiguityError` where the text of one branch is a prefix of another branch's.
+    Raises :class:`AmbiguityError` where a text is a prefix of one with another number.
     """
-    first = leads[0][1]
-    if all(branch == first for _, branch in leads):
+    first = texts[0][1]
+    if all(number == first for _, number in texts):
         return first
     below: dict[str, list[tuple[str, int]]] = {}
-    for text, branch in leads:
+    for text, number in texts:
         if len(text) == depth:
-            raise AmbiguityError(f"two branches begin with {text!r}")
-        below.setdefault(text[depth], []).append((text, branch))
+            raise AmbiguityError(f"two ways on begin with {text!r}")
+        below.setdefault(text[depth], []).append((text, number))
     return {char: build_trie(part, depth + 1) for char, part in below.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The graph
+@dataclass(frozen=True, eq=False, slots=True)
+class Word:
+    """A word of a pool, with its forms by name; the plain one is ``""``."""
+
+    forms: Mapping[str, str]
 
 
-class Node(ABC):
-    """A place of the walk; None stands for the end of the story."""
+class Vocabulary:
+    """Words in one form: ``texts`` in order, each once ("he" for all boys), and their trie."""
 
-    @abstractmethod
-    def follow(self, walk: Walk) -> Node | None:
-        """Act, and return the next place."""
-
-    @abstractmethod
-    def successors(self) -> Sequence[Node | None]:
-        """The places that may come next."""
-
-    @abstractmethod
-    def leads(self, depth: int) -> Iterator[str]:
-        """Every text with which a story can go on from here, up to the end of its ``depth``-th literal."""
-
-
-def leads_of(node: Node | None, depth: int) -> Iterator[str]:
-    """:meth:`Node.leads`, also past the end of the story."""
-    if node is None:
-        yield END
-    elif depth == 0:
-        yield ""
-    else:
-        yield from node.leads(depth)
-
-
-class Literal(Node):
-    """Text that stands in every story that comes by."""
-
-    def __init__(self, text: str, after: Node | None) -> None:
-        self.text, self.after = text, after
-
-    def follow(self, walk: Walk) -> Node | None:
-        walk.say(self.text)
-        return self.after
-
-    def successors(self) -> Sequence[Node | None]:
-        return (self.after,)
-
-    def leads(self, depth: int) -> Iterator[str]:
-        return (self.text + lead for lead in leads_of(self.after, depth - 1))
-
-
-class Choice(Node):
-    """One of n branches, each with probability 1/n; None is the end of the story."""
-
-    def __init__(self, branches: Sequence[Node | None]) -> None:
-        self.branches = branches
-
-    def follow(self, walk: Walk) -> Node | None:
-        walk.outcomes *= len(self.branches)
-        return self.branches[walk.choose(self)]
-
-    def successors(self) -> Sequence[Node | None]:
-        return self.branches
-
-    def leads(self, depth: int) -> Iterator[str]:
-        for branch in self.branches:
-            yield from leads_of(branch, depth)
-
-    def labelled_leads(self, depth: int) -> list[tuple[str, int]]:
-        """:meth:`leads`, each with its branch's number."""
-        return [(lead, i) for i, branch in enumerate(self.branches) for lead in leads_of(branch, depth)]
+    def __init__(self, words: Sequence[Word], form: str) -> None:
+        self.words = words
+        self.texts = tuple(dict.fromkeys(word.forms[form] for word in words))
 
     @cached_property
     def trie(self) -> Trie:
-        """Tell the branch from the characters that come next, with the least look-ahead that suffices."""
+        """Number the text that comes next."""
+        return build_trie([(text, number) for number, text in enumerate(self.texts)])
+
+
+# ---------------------------------------------------------------------------------------------------------- the graph
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """Text that stands in every story that comes by."""
+
+    text: str
+    after: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One of n ways on, each with probability 1/n."""
+
+    ways: Sequence[Node]
+
+    @cached_property
+    def trie(self) -> Trie:
+        """Number the way whose text comes next, with the least look-ahead that can tell."""
         depth = 1
         while True:
             try:
-                return build_trie(self.labelled_leads(depth))
+                return build_trie([(lead, i) for i, way in enumerate(self.ways) for lead in leads(way, depth)])
             except AmbiguityError:
                 if depth == _DEEPEST_LOOK:
                     raise
             depth += 1
 
 
-class Vocabulary:
-    """The words that may stand in a slot, in one form, found by the characters that come next."""
+@dataclass(frozen=True, eq=False)
+class Refer:
+    """What a slot holds, in one of its forms; ``legal`` is all that may stand in the slot."""
 
-    def __init__(self, words: Sequence[Word], form: str) -> None:
-        self.words = words
-        self.texts = tuple(dict.fromkeys(word.forms[form] for word in words))  # in order, each once: "he" for all boys
-
-    @cached_property
-    def trie(self) -> Trie:
-        return build_trie([(text, i) for i, text in enumerate(self.texts)])
+    slot: str
+    form: str
+    legal: Vocabulary
+    after: Node
 
 
-class Refer(Node):
-    """A word that was drawn before, in one of its forms."""
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A word of a pool for a slot: each that no slot took from the pool before has the same probability.
 
-    def __init__(self, slot: str, form: str, legal: Vocabulary, after: Node | None) -> None:
-        self.slot, self.form, self.legal, self.after = slot, form, legal, after
-
-    def follow(self, walk: Walk) -> Node | None:
-        walk.refer(self, walk.bound[self.slot])
-        return self.after
-
-    def successors(self) -> Sequence[Node | None]:
-        return (self.after,)
-
-    def leads(self, depth: int) -> Iterator[str]:
-        return (text + lead for text in self.legal.texts for lead in leads_of(self.after, depth))
-
-
-class Draw(Node):
-    """A word of a pool, each with the same probability, that no earlier named draw from this pool has taken.
-
-    ``pool`` is its name, ``drawn`` what it holds, ``legal`` what may stand in this slot wherever it is drawn.
+    The pool ``among`` slots is what they hold. A draw for the slot ``""`` is remembered nowhere.
     """
 
-    def __init__(
-        self, slot: str, form: str, pool: str, drawn: Vocabulary, legal: Vocabulary, after: Node | None
-    ) -> None:
-        self.slot, self.form, self.pool, self.drawn, self.legal, self.after = slot, form, pool, drawn, legal, after
-        self.among = pool.split("/") if "/" in pool else ()
-
-    def follow(self, walk: Walk) -> Node | None:
-        words = [walk.bound[slot] for slot in self.among] if self.among else self.drawn.words
-        if self.slot and (taken := walk.taken.setdefault(self.pool, [])):
-            words = [word for word in words if word not in taken]
-        walk.outcomes *= len(words)
-        word = walk.draw(self, words)
-        if self.slot:
-            walk.bound[self.slot] = word
-            walk.taken[self.pool].append(word)
-        return self.after
-
-    def successors(self) -> Sequence[Node | None]:
-        return (self.after,)
-
-    def leads(self, depth: int) -> Iterator[str]:
-        return (text + lead for text in self.drawn.texts for lead in leads_of(self.after, depth))
+    slot: str
+    form: str
+    pool: str
+    among: Sequence[str]
+    words: Vocabulary
+    legal: Vocabulary
+    after: Node
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The walk
+Node: TypeAlias = "Literal | Choice | Refer | Draw | None"  # None: the story ends
+
+
+def leads(node: Node, depth: int) -> Iterator[str]:
+    """Yield every text with which a story can go on at ``node``, up to the end of its ``depth``-th literal."""
+    match node:
+        case None:
+            yield END
+        case Literal():
+            yield from (node.text + lead for lead in (leads(node.after, depth - 1) if depth > 1 else ("",)))
+        case Choice():
+            for way in node.ways:
+                yield from leads(way, depth)
+        case Refer():
+            yield from (text + lead for text in node.legal.texts for lead in leads(node.after, depth))
+        case Draw():
+            yield from (text + lead for text in node.words.texts for lead in leads(node.after, depth))
+
+
+# ----------------------------------------------------------------------------------------------------------- the walk
 
 
 class Walk(ABC):
-    """One way through the graph: the words bound to slots, those taken from each pool, and 1 / probability so far."""
+    """One way through the graph. An interpreter decides where there is a choice, and keeps what it wants to keep."""
 
     def __init__(self) -> None:
-        self.bound: dict[str, Word] = {}
-        self.taken: dict[str, list[Word]] = {}
-        self.outcomes = 1  # an exact integer, so that writer and reader agree to the last bit
+        self.slots: dict[str, Word] = {}
+        self.taken: dict[str, list[Word]] = {}  # by pool
+        self.outcomes = 1  # 1 / probability, an exact integer: all interpreters agree to the last bit
 
-    def run(self, node: Node | None) -> None:
-        """Follow the nodes to the end."""
+    def run(self, node: Node) -> None:
+        """Walk from ``node`` to the end."""
         while node is not None:
-            node = node.follow(self)
+            if isinstance(node, Literal):
+                self.say(node.text)
+            elif isinstance(node, Refer):
+                self.refer(node, self.slots[node.slot])
+            elif isinstance(node, Draw):
+                self._draw(node)
+            else:
+                self.outcomes *= len(node.ways)
+                node = node.ways[self.choose(node)]
+                continue
+            node = node.after
+
+    def _draw(self, node: Draw) -> None:
+        words = [self.slots[slot] for slot in node.among] or node.words.words
+        taken = self.taken.setdefault(node.pool, []) if node.slot else []
+        if taken:
+            words = [word for word in words if word not in taken]
+        self.outcomes *= len(words)
+        word = self.draw(node, words)
+        taken.append(word)
+        if node.slot:
+            self.slots[node.slot] = word
 
     @abstractmethod
     def say(self, text: str) -> None:
@@ -219,7 +184,7 @@ class Walk(ABC):
 
     @abstractmethod
     def choose(self, choice: Choice) -> int:
-        """Decide for a branch; return its number."""
+        """Decide for a way; return its number."""
 
     @abstractmethod
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
@@ -227,4 +192,4 @@ class Walk(ABC):
 
     @abstractmethod
     def refer(self, refer: Refer, word: Word) -> None:
-        """Pass a word that was drawn before."""
+        """Pass ``word``, which was drawn before."""

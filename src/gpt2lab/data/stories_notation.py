@@ -45,28 +45,13 @@ class Grammar:
         for slot, _, pool in _SLOT.findall("\n".join(rules.values())):
             if pool:
                 self._drawn_from.setdefault(slot, []).append(pool)
-        start = self._link(self._rule(first), None)
-        assert start is not None
-        self.start: Node = start
-
-    def nodes(self) -> list[Node]:
-        """All nodes of the graph, each after those that may follow it."""
-        order: dict[Node, None] = {}
-
-        def visit(node: Node) -> None:
-            for after in node.successors():
-                if after is not None and after not in order:
-                    visit(after)
-            order[node] = None
-
-        visit(self.start)
-        return list(order)
+        self.start = self._link(self._rule(first), None)
 
     # Text to parts
 
     def _rule(self, name: str) -> list[_Part]:
         parts: list[_Part] = []
-        separator = ""
+        separator = joint = ""
         for line in self._rules[name].strip().splitlines():
             line = line.strip()
             if not line:
@@ -83,7 +68,8 @@ class Grammar:
         return parts
 
     def _line(self, line: str, separator: str) -> list[_Part]:
-        return [separator, *self._alternatives(_TOKEN.finditer(line))[0]] if line else []
+        tokens = _TOKEN.finditer(re.sub(" +", " ", line))
+        return [separator, *self._alternatives(tokens)[0]] if line else []
 
     def _alternatives(self, tokens: Iterator[re.Match[str]]) -> list[list[_Part]]:
         """Read up to the closing bracket or the end."""
@@ -103,26 +89,27 @@ class Grammar:
 
     # Parts to nodes
 
-    def _link(self, parts: list[_Part], after: Node | None) -> Node | None:
+    def _link(self, parts: list[_Part], after: Node) -> Node:
         for part in reversed(parts):
             after = self._node(part, after)
         return after
 
-    def _node(self, part: _Part, after: Node | None) -> Node | None:
+    def _node(self, part: _Part, after: Node) -> Node:
         if isinstance(part, list):
-            branches = [self._link(alternative, after) for alternative in part]
-            return branches[0] if len(branches) == 1 else Choice(branches)
+            ways = [self._link(alternative, after) for alternative in part]
+            return ways[0] if len(ways) == 1 else Choice(ways)
         if isinstance(part, _Slot):
             return self._slot_node(part, after)
         if not part:
             return after
         return Literal(part + after.text, after.after) if isinstance(after, Literal) else Literal(part, after)
 
-    def _slot_node(self, part: _Slot, after: Node | None) -> Node:
+    def _slot_node(self, part: _Slot, after: Node) -> Node:
         legal = self._vocabulary(self._drawn_from[part.slot] if part.slot else (part.pool,), part.form)
         if not part.pool:
             return Refer(part.slot, part.form, legal, after)
-        return Draw(part.slot, part.form, part.pool, self._vocabulary((part.pool,), part.form), legal, after)
+        among = part.pool.split("/") if "/" in part.pool else ()
+        return Draw(part.slot, part.form, part.pool, among, self._vocabulary((part.pool,), part.form), legal, after)
 
     def _vocabulary(self, pools: Sequence[str], form: str) -> Vocabulary:
         key = (tuple(pools), form)

@@ -12,22 +12,13 @@ _HE = {"he": "he", "him": "him", "his": "his", "himself": "himself", "He": "He",
 
 
 def _plain(words: str) -> tuple[Word, ...]:
-    """Words separated by blanks ("_" within a word), with ``a``: the word behind its article."""
-    return tuple(
-        Word({"": word, "a": f"{'an' if word[0] in 'aeiou' else 'a'} {word}"})
-        for word in (entry.replace("_", " ") for entry in words.split())
-    )
+    """Words separated by blanks, with ``a``: behind the article, ``A``: as a sentence begins, ``s``: the plural."""
+    return tuple(_noun(word) for word in words.split())
 
 
-def _foods(words: str) -> tuple[Word, ...]:
-    """Words with ``a``, ``A``: behind its article at a sentence's beginning, and ``s``: the plural."""
-    return tuple(
-        Word({**word.forms, "A": word.forms["a"].capitalize(), "s": _plural(word.forms[""])}) for word in _plain(words)
-    )
-
-
-def _plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith(("ch", "sh")) else "s")
+def _noun(word: str) -> Word:
+    a = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+    return Word({"": word, "a": a, "A": a.capitalize(), "s": word + ("es" if word.endswith(("ch", "sh")) else "s")})
 
 
 def _people(words: str, pronouns: dict[str, str]) -> tuple[Word, ...]:
@@ -45,16 +36,20 @@ def _deeds(lines: str) -> tuple[Word, ...]:
 
 
 def _phrases(lines: str) -> tuple[Word, ...]:
-    return tuple(Word({"": line.strip()}) for line in lines.strip().splitlines())
+    """One a line, with ``A``: as a sentence begins."""
+    texts = [line.strip() for line in lines.strip().splitlines()]
+    return tuple(Word({"": text, "A": text[0].upper() + text[1:]}) for text in texts)
 
 
 POOLS: dict[str, tuple[Word, ...]] = {
     "girl": _people(
-        "Lily Mia Anna Sara Emma Zoe Ruby Lucy Nora Ella Rose Ivy Maya Clara Alice Molly Daisy Jane Kate Grace Tess Hazel",
+        """Lily Mia Anna Sara Emma Zoe Ruby Lucy Nora Ella Rose Ivy
+        Maya Clara Alice Molly Daisy Jane Kate Grace Tess Hazel""",
         _SHE,
     ),
     "boy": _people(
-        "Tom Ben Max Sam Jack Leo Finn Oscar Hugo Noah Adam Luke Peter Felix Toby Jonas Dan Charlie George Harry Simon Paul",
+        """Tom Ben Max Sam Jack Leo Finn Oscar Hugo Noah Adam Luke
+        Peter Felix Toby Jonas Dan Charlie George Harry Simon Paul""",
         _HE,
     ),
     "female": _people("mother grandmother aunt", _SHE),
@@ -66,19 +61,32 @@ POOLS: dict[str, tuple[Word, ...]] = {
         "kind brave clever cheerful curious gentle shy lively quiet friendly patient polite playful honest careful merry"
     ),
     "colour": _plain("red blue green yellow purple orange pink white black brown silver golden"),
-    "look": _plain("little tiny big shiny wooden old new pretty striped round painted heavy"),
+    "look": _plain(
+        "little tiny big shiny wooden old new pretty striped round painted heavy funny strange lovely dusty"
+    ),
     "toy": _plain(
-        "ball kite doll drum boat train robot puppet car truck wagon whistle trumpet scooter rocket crown bell lantern "
-        "basket umbrella flute sled"
+        """ball kite doll drum boat train robot puppet car truck wagon
+        whistle trumpet scooter rocket crown bell lantern umbrella flute sled"""
     ),
     "animal": _plain("bird cat dog goat hen goose sheep turtle pig cow horse donkey rooster parrot monkey lizard"),
     "baby": _plain("chick kitten puppy lamb duckling bunny piglet mouse owl squirrel turtle hedgehog"),
-    "food": _foods(
+    "food": _plain(
         "apple pear cookie sandwich pancake muffin banana carrot peach cupcake biscuit plum melon pie waffle bun"
     ),
+    "drink": _phrases("""
+        milk
+        tea
+        juice
+        water
+        cocoa
+        lemonade
+    """),
+    "furniture": _plain("table chair lamp clock mirror carpet cupboard bench stove piano picture rug"),
+    "tree": _plain("apple cherry pine oak plum willow birch lemon"),
+    "number": _plain("two three four five six seven eight nine"),
     "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
-    "site": _phrases(
-        """the river
+    "site": _phrases("""
+        the river
         the forest
         the sea
         the lake
@@ -91,10 +99,10 @@ POOLS: dict[str, tuple[Word, ...]] = {
         the bridge
         the church
         the harbor
-        the pond"""
-    ),
-    "spot": _phrases(
-        """under the bed
+        the pond
+    """),
+    "spot": _phrases("""
+        under the bed
         behind the sofa
         in the garden
         on the roof
@@ -109,10 +117,10 @@ POOLS: dict[str, tuple[Word, ...]] = {
         in the tall grass
         under the apple tree
         in the attic
-        behind the shed"""
-    ),
-    "deed": _deeds(
-        """fly/flew/flying kites
+        behind the shed
+    """),
+    "deed": _deeds("""
+        fly/flew/flying kites
         paint/painted/painting pictures
         sing/sang/singing songs
         climb/climbed/climbing trees
@@ -127,24 +135,46 @@ POOLS: dict[str, tuple[Word, ...]] = {
         collect/collected/collecting shells
         read/read/reading books
         jump/jumped/jumping in puddles
-        dance/danced/dancing in the rain"""
+        dance/danced/dancing in the rain
+    """),
+    "topic": _phrases("""
+        the moon
+        the weather
+        dragons
+        trains
+        their dreams
+        the summer
+        the winter
+        pirates
+        fish
+        butterflies
+        faraway lands
+        music
+        birthdays
+        the stars
+        magic
+        ships
+    """),
+    "mood": _plain("sad upset angry worried lonely gloomy unhappy cross"),
+    "joy": _plain("happy glad proud cheerful thankful delighted excited pleased"),
+    "manner": _plain(
+        """softly loudly slowly quickly quietly gently calmly politely
+        shyly kindly warmly eagerly firmly clearly seriously sweetly"""
     ),
-    "mood": _plain("sad upset angry worried lonely gloomy unhappy"),
-    "joy": _plain("happy glad proud cheerful thankful delighted excited"),
     "time": _plain("day morning afternoon evening"),
     "weather": _plain("sunny rainy windy cloudy snowy foggy warm cold"),
-    "tool": _phrases(
-        """a pot of glue
+    "tool": _phrases("""
+        a pot of glue
         a roll of tape
         a ball of string
         a hammer
         a needle and thread
         a pair of pliers
         a box of nails
-        a brush"""
-    ),
-    "fear": _phrases(
-        """the dark
+        a brush
+    """),
+    "fear": _phrases("""
+        the dark
         loud thunder
         deep water
         high places
@@ -153,8 +183,8 @@ POOLS: dict[str, tuple[Word, ...]] = {
         ghosts
         wolves
         bees
-        strangers"""
-    ),
+        strangers
+    """),
     "stuff": _plain("wood paper cloth clay wool straw cardboard leather"),
-    "box": _plain("box sack jar bag suitcase chest bucket drawer"),
+    "box": _plain("box sack jar bag suitcase chest bucket basket"),
 }
