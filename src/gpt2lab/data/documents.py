@@ -26,9 +26,10 @@ DEFAULT_STORIES = 10_000
 """Documents taken of the endless corpus where no number is given: about 1.5 million words."""
 
 _PIECE = 1 << 18
-"""Characters (or bytes of a file) in a piece: small enough to share among threads, large enough not to cost."""
-_IN_MEMORY = 1 << 20
-"""Bytes up to which a file's document is kept as text; beyond, only where it stands."""
+"""Characters, or bytes of a file, in a piece: many enough that reading costs nothing, few enough to share out to
+threads. A document of a file that is longer is not kept as text but as its place."""
+_BLOCK = 1 << 20
+"""Bytes in which a file is searched for separators."""
 _BOUNDARY = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 
@@ -140,7 +141,7 @@ def _documents_of(path: Path) -> Iterator[Document]:
     found = False
     with path.open("rb") as file:
         for start, stop in _spans(file):
-            if stop - start > _IN_MEMORY:
+            if stop - start > _PIECE:
                 document: Document = FileDocument(path, start, stop)
             else:
                 document = TextDocument("".join(_decoded(file, path, start, stop)))
@@ -158,7 +159,7 @@ def _spans(file: BinaryIO) -> Iterator[tuple[int, int]]:
     tail = b""  # the end of what was read, which may hold the first bytes of a separator
     while True:
         file.seek(position)
-        if not (block := file.read(_IN_MEMORY)):
+        if not (block := file.read(_BLOCK)):
             break
         data, base = tail + block, position - len(tail)
         position += len(block)
@@ -202,14 +203,13 @@ def _decode(data: bytes, path: Path, base: int, last: bool) -> tuple[str, bytes]
 
 
 def _cut_at_boundaries(chunks: Iterable[str]) -> Iterator[str]:
-    """Regroup chunks so that each ends before a space or newline that follows a visible character."""
+    """Regroup chunks so that each but the last ends before a space or newline that follows a visible character."""
     held: list[str] = []
     for chunk in chunks:
-        boundary = _BOUNDARY.match(chunk)
-        if boundary is None:
-            held.append(chunk)
-            continue
-        yield "".join([*held, chunk[: boundary.end()]])
-        held = [chunk[boundary.end() :]]
+        if held and (boundary := _BOUNDARY.match(held[-1])):
+            last = held.pop()
+            yield "".join([*held, last[: boundary.end()]])
+            held = [last[boundary.end() :]]
+        held.append(chunk)
     if rest := "".join(held):
         yield rest

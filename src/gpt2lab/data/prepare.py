@@ -70,10 +70,22 @@ def prepare(
     found = documents(sources, seed=seed, max_documents=max_documents)
     first = list(islice(found, FEW_DOCUMENTS))
     rule = SplitRule("position" if len(first) < FEW_DOCUMENTS else "hash", val_fraction, test_fraction)
-    source = SourceInfo(tuple(sources), seed, max_documents)
+    form = format_for(tokenizer.n_vocab)
+    outputs = {split: _Output(ShardWriter(out, split, form, shard_tokens), tokenizer.eot) for split in rule.wanted()}
     _make_folder(out)
     try:
-        _write(chain(first, found), tokenizer, rule, source, out, shard_tokens, progress)
+        tokenizer.save(out / TOKENIZER)
+        _write(chain(first, found), rule, tokenizer, outputs, progress)
+        _require_all(outputs, rule)
+        DataManifest(
+            source=SourceInfo(tuple(sources), seed, max_documents),
+            tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
+            split_rule=rule,
+            splits={split: output.info() for split, output in outputs.items()},
+            shards=tuple(
+                _describe(path, output, tokenizer) for output in outputs.values() for path in output.writer.paths
+            ),
+        ).save(out)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)  # it is ours: it did not exist before
         raise
@@ -105,60 +117,48 @@ class _Piece:
     bits: float | None
 
 
-@dataclass
-class _Tally:
-    """What was written to a split so far."""
+class _Output:
+    """One split while it is written: its files and what they hold so far."""
 
-    documents: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    bits: float | None = 0.0
+    def __init__(self, writer: ShardWriter, eot: int) -> None:
+        self.writer = writer
+        self._eot = eot
+        self.documents = self.bytes = self.tokens = 0
+        self._bits: float | None = 0.0
 
-    def add(self, piece: _Piece) -> None:
-        self.bytes += len(piece.text.encode("utf-8"))
+    def add(self, piece: _Piece, ids: list[int]) -> None:
         if piece.begins:
+            ids = [self._eot, *ids]
             self.documents += 1
-            self.bits = None if self.bits is None or piece.bits is None else self.bits + piece.bits
+            self._bits = None if self._bits is None or piece.bits is None else self._bits + piece.bits
+        self.bytes += len(piece.text.encode("utf-8"))
+        self.tokens += len(ids)
+        self.writer.write(np.array(ids, dtype=self.writer.form.dtype))
+
+    def info(self) -> SplitInfo:
+        return SplitInfo(self.documents, self.tokens, self.bytes, self._bits)
 
 
 def _write(
     found: Iterable[Document],
-    tokenizer: Tokenizer,
     rule: SplitRule,
-    source: SourceInfo,
-    out: Path,
-    shard_tokens: int,
+    tokenizer: Tokenizer,
+    outputs: dict[str, _Output],
     progress: Progress | None,
 ) -> None:
-    tokenizer.save(out / TOKENIZER)
-    form = format_for(tokenizer.n_vocab)
-    writers = {split: ShardWriter(out, split, form, shard_tokens) for split in rule.wanted()}
-    tallies = {split: _Tally() for split in writers}
     try:
         for batch in _batches(_pieces(found, rule)):
-            for split, ids in _encoded(batch, tokenizer).items():
-                writers[split].write(np.array(ids, dtype=form.dtype))
-                tallies[split].tokens += len(ids)
-            for piece in batch:
-                tallies[piece.split].add(piece)
+            encoded = tokenizer.encode_batch([piece.text for piece in batch])
+            for piece, ids in zip(batch, encoded, strict=True):
+                outputs[piece.split].add(piece, ids)
             if progress is not None:
-                done = tallies.values()
-                progress(sum(t.documents for t in done), sum(t.bytes for t in done), sum(t.tokens for t in done))
-        for writer in writers.values():
-            writer.finish()
+                done = outputs.values()
+                progress(sum(o.documents for o in done), sum(o.bytes for o in done), sum(o.tokens for o in done))
+        for output in outputs.values():
+            output.writer.finish()
     finally:
-        for writer in writers.values():
-            writer.abandon()
-    _require_all(tallies, rule)
-    DataManifest(
-        source=source,
-        tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
-        split_rule=rule,
-        splits={split: SplitInfo(t.documents, t.tokens, t.bytes, t.bits) for split, t in tallies.items()},
-        shards=tuple(
-            _describe(path, split, tokenizer.n_vocab) for split, writer in writers.items() for path in writer.paths
-        ),
-    ).save(out)
+        for output in outputs.values():
+            output.writer.abandon()
 
 
 def _pieces(found: Iterable[Document], rule: SplitRule) -> Iterator[_Piece]:
@@ -181,27 +181,16 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _encoded(batch: list[_Piece], tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """Return the ids of each split's pieces, in order, with ``eot`` where a document begins."""
-    ids: dict[str, list[int]] = {}
-    for piece, encoded in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-        of_split = ids.setdefault(piece.split, [])
-        if piece.begins:
-            of_split.append(tokenizer.eot)
-        of_split.extend(encoded)
-    return ids
-
-
-def _require_all(tallies: dict[str, _Tally], rule: SplitRule) -> None:
-    empty = [split for split, tally in tallies.items() if not tally.documents]
+def _require_all(outputs: dict[str, _Output], rule: SplitRule) -> None:
+    empty = [split for split, output in outputs.items() if not output.documents]
     if empty:
-        total = sum(tally.documents for tally in tallies.values())
+        total = sum(output.documents for output in outputs.values())
         raise InputError(
             f"no text is left for the {' and '.join(empty)} split: {total} parts of documents, val fraction "
             f"{rule.val_fraction}, test fraction {rule.test_fraction}; give more text, a larger fraction, or 0 for none"
         )
 
 
-def _describe(path: Path, split: str, n_vocab: int) -> ShardInfo:
+def _describe(path: Path, output: _Output, tokenizer: Tokenizer) -> ShardInfo:
     shard = open_shard(path)
-    return ShardInfo(path.name, split, shard.tokens, sha256_of(shard, n_vocab))
+    return ShardInfo(path.name, output.writer.split, shard.tokens, sha256_of(shard, tokenizer.n_vocab))

@@ -116,8 +116,8 @@ class ShardWriter:
         if not 1 <= shard_tokens < 1 << 31:
             raise InputError(f"shard_tokens is {shard_tokens}; the format holds 1 to {(1 << 31) - 1} tokens in a file")
         self._directory = directory
-        self._split = split
-        self._form = form
+        self.split = split
+        self.form = form
         self._shard_tokens = shard_tokens
         self._file = None
         self._in_file = 0
@@ -130,14 +130,14 @@ class ShardWriter:
                 self._begin()
             assert self._file is not None
             part = ids[: self._shard_tokens - self._in_file]
-            self._file.write(part.astype(self._form.dtype, copy=False).tobytes())
+            self._file.write(part.astype(self.form.dtype, copy=False).tobytes())
             self._in_file += len(part)
             ids = ids[len(part) :]
             if self._in_file == self._shard_tokens:
                 self.finish()
 
     def _begin(self) -> None:
-        path = self._directory / f"{self._split}_{len(self.paths):06d}.bin"
+        path = self._directory / f"{self.split}_{len(self.paths):06d}.bin"
         self._file = path.with_suffix(".bin.partial").open("wb")
         self._file.write(bytes(HEADER_BYTES))
         self._in_file = 0
@@ -148,7 +148,7 @@ class ShardWriter:
         if self._file is None:
             return
         header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-        header[:3] = self._form.magic, self._form.version, self._in_file
+        header[:3] = self.form.magic, self.form.version, self._in_file
         self._file.seek(0)
         self._file.write(header.tobytes())
         self._file.flush()
