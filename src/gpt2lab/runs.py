@@ -52,8 +52,7 @@ class Run:
         Raises:
             InputError: There is something of that name already.
         """
-        if path.exists():
-            raise InputError(f"{path} exists; give another --out, or --resume to go on with the run in it")
+        cls.require_unused(path)
         (path / "checkpoints").mkdir(parents=True)
         run = cls(path)
         write_json(path / "environment.json", environment)
@@ -73,6 +72,12 @@ class Run:
             what = "holds no run (config.json is missing)" if path.exists() else "does not exist"
             raise InputError(f"{path} {what}; give the directory that gpt2lab train --out wrote")
         return cls(path)
+
+    @staticmethod
+    def require_unused(path: Path) -> None:
+        """Raise `InputError` where there is something of that name already."""
+        if path.exists():
+            raise InputError(f"{path} exists; give another --out, or --resume to go on with the run in it")
 
     @staticmethod
     def unused(path: Path) -> Path:

@@ -1,1 +1,29 @@
-"""Placeholder until the package is written."""
+"""Training: configuration, optimiser, schedule, checkpoints, and the loop that brings them together.
+
+What happens at an interval besides (sampling, reporting) is passed in as `Hooks`; nothing here imports generation,
+evaluation or the laboratory. Most users want `gpt2lab.train`, which adds those.
+"""
+
+from __future__ import annotations
+
+from gpt2lab.training.checkpoint import Checkpoint, load_model
+from gpt2lab.training.config import RECIPES, OptimConfig, TrainConfig, from_dict, to_dict
+from gpt2lab.training.loop import Hooks, HooksFor, Interrupted, StepReport
+from gpt2lab.training.session import resume, saved_config, start
+
+__all__ = [
+    "RECIPES",
+    "Checkpoint",
+    "Hooks",
+    "HooksFor",
+    "Interrupted",
+    "OptimConfig",
+    "StepReport",
+    "TrainConfig",
+    "from_dict",
+    "load_model",
+    "resume",
+    "saved_config",
+    "start",
+    "to_dict",
+]

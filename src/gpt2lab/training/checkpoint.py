@@ -1,0 +1,229 @@
+"""Checkpoints: everything that is needed to go on, complete or not there at all, and safe to read.
+
+    checkpoints/step_00001000/
+        model.safetensors        weights
+        optimizer.safetensors    AdamW's two moments and step count of each parameter, as NAME.exp_avg, ...
+        state.json               step, losses, settings and the fingerprints of tokenizer and data
+        manifest.json            SHA-256 and size of each of the above, written last
+
+A checkpoint is written into a folder with a temporary name, synced, and renamed. A folder without its manifest, or
+with a file that does not match it, is not a checkpoint. Nothing is ever unpickled. There is no random state to keep:
+dropout is seeded from (seed, step, micro-step, rank), and the order of the data is a function of the step.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpt2lab.errors import InputError
+from gpt2lab.files import read_json, sha256_of, sync_directory, write_json
+from gpt2lab.model import GPT
+from gpt2lab.runs import Run
+from gpt2lab.training.config import from_dict
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{8,})")
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds the state after ``step`` updates."""
+
+    path: Path
+    step: int
+    val_loss: float | None
+    """Validation loss at this step, where it was taken there."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The scalars of the training state."""
+        return read_json(self.path / "state.json")
+
+
+def save(run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> Checkpoint:
+    """Write the checkpoint of ``state["step"]``. What has its name already is kept under another."""
+    final = run.checkpoints / f"step_{state['step']:08d}"
+    beside = run.checkpoints / f".{final.name}.{os.getpid()}.tmp"
+    beside.mkdir()
+    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    _save_tensors(weights, beside / "model.safetensors")
+    _save_tensors(_moments(model, optimiser), beside / "optimizer.safetensors")
+    write_json(beside / "state.json", state)
+    files = {name: {"sha256": sha256_of(beside / name), "bytes": (beside / name).stat().st_size} for name in _FILES}
+    manifest = {"format": FORMAT, "step": state["step"], "val_loss": state["val_loss"], "files": files}
+    write_json(beside / "manifest.json", manifest)
+    sync_directory(beside)
+    if final.exists():
+        final.rename(Run.unused(final.with_name(f"{final.name}.replaced")))
+    beside.rename(final)
+    sync_directory(run.checkpoints)
+    return Checkpoint(final, state["step"], state["val_loss"])
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _moments(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return AdamW's state by parameter name: exp_avg, exp_avg_sq and step of each."""
+    return {
+        f"{name}.{key}": value.contiguous().cpu()
+        for name, parameter in model.named_parameters()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def complete(run: Run) -> list[Checkpoint]:
+    """Return the checkpoints that have a manifest, by step."""
+    found = []
+    for folder in run.checkpoints.iterdir() if run.checkpoints.is_dir() else ():
+        if _NAME.fullmatch(folder.name) and (folder / "manifest.json").is_file():
+            manifest = read_json(folder / "manifest.json")
+            found.append(Checkpoint(folder, manifest["step"], manifest["val_loss"]))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """Return the checkpoint with the lowest validation loss, the earliest of equals."""
+    evaluated = [c for c in checkpoints if c.val_loss is not None]
+    return min(evaluated, key=lambda c: (c.val_loss, c.step), default=None)
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Check every file of a checkpoint against its manifest, before a tensor is read.
+
+    Raises:
+        InputError: A file is missing, truncated or altered (named).
+    """
+    manifest = read_json(checkpoint.path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{checkpoint.path}: format {manifest.get('format')}; this version reads format {FORMAT}")
+    for name in _FILES:
+        path, wanted = checkpoint.path / name, manifest["files"].get(name)
+        if wanted is None or not path.is_file():
+            raise InputError(f"{path} is missing: the checkpoint is incomplete; use an earlier one")
+        if path.stat().st_size != wanted["bytes"]:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, not {wanted['bytes']}: it was cut off or altered"
+            )
+        if sha256_of(path) != wanted["sha256"]:
+            raise InputError(f"{path} does not match its SHA-256: it was altered; use an earlier checkpoint")
+
+
+def find(run: Run, which: str) -> Checkpoint:
+    """Return a checkpoint by ``best``, ``last`` or its step.
+
+    Raises:
+        InputError: There is none, or none of that step.
+    """
+    checkpoints = complete(run)
+    if not checkpoints:
+        raise InputError(
+            f"{run.path} has no complete checkpoint yet; the first is written after checkpoint_every steps"
+        )
+    if which == "last":
+        return checkpoints[-1]
+    if which == "best":
+        return best(checkpoints) or checkpoints[-1]
+    for checkpoint in checkpoints:
+        if which == str(checkpoint.step):
+            return checkpoint
+    steps = ", ".join(str(c.step) for c in checkpoints)
+    raise InputError(f'{run.path} has no checkpoint "{which}"; it has best, last and the steps {steps}')
+
+
+def find_newest_sound(run: Run, warn: Callable[[str], None]) -> Checkpoint:
+    """Return the newest checkpoint whose files match their manifest; say which newer ones were passed over.
+
+    Raises:
+        InputError: There is none.
+    """
+    last = find(run, "last")
+    for checkpoint in reversed(complete(run)):
+        try:
+            verify(checkpoint)
+        except InputError as error:
+            warn(f"passed over a damaged checkpoint: {error}")
+            continue
+        return checkpoint
+    raise InputError(f"{last.path.parent}: every checkpoint is damaged; start the run anew")
+
+
+def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimizer | None = None) -> None:
+    """Load weights, and the optimiser's state where one is given. Call `verify` first.
+
+    Raises:
+        InputError: Names or shapes differ from the model's (listed).
+    """
+    weights = _load_tensors(checkpoint.path / "model.safetensors")
+    expected = model.state_dict()
+    different = sorted(weights.keys() ^ expected.keys())
+    different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
+    if different:
+        raise InputError(f"{checkpoint.path}: the weights are another architecture's: {', '.join(different[:8])}")
+    model.load_state_dict(weights)
+    if optimiser is None:
+        return
+    moments = _load_tensors(checkpoint.path / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        keys = {key: moments.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        missing = [f"{name}.{key}" for key, value in keys.items() if value is None]
+        if missing:
+            raise InputError(f"{checkpoint.path / 'optimizer.safetensors'} lacks {', '.join(missing)}; use another one")
+        # A fused optimiser keeps its step count beside the moments, on the parameter's device.
+        optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in keys.items() if v is not None}
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); nothing else is read here") from error
+
+
+def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:
+    """Return the model of a run in evaluation mode, from its best (or last, or a given) checkpoint.
+
+    Raises:
+        InputError: There is no such checkpoint, or it is damaged.
+    """
+    checkpoint = find(run, which)
+    verify(checkpoint)
+    model = GPT(from_dict(run.config, where=str(run.path / "config.json")).model)
+    load_into(checkpoint, model)
+    return model.to(device or torch.device("cpu")).eval(), checkpoint
+
+
+def clean(run: Run) -> None:
+    """Remove what a save that was killed left behind."""
+    for stray in run.checkpoints.glob(".step_*.tmp"):
+        shutil.rmtree(stray)
+
+
+def prune(run: Run, keep_last: int) -> None:
+    """Remove all but the newest ``keep_last`` checkpoints and the best."""
+    checkpoints = complete(run)
+    kept = {c.step for c in checkpoints[-keep_last:]}
+    top = best(checkpoints)
+    for checkpoint in checkpoints:
+        if checkpoint.step not in kept and checkpoint != top:
+            shutil.rmtree(checkpoint.path)
+
+
+def set_aside(run: Run, after: int) -> list[str]:
+    """Rename the checkpoints of later steps than ``after``, where a run is about to go on; return their names."""
+    later = [c.path for c in complete(run) if c.step > after]
+    return [p.rename(Run.unused(p.with_name(f"{p.name}.before_resume_at_{after}"))).name for p in later]

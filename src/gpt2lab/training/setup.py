@@ -1,0 +1,167 @@
+"""From what a user asked to what a run does: every ``auto`` resolved once, every mismatch found before step 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpt2lab import runtime
+from gpt2lab.data import TokenDataset, micro_steps
+from gpt2lab.errors import InputError
+from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.runtime import Runtime
+from gpt2lab.training.config import TrainConfig, to_dict
+
+DEFAULT_STEPS = 1_000
+CPU_PASS_TOKENS = 4_096
+"""Tokens a forward pass on a CPU: products are efficient, activations still small."""
+GPU_PASS_TOKENS = 65_536
+MAY_CHANGE_ON_RESUME = {
+    "data", "out", "resume", "steps", "epochs", "max_tokens", "log_every", "eval_every", "sample_every",
+    "sample_prompt", "checkpoint_every", "keep_last", "patience",
+}  # fmt: skip
+"""Options that may differ when a run goes on; every other one would make it another run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with nothing left to choose."""
+
+    config: TrainConfig
+    runtime: Runtime
+    steps: int
+    notes: tuple[str, ...]
+    """What was chosen and why, for the log."""
+
+
+def resolve(config: TrainConfig, dataset: TokenDataset) -> Plan:
+    """Resolve a configuration for a dataset and this machine.
+
+    Raises:
+        InputError: Something asked for cannot be had, or does not fit the data.
+    """
+    where = runtime.resolve(config.device, config.precision)
+    model = _with_vocabulary(config.model, config.preset, dataset)
+    config = dataclasses.replace(config, model=model, device=str(where.device), precision=where.precision)
+    steps = total_steps(config, dataset)
+    compiled, why = runtime.should_compile(config.compile, where.device, steps)
+    micro_batch = config.micro_batch
+    if micro_batch == "auto":
+        micro_batch = choose_micro_batch(config, where)
+    micro_steps(batch_tokens(config), config.window, micro_batch, where.world)
+    config = dataclasses.replace(config, compile="on" if compiled else "off", micro_batch=micro_batch)
+    passes = batch_tokens(config) // config.window // micro_batch
+    notes = (
+        f"device {where.device} ({runtime.device_name(where.device)})",
+        f"precision {where.precision}: {where.why_precision}",
+        f"compile {config.compile}: {why}",
+        f"batch {batch_tokens(config):,} tokens = {passes} x {micro_batch} sequences of {config.window}",
+    )
+    return Plan(config, where, steps, notes)
+
+
+def batch_tokens(config: TrainConfig) -> int:
+    """Tokens an optimiser step; the recipe's unless given."""
+    assert config.batch_tokens is not None  # filled in by TrainConfig
+    return config.batch_tokens
+
+
+def total_steps(config: TrainConfig, dataset: TokenDataset) -> int:
+    """Return the run's length in steps, from whichever of steps, epochs and tokens is given."""
+    if config.max_tokens is not None:
+        return max(1, config.max_tokens // batch_tokens(config))
+    if config.epochs is not None:
+        windows = (dataset.manifest.splits["train"].tokens - 1) // config.window
+        return max(1, math.ceil(config.epochs * windows * config.window / batch_tokens(config)))
+    return config.steps or DEFAULT_STEPS
+
+
+def _with_vocabulary(model: GPTConfig, preset: str, dataset: TokenDataset) -> GPTConfig:
+    n_vocab = dataset.manifest.tokenizer.n_vocab
+    if model.vocab_size not in (n_vocab, PRESETS[preset].vocab_size):
+        raise InputError(
+            f"model.vocab_size is {model.vocab_size}, but the data's tokenizer has {n_vocab} entries; leave it out"
+        )
+    return dataclasses.replace(model, vocab_size=n_vocab)
+
+
+def choose_micro_batch(config: TrainConfig, where: Runtime) -> int:
+    """Return the most sequences a pass that divide the step, are fast on the device and leave half its memory free.
+
+    Raises:
+        InputError: The step is not made of whole sequences.
+    """
+    sequences = micro_steps(batch_tokens(config), config.window, 1, where.world)
+    limit = (CPU_PASS_TOKENS if where.device.type == "cpu" else GPU_PASS_TOKENS) // config.window
+    room = runtime.available_memory(where.device) / 2 / (activation_bytes(config) * config.window)
+    limit = max(1, min(limit, int(room)))
+    return max(n for n in range(1, min(sequences, limit) + 1) if sequences % n == 0)
+
+
+def activation_bytes(config: TrainConfig) -> int:
+    """Return a rough count of the bytes that a token of a training pass keeps until its backward pass.
+
+    A block keeps the inputs of each product, norm and activation function, and, where attention is not fused, each
+    token's row of weights twice (after Korthikanti et al. 2022, section 4.1).
+    """
+    model, size = config.model, 4 if config.precision == "fp32" else 2
+    block = (12 * model.n_embd + 2 * model.inner + 2 * model.n_head * config.window) * size
+    return model.n_layer * block
+
+
+def merge_for_resume(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
+    """Return the configuration with which a run goes on: the saved one, with those changes that are allowed.
+
+    An option that was left at ``auto`` keeps what it was resolved to.
+
+    Raises:
+        InputError: An option differs that would make it another run (named, with both values).
+    """
+    changes = {name: getattr(asked, name) for name in MAY_CHANGE_ON_RESUME}
+    merged = dataclasses.replace(saved, **changes)
+    given, kept = _flat(asked), _flat(merged)
+    for name, value in given.items():
+        before = kept[name]
+        if value == before or value == "auto" or (name == "model.vocab_size" and value == _preset_vocabulary(asked)):
+            continue
+        raise InputError(f"{name} was {before} when the run began and cannot be {value} when it goes on; leave it out")
+    return merged
+
+
+def _preset_vocabulary(config: TrainConfig) -> int:
+    return PRESETS[config.preset].vocab_size
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    values = to_dict(config)
+    for group in ("model", "optim"):
+        values.update({f"{group}.{name}": value for name, value in values.pop(group).items()})
+    return values
+
+
+def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
+    """Compare the fingerprints of data and tokenizer that a run began with to those it would go on with.
+
+    Raises:
+        InputError: They differ (both fingerprints are shown).
+    """
+    for what in before:
+        if before[what] != now[what]:
+            raise InputError(
+                f"the {what} given is not the run's: its fingerprint is {now[what][:16]}, the run began with "
+                f"{before[what][:16]}; give the --data that it began with"
+            )
+
+
+def out_of_memory(error: BaseException, config: TrainConfig) -> InputError | None:
+    """Return what to tell the user where an error means that memory ran out, else None."""
+    if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        return None
+    return InputError(
+        f"out of memory with {config.micro_batch} sequences of {config.window} tokens a pass; "
+        f"lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or take a smaller model"
+    )
