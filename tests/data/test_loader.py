@@ -156,7 +156,9 @@ def test_micro_steps_divide_a_step() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((1000, 64, 4, 1), r"1000 is not a multiple of .* = 256; nearest that fit: 768 or 1024"),
+        ((1000, 64, 4, 1), r"1000 is not a multiple of .* = 256; nearest that fit: 768 or 1024$"),
+        ((768, 64, 5, 1), r"nearest that fit: 640 or 960, or a micro_batch of 4 or 6$"),
+        ((128, 64, 4, 1), r"nearest that fit: 256, or a micro_batch of 2$"),
         ((100, 64, 4, 2), r"100 is not a multiple of .* 2 processes = 512; nearest that fit: 512"),
         ((0, 64, 4, 1), r"nearest that fit: 256"),
         ((64, 0, 4, 1), r"seq_len is 0"),

@@ -112,7 +112,7 @@ def _reader(source: str, seed: int, count: int) -> Iterator[Document]:
 def _text_files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.txt") if p.is_file())
+        files = sorted((p for p in path.rglob("*.txt") if p.is_file()), key=lambda p: p.relative_to(path).parts)
         if not files:
             raise InputError(
                 f"{source}: the folder holds no .txt file; name a folder that does, or the files themselves"

@@ -167,5 +167,16 @@ def micro_steps(batch_tokens: int, seq_len: int, micro_batch: int, world: int = 
         raise InputError(
             f"batch_tokens {batch_tokens} is not a multiple of micro_batch {micro_batch} x seq_len {seq_len} x "
             f"{world} process{'es' if world > 1 else ''} = {pass_tokens}; nearest that fit: {' or '.join(nearest)}"
+            f"{_other_micro_batches(batch_tokens, seq_len * world, micro_batch)}"
         )
     return count
+
+
+def _other_micro_batches(batch_tokens: int, row_tokens: int, micro_batch: int) -> str:
+    """Name the nearest micro-batches that divide the step as it is, where there are any."""
+    rows, remainder = divmod(batch_tokens, row_tokens)
+    if remainder or rows < 1:
+        return ""
+    below = next(n for n in range(min(micro_batch, rows), 0, -1) if rows % n == 0)
+    above = [n for n in range(micro_batch, rows + 1) if rows % n == 0][:1]
+    return f", or a micro_batch of {' or '.join(map(str, [below, *above]))}"
