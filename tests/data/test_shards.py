@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.data import Shard, TokenStream, open_shard
-from gpt2lab.data.shards import UINT16, UINT32, ShardFormat, ShardWriter, format_for, sha256_of
+from gpt2lab.data.shards import UINT16, UINT32, ShardFormat, ShardWriter, format_for, checked_sha256
 from gpt2lab.errors import InputError
 
 
@@ -59,7 +59,7 @@ def test_files_of_others_are_read(tmp_path: Path, content: bytes, ids: list[int]
     path.write_bytes(content)
     shard = open_shard(path)
     assert tokens_of(shard) == ids
-    assert sha256_of(shard, n_vocab=200_000) == hashlib.sha256(content).hexdigest()
+    assert checked_sha256(shard, n_vocab=200_000) == hashlib.sha256(content).hexdigest()
 
 
 @settings(deadline=None, max_examples=40)
@@ -126,7 +126,7 @@ def test_an_id_beyond_the_vocabulary_is_told_with_its_place(tmp_path: Path, form
     shard = open_shard(writer.paths[0])
     offset = 1024 + position * form.dtype.itemsize
     with pytest.raises(InputError, match=re.escape(f"token id 300 at byte {offset}; the vocabulary has 300 ids")):
-        sha256_of(shard, n_vocab=300)
+        checked_sha256(shard, n_vocab=300)
 
 
 @pytest.mark.parametrize("shard_tokens", [0, -1, 2**31])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2lab.data.manifest import DataManifest, ShardInfo
-from gpt2lab.data.shards import Shard, open_shard, sha256_of
+from gpt2lab.data.shards import Shard, open_shard, checked_sha256
 from gpt2lab.data.stream import TokenStream
 from gpt2lab.errors import InputError
 
@@ -52,7 +52,7 @@ class TokenDataset:
         shard = open_shard(self.directory / info.name)
         if shard.tokens != info.tokens:
             raise InputError(f"{shard.path}: {shard.tokens} tokens, the manifest says {info.tokens}; prepare it again")
-        sha256 = sha256_of(shard, self.manifest.tokenizer.n_vocab)
+        sha256 = checked_sha256(shard, self.manifest.tokenizer.n_vocab)
         if sha256 != info.sha256:
             raise InputError(
                 f"{shard.path}: changed since it was written (SHA-256 {sha256[:12]}..., the manifest says "

@@ -25,7 +25,7 @@ import numpy as np
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
 from gpt2lab.data.documents import Document, documents
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo, is_half_written
-from gpt2lab.data.shards import ShardWriter, format_for, open_shard, sha256_of
+from gpt2lab.data.shards import ShardWriter, format_for, open_shard, checked_sha256
 from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
 from gpt2lab.errors import InputError
 
@@ -193,4 +193,4 @@ def _require_all(outputs: dict[str, _Output], rule: SplitRule) -> None:
 
 def _describe(path: Path, output: _Output, tokenizer: Tokenizer) -> ShardInfo:
     shard = open_shard(path)
-    return ShardInfo(path.name, output.writer.split, shard.tokens, sha256_of(shard, tokenizer.n_vocab))
+    return ShardInfo(path.name, output.writer.split, shard.tokens, checked_sha256(shard, tokenizer.n_vocab))

@@ -84,7 +84,7 @@ def open_shard(path: Path) -> Shard:
 _AGAIN = "copy or prepare it again"
 
 
-def sha256_of(shard: Shard, n_vocab: int) -> str:
+def checked_sha256(shard: Shard, n_vocab: int) -> str:
     """Return the SHA-256 of the whole file, read once, after checking that every id is below ``n_vocab``.
 
     Raises:
