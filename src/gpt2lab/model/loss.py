@@ -98,7 +98,9 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_output: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         scale = grad_output / len(grad_x)  # (), fp32: multiplies in fp32 whatever grad_x is
         return grad_x * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None

@@ -12,7 +12,8 @@ from torch import nn
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode inside the block; modules that were in it already stay in it afterwards."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:

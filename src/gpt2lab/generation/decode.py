@@ -1,0 +1,146 @@
+"""Text one token at a time: read the prompt, then give each new token back to the model.
+
+    prompt (B, T) --next_logits--> (B, V) --sample_next--> (B,) --next_logits--> (B, V) --sample_next--> (B,) ...
+
+Keys and values of what was read stay in a cache, so a token costs one position. A model reads at most n_ctx tokens. Of
+a longer prompt it reads the last n_ctx; when the window is full, its older half is dropped and the newer read again,
+since learned positions belong to places in the window and not to tokens:
+
+    n_ctx = 6    a b c d e f | g      becomes      e f g | h      then      e f g h | i    and so on
+
+So a token costs one position except once in n_ctx / 2 tokens, and it always sees at least half a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from gpt2lab.errors import InputError
+from gpt2lab.generation.sampling import Strategy, sample_next
+from gpt2lab.model import GPT, KVCache, evaluating
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """Return a generator on a device, started from a seed."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def generate(
+    model: GPT,
+    tokens: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+    eot: int | None = None,
+) -> torch.Tensor:
+    """Continue prompts (B, T) by up to ``max_new_tokens``; return (B, T + new), prompts included.
+
+    A row that has written ``eot`` is filled with it, and when all have, it stops. For the other rules, and what is
+    raised, see `stream`; for the values of the strategy, `Strategy`.
+    """
+    strategy = Strategy(temperature, top_k, top_p, greedy)
+    columns = list(stream(model, tokens, max_new_tokens, strategy, generator, eot))
+    return torch.cat([tokens, *(column[:, None] for column in columns)], dim=1)
+
+
+def stream(
+    model: GPT,
+    tokens: torch.Tensor,
+    max_new_tokens: int,
+    strategy: Strategy,
+    generator: torch.Generator | None = None,
+    eot: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Continue prompts, and hand out each column of new tokens as soon as it is made.
+
+    The model runs in evaluation mode, without gradients and in the caller's autocast, and is left as it was between
+    columns. The same model, prompts, strategy and generator state on the same device give the same tokens. A row alone
+    draws other numbers than in company; but what it writes does not depend on whether the others have ended.
+
+    Args:
+        model: The model.
+        tokens: Prompts of one length, shape (B, T), T at least 1, on the model's device; start an empty one with the
+            end-of-text token (`encode_prompt` does).
+        max_new_tokens: Columns at most.
+        strategy: How a token is chosen.
+        generator: Drawn from, on the model's device; None is a new one, seeded by the system. The global generator is
+            left alone.
+        eot: A row that has written this token is filled with it, and when all have, it stops. None: never.
+
+    Yields:
+        The next token of each row, shape (B,).
+
+    Raises:
+        InputError: At the call: no prompt, an id outside the vocabulary, a negative number of tokens, a generator on
+            another device, a top_k beyond the vocabulary.
+    """
+    if generator is None:
+        generator = torch.Generator(tokens.device)
+        generator.seed()
+    if generator.device.type != tokens.device.type:
+        raise InputError(f"the generator is on {generator.device} and the tokens on {tokens.device}; use one device")
+    _check(model, tokens, max_new_tokens, strategy, eot)
+    return _columns(model, tokens, max_new_tokens, strategy, generator, eot)
+
+
+def _columns(
+    model: GPT,
+    tokens: torch.Tensor,
+    max_new_tokens: int,
+    strategy: Strategy,
+    generator: torch.Generator,
+    eot: int | None,
+) -> Iterator[torch.Tensor]:
+    n_ctx = model.config.n_ctx
+    cache = KVCache(model.config, len(tokens), tokens.device, _attention_dtype(model))
+    window = unread = tokens[:, -n_ctx:]
+    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for _ in range(max_new_tokens):
+        column = sample_next(next_logits(model, unread, cache), strategy, generator)
+        if eot is not None:
+            column = column.masked_fill(ended, eot)
+            ended |= column == eot
+        yield column
+        if eot is not None and bool(ended.all()):
+            return
+        window = torch.cat([window, column[:, None]], dim=1)
+        unread = window[:, cache.length :]
+        if cache.length == n_ctx:
+            cache.clear()
+            window = unread = window[:, -((n_ctx + 1) // 2) :]
+
+
+# Not inference_mode: a model that is later trained on these tokens could not save them for its backward pass.
+@torch.no_grad()
+def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    """Read tokens (B, T) behind what the cache holds, a prompt or one token; return the next one's logits (B, V)."""
+    with evaluating(model):
+        return model.head(model.hidden(tokens, cache=cache)[:, -1])
+
+
+def _attention_dtype(model: GPT) -> torch.dtype:
+    """Return the dtype in which keys and values come out of the projection."""
+    device = model.wte.weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.wte.weight.dtype
+
+
+def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: Strategy, eot: int | None) -> None:
+    V = model.config.vocab_size
+    if tokens.dim() != 2 or 0 in tokens.shape:
+        raise InputError(
+            f"the prompts have shape {tuple(tokens.shape)}; give (B, T), both at least 1: an empty prompt is the "
+            "end-of-text token alone"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= V:
+        raise InputError(f"the prompt holds id {low if low < 0 else high}; the model knows ids from 0 to {V - 1}")
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
+    strategy.require_vocabulary(V)
+    if eot is not None and not 0 <= eot < V:
+        raise InputError(f"eot is {eot}; the model knows ids from 0 to {V - 1}")
