@@ -123,7 +123,7 @@ class _Writer(Walk):
         self.parts.append(word.forms[refer.form])
 
 
-class _Break(Exception):  # noqa: N818 - control flow: the text cannot be read on
+class _Break(Exception):
     """The text goes on as the grammar cannot."""
 
 

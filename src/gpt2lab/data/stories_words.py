@@ -64,6 +64,7 @@ POOLS: dict[str, tuple[Word, ...]] = {
     "look": _plain(
         "little tiny big shiny wooden old new pretty striped round painted heavy funny strange lovely dusty"
     ),
+    "build": _plain("little tiny big young funny strange lovely hungry sleepy tired thin noisy fluffy wet dirty shy"),
     "toy": _plain(
         """ball kite doll drum boat train robot puppet car truck wagon
         whistle trumpet scooter rocket crown bell lantern umbrella flute sled"""
@@ -101,23 +102,41 @@ POOLS: dict[str, tuple[Word, ...]] = {
         the harbor
         the pond
     """),
-    "spot": _phrases("""
+    "indoors": _phrases("""
         under the bed
         behind the sofa
-        in the garden
-        on the roof
         under the stairs
         in the closet
         behind the curtain
         in the kitchen
         on the top shelf
         inside the oven
+        in the attic
+        in the cellar
+        behind the door
+        beside the stove
+        in the bathtub
+        under the pillow
+        on the windowsill
+        between two books
+    """),
+    "outdoors": _phrases("""
+        in the garden
+        on the roof
         next to the well
         beside the fence
         in the tall grass
         under the apple tree
-        in the attic
         behind the shed
+        behind the rock
+        in the sand
+        between the roses
+        in the hollow tree
+        on the swing
+        by the gate
+        in the ditch
+        under the wagon
+        on the wall
     """),
     "deed": _deeds("""
         fly/flew/flying kites
@@ -140,27 +159,36 @@ POOLS: dict[str, tuple[Word, ...]] = {
     "topic": _phrases("""
         the moon
         the weather
-        dragons
-        trains
-        their dreams
+        the stars
         the summer
         the winter
+        the king
+        their dreams
+        faraway lands
+        dragons
+        trains
         pirates
         fish
         butterflies
-        faraway lands
         music
         birthdays
-        the stars
         magic
         ships
+        giants
+        fairies
+        dinosaurs
+        snowmen
+        clowns
+        elephants
+        islands
     """),
     "mood": _plain("sad upset angry worried lonely gloomy unhappy cross"),
     "joy": _plain("happy glad proud cheerful thankful delighted excited pleased"),
-    "manner": _plain(
+    "say": _plain(
         """softly loudly slowly quickly quietly gently calmly politely
         shyly kindly warmly eagerly firmly clearly seriously sweetly"""
     ),
+    "move": _plain("slowly quickly quietly carefully happily merrily silently swiftly bravely proudly lightly calmly"),
     "time": _plain("day morning afternoon evening"),
     "weather": _plain("sunny rainy windy cloudy snowy foggy warm cold"),
     "tool": _phrases("""
