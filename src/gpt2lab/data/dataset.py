@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2lab.data.manifest import DataManifest, ShardInfo
-from gpt2lab.data.shards import Shard, open_shard, checked_sha256
+from gpt2lab.data.shards import Shard, checked_sha256, open_shard
 from gpt2lab.data.stream import TokenStream
 from gpt2lab.errors import InputError
 

@@ -19,6 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from gpt2lab.data.stories import stories
 from gpt2lab.errors import InputError, did_you_mean
 
 SEPARATOR = "<|endoftext|>"
@@ -91,8 +92,6 @@ def texts(sources: Sequence[str], *, seed: int = 0, max_documents: int | None = 
 
 
 def _stories(seed: int, count: int) -> Iterator[Document]:
-    from gpt2lab.data.stories import stories
-
     return (TextDocument(story.text, story.bits) for story in islice(stories(seed), count))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
 from gpt2lab.data.documents import Document, documents
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo, is_half_written
-from gpt2lab.data.shards import ShardWriter, format_for, open_shard, checked_sha256
+from gpt2lab.data.shards import ShardWriter, checked_sha256, format_for, open_shard
 from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
 from gpt2lab.errors import InputError
 
