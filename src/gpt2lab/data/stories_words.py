@@ -1,4 +1,4 @@
-"""The words of the stories, in pools of equal chance: each pool's words can stand for one another in every plot.
+"""The words of the stories, in pools: those of a pool are equally probable and can stand for one another in every plot.
 
 Within a pool no word is the beginning of another, so that a reader knows where a word ends.
 """
@@ -41,50 +41,16 @@ def _phrases(lines: str) -> tuple[Word, ...]:
     return tuple(Word({"": text, "A": text[0].upper() + text[1:]}) for text in texts)
 
 
-POOLS: dict[str, tuple[Word, ...]] = {
-    "girl": _people(
-        """Lily Mia Anna Sara Emma Zoe Ruby Lucy Nora Ella Rose Ivy
-        Maya Clara Alice Molly Daisy Jane Kate Grace Tess Hazel""",
-        _SHE,
-    ),
-    "boy": _people(
-        """Tom Ben Max Sam Jack Leo Finn Oscar Hugo Noah Adam Luke
-        Peter Felix Toby Jonas Dan Charlie George Harry Simon Paul""",
-        _HE,
-    ),
+# Words that stories refer back to. No other pool holds one, so that the last one said is the one that is meant.
+_REMEMBERED: dict[str, tuple[Word, ...]] = {
+    "girl": _people("Lily Mia Anna Sara Emma Zoe Ruby Lucy Nora Rose Clara Daisy", _SHE),
+    "boy": _people("Tom Ben Max Sam Jack Leo Finn Oscar Hugo Peter Toby George", _HE),
     "female": _people("mother grandmother aunt", _SHE),
     "male": _people("father grandfather uncle", _HE),
     "girl_kind": _plain("girl"),
     "boy_kind": _plain("boy"),
-    "critter": _plain("rabbit bear fox mouse duckling frog hedgehog squirrel kitten puppy lamb owl otter pony"),
-    "trait": _plain(
-        "kind brave clever cheerful curious gentle shy lively quiet friendly patient polite playful honest careful merry"
-    ),
-    "colour": _plain("red blue green yellow purple orange pink white black brown silver golden"),
-    "look": _plain(
-        "little tiny big shiny wooden old new pretty striped round painted heavy funny strange lovely dusty"
-    ),
-    "build": _plain("little tiny big young funny strange lovely hungry sleepy tired thin noisy fluffy wet dirty shy"),
-    "toy": _plain(
-        """ball kite doll drum boat train robot puppet car truck wagon
-        whistle trumpet scooter rocket crown bell lantern umbrella flute sled"""
-    ),
-    "animal": _plain("bird cat dog goat hen goose sheep turtle pig cow horse donkey rooster parrot monkey lizard"),
-    "baby": _plain("chick kitten puppy lamb duckling bunny piglet mouse owl squirrel turtle hedgehog"),
-    "food": _plain(
-        "apple pear cookie sandwich pancake muffin banana carrot peach cupcake biscuit plum melon pie waffle bun"
-    ),
-    "drink": _phrases("""
-        milk
-        tea
-        juice
-        water
-        cocoa
-        lemonade
-    """),
-    "furniture": _plain("table chair lamp clock mirror carpet cupboard bench stove piano picture rug"),
-    "tree": _plain("apple cherry pine oak plum willow birch lemon"),
-    "number": _plain("two three four five six seven eight nine"),
+    "critter": _plain("rabbit bear fox mouse hedgehog squirrel otter owl"),
+    "trait": _plain("kind brave clever cheerful curious gentle shy lively friendly patient polite honest"),
     "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
     "site": _phrases("""
         the river
@@ -99,44 +65,6 @@ POOLS: dict[str, tuple[Word, ...]] = {
         the school
         the bridge
         the church
-        the harbor
-        the pond
-    """),
-    "indoors": _phrases("""
-        under the bed
-        behind the sofa
-        under the stairs
-        in the closet
-        behind the curtain
-        in the kitchen
-        on the top shelf
-        inside the oven
-        in the attic
-        in the cellar
-        behind the door
-        beside the stove
-        in the bathtub
-        under the pillow
-        on the windowsill
-        between two books
-    """),
-    "outdoors": _phrases("""
-        in the garden
-        on the roof
-        next to the well
-        beside the fence
-        in the tall grass
-        under the apple tree
-        behind the shed
-        behind the rock
-        in the sand
-        between the roses
-        in the hollow tree
-        on the swing
-        by the gate
-        in the ditch
-        under the wagon
-        on the wall
     """),
     "deed": _deeds("""
         fly/flew/flying kites
@@ -144,18 +72,74 @@ POOLS: dict[str, tuple[Word, ...]] = {
         sing/sang/singing songs
         climb/climbed/climbing trees
         bake/baked/baking bread
-        catch/caught/catching frogs
+        catch/caught/catching butterflies
         pick/picked/picking flowers
         tell/told/telling jokes
         count/counted/counting stars
-        build/built/building towers
         ride/rode/riding bikes
         play/played/playing chess
-        collect/collected/collecting shells
         read/read/reading books
-        jump/jumped/jumping in puddles
-        dance/danced/dancing in the rain
     """),
+    "colour": _plain("red blue green yellow purple orange pink white"),
+    "toy": _plain("ball doll drum boat train robot puppet car whistle trumpet scooter rocket bell umbrella flute sled"),
+    "box": _plain("box sack jar bag suitcase chest bucket basket"),
+    "fruit": _plain("apple pear banana peach plum melon carrot cabbage pumpkin turnip onion lemon"),
+    "animal": _plain("dog cat goat hen horse donkey rooster parrot monkey lizard turtle swan"),
+    "baby": _plain("kitten puppy lamb duckling chick piglet calf foal"),
+    "hideout": _phrases("""
+        under the bed
+        behind the sofa
+        under the stairs
+        in the closet
+        behind the curtain
+        on the top shelf
+        inside the oven
+        in the attic
+        in the tall grass
+        in the hollow tree
+        behind the shed
+        next to the well
+    """),
+    "fear": _phrases("""
+        the dark
+        loud thunder
+        deep water
+        high places
+        spiders
+        ghosts
+        wolves
+        strangers
+    """),
+    "tool": _phrases("""
+        a pot of glue
+        a roll of tape
+        a ball of string
+        a hammer
+        a needle and thread
+        a pair of pliers
+        a box of nails
+        a brush
+    """),
+}
+
+# Words that are said and not spoken of again.
+_PASSING: dict[str, tuple[Word, ...]] = {
+    "look": _plain(
+        "little tiny big shiny wooden old new pretty striped round painted heavy funny strange lovely dusty"
+    ),
+    "build": _plain("small young hungry sleepy tired thin noisy fluffy wet dirty lonely busy lazy strong quick plump"),
+    "hue": _plain("black brown gray golden silver crimson turquoise beige"),
+    "number": _plain("two three four five six seven eight nine"),
+    "food": _plain(
+        "cookie sandwich pancake muffin cupcake biscuit pie waffle bun pretzel dumpling omelet salad cracker roll pudding tart"
+    ),
+    "drink": _plain("milk tea juice water cocoa lemonade"),
+    "furniture": _plain("table chair lamp clock mirror carpet cupboard bench stove piano picture rug"),
+    "building": _plain("tower bakery stable windmill palace garage temple library"),
+    "tree": _plain("cherry pine oak maple willow birch fir elm"),
+    "crowd": _plain("crows beetles bees sparrows snails worms ants moths crickets pigeons swallows ladybugs"),
+    "goods": _plain("coins marbles feathers buttons ribbons beads stones pencils stamps candles stickers postcards"),
+    "stuff": _plain("wood paper cloth clay wool straw cardboard leather"),
     "topic": _phrases("""
         the moon
         the weather
@@ -163,13 +147,11 @@ POOLS: dict[str, tuple[Word, ...]] = {
         the summer
         the winter
         the king
-        their dreams
+        dreams
         faraway lands
         dragons
-        trains
         pirates
         fish
-        butterflies
         music
         birthdays
         magic
@@ -181,38 +163,18 @@ POOLS: dict[str, tuple[Word, ...]] = {
         clowns
         elephants
         islands
+        riddles
+        planets
     """),
-    "mood": _plain("sad upset angry worried lonely gloomy unhappy cross"),
-    "joy": _plain("happy glad proud cheerful thankful delighted excited pleased"),
+    "mood": _plain("sad upset angry worried gloomy unhappy cross nervous"),
+    "joy": _plain("happy glad proud thankful delighted excited pleased relieved"),
     "say": _plain(
         """softly loudly slowly quickly quietly gently calmly politely
         shyly kindly warmly eagerly firmly clearly seriously sweetly"""
     ),
-    "move": _plain("slowly quickly quietly carefully happily merrily silently swiftly bravely proudly lightly calmly"),
+    "move": _plain("carefully happily merrily silently swiftly bravely proudly lightly"),
     "time": _plain("day morning afternoon evening"),
     "weather": _plain("sunny rainy windy cloudy snowy foggy warm cold"),
-    "tool": _phrases("""
-        a pot of glue
-        a roll of tape
-        a ball of string
-        a hammer
-        a needle and thread
-        a pair of pliers
-        a box of nails
-        a brush
-    """),
-    "fear": _phrases("""
-        the dark
-        loud thunder
-        deep water
-        high places
-        big dogs
-        spiders
-        ghosts
-        wolves
-        bees
-        strangers
-    """),
-    "stuff": _plain("wood paper cloth clay wool straw cardboard leather"),
-    "box": _plain("box sack jar bag suitcase chest bucket basket"),
 }
+
+POOLS: dict[str, tuple[Word, ...]] = _REMEMBERED | _PASSING
