@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,27 @@ from gpt2lab.errors import InputError
 
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Write beside the file, sync, and rename over it. Text is UTF-8 with newlines as they are."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    beside = temporary_name(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:  # a full disk, or Ctrl-C
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the hidden name beside ``path`` under which this process prepares what will be there."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove what processes that were killed left under temporary names in a directory."""
+    for stray in directory.glob(".*.tmp"):
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -50,10 +50,13 @@ class Run:
         """Make the directory of a new run.
 
         Raises:
-            InputError: There is something of that name already.
+            InputError: There is something of that name already, or the directory cannot be made.
         """
         cls.require_unused(path)
-        (path / "checkpoints").mkdir(parents=True)
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be made ({error.strerror}); give another --out") from error
         run = cls(path)
         write_json(path / "environment.json", environment)
         write_atomically(path / "metrics.csv", ",".join(METRICS) + "\n")
@@ -109,9 +112,14 @@ class Run:
         return read_json(self.path / "environment.json")
 
     def metrics(self) -> list[Row]:
-        """Return the rows of metrics.csv in the order of steps; an empty cell is None."""
-        rows = _read_csv(self.path / "metrics.csv", METRICS)
-        return [{key: float(cell) if cell else None for key, cell in row.items()} for row in rows]
+        """Return the rows of metrics.csv in the order of steps; an empty cell is None.
+
+        Raises:
+            InputError: The file is damaged (with the line), as in `evals` and `samples`.
+        """
+        path = self.path / "metrics.csv"
+        rows = enumerate(_read_csv(path, METRICS), start=2)
+        return [{name: _number(cell, path, line) for name, cell in row.items()} for line, row in rows]
 
     def evals(self) -> list[dict[str, str]]:
         """Return the rows of evals.csv."""
@@ -120,9 +128,8 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """Return the texts that were written: ``step, strategy, prompt, text`` and more."""
         path = self.path / "samples.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in _whole_lines(path)]
+        lines = _whole_lines(path) if path.exists() else []
+        return [_sample(line, path, number) for number, line in enumerate(lines, start=1)]
 
     def add_metrics(self, row: Mapping[str, float | None]) -> None:
         """Append a row to metrics.csv. Numbers are written so that reading them gives the same bits."""
@@ -141,15 +148,26 @@ class Run:
         _append(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
 
     def cut_back(self, step: int) -> None:
-        """Drop every row, figure and sample of later steps than ``step``, and a last line that was cut off."""
-        for name in ("metrics.csv", "evals.csv"):
-            header, *lines = _whole_lines(self.path / name)
-            kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
-            write_atomically(self.path / name, "".join(f"{line}\n" for line in [header, *kept]))
+        """Drop every row, figure and sample of later steps than ``step``, and a last line that was cut off.
+
+        Raises:
+            InputError: A file is damaged (with the line); none is changed.
+        """
+        kept = {}
+        for name, columns in (("metrics.csv", METRICS), ("evals.csv", EVALS)):
+            path = self.path / name
+            steps = [_number(row["step"], path, line) for line, row in enumerate(_read_csv(path, columns), start=2)]
+            header, *lines = _whole_lines(path)
+            kept[path] = [header, *_until(step, steps, lines)]
         samples = self.path / "samples.jsonl"
         if samples.exists():
-            kept = [line for line in _whole_lines(samples) if json.loads(line)["step"] <= step]
-            write_atomically(samples, "".join(f"{line}\n" for line in kept))
+            kept[samples] = _until(step, [sample["step"] for sample in self.samples()], _whole_lines(samples))
+        for path, lines in kept.items():
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+
+def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
+    return [line for number, line in zip(steps, lines, strict=True) if number is not None and number <= step]
 
 
 def _append(path: Path, line: str) -> None:
@@ -164,6 +182,8 @@ def _whole_lines(path: Path) -> list[str]:
             text = file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); the run directory is damaged") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; the file is damaged") from error
     return text.split("\n")[:-1]
 
 
@@ -173,8 +193,33 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         raise InputError(
             f"{path}: the first line is not {','.join(columns)}; the file is damaged or of another version"
         )
-    rows = list(csv.reader(lines[1:]))
+    rows = [_cells(line, path, number) for number, line in enumerate(lines[1:], start=2)]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(columns):
             raise InputError(f"{path}: line {number} has {len(row)} cells, not {len(columns)}; the file is damaged")
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _cells(line: str, path: Path, number: int) -> list[str]:
+    """Split one line, so that a stray quotation mark cannot swallow those after it."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise InputError(f"{path}: line {number}: {error}; the file is damaged") from error
+
+
+def _number(cell: str, path: Path, line: int) -> float | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError as error:
+        raise InputError(f'{path}: line {line} has "{cell}" for a number; the file is damaged') from error
+
+
+def _sample(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        sample = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {number} is not JSON ({error.msg}); the file is damaged") from error
+    if not isinstance(sample, dict) or type(sample.get("step")) is not int:
+        raise InputError(f"{path}: line {number} is not a sample with its step; the file is damaged")
+    return sample
