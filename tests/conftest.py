@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from gpt2lab.model import GPT
 
 DATA = Path(os.environ.get("GPT2LAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -37,3 +42,36 @@ def wikitext2() -> Path:
 def gpt2_vocabulary() -> Path:
     """The directory of GPT-2's own encoder.json and vocab.bpe."""
     return real_data("gpt2")
+
+
+@pytest.fixture(scope="session")
+def hugging_face_twin() -> Callable[[GPT], Any]:
+    """Make Hugging Face's GPT-2 of a model's shape, with its weights, plain attention and in evaluation mode."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    @torch.no_grad()
+    def twin(ours: GPT) -> Any:
+        c = ours.config
+        config: Any = GPT2Config(
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            n_embd=c.n_embd,
+            n_inner=c.n_inner,
+            n_positions=c.n_ctx,
+            vocab_size=c.vocab_size,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        config._attn_implementation = "eager"
+        theirs: Any = GPT2LMHeadModel(config)
+        for name, parameter in theirs.transformer.named_parameters():
+            parameter.copy_(transposed(name, ours.get_parameter(name))[: len(parameter)])
+        return theirs.eval()
+
+    return twin
+
+
+def transposed(name: str, weight: Any) -> Any:
+    """Turn the matrix of a block: Hugging Face keeps those as (in, out), nn.Linear as (out, in)."""
+    return weight.T if name.startswith("h.") and weight.dim() == 2 else weight

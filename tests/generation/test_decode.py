@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation import STRATEGIES, Strategy, generate, next_logits, sample_next, seeded, stream
@@ -76,20 +76,10 @@ def test_the_smallest_windows_slide_too(n_ctx: int) -> None:
     assert torch.equal(generate(model, tokens, 9, greedy=True), expected)
 
 
-def test_greedy_equals_hugging_face_for_200_tokens() -> None:
+def test_greedy_equals_hugging_face_for_200_tokens(hugging_face_twin: Callable[[GPT], Any]) -> None:
     ours = small(n_ctx=256, vocab_size=101)
-    C, H = ours.config.n_embd, ours.config.n_head
-    config = GPT2Config(
-        vocab_size=101, n_positions=256, n_embd=C, n_layer=2, n_head=H, bos_token_id=None, eos_token_id=None
-    )
-    theirs: Any = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.transformer.named_parameters():
-            weight = ours.get_parameter(name)[: parameter.shape[0] if name == "wte.weight" else None]
-            conv = name.startswith("h.") and weight.dim() == 2  # Hugging Face keeps them transposed, as Conv1D
-            parameter.copy_(weight.T if conv else weight)
     prompt = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-    expected = theirs.generate(
+    expected = hugging_face_twin(ours).generate(
         prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=200, pad_token_id=0
     )
     found = generate(ours, prompt, 200, greedy=True)

@@ -81,7 +81,7 @@ def test_nucleus_is_the_fewest_tokens_that_hold_the_mass(p: float, expected: lis
 
 
 def test_nucleus_of_equals_keeps_the_lower_ids() -> None:
-    assert kept(filter_top_p(torch.zeros(1, 8), 0.5)) == [[0, 1, 2, 3]]
+    assert kept(filter_top_p(torch.zeros(1, 8192), 0.25)) == [list(range(2048))]
 
 
 def test_nucleus_of_a_sure_model_is_one_token_and_never_none() -> None:

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gpt2lab.errors import InputError
+from gpt2lab.model import GPTConfig, KVCache
+from gpt2lab.model.attention import KERNELS, CausalSelfAttention, attend
+from gpt2lab.model.masks import as_mask, causal
+
+CPU = torch.device("cpu")
+B, H, D = 2, 3, 8
+FAST = sorted((KERNELS.keys() - {"reference"}) | {"auto"})
+
+
+def random_mask(*shape: int, empty: tuple[int, ...] = ()) -> torch.Tensor:
+    """A random mask in which every query reads its own place, except the empty ones, which read nothing."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    mask |= torch.eye(*shape[-2:], dtype=torch.bool)
+    mask[..., list(empty), :] = False
+    return mask
+
+
+def run(kernel: str, T: int, S: int, mask: torch.Tensor | None, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The output and the gradients of q, k and v, in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(B, H, n, D, generator=generator).to(dtype).requires_grad_() for n in (T, S, S))
+    out = attend(q, k, v, None if mask is None else as_mask(mask, B, H, T, S), 0.0, kernel)
+    weights = torch.randn(out.shape, generator=generator)
+    gradients = torch.autograd.grad((out.float() * weights).sum(), (q, k, v))
+    return [out.detach().float(), *(gradient.float() for gradient in gradients)]
+
+
+MASKS = {
+    "causal": None,
+    "(T, S)": random_mask(9, 9),
+    "(B, T, S)": random_mask(B, 9, 9),
+    "(B, H, T, S)": random_mask(B, H, 9, 9),
+    "empty rows": random_mask(B, 9, 9, empty=(0, 4)),
+    "all empty": torch.zeros(9, 9, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kernel", FAST)
+def test_kernels_equal_the_reference_forward_and_backward(kernel: str, mask: str) -> None:
+    expected = run("reference", 9, 9, MASKS[mask], torch.float32)
+    found = run(kernel, 9, 9, MASKS[mask], torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("S", [257, 600])
+@pytest.mark.parametrize("kernel", FAST)
+def test_kernels_equal_the_reference_for_longer_sequences(kernel: str, S: int) -> None:
+    for a, b in zip(run(kernel, S, S, None, torch.float32), run("reference", S, S, None, torch.float32), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", FAST)
+def test_kernels_in_bf16_stay_near_the_reference_in_fp32(kernel: str) -> None:
+    for mask in MASKS.values():
+        expected = run("reference", 9, 9, mask, torch.float32)
+        for a, b in zip(run(kernel, 9, 9, mask, torch.bfloat16), expected, strict=True):
+            torch.testing.assert_close(a, b, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("T", [1, 4, 8])
+@pytest.mark.parametrize("kernel", ["reference", *FAST])
+def test_queries_behind_a_cache_are_the_last_of_all_positions(kernel: str, T: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(B, H, 9, D, generator=generator) for _ in range(3))
+    whole = attend(q, k, v, None, 0.0, "reference")
+    torch.testing.assert_close(attend(q[:, :, -T:], k, v, None, 0.0, kernel), whole[:, :, -T:])
+
+
+@pytest.mark.parametrize("kernel", ["reference", *FAST])
+def test_a_query_that_may_read_nothing_gives_zeros_and_finite_gradients(kernel: str) -> None:
+    out, *gradients = run(kernel, 9, 9, MASKS["empty rows"], torch.float32)
+    assert (out[:, :, [0, 4]] == 0).all()
+    assert (out[:, :, 1] != 0).all()
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert (gradients[0][:, :, [0, 4]] == 0).all()
+
+
+def test_the_causal_mask_of_the_last_queries() -> None:
+    rows = ["1110", "1111"]
+    assert causal(2, 4, CPU).tolist() == [[bit == "1" for bit in row] for row in rows]
+    assert causal(1, 1, CPU).tolist() == [[True]]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kernel", ["reference", *FAST])
+def test_the_layer_agrees_with_torch_multihead_attention(kernel: Any, masked: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    ours = CausalSelfAttention(GPTConfig(n_layer=1, n_head=4, n_embd=32, bias=bias, dropout=0.0, kernel=kernel))
+    theirs = nn.MultiheadAttention(32, 4, bias=bias, batch_first=True)
+    copies = {"in_proj_weight": ours.c_attn.weight, "out_proj.weight": ours.c_proj.weight}
+    copies |= {"in_proj_bias": ours.c_attn.bias, "out_proj.bias": ours.c_proj.bias} if bias else {}
+    theirs.load_state_dict({name: weight.detach() for name, weight in copies.items()})
+    mask = random_mask(11, 11) if masked else causal(11, 11, CPU)
+    x, y = (torch.randn(3, 11, 32, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    found = ours(x, mask if masked else None)
+    expected, _ = theirs(y, y, y, attn_mask=~mask, need_weights=False)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-4)
+    for name, weight in copies.items():
+        torch.testing.assert_close(weight.grad, theirs.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+def test_dropout_takes_attention_weights_out_and_scales_the_rest(kernel: str) -> None:
+    torch.manual_seed(0)
+    q = torch.zeros(4, 8, 64, D)  # every weight of the last query is 1/64, every value 1
+    v = torch.ones_like(q)
+    last = attend(q, q, v, None, 0.25, kernel)[:, :, -1]
+    kept = last * 64 * 0.75  # how many of 64 weights stayed
+    torch.testing.assert_close(kept, kept.round(), atol=1e-3, rtol=0)
+    assert 40 < kept.mean() < 56
+    assert kept.std() > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize(("shape", "seen"), [((4, 5), (4, 5)), ((2, 4, 5), (2, 1, 4, 5)), ((2, 3, 4, 5), (2, 3, 4, 5))])
+def test_masks_of_zeros_and_ones_are_boolean_masks(shape: tuple[int, ...], seen: tuple[int, ...], dtype: Any) -> None:
+    mask = random_mask(*shape)
+    found = as_mask(mask.to(dtype), B=2, H=3, T=4, S=5)
+    assert found.dtype == torch.bool
+    assert found.shape == seen
+    assert torch.equal(found.reshape(shape), mask)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4,), (3, 4, 5), (2, 1, 4, 5), (1, 2, 3, 4, 5)])
+def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        InputError, match=r"the mask has shape .*; allowed here are \(4, 5\), \(2, 4, 5\) and \(2, 3, 4, 5\)"
+    ):
+        as_mask(torch.ones(shape, dtype=torch.bool), B=2, H=3, T=4, S=5)
+
+
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("-inf"), float("nan")])
+def test_masks_of_other_values_are_refused(value: float) -> None:
+    mask = torch.ones(4, 5)
+    mask[1, 2] = value
+    with pytest.raises(InputError, match="the mask holds values other than 0 and 1"):
+        as_mask(mask, B=2, H=3, T=4, S=5)
+
+
+def test_the_cache_says_its_size_and_refuses_what_does_not_fit() -> None:
+    config = GPTConfig(n_layer=3, n_head=2, n_embd=8, n_ctx=10, vocab_size=5)
+    cache = KVCache(config, 4, CPU, torch.bfloat16)
+    assert cache.nbytes == 2 * 3 * 4 * 10 * 8 * 2  # keys and values, layers, batch, positions, width, bytes
+    cache.require_room(10)
+    for layer in cache.layers:
+        layer.append(*torch.ones(2, 4, 2, 7, 4))
+    assert cache.length == 7
+    with pytest.raises(InputError, match="the cache holds 7 of 10 positions and 4 more were asked for"):
+        cache.require_room(4)
+    cache.clear()
+    cache.require_room(10)
+    assert cache.length == 0

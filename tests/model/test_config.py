@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from gpt2lab.errors import InputError
+from gpt2lab.model import GPT, PRESETS, GPTConfig
+
+SIZES = {
+    "nano": 3_274_752,
+    "tiny": 6_862_464,
+    "distilgpt2": 81_912_576,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
+SHAPES = {"nano": (1, 2, 64, 128), "tiny": (2, 4, 128, 256)}
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_have_the_published_parameter_counts(name: str) -> None:
+    with torch.device("meta"):
+        assert GPT(GPTConfig.preset(name)).n_params == SIZES[name]
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_dropout_is_as_published_and_off_in_the_smallest(name: str) -> None:
+    assert GPTConfig.preset(name).dropout == (0.0 if name == "nano" else 0.1)
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_our_own_presets_have_the_stated_shape(name: str) -> None:
+    config = GPTConfig.preset(name)
+    assert (config.n_layer, config.n_head, config.n_embd, config.n_ctx) == SHAPES[name]
+
+
+def test_published_presets_share_context_vocabulary_and_head_width() -> None:
+    for name in SIZES.keys() - SHAPES.keys():
+        config = GPTConfig.preset(name)
+        assert (config.n_ctx, config.vocab_size, config.head_dim) == (1024, 50257, 64)
+
+
+@pytest.mark.parametrize(("vocab_size", "padded"), [(1, 64), (63, 64), (64, 64), (65, 128), (50257, 50304)])
+def test_the_vocabulary_is_padded_to_a_multiple_of_64(vocab_size: int, padded: int) -> None:
+    assert GPTConfig(vocab_size=vocab_size).padded_vocab == padded
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n_inner", [None, 10, 200])
+def test_parameters_are_counted_without_padding_and_the_tied_head_once(bias: bool, n_inner: int | None) -> None:
+    L, C, V, T, F = 3, 24, 100, 17, n_inner or 96
+    config = GPTConfig(n_layer=L, n_head=4, n_embd=C, n_ctx=T, vocab_size=V, n_inner=n_inner, bias=bias)
+    matrices = V * C + T * C + L * (3 * C * C + C * C + 2 * C * F) + (2 * L + 1) * C
+    biases = L * (3 * C + C + F + C) + (2 * L + 1) * C
+    model = GPT(config)
+    assert model.n_params == matrices + biases * bias
+    assert any(name.endswith("bias") for name, _ in model.named_parameters()) == bias
+
+
+def test_a_preset_takes_changes() -> None:
+    config = GPTConfig.preset("gpt2", n_layer=2, dropout=0.0)
+    assert (config.n_layer, config.dropout, config.n_embd) == (2, 0.0, 768)
+    assert PRESETS["gpt2"].n_layer == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_layer": 0}, "n_layer is 0; it must be at least 1"),
+        ({"n_ctx": -5}, "n_ctx is -5; it must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"n_inner": 0}, r"n_inner is 0; give at least 1, or leave it out for 4 \* n_embd"),
+        ({"n_embd": 64, "n_head": 5}, r"n_embd 64 is not divisible by n_head 5; .* fit: \[1, 2, 4, 8\]"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"kernel": "spda"}, r'unknown kernel "spda" \(did you mean "sdpa"\?\); choose from auto, '),
+    ],
+)
+def test_impossible_values_are_refused_in_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        GPTConfig(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r'unknown preset "gpt2-meduim" \(did you mean "gpt2-medium"\?\); choose from'):
+        GPTConfig.preset("gpt2-meduim")
