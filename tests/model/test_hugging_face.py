@@ -34,7 +34,9 @@ def test_logits_loss_and_every_gradient_equal_hugging_faces(shape: str, kernel: 
     ours = model_of(SHAPES[shape], kernel)
     theirs = hugging_face_twin(ours)
     length = min(ours.config.n_ctx, 32 if shape == "gpt2" else 1024)
-    tokens = torch.randint(ours.config.vocab_size, (1 if shape == "gpt2" else 2, length), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(
+        ours.config.vocab_size, (1 if shape == "gpt2" else 2, length), generator=torch.Generator().manual_seed(1)
+    )
     expected = theirs(tokens, labels=tokens)
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens).logits, expected.logits, atol=1e-4, rtol=0)
