@@ -1,0 +1,152 @@
+"""The other files that vocabularies come in: GPT-2's own pair, and tiktoken's ranks.
+
+``encoder.json`` with ``vocab.bpe`` is what OpenAI published with GPT-2; Hugging Face's ``vocab.json`` with
+``merges.txt`` is the same under other names. The first file gives each token, spelled in visible characters, its id;
+the second has a heading and then a merge in each line, its two parts with a space between. Neither says which tokens
+are special or how to split: a token that is no byte and that no merge makes is special, the pattern is GPT-2's.
+
+A tiktoken file has a line for each ordinary token: its bytes in base64, a space, its rank, which is its id.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gpt2lab.errors import InputError
+from gpt2lab.files import read_json, write_atomically
+from gpt2lab.tokenizer.alphabet import spell, unspell
+from gpt2lab.tokenizer.bpe import in_order_of_training
+from gpt2lab.tokenizer.pretokenize import GPT2, Pattern
+from gpt2lab.tokenizer.vocabulary import Vocabulary
+
+_HEADING = "#version: 0.2"
+_PUBLISHED = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+
+
+def _in_cache(name: str) -> str:
+    """Return the name under which tiktoken keeps a file that it has fetched: the SHA-1 of its address."""
+    return hashlib.sha1((_PUBLISHED + name).encode("ascii"), usedforsecurity=False).hexdigest()
+
+
+_GPT2_FILES = (
+    ("encoder.json", "vocab.bpe"),
+    ("vocab.json", "merges.txt"),
+    (_in_cache("encoder.json"), _in_cache("vocab.bpe")),
+)
+
+
+def read_gpt2(directory: Path) -> Vocabulary:
+    """Read GPT-2's vocabulary from a directory with its two files, under OpenAI's, Hugging Face's or tiktoken's names.
+
+    Raises:
+        InputError: the files are missing or damaged.
+    """
+    for vocabulary_name, merges_name in _GPT2_FILES:
+        vocabulary_file, merges_file = directory / vocabulary_name, directory / merges_name
+        if vocabulary_file.exists() and merges_file.exists():
+            ids = read_json(vocabulary_file)
+            if not isinstance(ids, dict):
+                raise InputError(f"{vocabulary_file}: not a JSON object of tokens and ids; fetch it again")
+            try:
+                return from_spellings(ids, _read_merges(merges_file), None, GPT2)
+            except InputError as error:
+                raise InputError(f"{directory}: {error}") from None
+    raise InputError(
+        f"{directory} holds no GPT-2 vocabulary; it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"
+    )
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; fetch it again") from None
+    merges: list[tuple[str, str]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.rstrip("\r").split(" ")
+        if len(parts) != 2:
+            raise InputError(f"{path.name}, line {number}: {line!r} is no merge; a merge is two tokens and a space")
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def from_spellings(
+    ids: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    special_tokens: Mapping[str, int] | None,
+    pattern: Pattern,
+) -> Vocabulary:
+    """Make a vocabulary of what files spell.
+
+    Args:
+        ids: The id of each token; special tokens may be among them, with the same ids.
+        merges: The two parts of each merge.
+        special_tokens: The id of each, or ``None`` where the file does not say: then those that nothing makes.
+        pattern: How text splits.
+
+    Raises:
+        InputError: an id that is no number, a token that is not spelled in bytes, or whatever a vocabulary must not be.
+    """
+    for token, number in ids.items():
+        if not isinstance(number, int):
+            raise InputError(f"the token {token!r} has the id {number!r}; ids are whole numbers")
+    if special_tokens is None:
+        made = {left + right for left, right in merges}
+        special_tokens = {token: number for token, number in ids.items() if len(token) > 1 and token not in made}
+    for token, number in special_tokens.items():
+        if ids.get(token, number) != number:
+            raise InputError(f"the special token {token!r} has two ids, {number} and {ids[token]}; save it again")
+    ordinary = {unspell(token): number for token, number in ids.items() if token not in special_tokens}
+    return Vocabulary(
+        ids=ordinary,
+        merges=[(unspell(left), unspell(right)) for left, right in merges],
+        special_tokens=dict(special_tokens),
+        pattern=pattern,
+    )
+
+
+def write_gpt2(vocabulary: Vocabulary, directory: Path) -> list[Path]:
+    """Write ``vocab.json`` and ``merges.txt`` into ``directory`` (made where missing); return their paths.
+
+    Raises:
+        InputError: the pattern is not GPT-2's, which the files could not say, or one of them exists.
+    """
+    if vocabulary.pattern != GPT2:
+        raise InputError(
+            f"vocab.json and merges.txt imply GPT-2's splitting pattern, this tokenizer has {vocabulary.pattern.name}; "
+            "use tokenizer.json, which holds the pattern"
+        )
+    spelled = {spell(token): number for token, number in vocabulary.ids.items()} | dict(vocabulary.special_tokens)
+    in_order = dict(sorted(spelled.items(), key=lambda item: item[1]))
+    merges = [f"{spell(left)} {spell(right)}" for left, right in vocabulary.merges]
+    vocabulary_file, merges_file = directory / "vocab.json", directory / "merges.txt"
+    _write_new(vocabulary_file, json.dumps(in_order, ensure_ascii=False) + "\n")
+    _write_new(merges_file, "\n".join([_HEADING, *merges, ""]))
+    return [vocabulary_file, merges_file]
+
+
+def write_tiktoken(vocabulary: Vocabulary, path: Path) -> Path:
+    """Write the ranks of the ordinary tokens as ``tiktoken.load.load_tiktoken_bpe`` reads them; return the path.
+
+    Raises:
+        InputError: the file exists, or the merges are not such that ranks of tokens give the same ids.
+    """
+    if not in_order_of_training(vocabulary.merges):
+        raise InputError("these merges cannot be written as ranks of tokens: tiktoken would give other ids")
+    in_order = sorted(vocabulary.ids.items(), key=lambda item: item[1])
+    lines = [f"{base64.b64encode(token).decode('ascii')} {number}\n" for token, number in in_order]
+    _write_new(path, "".join(lines))
+    return path
+
+
+def _write_new(path: Path, text: str) -> None:
+    if path.exists():
+        raise InputError(f"{path} exists; choose another directory, or delete it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)

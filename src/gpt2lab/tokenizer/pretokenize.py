@@ -1,0 +1,164 @@
+r"""Splitting text into words, the units that byte-pair encoding never merges across.
+
+GPT-2 (Radford et al. 2019, section 2.2) splits by category of character before it merges, so that the vocabulary is not
+filled with "dog." and "dog!" beside "dog". A word is a contraction, or letters, digits or other marks with at most one
+space before them, or white space of which the last space is left to the word that follows::
+
+    "Hello,  it's 1999"  ->  "Hello"  ","  " "  " it"  "'s"  " 1999"
+
+GPT-4's pattern (``cl100k``) moreover takes digits by threes, ends marks with their newlines, and lets any one mark,
+not only a space, lead a word.
+
+The published pattern is what counts. Beside it stands a form that gives the same words faster: possessive repeats
+(``++``) never backtrack. tiktoken's core runs that form, and training runs it on Python's own ``re``, twice as fast as
+``regex``, with the Unicode categories written out as ranges.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import regex
+
+from gpt2lab.errors import InputError, one_of
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A splitting pattern.
+
+    Attributes:
+        name: ``gpt2``, ``cl100k``, or the expression itself where it is the user's own.
+        published: the expression that defines the words, in the syntax of ``regex``.
+        fast: an expression that finds the same words faster.
+        cut: where a text may be cut in two that split separately into the same words (matches the place, of no width);
+            ``None`` where that is not known, as for the user's own patterns.
+    """
+
+    name: str
+    published: str
+    fast: str
+    cut: str | None
+
+    def split(self, text: str) -> list[str]:
+        """Return the words of ``text``, in order; they join to ``text``."""
+        return _compiled(self.published).findall(text)
+
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        """Cut ``text`` into pieces that split into the same words, each cut at the first place after ``size``."""
+        start = 0
+        while self.cut is not None and len(text) - start > size:
+            place = _compiled(self.cut).search(text, start + size)
+            if place is None:
+                break
+            yield text[start : place.start()]
+            start = place.start()
+        yield text[start:]
+
+
+GPT2 = Pattern(
+    name="gpt2",
+    published=r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    fast=r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}]++| ?[\p{N}]++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s",
+    cut=r"(?<=\S)(?=\s)",  # no word goes on from another character to white space
+)
+CL100K = Pattern(
+    name="cl100k",
+    published=(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    fast=(
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+[\p{L}]++|[\p{N}]{1,3}+"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s+(?!\S)|\s"
+    ),
+    cut=r"(?<=\S)(?=[ \t])",  # but marks here take the newlines that follow
+)
+PATTERNS = {pattern.name: pattern for pattern in (GPT2, CL100K)}
+
+# An expression of one's own is tried on this: some of every kind of character, and the runs that go wrong.
+_PROBE = "It's 1999,  naïve  a_b\t\n\n\r\n x=-1.5e3;\x00\u00a0\u4f60\u597d\U0001f600  'll\u0301 \u200d. "
+
+
+def find_pattern(pattern: str) -> Pattern:
+    """Return the named pattern (``gpt2``, ``cl100k``), or one made of the user's own regular expression.
+
+    What an expression leaves between its matches is a word too, so that no text is lost.
+
+    Raises:
+        InputError: an unknown name, or an expression that does not compile or that matches the empty text.
+    """
+    if pattern in PATTERNS:
+        return PATTERNS[pattern]
+    for known in PATTERNS.values():
+        if pattern in (known.published, known.fast):
+            return known
+    if re.fullmatch(r"\w*", pattern):
+        one_of("splitting pattern", pattern, PATTERNS)
+    return _own_pattern(pattern)
+
+
+@functools.cache
+def _own_pattern(expression: str) -> Pattern:
+    whole = rf"(?:{expression})|(?:(?!{expression})[\s\S])++"
+    try:
+        words = [match.group() for match in regex.compile(whole).finditer(_PROBE)]
+    except regex.error as error:
+        raise InputError(f"the splitting pattern {expression!r} is no regular expression: {error}") from None
+    if "" in words or "".join(words) != _PROBE:
+        raise InputError(
+            f"the splitting pattern {expression!r} matches the empty text; each match must take a character"
+        )
+    if regex.compile(whole).groups:
+        raise InputError(f"the splitting pattern {expression!r} has a capturing group; write (?:...) for (...)")
+    return Pattern(name=expression, published=whole, fast=whole, cut=None)
+
+
+def well_formed(text: str) -> str:
+    """Return ``text`` as UTF-8 can hold it: two surrogates that form a pair become their character, a lone one U+FFFD.
+
+    Half of a pair is no character and has no bytes, so it cannot come back when decoded; all other text does, exactly.
+    This is also tiktoken's rule.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def split_fast(pattern: Pattern, text: str) -> list[str]:
+    """Return the words of ``text``, the same as ``pattern.split``, sooner; the text must be well formed."""
+    if pattern.name not in PATTERNS or (not text.isascii() and _beyond_bmp().search(text)):
+        return _compiled(pattern.fast).findall(text)
+    return _compiled_for_re(pattern.fast).findall(text)
+
+
+@functools.cache
+def _compiled(expression: str) -> regex.Pattern[str]:
+    return regex.compile(expression)
+
+
+@functools.cache
+def _beyond_bmp() -> re.Pattern[str]:
+    return re.compile("[\U00010000-\U0010ffff]")
+
+
+@functools.cache
+def _compiled_for_re(expression: str) -> re.Pattern[str]:
+    r"""Compile for ``re``, which knows no \p{L} and takes \s and \S otherwise; holds for the BMP only."""
+    space, not_space, letters, digits = (_bmp_ranges(c) for c in (r"\s", r"\S", r"\p{L}", r"\p{N}"))
+    expression = re.sub(r"\[[^]]*\]", lambda one: one[0].replace(r"\s", space), expression)  # within a class
+    expression = expression.replace(r"\p{L}", letters).replace(r"\p{N}", digits)
+    return re.compile(expression.replace(r"\s", f"[{space}]").replace(r"\S", f"[{not_space}]"))
+
+
+@functools.cache
+def _bmp_ranges(category: str) -> str:
+    """Return the characters of a category in the Basic Multilingual Plane as ranges for a character class."""
+    characters = "".join(map(chr, range(0x10000)))
+    spans = (match.span() for match in regex.finditer(f"{category}+", characters))
+    return "".join(f"\\u{start:04x}-\\u{end - 1:04x}" for start, end in spans)

@@ -1,0 +1,251 @@
+"""The tokenizer that the rest of the laboratory uses: text to ids and back.
+
+Ids follow GPT-2: the first 256 are the bytes, in GPT-2's order, then come the merges by rank, then the special tokens.
+A special token (``<|endoftext|>`` between documents) is made only where it is allowed; elsewhere its text is ordinary
+text, so that no web page can break a corpus. Every ``str`` encodes, every list of ids decodes to bytes.
+
+Encoding runs on tiktoken's core, loaded with these merges, and gives what :meth:`Tokenizer.encode_readably` gives,
+which is the definition.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import tiktoken
+
+from gpt2lab.errors import InputError, one_of
+from gpt2lab.tokenizer.alphabet import BYTE_ORDER
+from gpt2lab.tokenizer.bpe import Merge, encode_text, in_order_of_training
+from gpt2lab.tokenizer.counting import count_words
+from gpt2lab.tokenizer.formats import read_gpt2
+from gpt2lab.tokenizer.pretokenize import find_pattern
+from gpt2lab.tokenizer.tokenizer_json import read_tokenizer_json, write_tokenizer_json
+from gpt2lab.tokenizer.trainer import Progress, learn_merges
+from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
+
+END_OF_TEXT = "<|endoftext|>"
+
+_BYTES = [bytes([byte]) for byte in BYTE_ORDER]
+
+# tiktoken's expression engine gives up on about a million characters of white space without a word between.
+_LONGEST = 500_000
+_LONG_SPACE = re.compile(r"\s{1000}")
+
+
+class Tokenizer:
+    """Byte-level byte-pair encoding. Make one by :meth:`train`, :meth:`load` or :meth:`gpt2`."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._by_id = vocabulary.by_id
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        special_tokens: Iterable[str] = (END_OF_TEXT,),
+        *,
+        pattern: str = "gpt2",
+        min_frequency: int = 2,
+        progress: Progress | None = None,
+    ) -> Tokenizer:
+        """Learn a vocabulary from texts.
+
+        Args:
+            texts: Any iterable of documents; read once, never held as a whole.
+            vocab_size: Tokens in all: 256 bytes, merges, special tokens. With no room for merges the result is the
+                tokenizer of bytes. Where the texts give fewer merges, ``n_vocab`` of the result is smaller.
+            special_tokens: They get the last ids; no merge is learned from their texts.
+            pattern: ``gpt2``, ``cl100k`` or a regular expression of one's own.
+            min_frequency: A pair that occurs less often is not merged.
+            progress: Called with (merges made, merges wanted) now and then.
+
+        Raises:
+            InputError: ``vocab_size`` is too small, the texts hold nothing, a special token comes twice or is also an
+                ordinary token, or the pattern cannot be used.
+        """
+        names = unique_special_tokens(special_tokens)
+        splitting = find_pattern(pattern)
+        n_merges = vocab_size - len(BYTE_ORDER) - len(names)
+        if n_merges < 0:
+            raise InputError(
+                f"a vocabulary of {vocab_size} is too small: give at least {vocab_size - n_merges} "
+                f"(256 bytes and {len(names)} special tokens)"
+            )
+        if isinstance(texts, str):
+            raise InputError("the texts to train on are one str; give a list of them, such as [text]")
+        pairs: list[tuple[int, int]] = []
+        if n_merges:
+            counts = count_words(texts, splitting, names)
+            if not counts:
+                raise InputError("there is no text to train a tokenizer on; give at least one text that is not empty")
+            pairs = learn_merges(counts, n_merges, min_frequency=min_frequency, progress=progress)
+        return cls(in_gpt2_order(_as_bytes(pairs), names, splitting))
+
+    @classmethod
+    def gpt2(cls, directory: Path | str) -> Tokenizer:
+        """Read GPT-2's own vocabulary: encoder.json and vocab.bpe, or vocab.json and merges.txt.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        return cls(read_gpt2(Path(directory)))
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Tokenizer:
+        """Read what :meth:`save` wrote, or any byte-level BPE in Hugging Face's format (``tokenizer.json``).
+
+        Raises:
+            InputError: the file is missing or damaged, or not a byte-level BPE.
+        """
+        return cls(read_tokenizer_json(Path(directory)))
+
+    def save(self, directory: Path | str) -> None:
+        """Write ``tokenizer.json``, in Hugging Face's format, into a directory (made where missing).
+
+        Raises:
+            InputError: another tokenizer lies there already.
+        """
+        write_tokenizer_json(self._vocabulary, Path(directory))
+
+    @property
+    def n_vocab(self) -> int:
+        """The number of tokens, special ones included: ids are 0 to ``n_vocab - 1``."""
+        return len(self._by_id)
+
+    @property
+    def vocab(self) -> dict[int, bytes]:
+        """The bytes of every id; a special token's are its text."""
+        return dict(self._by_id)
+
+    @property
+    def merges(self) -> list[Merge]:
+        """The two parts of each merge, by rank."""
+        return list(self._vocabulary.merges)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The id of each special token."""
+        return dict(self._vocabulary.special_tokens)
+
+    @property
+    def eot(self) -> int | None:
+        """The id of ``<|endoftext|>``, which stands between documents; ``None`` where the vocabulary has none."""
+        return self._vocabulary.special_tokens.get(END_OF_TEXT)
+
+    @property
+    def pattern(self) -> str:
+        """The splitting pattern: its name, or the expression where it has none."""
+        return self._vocabulary.pattern.name
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over merges, ids, special tokens and pattern: equal where every text gets equal ids."""
+        return self._vocabulary.fingerprint()
+
+    def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
+        """Return the ids of a text.
+
+        Args:
+            text: Any ``str``. Half a surrogate pair, which no encoding can hold, counts as U+FFFD.
+            allowed_special: The special tokens to make of their texts: names, or ``"all"``. Others are ordinary text.
+
+        Raises:
+            InputError: ``allowed_special`` names no special token of this vocabulary.
+        """
+        return self._encode(text, self._allowed(allowed_special), readably=False)
+
+    def encode_batch(self, texts: Sequence[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
+        """Return the ids of each text, on all cores."""
+        allowed = self._allowed(allowed_special)
+        return [self._encode(text, allowed, readably=False) for text in texts]
+
+    def encode_readably(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
+        """Return the same as :meth:`encode` by the plain program of :mod:`gpt2lab.tokenizer.bpe`, slowly."""
+        return self._encode(text, self._allowed(allowed_special), readably=True)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of some ids.
+
+        Raises:
+            InputError: an id is outside the vocabulary.
+        """
+        try:
+            return b"".join([self._by_id[number] for number in ids])
+        except KeyError as unknown:
+            raise InputError(
+                f"the id {unknown.args[0]} is outside the vocabulary; ids are 0 to {self.n_vocab - 1}"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of some ids; bytes that are not UTF-8, such as half a character, become U+FFFD.
+
+        Raises:
+            InputError: an id is outside the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def _allowed(self, names: Iterable[str]) -> frozenset[str]:
+        if names == "all":
+            return frozenset(self._vocabulary.special_tokens)
+        allowed = [names] if isinstance(names, str) else list(names)
+        for name in allowed:
+            one_of("special token", name, self._vocabulary.special_tokens)
+        return frozenset(allowed)
+
+    def _encode(self, text: str, allowed: frozenset[str], *, readably: bool) -> list[int]:
+        encode = self._encode_readably if readably else self._encode_fast
+        if not allowed:
+            return encode(text)
+        pieces = re.split("(" + "|".join(map(re.escape, sorted(allowed, key=len, reverse=True))) + ")", text)
+        specials = self._vocabulary.special_tokens
+        parts = ([specials[piece]] if i % 2 else encode(piece) for i, piece in enumerate(pieces))
+        return list(chain.from_iterable(parts))
+
+    def _encode_readably(self, text: str) -> list[int]:
+        ids = self._vocabulary.ids
+        return [ids[token] for token in encode_text(text, self._vocabulary.pattern, self._ranks)]
+
+    def _encode_fast(self, text: str) -> list[int]:
+        if self._core is None:
+            return self._encode_readably(text)
+        if len(text) <= _LONGEST:
+            return self._core.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in self._vocabulary.pattern.pieces(text, _LONGEST):
+            too_long = len(piece) > 2 * _LONGEST and _LONG_SPACE.search(piece)
+            ids += self._encode_readably(piece) if too_long else self._core.encode_ordinary(piece)
+        return ids
+
+    @functools.cached_property
+    def _ranks(self) -> dict[Merge, int]:
+        return {merge: rank for rank, merge in reversed(list(enumerate(self._vocabulary.merges)))}
+
+    @functools.cached_property
+    def _core(self) -> tiktoken.Encoding | None:
+        """tiktoken's core with these merges; ``None`` where it would not give the same ids."""
+        ids, merges = self._vocabulary.ids, self._vocabulary.merges
+        made = [left + right for left, right in merges]
+        numbers = [ids[token] for token in made]
+        if numbers != sorted(numbers) or not in_order_of_training(merges):
+            return None
+        ranks = {token: ids[token] for token in chain(_BYTES, made)}
+        return tiktoken.Encoding(
+            "gpt2lab", pat_str=self._vocabulary.pattern.fast, mergeable_ranks=ranks, special_tokens={}
+        )
+
+
+def _as_bytes(pairs: Sequence[tuple[int, int]]) -> list[Merge]:
+    """Return merges given as pairs of ids as pairs of bytes."""
+    tokens = list(_BYTES)
+    merges: list[Merge] = []
+    for left, right in pairs:
+        merges.append((tokens[left], tokens[right]))
+        tokens.append(tokens[left] + tokens[right])
+    return merges

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2lab import Tokenizer
+from gpt2lab.errors import InputError
+from gpt2lab.tokenizer.alphabet import unspell
+
+CORPUS = [
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it's 1999.",
+    "aaaaaaaaa aaa aaaa    \n\n\n    def f(x):\n        return x+1\n  naïve café 你好 😀😀 don't we'll",
+    "low low low lower lowest newest newest newer wider wide",
+] * 2
+
+# Characters of which every Unicode table in use agrees what they are: those that this Python knows.
+KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
+MIXED = st.text(st.one_of(KNOWN, st.sampled_from(" \t\n\r'sdmtlvraeéA19=-你😀\u0301\u200d\u00a0")), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    return Tokenizer.train(CORPUS, 320)
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_vocabulary: Path) -> Tokenizer:
+    return Tokenizer.gpt2(gpt2_vocabulary)
+
+
+@pytest.fixture(scope="module")
+def oracle(gpt2_vocabulary: Path) -> tiktoken.Encoding:
+    """tiktoken's own GPT-2, built by hand from OpenAI's file."""
+    ids = json.loads((gpt2_vocabulary / "encoder.json").read_text(encoding="utf-8"))
+    end = ids.pop("<|endoftext|>")
+    return tiktoken.Encoding(
+        "gpt2-by-hand",
+        pat_str=r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+        mergeable_ranks={unspell(token): number for token, number in ids.items()},
+        special_tokens={"<|endoftext|>": end},
+    )
+
+
+def test_the_first_256_ids_are_the_bytes_in_gpt2s_order(small: Tokenizer, oracle: tiktoken.Encoding) -> None:
+    assert [small.vocab[number] for number in range(256)] == [
+        oracle.decode_single_token_bytes(number) for number in range(256)
+    ]
+
+
+def test_merges_follow_the_bytes_and_special_tokens_come_last(small: Tokenizer) -> None:
+    assert [small.vocab[256 + rank] for rank in range(len(small.merges))] == [a + b for a, b in small.merges]
+    assert small.eot == small.n_vocab - 1 == 319
+    assert small.special_tokens == {"<|endoftext|>": 319}
+    assert small.vocab[319] == b"<|endoftext|>"
+
+
+def test_gpt2_has_its_published_ids(gpt2: Tokenizer) -> None:
+    assert (gpt2.n_vocab, gpt2.eot) == (50257, 50256)
+    assert gpt2.encode("Hello,  it's 1999") == [15496, 11, 220, 340, 338, 7358]
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wikitext2-valid.txt", "hellaswag_val_1000.jsonl"])
+def test_real_text_gets_tiktokens_ids(
+    name: str, gpt2_vocabulary: Path, gpt2: Tokenizer, oracle: tiktoken.Encoding
+) -> None:
+    text = (gpt2_vocabulary.parent / name).read_text(encoding="utf-8")
+    ids = gpt2.encode(text)
+    assert ids == oracle.encode_ordinary(text)
+    assert gpt2.decode(ids) == text
+
+
+def test_real_text_is_encoded_alike_by_both_encoders(gpt2: Tokenizer, wikitext2: Path) -> None:
+    text = wikitext2.read_text(encoding="utf-8")[:200_000]
+    assert gpt2.encode_readably(text) == gpt2.encode(text)
+
+
+@given(text=MIXED)
+@settings(max_examples=300, deadline=None)
+def test_any_text_gets_the_ids_of_the_oracle_and_comes_back(
+    text: str, gpt2: Tokenizer, small: Tokenizer, oracle: tiktoken.Encoding
+) -> None:
+    assert gpt2.encode(text) == gpt2.encode_readably(text) == oracle.encode_ordinary(text)
+    assert small.encode(text) == small.encode_readably(text)
+    assert gpt2.decode(gpt2.encode(text)) == small.decode(small.encode(text)) == text
+
+
+@given(text=st.text(st.characters(), max_size=20))
+def test_half_a_surrogate_pair_becomes_the_replacement_character(text: str, small: Tokenizer) -> None:
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert small.decode(small.encode(text)) == whole
+    assert small.encode(text) == small.encode(whole)
+
+
+@given(ids=st.lists(st.integers(0, 319)))
+def test_any_ids_decode_to_their_bytes_in_a_row(ids: list[int], small: Tokenizer) -> None:
+    assert small.decode_bytes(ids) == b"".join(small.vocab[number] for number in ids)
+    assert small.decode(ids) == small.decode_bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("number", [-1, 320, 10**9])
+def test_an_id_outside_the_vocabulary_is_refused(number: int, small: Tokenizer) -> None:
+    with pytest.raises(InputError, match=rf"the id {number} is outside the vocabulary; ids are 0 to 319"):
+        small.decode([1, number])
+
+
+def test_the_text_of_a_special_token_is_ordinary_unless_allowed(small: Tokenizer) -> None:
+    text = "low<|endoftext|>lower"
+    assert small.eot is not None
+    assert small.eot not in small.encode(text)
+    assert small.decode(small.encode(text)) == text
+    expected = [*small.encode("low"), small.eot, *small.encode("lower")]
+    assert small.encode(text, allowed_special=["<|endoftext|>"]) == expected
+    assert small.encode(text, allowed_special="all") == small.encode_readably(text, allowed_special="all") == expected
+
+
+def test_of_two_special_tokens_at_one_place_the_longer_is_made() -> None:
+    tokenizer = Tokenizer.train([], 256 + 2, ["<|a|>", "<|a|><|b|>"])
+    assert tokenizer.encode("<|a|><|b|><|a|>", "all") == [257, 256]
+
+
+def test_an_unknown_special_token_is_refused_with_the_nearest_name(small: Tokenizer) -> None:
+    with pytest.raises(InputError, match=r'unknown special token "<\|endtext\|>" \(did you mean "<\|endoftext\|>"\?\)'):
+        small.encode("a", allowed_special=["<|endtext|>"])
+
+
+def test_a_batch_gives_what_each_text_gives(small: Tokenizer) -> None:
+    texts = ["", "low", "<|endoftext|>", *CORPUS, "a\ud800"] * 5
+    assert small.encode_batch(texts) == [small.encode(text) for text in texts]
+    assert small.encode_batch(texts, "all") == [small.encode(text, "all") for text in texts]
+    assert small.encode_batch([]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 100_000, " " * 100_000, "\n" * 100_000 + "x", "xyzq" * 25_000, "é" * 50_000, " " * 1_200_000 + "x"],
+    ids=["letter", "spaces", "newlines", "pattern", "two bytes", "more space than the core can take"],
+)
+def test_long_runs_encode_alike_in_both_encoders(text: str, gpt2: Tokenizer) -> None:
+    ids = gpt2.encode(text)
+    assert ids == gpt2.encode_readably(text)
+    assert gpt2.decode(ids) == text
+
+
+def test_a_long_text_is_encoded_in_pieces_that_change_nothing(gpt2: Tokenizer, oracle: tiktoken.Encoding) -> None:
+    text = "It's  the\n\n  naïve café 😀 don't\t" * 60_000
+    assert gpt2.encode(text) == oracle.encode_ordinary(text)
+
+
+def test_no_merges_give_the_tokenizer_of_bytes() -> None:
+    tokenizer = Tokenizer.train([], 257)
+    assert tokenizer.merges == []
+    assert tokenizer.decode_bytes(tokenizer.encode("é\n")) == b"\xc3\xa9\n"
+    assert len(tokenizer.encode("é\n")) == 3
+    assert tokenizer.encode("é\n") == tokenizer.encode_readably("é\n")
+
+
+def test_what_is_saved_loads_as_the_same_tokenizer(tmp_path: Path, small: Tokenizer) -> None:
+    small.save(tmp_path / "new" / "folder")
+    loaded = Tokenizer.load(tmp_path / "new" / "folder")
+    assert loaded.fingerprint == small.fingerprint
+    assert (loaded.vocab, loaded.merges, loaded.special_tokens) == (small.vocab, small.merges, small.special_tokens)
+    assert loaded.encode(CORPUS[1]) == small.encode(CORPUS[1])
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["tokenizer.json"]
+
+
+def test_saving_over_the_same_tokenizer_is_no_harm_and_over_another_refused(tmp_path: Path, small: Tokenizer) -> None:
+    small.save(tmp_path)
+    small.save(tmp_path)
+    with pytest.raises(InputError, match="is another tokenizer"):
+        Tokenizer.train([], 256, ()).save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == small.fingerprint
+
+
+def test_the_fingerprint_tells_every_difference_that_changes_ids(small: Tokenizer) -> None:
+    tokenizers = [
+        small,
+        Tokenizer.train(CORPUS, 319),
+        Tokenizer.train(CORPUS, 320, ["<|end|>"]),
+        Tokenizer.train(CORPUS, 320, pattern="cl100k"),
+        Tokenizer.train(CORPUS[:3], 320),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in tokenizers}) == len(tokenizers)
+    assert Tokenizer.train(CORPUS, 320).fingerprint == small.fingerprint
+
+
+def test_only_characters_known_to_this_python_are_drawn() -> None:
+    assert unicodedata.unidata_version >= "14.0.0"
