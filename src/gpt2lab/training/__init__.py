@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from gpt2lab.training.checkpoint import Checkpoint, load_model
 from gpt2lab.training.config import RECIPES, OptimConfig, TrainConfig, from_dict, to_dict
-from gpt2lab.training.loop import Hooks, HooksFor, Interrupted, StepReport
+from gpt2lab.training.hooks import Hooks, HooksFor, StepReport
+from gpt2lab.training.interrupt import Interrupted
 from gpt2lab.training.session import resume, saved_config, start
 
 __all__ = [

@@ -4,11 +4,12 @@
         model.safetensors        weights
         optimizer.safetensors    AdamW's two moments and step count of each parameter, as NAME.exp_avg, ...
         state.json               step, losses, settings and the fingerprints of tokenizer and data
-        manifest.json            SHA-256 and size of each of the above, written last
+        manifest.json            SHA-256 and size of each of the above
 
-A checkpoint is written into a folder with a temporary name, synced, and renamed. A folder without its manifest, or
-with a file that does not match it, is not a checkpoint. Nothing is ever unpickled. There is no random state to keep:
-dropout is seeded from (seed, step, micro-step, rank), and the order of the data is a function of the step.
+A checkpoint is written into a folder with a temporary name, synced, and renamed; to be removed it is renamed back
+first, so that at every moment it is there whole or not at all. `verify` tells one that was damaged later. Nothing is
+ever unpickled. There is no random state to keep: dropout is seeded from (seed, step, micro-step, rank), and the order
+of the data is a function of the step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, sha256_of, sync_directory, write_json
+from gpt2lab.files import read_json, sha256_of, sync_directory, temporary_name, write_json
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
 from gpt2lab.training.config import from_dict
@@ -52,23 +53,32 @@ class Checkpoint:
 
 
 def save(run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> Checkpoint:
-    """Write the checkpoint of ``state["step"]``. What has its name already is kept under another."""
+    """Write the checkpoint of ``state["step"]``, of which there must be none yet.
+
+    Raises:
+        InputError: The disk is full, or the folder cannot be written; what was there is as it was.
+    """
     final = run.checkpoints / f"step_{state['step']:08d}"
-    beside = run.checkpoints / f".{final.name}.{os.getpid()}.tmp"
-    beside.mkdir()
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    _save_tensors(weights, beside / "model.safetensors")
-    _save_tensors(_moments(model, optimiser), beside / "optimizer.safetensors")
-    write_json(beside / "state.json", state)
-    files = {name: {"sha256": sha256_of(beside / name), "bytes": (beside / name).stat().st_size} for name in _FILES}
-    manifest = {"format": FORMAT, "step": state["step"], "val_loss": state["val_loss"], "files": files}
-    write_json(beside / "manifest.json", manifest)
-    sync_directory(beside)
-    if final.exists():
-        final.rename(Run.unused(final.with_name(f"{final.name}.replaced")))
-    beside.rename(final)
-    sync_directory(run.checkpoints)
+    beside = temporary_name(final)
+    try:
+        beside.mkdir()
+        _write(beside, model, optimiser, state)
+        beside.rename(final)
+        sync_directory(run.checkpoints)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise InputError(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
     return Checkpoint(final, state["step"], state["val_loss"])
+
+
+def _write(folder: Path, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    _save_tensors(weights, folder / "model.safetensors")
+    _save_tensors(_moments(model, optimiser), folder / "optimizer.safetensors")
+    write_json(folder / "state.json", state)
+    files = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES}
+    write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
+    sync_directory(folder)
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -87,13 +97,21 @@ def _moments(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Te
 
 
 def complete(run: Run) -> list[Checkpoint]:
-    """Return the checkpoints that have a manifest, by step."""
-    found = []
-    for folder in run.checkpoints.iterdir() if run.checkpoints.is_dir() else ():
-        if _NAME.fullmatch(folder.name) and (folder / "manifest.json").is_file():
-            manifest = read_json(folder / "manifest.json")
-            found.append(Checkpoint(folder, manifest["step"], manifest["val_loss"]))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    """Return the checkpoints by step, damaged ones too: those say so when they are verified."""
+    return [Checkpoint(folder, step, _val_loss(folder)) for step, folder in _folders(run)]
+
+
+def _folders(run: Run) -> list[tuple[int, Path]]:
+    folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    return sorted((int(match[1]), folder) for folder in folders if (match := _NAME.fullmatch(folder.name)))
+
+
+def _val_loss(folder: Path) -> float | None:
+    try:
+        loss = read_json(folder / "state.json")["val_loss"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return loss if isinstance(loss, float) else None
 
 
 def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -108,19 +126,30 @@ def verify(checkpoint: Checkpoint) -> None:
     Raises:
         InputError: A file is missing, truncated or altered (named).
     """
-    manifest = read_json(checkpoint.path / "manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{checkpoint.path}: format {manifest.get('format')}; this version reads format {FORMAT}")
-    for name in _FILES:
-        path, wanted = checkpoint.path / name, manifest["files"].get(name)
-        if wanted is None or not path.is_file():
+    for name, (size, sha256) in _manifest(checkpoint.path / "manifest.json").items():
+        path = checkpoint.path / name
+        if not path.is_file():
             raise InputError(f"{path} is missing: the checkpoint is incomplete; use an earlier one")
-        if path.stat().st_size != wanted["bytes"]:
+        if path.stat().st_size != size:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, not {wanted['bytes']}: it was cut off or altered"
+                f"{path} has {path.stat().st_size} bytes, not {size}: it was cut off or altered; "
+                "use an earlier checkpoint"
             )
-        if sha256_of(path) != wanted["sha256"]:
+        if sha256_of(path) != sha256:
             raise InputError(f"{path} does not match its SHA-256: it was altered; use an earlier checkpoint")
+    if (step := checkpoint.state["step"]) != checkpoint.step:
+        raise InputError(f"{checkpoint.path} holds step {step}: it was renamed; give it its own name again")
+
+
+def _manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Return the size and SHA-256 of each file of a checkpoint."""
+    manifest = read_json(path)
+    try:
+        if manifest["format"] != FORMAT:
+            raise InputError(f"{path}: format {manifest['format']}; this version reads format {FORMAT}")
+        return {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _FILES}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); use an earlier checkpoint") from error
 
 
 def find(run: Run, which: str) -> Checkpoint:
@@ -132,7 +161,8 @@ def find(run: Run, which: str) -> Checkpoint:
     checkpoints = complete(run)
     if not checkpoints:
         raise InputError(
-            f"{run.path} has no complete checkpoint yet; the first is written after checkpoint_every steps"
+            f"{run.path} has no checkpoint yet, the first comes after checkpoint_every steps; "
+            "start the run anew with another --out"
         )
     if which == "last":
         return checkpoints[-1]
@@ -207,23 +237,17 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
     return model.to(device or torch.device("cpu")).eval(), checkpoint
 
 
-def clean(run: Run) -> None:
-    """Remove what a save that was killed left behind."""
-    for stray in run.checkpoints.glob(".step_*.tmp"):
-        shutil.rmtree(stray)
-
-
 def prune(run: Run, keep_last: int) -> None:
     """Remove all but the newest ``keep_last`` checkpoints and the best."""
     checkpoints = complete(run)
-    kept = {c.step for c in checkpoints[-keep_last:]}
-    top = best(checkpoints)
+    kept = [*checkpoints[-keep_last:], best(checkpoints)]
     for checkpoint in checkpoints:
-        if checkpoint.step not in kept and checkpoint != top:
-            shutil.rmtree(checkpoint.path)
+        if checkpoint not in kept:
+            stray = checkpoint.path.rename(temporary_name(checkpoint.path))
+            shutil.rmtree(stray)
 
 
 def set_aside(run: Run, after: int) -> list[str]:
     """Rename the checkpoints of later steps than ``after``, where a run is about to go on; return their names."""
-    later = [c.path for c in complete(run) if c.step > after]
+    later = [folder for step, folder in _folders(run) if step > after]
     return [p.rename(Run.unused(p.with_name(f"{p.name}.before_resume_at_{after}"))).name for p in later]

@@ -7,6 +7,7 @@ replace the recipe's values one by one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -17,6 +18,14 @@ from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.model.config import PRESETS, GPTConfig
 
 T = TypeVar("T")
+LENGTHS = ("steps", "epochs", "max_tokens")
+"""The options that say how long a run is: one of them at most is given."""
+
+
+def _require(true: bool, name: str, value: object, allowed: str) -> None:
+    """Raise `InputError` unless an option's value is allowed. Compare so that NaN is not."""
+    if not true:
+        raise InputError(f"{name} is {value}; it must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -41,20 +50,14 @@ class OptimConfig:
     """Largest norm of the gradient; larger ones are scaled down to it."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < 1:
-            raise InputError(f"optim.lr is {self.lr}; it must be above 0 and below 1, such as 6e-4")
-        if not 0 <= self.final_lr <= self.lr:
-            raise InputError(f"optim.min_lr is {self.min_lr}; it must be between 0 and optim.lr {self.lr}")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise InputError(f"optim.warmup_steps is {self.warmup_steps}; it must be at least 0")
+        _require(0 < self.lr < 1, "optim.lr", self.lr, "above 0 and below 1, such as 6e-4")
+        _require(0 <= self.final_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr {self.lr}")
+        _require((self.warmup_steps or 0) >= 0, "optim.warmup_steps", self.warmup_steps, "at least 0")
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "at least 0 and below 1")
         for name in ("eps", "grad_clip"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be above 0")
-        if self.weight_decay < 0:
-            raise InputError(f"optim.weight_decay is {self.weight_decay}; it must be at least 0")
+            _require(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0 and finite")
+        _require(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "at least 0 and finite")
 
     @property
     def final_lr(self) -> float:
@@ -129,24 +132,24 @@ class TrainConfig:
             object.__setattr__(self, "batch_tokens", recipe.batch_tokens)
         self._check_length()
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_tokens", "sample_every", "patience"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.micro_batch != "auto" and self.micro_batch < 1:
-            raise InputError(f"micro_batch is {self.micro_batch}; give at least 1, or auto")
-        if not 1 <= self.window <= self.model.n_ctx:
-            raise InputError(f"seq_len is {self.seq_len}; the model's context allows 1 to {self.model.n_ctx}")
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(self.micro_batch == "auto" or self.micro_batch >= 1, "micro_batch", self.micro_batch, "auto or 1 up")
+        fits = 1 <= self.window <= self.model.n_ctx
+        _require(fits, "seq_len", self.seq_len, f"between 1 and the model's context of {self.model.n_ctx}")
 
     def _check_length(self) -> None:
-        lengths = {name: getattr(self, name) for name in ("steps", "epochs", "max_tokens")}
-        given = {name: value for name, value in lengths.items() if value is not None}
+        given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
         if len(given) > 1:
-            raise InputError(f"the length is given twice: {given}; give one of steps, epochs and max_tokens")
+            raise InputError(f"the length is given twice: {given}; give one of {', '.join(LENGTHS)}")
         for name, value in given.items():
-            if value <= 0:
-                raise InputError(f"{name} is {value}; it must be above 0")
+            _require(0 < value < math.inf, name, value, "above 0 and finite")
+
+    @property
+    def given_length(self) -> str | None:
+        """Which of steps, epochs and max_tokens is given, if any."""
+        return next((name for name in LENGTHS if getattr(self, name) is not None), None)
 
     @property
     def window(self) -> int:
@@ -182,37 +185,53 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     )
 
 
-def from_dict(values: dict[str, Any], kind: type[T] = TrainConfig, where: str = "config.json") -> T:
-    """Build the tree from plain values.
+def from_dict(values: Any, where: str = "config.json") -> TrainConfig:
+    """Build the tree from plain values, such as JSON gives; what is left out has its default.
+
+    Args:
+        values: A dictionary of options.
+        where: The file they are from, for messages.
 
     Raises:
         InputError: An option is unknown (the nearest is suggested), or has a value that it does not allow.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds {type(values).__name__}, not the options of a run by name; it is damaged")
+    try:
+        return _build(TrainConfig, values, "")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _build(kind: type[T], values: dict[str, Any], prefix: str) -> T:
     hints = typing.get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for name, value in values.items():
+    for name in values:
         if name not in hints:
-            raise InputError(f'{where}: unknown option "{name}"{did_you_mean(name, hints)}')
-        given[name] = _parse(hints[name], value, f"{where}: {name}")
-    return kind(**given)
+            raise InputError(f'unknown option "{prefix}{name}"{did_you_mean(name, hints)}')
+    return kind(**{name: _parse(hints[name], value, prefix + name) for name, value in values.items()})
 
 
-def _parse(hint: Any, value: Any, where: str) -> Any:
+def _parse(hint: Any, value: Any, name: str) -> Any:
+    """Return a value as the type hint wants it; JSON knows neither paths nor the difference of 1 and 1.0."""
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(value, cast(type, hint), where)
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
+        return _build(cast(type, hint), value, f"{name}.")
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         if option is Path and isinstance(value, str):
             return Path(value)
-        if option is float and type(value) is int:
+        if option is float and type(value) is int and abs(value) < 2**53:
             return float(value)
         if typing.get_origin(option) is Literal and value in typing.get_args(option):
             return value
         if isinstance(option, type) and type(value) is option:
             return value
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise InputError(f"{where} is {value!r}; it must be {wanted}")
+    raise InputError(f"{name} is {value!r}; it must be {' or '.join(map(_spoken, options))}")
+
+
+def _spoken(option: Any) -> str:
+    """Return what a type is called in a message."""
+    if typing.get_origin(option) is Literal:
+        return ", ".join(map(str, typing.get_args(option)))
+    return {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}.get(
+        option, "null" if option is types.NoneType else "options by name"
+    )

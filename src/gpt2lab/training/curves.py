@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from gpt2lab.files import write_atomically
 from gpt2lab.runs import Run
 
 TRAIN, VAL, RATE = "#0072B2", "#D55E00", "#666666"
@@ -38,7 +40,7 @@ def draw(run: Run, path: Path | None = None) -> Path:
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
     rate.grid(alpha=0.3)
-    beside = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(beside, dpi=130)
-    beside.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    write_atomically(path, picture.getvalue())
     return path

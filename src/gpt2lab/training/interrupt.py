@@ -9,6 +9,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from gpt2lab.runs import Run
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its state was saved; ``signal`` is its number."""
+
+    def __init__(self, signal: int, run: Run, step: int) -> None:
+        super().__init__(f"stopped after step {step} and saved; go on with: gpt2lab train --out {run.path} --resume")
+        self.signal, self.run, self.step = signal, run, step
+
 
 @contextmanager
 def catch_signals() -> Iterator[Callable[[], int | None]]:

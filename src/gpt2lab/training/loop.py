@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from gpt2lab import runtime
@@ -28,54 +28,15 @@ from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, mfu, peak_flops
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, curves
-from gpt2lab.training.interrupt import catch_signals
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.hooks import Hooks, StepReport
+from gpt2lab.training.interrupt import Interrupted, catch_signals
 from gpt2lab.training.optim import adamw, set_learning_rate
 from gpt2lab.training.schedule import learning_rate
-from gpt2lab.training.setup import Plan, batch_tokens, out_of_memory
+from gpt2lab.training.setup import Plan, batch_tokens
+from gpt2lab.training.validation import validation_loss
 
 log = logging.getLogger("gpt2lab")
-
-VALIDATION_PASS_TOKENS = 4_096
-"""Tokens of a validation pass: fixed, so that the loss has the same bits whatever the training batch."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What `on_step` is told after each update."""
-
-    step: int
-    """Updates done."""
-    steps: int
-    """Updates of the whole run."""
-    loss: float
-    """Mean loss of the step's batch, in nats per token."""
-    val_loss: float | None
-    """The newest validation loss."""
-    lr: float
-    grad_norm: float
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What else happens while a run goes on; the loop itself knows neither sampling nor evaluation."""
-
-    on_step: Callable[[StepReport], None] | None = None
-    """Called after each update."""
-    sample: Callable[[GPT, int], None] | None = None
-    """Called with the model, in evaluation mode, and the step, every ``sample_every`` steps and at the end."""
-
-
-HooksFor = Callable[[Run], Hooks]
-"""Makes the hooks of a run once its directory exists."""
-
-
-class Interrupted(Exception):
-    """A signal ended the run after its state was saved; ``signal`` is its number."""
-
-    def __init__(self, signal: int, run: Run, step: int) -> None:
-        super().__init__(f"stopped after step {step} and saved; go on with: gpt2lab train --out {run.path} --resume")
-        self.signal, self.run, self.step = signal, run, step
 
 
 @dataclass(frozen=True)
@@ -88,11 +49,28 @@ class Data:
     """Of the ``data`` and of its ``tokenizer``."""
 
     @classmethod
-    def open(cls, dataset: TokenDataset) -> Data:
-        """Check and open the splits that training uses."""
+    def open(cls, dataset: TokenDataset, config: TrainConfig) -> Data:
+        """Check and open the splits that training uses.
+
+        Raises:
+            InputError: One is damaged or shorter than a window, or patience has no validation split to go by.
+        """
         val = dataset.stream("val") if "val" in dataset.manifest.splits else None
-        fingerprints = {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
-        return cls(dataset.stream("train"), val, fingerprints)
+        if val is None and config.patience:
+            raise InputError(
+                f"patience is {config.patience}, but {dataset.directory} has no val split to go by; leave it out, or "
+                "prepare the data with a val fraction"
+            )
+        train = dataset.stream("train")
+        for stream in (train, val):
+            if stream is not None:
+                count_windows(stream, config.window)
+        return cls(train, val, cls.fingerprints_of(dataset))
+
+    @staticmethod
+    def fingerprints_of(dataset: TokenDataset) -> dict[str, str]:
+        """Return what tells this data and its tokenizer from others, without reading them."""
+        return {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
 
 
 @dataclass
@@ -112,6 +90,14 @@ class Progress:
     """Why the run is over; None while it is not."""
     scaler: dict[str, float] = dataclasses.field(default_factory=dict)
     """The state of the gradient scaler, where the precision is fp16."""
+
+
+class Update(NamedTuple):
+    """Figures of an optimiser step: its batch's mean loss in nats, its rate, the gradient's norm before clipping."""
+
+    loss: float
+    lr: float
+    grad_norm: float
 
 
 class Trainer:
@@ -136,17 +122,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         self.peak, self.peak_source = peak_flops(self.runtime.device, self.runtime.precision)
         self.progress = Progress()
-        self._newest_val = self.progress.val_loss
-        self._tokens_per_s = 0.0
+        self._newest_val: float | None = None
         if self.config.compile == "on":
             for block in self.model.h:
                 block.compile()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Take up the state of a checkpoint that was verified."""
+        """Take up the state of a checkpoint that was verified, to train on from it."""
         state = saved.state
         checkpoint.load_into(saved, self.model, self.optimiser)
         self.progress = Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})
+        self.progress.finished = None
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
 
@@ -155,67 +141,59 @@ class Trainer:
 
         Raises:
             Interrupted: A signal came; the state was saved.
-            InputError: Memory ran out, or the loss or gradient is not finite.
+            InputError: The loss or gradient is not finite, or the disk is full.
         """
-        try:
-            with catch_signals() as signals:
-                self._fit(signals)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            advice = out_of_memory(error, self.config)
-            if advice is None:
-                raise
-            raise advice from error
+        with catch_signals() as signals:
+            self._fit(signals)
+        log.info("finished: %s", self.progress.finished)
 
     def _fit(self, signals: Callable[[], int | None]) -> None:
         progress, config = self.progress, self.config
         clock = row_clock = time.perf_counter()
         row_step = progress.step
         while progress.finished is None:
-            report = self.update()
+            update = self.update()
             step, now = progress.step, time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
-            self._tokens_per_s = batch_tokens(config) * (step - row_step) / (now - row_clock)
+            tokens_per_s = batch_tokens(config) * (step - row_step) / (now - row_clock)
             last = step == self.plan.steps
-            self._validate(due=step % config.eval_every == 0 or last)
+            eval_due = last or step % config.eval_every == 0
+            self._validate(eval_due)
             self._stop_early(last)
             over, signal = progress.finished is not None, signals()
             if step % config.log_every == 0 or progress.val_loss is not None or over:
-                self._write_row(report)
+                self._write_row(update, tokens_per_s)
             if over or (config.sample_every and step % config.sample_every == 0):
                 self._sample()
             improved = progress.val_loss is not None and progress.evals_since_best == 0
             if step % config.checkpoint_every == 0 or improved or over or signal is not None:
                 self.save()
-            if progress.val_loss is not None or over or signal is not None:
+            if eval_due or over or signal is not None:
                 curves.draw(self.run)
-            self._tell(report)
+            self._tell(update, tokens_per_s)
             if progress.loss_count == 0:  # a row was written: its rate leaves out what else was done since
                 row_clock, row_step = time.perf_counter(), step
             if signal is not None and not over:
                 raise Interrupted(signal, self.run, step)
-        log.info("finished: %s", progress.finished)
 
-    def _tell(self, report: StepReport) -> None:
+    def _tell(self, update: Update, tokens_per_s: float) -> None:
         if self.hooks.on_step is not None:
-            told = dataclasses.replace(report, val_loss=self._newest_val, tokens_per_s=self._tokens_per_s)
-            self.hooks.on_step(told)
+            step, steps = self.progress.step, self.plan.steps
+            self.hooks.on_step(
+                StepReport(step, steps, update.loss, self._newest_val, update.lr, update.grad_norm, tokens_per_s)
+            )
 
-    def update(self) -> StepReport:
-        """Do one optimiser step."""
+    def update(self) -> Update:
+        """Do one optimiser step.
+
+        Raises:
+            InputError: The loss or the gradient is not finite; nothing was changed.
+        """
         step, config = self.progress.step, self.config
         self.model.train()
         total = torch.zeros((), device=self.runtime.device)
         for micro_step in range(self.loader.micro_steps):
-            batch = self.loader.batch(step, micro_step)
-            tokens = batch.tokens.to(self.runtime.device, non_blocking=True)
-            targets = batch.targets.to(self.runtime.device, non_blocking=True)
-            runtime.seed_step(config.seed, step + 1, micro_step, self.runtime.rank)
-            with self.runtime.autocast():
-                mean = self.model(tokens, targets).loss
-            assert mean is not None  # targets were given
-            part = mean / self.loader.micro_steps
-            self.scaler.scale(part).backward()
-            total += part.detach()
+            total += self._accumulate(step, micro_step)
         self.scaler.unscale_(self.optimiser)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip).item()
         loss = total.item()
@@ -228,7 +206,20 @@ class Trainer:
         self.progress.step += 1
         self.progress.loss_sum += loss
         self.progress.loss_count += 1
-        return StepReport(self.progress.step, self.plan.steps, loss, None, lr, grad_norm, self._tokens_per_s)
+        return Update(loss, lr, grad_norm)
+
+    def _accumulate(self, step: int, micro_step: int) -> torch.Tensor:
+        """Add a micro-batch's part to the gradients; return its part of the step's loss, shape ()."""
+        batch = self.loader.batch(step, micro_step)
+        tokens = batch.tokens.to(self.runtime.device, non_blocking=True)
+        targets = batch.targets.to(self.runtime.device, non_blocking=True)
+        runtime.seed_step(self.config.seed, step + 1, micro_step, self.runtime.rank)  # dropout
+        with self.runtime.autocast():
+            mean = self.model(tokens, targets).loss
+        assert mean is not None  # targets were given
+        part = mean / self.loader.micro_steps
+        self.scaler.scale(part).backward()
+        return part.detach()
 
     def _require_finite(self, loss: float, grad_norm: float, step: int) -> None:
         """Stop before a broken update. In fp16 an overflowing gradient is the scaler's to skip."""
@@ -236,7 +227,7 @@ class Trainer:
             return
         raise InputError(
             f"step {step + 1}: loss {loss}, gradient norm {grad_norm}: training diverged and the update was not made; "
-            f"lower --optim.lr (now {self.config.optim.lr}) and --resume, or see docs/troubleshooting.md"
+            f"start anew with a lower --optim.lr (now {self.config.optim.lr}), or see docs/troubleshooting.md"
         )
 
     def _validate(self, due: bool) -> None:
@@ -258,7 +249,7 @@ class Trainer:
         elif self.config.patience and self.progress.evals_since_best >= self.config.patience:
             self.progress.finished = f"no better validation loss in {self.config.patience} validations"
 
-    def _write_row(self, report: StepReport) -> None:
+    def _write_row(self, update: Update, tokens_per_s: float) -> None:
         progress, config = self.progress, self.config
         row = {
             "step": progress.step,
@@ -266,10 +257,10 @@ class Trainer:
             "epoch": round(self.loader.epoch_of(progress.step), 4),
             "train_loss": progress.loss_sum / progress.loss_count,
             "val_loss": progress.val_loss,
-            "lr": report.lr,
-            "grad_norm": report.grad_norm,
-            "tokens_per_s": round(self._tokens_per_s, 1),
-            "mfu": round(mfu(config.model, config.window, self._tokens_per_s, self.peak), 4),
+            "lr": update.lr,
+            "grad_norm": update.grad_norm,
+            "tokens_per_s": round(tokens_per_s, 1),
+            "mfu": round(mfu(config.model, config.window, tokens_per_s, self.peak), 4),
             "peak_memory_mb": round(runtime.peak_memory_mb(self.runtime.device), 1),
             "seconds": round(progress.seconds, 3),
         }
@@ -278,8 +269,8 @@ class Trainer:
         val = "" if progress.val_loss is None else f"  val {progress.val_loss:.4f}"
         log.info(
             "step %d/%d  loss %.4f%s  lr %.2e  norm %.2f  %s tokens/s",
-            *(progress.step, self.plan.steps, row["train_loss"], val, report.lr, report.grad_norm),
-            f"{self._tokens_per_s:,.0f}",
+            *(progress.step, self.plan.steps, row["train_loss"], val, update.lr, update.grad_norm),
+            f"{tokens_per_s:,.0f}",
         )
 
     def _sample(self) -> None:
@@ -302,24 +293,3 @@ class Trainer:
         with runtime.eager() if self.config.compile == "on" else nullcontext(), self.runtime.autocast():
             yield
         self.model.train()
-
-
-def validation_loss(model: GPT, stream: TokenStream, seq_len: int, max_tokens: int) -> float:
-    """Return the mean loss in nats over whole windows spread evenly over a stream: the same ones at every call.
-
-    Args:
-        model: In evaluation mode.
-        stream: The validation split.
-        seq_len: Tokens of a window.
-        max_tokens: Use at most so many; 0 uses every whole window.
-    """
-    windows = count_windows(stream, seq_len)
-    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
-    starts = np.arange(used) * windows // used * seq_len
-    rows = max(1, VALIDATION_PASS_TOKENS // seq_len)
-    device = model.wte.weight.device
-    total = 0.0
-    for part in np.array_split(starts, -(-used // rows)):
-        tokens = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
-        total += model.token_losses(tokens[:, :-1], tokens[:, 1:]).double().sum().item()
-    return total / (used * seq_len)

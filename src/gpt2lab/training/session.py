@@ -11,12 +11,20 @@ from pathlib import Path
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.files import write_json
+from gpt2lab.files import remove_temporary, write_json
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint
 from gpt2lab.training.config import TrainConfig, from_dict, to_dict
-from gpt2lab.training.loop import Data, HooksFor, Trainer
-from gpt2lab.training.setup import Plan, merge_for_resume, require_same_data, resolve
+from gpt2lab.training.hooks import HooksFor
+from gpt2lab.training.loop import Data, Trainer
+from gpt2lab.training.setup import (
+    Plan,
+    explain_out_of_memory,
+    merge_for_resume,
+    require_same_data,
+    resolve,
+    total_steps,
+)
 
 log = logging.getLogger("gpt2lab")
 
@@ -30,18 +38,18 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
     """Train a new run to its end and return it.
 
     Raises:
-        InputError: An option cannot be honoured, or the directory exists.
+        InputError: An option cannot be honoured, the directory exists, memory ran out or training diverged.
         Interrupted: A signal ended it; the state was saved.
     """
     runtime.tune_allocator()
     dataset = TokenDataset(config.data)
     plan = resolve(config, dataset)
-    path = config.out or Run.unused(Path("runs") / f"{config.preset}-{config.data.name}")
+    path = config.out or Run.unused(Path("runs") / f"{config.preset}-{config.data.resolve().name}")
     Run.require_unused(path)
-    data, tokenizer = Data.open(dataset), dataset.tokenizer()  # every byte is checked before anything is written
+    data, tokenizer = Data.open(dataset, config), dataset.tokenizer()  # all is checked before anything is written
     run = Run.create(path, to_dict(dataclasses.replace(plan.config, out=path)), runtime.environment())
     tokenizer.save(run.tokenizer)
-    with _log_file(run):
+    with _log_file(run), explain_out_of_memory(plan.config):
         trainer = Trainer(plan, data, run, hooks_for(run))
         _describe(trainer)
         trainer.fit()
@@ -49,9 +57,10 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
 
 
 def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
-    """Go on with the run in ``config.out`` from the checkpoint ``config.resume`` (``last`` or a step) and return it.
+    """Go on with the run in ``config.out`` from the checkpoint ``config.resume`` and return it.
 
-    A run that is finished is left as it is.
+    ``config.resume`` is ``last``, ``best`` or a step. The last is the newest that is not damaged. Checkpoints of later
+    steps are kept under another name. A run that is finished is left as it is, unless it was given more steps.
 
     Raises:
         InputError: There is no run or no such checkpoint, or the data or an option is another.
@@ -62,38 +71,39 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
         raise InputError("--resume needs --out RUN, the directory of the run to go on with")
     run = Run.open(config.out)
     saved = saved_config(run)
+    merged = merge_for_resume(config, saved)
     dataset = TokenDataset(config.data)
-    plan = resolve(merge_for_resume(config, saved), dataset)
-    data = Data.open(dataset)
-    with _log_file(run):
-        checkpoint.clean(run)
-        found = _checkpoint_to_resume(run, config.resume or "last")
-        require_same_data(found.state["fingerprints"], data.fingerprints)
-        if _is_finished(found, plan, saved):
-            log.info("%s is finished (%s): nothing to do", run.path, found.state["finished"])
-            return run
+    found, warnings = _checkpoint_to_resume(run, config.resume or "last")
+    require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
+    plan = resolve(merged, dataset)
+    if why := _why_over(found, plan, saved, total_steps(saved, dataset)):
+        log.info("%s is finished (%s): nothing to do", run.path, why)
+        return run
+    data = Data.open(dataset, plan.config)
+    with _log_file(run), explain_out_of_memory(plan.config):
         trainer = Trainer(plan, data, run, hooks_for(run))
         trainer.restore(found)
-        for name in checkpoint.set_aside(run, found.step):
-            log.warning("a later checkpoint is kept as %s", name)
-        run.cut_back(found.step)
+        for warning in warnings:
+            log.warning("%s", warning)
+        _go_back(run, found.step)
         write_json(run.path / "config.json", to_dict(dataclasses.replace(plan.config, out=run.path, resume=None)))
         log.info("resumed %s at step %d of %d", run.path, found.step, plan.steps)
         trainer.fit()
     return run
 
 
-def _checkpoint_to_resume(run: Run, which: str) -> checkpoint.Checkpoint:
-    """The newest sound checkpoint by default; one that was named must be sound itself."""
+def _checkpoint_to_resume(run: Run, which: str) -> tuple[checkpoint.Checkpoint, list[str]]:
+    """The newest sound checkpoint by default, with what is wrong with newer ones; one that was named must be sound."""
     if which == "last":
-        return checkpoint.find_newest_sound(run, log.warning)
+        warnings: list[str] = []
+        return checkpoint.find_newest_sound(run, warnings.append), warnings
     found = checkpoint.find(run, which)
     checkpoint.verify(found)
-    return found
+    return found, []
 
 
-def _is_finished(found: checkpoint.Checkpoint, plan: Plan, saved: TrainConfig) -> bool:
-    """Whether a run was over at a checkpoint and nothing was given that makes it longer.
+def _why_over(found: checkpoint.Checkpoint, plan: Plan, saved: TrainConfig, saved_steps: int) -> str | None:
+    """Return why a run was over at a checkpoint; None where it was not, or was given more steps or patience.
 
     Raises:
         InputError: It is asked to end before where it stands.
@@ -103,8 +113,19 @@ def _is_finished(found: checkpoint.Checkpoint, plan: Plan, saved: TrainConfig) -
             f"the run stands at step {found.step}, past the {plan.steps} asked for; give more steps, or --resume an "
             "earlier one"
         )
-    stopped_early = found.state["finished"] is not None and plan.config.patience == saved.patience
-    return found.step == plan.steps or stopped_early
+    if found.step == plan.steps:
+        return f"{plan.steps:,} steps done"
+    unchanged = (plan.steps, plan.config.patience) == (saved_steps, saved.patience)
+    return found.state["finished"] if unchanged else None
+
+
+def _go_back(run: Run, step: int) -> None:
+    """Bring a run's files to where they were at a step; later checkpoints are kept, and what a kill left is removed."""
+    for folder in (run.path, run.checkpoints):
+        remove_temporary(folder)
+    for name in checkpoint.set_aside(run, step):
+        log.warning("a later checkpoint is kept as %s", name)
+    run.cut_back(step)
 
 
 def _describe(trainer: Trainer) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from gpt2lab.data import TokenDataset, micro_steps
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runtime import Runtime
-from gpt2lab.training.config import TrainConfig, to_dict
+from gpt2lab.training.config import LENGTHS, TrainConfig, to_dict
 
 DEFAULT_STEPS = 1_000
 CPU_PASS_TOKENS = 4_096
@@ -71,9 +73,18 @@ def batch_tokens(config: TrainConfig) -> int:
 
 
 def total_steps(config: TrainConfig, dataset: TokenDataset) -> int:
-    """Return the run's length in steps, from whichever of steps, epochs and tokens is given."""
+    """Return the run's length in steps, from whichever of steps, epochs and tokens is given.
+
+    Raises:
+        InputError: ``max_tokens`` is less than a step takes.
+    """
     if config.max_tokens is not None:
-        return max(1, config.max_tokens // batch_tokens(config))
+        if config.max_tokens < batch_tokens(config):
+            raise InputError(
+                f"max_tokens is {config.max_tokens}, less than the {batch_tokens(config)} of one step; give at least "
+                "those, or a smaller batch_tokens"
+            )
+        return config.max_tokens // batch_tokens(config)
     if config.epochs is not None:
         windows = (dataset.manifest.splits["train"].tokens - 1) // config.window
         return max(1, math.ceil(config.epochs * windows * config.window / batch_tokens(config)))
@@ -122,11 +133,14 @@ def merge_for_resume(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
         InputError: An option differs that would make it another run (named, with both values).
     """
     changes = {name: getattr(asked, name) for name in MAY_CHANGE_ON_RESUME}
+    if asked.given_length is None:
+        changes |= {name: getattr(saved, name) for name in LENGTHS}
     merged = dataclasses.replace(saved, **changes)
     given, kept = _flat(asked), _flat(merged)
     for name, value in given.items():
         before = kept[name]
-        if value == before or value == "auto" or (name == "model.vocab_size" and value == _preset_vocabulary(asked)):
+        unset = value == "auto" or (name in LENGTHS and value is None)
+        if value == before or unset or (name == "model.vocab_size" and value == _preset_vocabulary(asked)):
             continue
         raise InputError(f"{name} was {before} when the run began and cannot be {value} when it goes on; leave it out")
     return merged
@@ -149,7 +163,7 @@ def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
     Raises:
         InputError: They differ (both fingerprints are shown).
     """
-    for what in before:
+    for what in ("tokenizer", "data"):  # the data's fingerprint covers the tokenizer's
         if before[what] != now[what]:
             raise InputError(
                 f"the {what} given is not the run's: its fingerprint is {now[what][:16]}, the run began with "
@@ -157,11 +171,21 @@ def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
             )
 
 
-def out_of_memory(error: BaseException, config: TrainConfig) -> InputError | None:
-    """Return what to tell the user where an error means that memory ran out, else None."""
-    if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-        return None
-    return InputError(
-        f"out of memory with {config.micro_batch} sequences of {config.window} tokens a pass; "
-        f"lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or take a smaller model"
-    )
+@contextmanager
+def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn the many ways of saying that memory ran out into an `InputError` that names what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not _is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"out of memory with {config.micro_batch} sequences of {config.window} tokens a pass; start anew with a "
+            "lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or a smaller model"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    said = str(error)
+    by_name = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return by_name or "DefaultCPUAllocator" in said or "MPS backend out of memory" in said

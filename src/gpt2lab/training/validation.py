@@ -1,0 +1,33 @@
+"""The loss on held-out text that is taken while a run goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from gpt2lab.data import TokenStream, count_windows
+from gpt2lab.model import GPT
+
+PASS_TOKENS = 4_096
+"""Tokens of a pass: fixed, so that the loss has the same bits whatever the training batch."""
+
+
+def validation_loss(model: GPT, stream: TokenStream, seq_len: int, max_tokens: int) -> float:
+    """Return the mean loss in nats over whole windows spread evenly over a stream: the same ones at every call.
+
+    Args:
+        model: In evaluation mode.
+        stream: The validation split.
+        seq_len: Tokens of a window.
+        max_tokens: Use at most so many; 0 uses every whole window.
+    """
+    windows = count_windows(stream, seq_len)
+    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
+    starts = np.arange(used) * windows // used * seq_len
+    rows = max(1, PASS_TOKENS // seq_len)
+    device = model.wte.weight.device
+    total = 0.0
+    for part in np.array_split(starts, -(-used // rows)):
+        tokens = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
+        total += model.token_losses(tokens[:, :-1], tokens[:, 1:]).double().sum().item()
+    return total / (used * seq_len)
