@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gpt2lab.errors import InputError
+
 if TYPE_CHECKING:
     from gpt2lab.tokenizer import Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, samples: int, device: torch.device) -> torch.Tensor:
-    """Return ids (samples, T) that begin a document with ``text``, which may be empty: end-of-text, then the text."""
-    ids = [tokenizer.eot, *tokenizer.encode(text)]
+    """Return ids (samples, T) that begin a document with ``text``: end-of-text, where there is one, then the text.
+
+    Raises:
+        InputError: No text, and no end-of-text token to begin from.
+    """
+    ids = [] if tokenizer.eot is None else [tokenizer.eot]
+    ids += tokenizer.encode(text)
+    if not ids:
+        raise InputError("the prompt is empty and the tokenizer has no <|endoftext|> to begin from; give a prompt")
     return torch.tensor([ids] * samples, device=device)
 
 
