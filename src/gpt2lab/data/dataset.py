@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt2lab.data.manifest import DataManifest, ShardInfo
 from gpt2lab.data.shards import Shard, checked_sha256, open_shard
 from gpt2lab.data.stream import TokenStream
 from gpt2lab.errors import InputError
-
-if TYPE_CHECKING:
-    from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
 
@@ -62,8 +59,6 @@ class TokenDataset:
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer saved with the data. Raises `InputError` where it is not the one of the manifest."""
-        from gpt2lab.tokenizer import Tokenizer
-
         tokenizer = Tokenizer.load(self.directory / TOKENIZER)
         self.require_tokenizer(tokenizer)
         return tokenizer

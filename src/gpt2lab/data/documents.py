@@ -6,8 +6,9 @@ A text file is one document, unless it holds ``<|endoftext|>``, which then separ
 between two of them is no document). Nothing is held but the current document, and of a long one only its place in the
 file: memory stays the same however large the files are.
 
-A document is read in pieces cut where white space follows a visible character. GPT-2's splitting pattern has no token
-across such a place, so the pieces' tokens, joined, are those of the whole text.
+A document is read in pieces cut before a space that follows a visible character, or a newline that follows a letter.
+Neither GPT-2's nor GPT-4's splitting pattern has a word across such a place, so the pieces' tokens, joined, are those
+of the whole text.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import BinaryIO, TypeAlias
 
 from gpt2lab.data.stories import stories
 from gpt2lab.errors import InputError, did_you_mean
+from gpt2lab.tokenizer import END_OF_TEXT
 
-SEPARATOR = "<|endoftext|>"
 DEFAULT_STORIES = 10_000
 """Documents taken of the endless corpus where no number is given: about 1.5 million words."""
 
@@ -31,7 +32,7 @@ _PIECE = 1 << 18
 threads. A document of a file that is longer is not kept as text but as its place."""
 _BLOCK = 1 << 20
 """Bytes in which a file is searched for separators."""
-_BOUNDARY = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+_BOUNDARY = re.compile(r".*(?:\S(?= )|[0-9A-Za-z](?=\n))", re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -153,7 +154,7 @@ def _documents_of(path: Path) -> Iterator[Document]:
 
 def _spans(file: BinaryIO) -> Iterator[tuple[int, int]]:
     """Yield the byte ranges between separators (a byte order mark is no text). Leaves the file's position free."""
-    separator = SEPARATOR.encode()
+    separator = END_OF_TEXT.encode()
     start = position = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
     tail = b""  # the end of what was read, which may hold the first bytes of a separator
     while True:
@@ -202,7 +203,7 @@ def _decode(data: bytes, path: Path, base: int, last: bool) -> tuple[str, bytes]
 
 
 def _cut_at_boundaries(chunks: Iterable[str]) -> Iterator[str]:
-    """Regroup chunks so that each but the last ends before a space or newline that follows a visible character."""
+    """Regroup chunks so that each but the last ends where no word of the splitting patterns goes on."""
     held: list[str] = []
     for chunk in chunks:
         if held and (boundary := _BOUNDARY.match(held[-1])):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,9 +28,8 @@ from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo
 from gpt2lab.data.shards import ShardWriter, checked_sha256, format_for, open_shard
 from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
 from gpt2lab.errors import InputError
-
-if TYPE_CHECKING:
-    from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2lab.tokenizer.pretokenize import PATTERNS
 
 Progress: TypeAlias = Callable[[int, int, int], None]
 """Called with the documents, bytes of text and tokens written so far."""
@@ -65,13 +64,15 @@ def prepare(
         progress: Told how far it is after each batch.
 
     Raises:
-        InputError: ``out`` exists, a source cannot be read, an argument is out of range, or a split would be empty.
+        InputError: ``out`` exists, a source cannot be read, an argument is out of range, or a split would be
+            empty, or the tokenizer has no ``<|endoftext|>``.
     """
+    eot = _end_of_text(tokenizer)
     found = documents(sources, seed=seed, max_documents=max_documents)
     first = list(islice(found, FEW_DOCUMENTS))
     rule = SplitRule("position" if len(first) < FEW_DOCUMENTS else "hash", val_fraction, test_fraction)
     form = format_for(tokenizer.n_vocab)
-    outputs = {split: _Output(ShardWriter(out, split, form, shard_tokens), tokenizer.eot) for split in rule.wanted()}
+    outputs = {split: _Output(ShardWriter(out, split, form, shard_tokens), eot) for split in rule.wanted()}
     _make_folder(out)
     try:
         tokenizer.save(out / TOKENIZER)
@@ -79,7 +80,7 @@ def prepare(
         _require_all(outputs, rule)
         DataManifest(
             source=SourceInfo(tuple(sources), seed, max_documents),
-            tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
+            tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, eot),
             split_rule=rule,
             splits={split: output.info() for split, output in outputs.items()},
             shards=tuple(
@@ -90,6 +91,12 @@ def prepare(
         shutil.rmtree(out, ignore_errors=True)  # it is ours: it did not exist before
         raise
     return TokenDataset(out)
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int:
+    if tokenizer.eot is None:
+        raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; train one with it")
+    return tokenizer.eot
 
 
 def _make_folder(out: Path) -> None:
@@ -147,7 +154,8 @@ def _write(
     progress: Progress | None,
 ) -> None:
     try:
-        for batch in _batches(_pieces(found, rule)):
+        whole = tokenizer.pattern not in PATTERNS  # words of one's own pattern may go on where pieces are cut
+        for batch in _batches(_pieces(found, rule, whole)):
             encoded = tokenizer.encode_batch([piece.text for piece in batch])
             for piece, ids in zip(batch, encoded, strict=True):
                 outputs[piece.split].add(piece, ids)
@@ -161,10 +169,10 @@ def _write(
             output.writer.abandon()
 
 
-def _pieces(found: Iterable[Document], rule: SplitRule) -> Iterator[_Piece]:
+def _pieces(found: Iterable[Document], rule: SplitRule, whole: bool) -> Iterator[_Piece]:
     for document in found:
         for part in rule.parts(document):
-            for index, text in enumerate(part.pieces):
+            for index, text in enumerate(["".join(part.pieces)] if whole else part.pieces):
                 yield _Piece(part.split, text, index == 0, part.bits if index == 0 else None)
 
 
