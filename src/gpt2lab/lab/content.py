@@ -1,0 +1,112 @@
+"""What a report says, before it is set in type: one tree of values that an HTML page or a PDF is made from.
+
+    Report ── RunContent ── KeyFigure, Curves ── Series, Evaluation ── Fact, Strategy ── Sample
+
+Every text in it is final, and every number is one that stands in a run directory, rounded, or follows from such
+numbers by a rule that stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and its value; ``note`` says a unit, a symbol or a condition."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number that a reader looks for first; ``value`` is None where it was not measured."""
+
+    label: str
+    value: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a curve; ``x`` counts training tokens."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What metrics.csv records, as curves over training tokens."""
+
+    train_loss: Series
+    val_loss: Series
+    lr: Series
+    grad_norm: Series
+    tokens_per_s: Series
+    floor: float | None
+    """The test set's entropy in nats per token: its loss over 1 + gap."""
+    described: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures that were taken under one protocol."""
+
+    title: str
+    protocol: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote: what it was given, and how it went on."""
+
+    prompt: str
+    continuation: str
+    verdict: str
+    cut: bool
+    """Whether the text is longer than what is shown."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Texts written by one way of sampling at one step."""
+
+    name: str
+    step: str
+    written: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What the report says of one run."""
+
+    name: str
+    summary: str
+    remarks: tuple[str, ...]
+    """What is unfinished, missing or damaged."""
+    key_figures: tuple[KeyFigure, ...]
+    curves: Curves
+    evaluations: tuple[Evaluation, ...]
+    strategies: tuple[Strategy, ...]
+    other_steps: tuple[Strategy, ...]
+    """A text of each of some other steps, which show how the writing changed."""
+    model: tuple[Fact, ...]
+    biases: bool
+    training: tuple[Fact, ...]
+    configuration: tuple[Fact, ...]
+    environment: tuple[Fact, ...]
+    commands: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says."""
+
+    title: str
+    runs: tuple[RunContent, ...]
+    version: str

@@ -1,0 +1,236 @@
+"""From run directories to what a report says of them; nothing else is read."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+import gpt2lab
+from gpt2lab.lab import words
+from gpt2lab.lab.content import Curves, Evaluation, Fact, KeyFigure, Report, RunContent, Sample, Series, Strategy
+from gpt2lab.lab.facts import environment, flatten, model_facts, summary, training_facts
+from gpt2lab.lab.record import Evaluated, Record, Written, read
+from gpt2lab.runs import Run
+
+SHOWN = 3
+"""Texts shown of each strategy."""
+OTHERS = 6
+"""Texts shown of other steps, at most."""
+LONGEST = 4_000
+"""Characters shown of a text."""
+
+
+def gather(runs: Sequence[Run]) -> Report:
+    """Read run directories and return what there is to say of them, in their order."""
+    names = _names(runs)
+    contents = tuple(_run_content(read(run), name) for run, name in zip(runs, names, strict=True))
+    title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
+    return Report(title, contents, gpt2lab.__version__)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Return the directories' names, or paths where two have the same name."""
+    names = [run.path.resolve().name for run in runs]
+    often = Counter(names)
+    return [name if often[name] == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+
+
+def _run_content(record: Record, name: str) -> RunContent:
+    return RunContent(
+        name=name,
+        summary=summary(record),
+        remarks=_remarks(record),
+        key_figures=_key_figures(record),
+        curves=_curves(record),
+        evaluations=_evaluations(record.evals),
+        strategies=_strategies(record.samples),
+        other_steps=_others(record.samples),
+        model=model_facts(record),
+        biases=record.options("model").get("bias") is not False,
+        training=training_facts(record),
+        configuration=flatten(record.config),
+        environment=environment(record),
+        commands=_commands(record.run),
+    )
+
+
+def _remarks(record: Record) -> tuple[str, ...]:
+    remarks = list(record.damage)
+    losses = [row for row in record.metrics if row["train_loss"] is not None]
+    broken = next((row for row in losses if not math.isfinite(row["train_loss"] or 0.0)), None)
+    if broken is not None:
+        remarks.append(
+            f"The training loss is not finite at step {words.count(broken['step'] or 0)}: training diverged."
+        )
+    if not record.state:
+        remarks.append("There is no complete checkpoint: the run is unfinished, or its checkpoints were removed.")
+    elif record.state.get("finished") is None:
+        remarks.append(
+            f"The run is unfinished: its newest checkpoint is of step {words.setting(record.state.get('step'))}."
+        )
+    if not record.metrics:
+        remarks.append("No training step is recorded.")
+    return tuple(remarks)
+
+
+def _key_figures(record: Record) -> tuple[KeyFigure, ...]:
+    rows = record.metrics
+    perplexity, bits, gap = map(record.test_figures().get, ("perplexity", "bits_per_byte", "gap_percent"))
+    held_out = [row for row in rows if row["val_loss"] is not None and math.isfinite(row["val_loss"])]
+    best = min(held_out, key=lambda row: row["val_loss"] or 0.0, default=None)
+    speeds, memory, seconds, tokens = (
+        record.column(name) for name in ("tokens_per_s", "peak_memory_mb", "seconds", "tokens")
+    )
+    of = "on the GPU" if str(record.config.get("device")).startswith("cuda") else "of the process"
+    seen = f"{words.short(tokens[-1])} tokens" if tokens else ""
+    floor = KeyFigure("Above the entropy floor", None if gap is None else words.percent(gap), "bits per byte, test set")
+    return (
+        KeyFigure("Test perplexity", _or_none(perplexity), "per token"),
+        KeyFigure("Test bits per byte", _or_none(bits), "whatever the tokenizer"),
+        floor
+        if gap is not None
+        else KeyFigure("Tokens seen", words.short(tokens[-1]) if tokens else None, _epochs(record)),
+        KeyFigure(
+            "Best validation loss",
+            _or_none(best["val_loss"] if best else None),
+            f"nats per token, step {words.count(best['step'] or 0)}" if best else "",
+        ),
+        KeyFigure(
+            "Parameters", None if record.parameters is None else words.short(record.parameters), "the head counted once"
+        ),
+        KeyFigure("Training time", words.duration(seconds[-1]) if seconds else None, seen),
+        KeyFigure("Tokens per second", words.count(median(speeds)) if speeds else None, "median of the recorded"),
+        KeyFigure("Peak memory", words.memory(max(memory)) if memory else None, of),
+    )
+
+
+def _or_none(value: float | None) -> str | None:
+    return None if value is None else words.number(value)
+
+
+def _epochs(record: Record) -> str:
+    epochs = record.column("epoch")
+    return f"{words.number(epochs[-1], 3)} epochs" if epochs else ""
+
+
+def _curves(record: Record) -> Curves:
+    names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
+    train, val, lr, norm, speed = (_series(record, name) for name in names)
+    floor = _floor(record.test_figures())
+    return Curves(train, val, lr, norm, speed, floor, _describe(train, val, floor))
+
+
+def _floor(figures: Mapping[str, float]) -> float | None:
+    loss, gap = figures.get("loss", math.nan), figures.get("gap_percent", math.nan)
+    return loss / (1 + gap / 100) if math.isfinite(loss) and math.isfinite(gap) else None
+
+
+def _series(record: Record, name: str) -> Series:
+    points = [
+        (tokens, value)
+        for row in record.metrics
+        if (tokens := row["tokens"]) is not None and (value := row[name]) is not None and math.isfinite(value)
+    ]
+    return Series(tuple(x for x, _ in points), tuple(y for _, y in points))
+
+
+def _describe(train: Series, val: Series, floor: float | None) -> str:
+    """Say in words what the curves show, for those who do not see them."""
+    if not train.y:
+        return "No loss is recorded."
+    said = (
+        f"Over {words.short(train.x[-1])} tokens the training loss goes from {words.number(train.y[0])} to "
+        f"{words.number(train.y[-1])} nats per token"
+    )
+    if val.y:
+        said += f"; the validation loss ends at {words.number(val.y[-1])}, its lowest is {words.number(min(val.y))}"
+    if floor is not None:
+        said += f"; the entropy of the test text, the lowest loss there can be, is {words.number(floor)}"
+    return said + "."
+
+
+_METRICS = {
+    "loss": ("Loss", "nats per token"),
+    "perplexity": ("Perplexity", "per token"),
+    "word_perplexity": ("Perplexity", "per word"),
+    "bits_per_byte": ("Bits per byte", ""),
+    "entropy_floor": ("Entropy of the text, which no model can go below", "bits per byte"),
+    "gap_percent": ("Above that entropy", ""),
+    "grammatical": ("Grammatical", "share of the texts"),
+    "consistent": ("Grammatical and consistent", "share of the texts"),
+}
+_PERCENT = {"gap_percent": 1, "grammatical": 100, "consistent": 100}
+_TITLES = {("stories", "samples"): "The stories that it writes"}
+_SPLITS = {"test": "the test set", "val": "the validation set", "train": "the training set"}
+
+
+def _evaluations(rows: Iterable[Evaluated]) -> tuple[Evaluation, ...]:
+    """Group figures by protocol, newest step first of each; figures of older steps stay in evals.csv."""
+    groups: dict[tuple[str, str, str], dict[str, Evaluated]] = {}
+    for row in sorted(rows, key=lambda row: row.step):
+        groups.setdefault((row.task, row.split, row.protocol), {})[row.metric] = row
+    return tuple(
+        Evaluation(_evaluation_title(task, split, group.values()), protocol, tuple(_metric(e) for e in group.values()))
+        for (task, split, protocol), group in groups.items()
+    )
+
+
+def _evaluation_title(task: str, split: str, group: Iterable[Evaluated]) -> str:
+    step = words.count(max(e.step for e in group))
+    if (task, split) in _TITLES:
+        return f"{_TITLES[task, split]}, after step {step}"
+    where = f" on {_SPLITS.get(split, split)}" if split in _SPLITS else f": {split}" if split else ""
+    return f"{task[:1].upper()}{task[1:].replace('_', ' ')}{where}, after step {step}"
+
+
+def _metric(e: Evaluated) -> Fact:
+    name, unit = _METRICS.get(e.metric, (e.metric.replace("_", " ").capitalize(), ""))
+    value = words.percent(e.value * _PERCENT[e.metric]) if e.metric in _PERCENT else words.number(e.value)
+    return Fact(name, value, unit)
+
+
+def _main_step(samples: Sequence[Written]) -> int:
+    """Return the step with the most strategies, the newest of equals: what is written on the way uses one only."""
+    steps = {s.step for s in samples}
+    return max(steps, key=lambda step: (len({s.strategy for s in samples if s.step == step}), step), default=0)
+
+
+def _strategies(samples: Sequence[Written]) -> tuple[Strategy, ...]:
+    """Group the texts of the main step by strategy, in the order in which the strategies appear."""
+    step = _main_step(samples)
+    there = [s for s in samples if s.step == step]
+    names = dict.fromkeys(s.strategy for s in there)
+    return tuple(_strategy([s for s in there if s.strategy == name], LONGEST) for name in names)
+
+
+def _others(samples: Sequence[Written]) -> tuple[Strategy, ...]:
+    """Return the first text of each other step; of some of them, evenly spread, where they are many."""
+    main = _main_step(samples)
+    steps = sorted({s.step for s in samples if s.step != main})
+    picked = steps if len(steps) <= OTHERS else [steps[i * (len(steps) - 1) // (OTHERS - 1)] for i in range(OTHERS)]
+    return tuple(_strategy([s for s in samples if s.step == step][:1], LONGEST // 10) for step in picked)
+
+
+def _strategy(written: Sequence[Written], longest: int) -> Strategy:
+    shown = tuple(_sample(s, longest) for s in written[:SHOWN])
+    return Strategy(written[0].strategy, words.count(written[0].step), len(written), shown)
+
+
+def _sample(written: Written, longest: int) -> Sample:
+    prompt = written.prompt[:longest]
+    rest = written.text.removeprefix(written.prompt)
+    return Sample(prompt, rest[:longest], written.verdict, cut=len(rest) > longest or len(written.prompt) > longest)
+
+
+def _commands(run: Run) -> tuple[Fact, ...]:
+    path = shlex.quote(run.path.as_posix())
+    config, again = shlex.quote((run.path / "config.json").as_posix()), shlex.quote(f"{run.path.as_posix()}-again")
+    return (
+        Fact("Train it again", f"gpt2lab train --config {config} --out {again}"),
+        Fact("Measure it", f"gpt2lab eval perplexity {path}"),
+        Fact("Let it write", f'gpt2lab sample {path} --prompt "Once upon a time"'),
+        Fact("Make this report", f"gpt2lab report {path} --out report.html"),
+    )

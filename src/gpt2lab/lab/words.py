@@ -1,0 +1,93 @@
+"""Numbers and values as a report says them: rounded, with their unit, never in a form that only a program reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+GAP = "\u00a0"
+"""Between a number and its unit, where no line may break."""
+MISSING = "not measured"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def count(n: float) -> str:
+    """Return a whole number with its thousands set apart: 12,345."""
+    return f"{n:,.0f}"
+
+
+def short(n: float) -> str:
+    """Return a large count to three digits: 870 k, 12.3 M, 1.56 B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= 0.9995 * size:
+            return f"{_digits(n / size, 3)}{GAP}{unit}"
+    return count(n)
+
+
+def number(x: float, digits: int = 4) -> str:
+    """Return a number to so many significant digits, without an exponent unless it is very small."""
+    if not math.isfinite(x):
+        return "not finite"
+    if x == 0 or 1e-2 <= abs(x) < 10**digits:
+        return _digits(x, digits)
+    if abs(x) >= 10**digits:
+        return count(x)
+    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").removesuffix(".")
+    power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa}{GAP}×{GAP}{power}"
+
+
+def _digits(x: float, digits: int) -> str:
+    """Round to significant digits and keep trailing zeros: they say how precise a figure is."""
+    if x == 0:
+        return "0"
+    exponent = int(f"{x:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.9996 has that of 10.00
+    return f"{x:.{max(0, digits - 1 - exponent)}f}"
+
+
+def setting(value: Any) -> str:
+    """Return the value of an option: yes and no, "not set" for None, numbers as they were given."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _as_given(value)
+    return str(value) if value != "" else "empty"
+
+
+def _as_given(value: float) -> str:
+    """Return the shortest form that is the same number, with a power of ten where Python writes an exponent."""
+    mantissa, _, exponent = repr(value).partition("e")
+    if not exponent:
+        return mantissa.removesuffix(".0")
+    power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa}{GAP}×{GAP}{power}"
+
+
+def percent(x: float) -> str:
+    """Return a number that counts hundredths: 11.8 %."""
+    return f"{x:.1f}{GAP}%" if math.isfinite(x) else "not finite"
+
+
+def duration(seconds: float) -> str:
+    """Return a time: 47 s, 2 min 31 s, 3 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}{GAP}s" if seconds < 10 else f"{whole}{GAP}s"
+    if whole < 3600:
+        return f"{whole // 60}{GAP}min{GAP}{whole % 60:02d}{GAP}s"
+    return f"{whole // 3600}{GAP}h{GAP}{whole % 3600 // 60:02d}{GAP}min"
+
+
+def memory(mebibytes: float) -> str:
+    """Return an amount of memory: 437 MiB, 1.32 GiB."""
+    return f"{mebibytes / 1024:.2f}{GAP}GiB" if mebibytes >= 1024 else f"{mebibytes:.0f}{GAP}MiB"
+
+
+def plural(n: float, noun: str) -> str:
+    """Return a count with its noun: 1 layer, 12 layers."""
+    return f"{count(n)} {noun}" if n == 1 else f"{count(n)} {noun}s"
