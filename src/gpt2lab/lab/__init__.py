@@ -1,1 +1,10 @@
-"""Placeholder until the package is written."""
+"""The laboratory: whole experiments from the parts below, and what is told of them.
+
+`train` joins the training loop with sampling; quickstart, check and the report are verbs of the command line.
+"""
+
+from __future__ import annotations
+
+from gpt2lab.lab.training import train
+
+__all__ = ["train"]

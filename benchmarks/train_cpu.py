@@ -1,0 +1,189 @@
+"""Training speed on a CPU: tokens a second, MFU and peak memory of our loop, and of nanoGPT's beside it.
+
+    python benchmarks/train_cpu.py [--nanogpt DIR] [--rounds 3]
+
+Two rows: `small` is nanoGPT's documented CPU recipe (4 layers, 4 heads, 128 wide, T 64, B 12, 65 characters), `wide` is
+half of GPT-2 124M (6 layers, 12 heads, 768 wide, T 256, B 4, vocabulary 50,304). Each measurement is a process of its
+own; ours and the peer's take turns, so that a machine that slows down slows both. Ours is the library's own
+`Trainer.update`, as `gpt2lab train` runs it; the peer's is its model and its training step as its train.py does it on a
+CPU (fp32, eager, gradient clipping, its own AdamW). Medians over steps, then over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROWS: dict[str, dict[str, int]] = {
+    "small": {"n_layer": 4, "n_head": 4, "n_embd": 128, "T": 64, "B": 12, "vocab": 65, "steps": 300, "warmup": 20},
+    "wide": {"n_layer": 6, "n_head": 12, "n_embd": 768, "T": 256, "B": 4, "vocab": 50304, "steps": 8, "warmup": 2},
+}
+RESULTS = Path(__file__).parent / "results" / "train_cpu.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, to run beside ours")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default 3)")
+    parser.add_argument("--only", choices=ROWS, help="one row")
+    parser.add_argument("--child", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        side, row = options.child
+        print(json.dumps(measure_ours(row) if side == "ours" else measure_nanogpt(row, options.nanogpt)))
+        return
+    sides = ["ours"] + (["nanoGPT"] if options.nanogpt else [])
+    rows = [options.only] if options.only else list(ROWS)
+    found = {row: {side: [] for side in sides} for row in rows}
+    for _ in range(options.rounds):
+        for row in rows:
+            for side in sides:
+                found[row][side].append(run_child(side, row, options.nanogpt))
+                print(f"{row:6} {side:8} {found[row][side][-1]['tokens_per_s']:9,.0f} tokens/s", flush=True)
+    report(found, sides)
+
+
+def run_child(side: str, row: str, nanogpt: Path | None) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--child", side, row]
+    command += ["--nanogpt", str(nanogpt)] if nanogpt else []
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(found: dict[str, dict[str, list[dict[str, Any]]]], sides: list[str]) -> None:
+    """Print a table of medians and write it with machine and versions."""
+    from gpt2lab.runtime import environment
+
+    rows = []
+    for row, by_side in found.items():
+        ratios = (
+            [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(*by_side.values(), strict=True)]
+            if len(sides) == 2
+            else []
+        )
+        for side, runs in by_side.items():
+            entry = {"row": row, "side": side}
+            for key in ("tokens_per_s", "ms_per_step", "mfu", "peak_memory_mb"):
+                entry[key] = round(statistics.median(r[key] for r in runs), 4)
+            if side == "ours" and ratios:
+                entry["times_nanogpt"] = round(statistics.median(ratios), 2)
+                entry["ratios"] = [round(r, 2) for r in ratios]
+            rows.append(entry)
+            print(entry)
+    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def timed(step: Callable[[], object], row: dict[str, int]) -> float:
+    """Return the median seconds of a step."""
+    times = []
+    for index in range(row["warmup"] + row["steps"]):
+        begin = time.perf_counter()
+        step()
+        if index >= row["warmup"]:
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def figures(name: str, seconds: float, precision: str) -> dict[str, Any]:
+    """Return a measurement from the median seconds of a step."""
+    import torch
+
+    from gpt2lab import runtime
+    from gpt2lab.model import GPTConfig, mfu, peak_flops
+
+    row, cpu = ROWS[name], torch.device("cpu")
+    memory = runtime.peak_memory_mb(cpu)  # before the peak rate is measured, which takes some itself
+    config = GPTConfig(row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"])
+    rate = row["B"] * row["T"] / seconds
+    peak = max(peak_flops(cpu, precision)[0] for _ in range(3))
+    return {
+        "tokens_per_s": rate,
+        "ms_per_step": 1e3 * seconds,
+        "mfu": mfu(config, row["T"], rate, peak),
+        "peak_memory_mb": memory,
+    }
+
+
+def measure_ours(name: str) -> dict[str, Any]:
+    """Time `Trainer.update` on random tokens."""
+    from gpt2lab import runtime
+
+    runtime.tune_allocator()
+    import numpy as np
+
+    from gpt2lab.model import GPTConfig
+    from gpt2lab.runs import Run
+    from gpt2lab.training.config import OptimConfig, TrainConfig
+    from gpt2lab.training.loop import Data, Hooks, Trainer
+    from gpt2lab.training.setup import Plan
+
+    row = ROWS[name]
+
+    class RandomStream:
+        """Random tokens in place of shards."""
+
+        def __init__(self) -> None:
+            self.tokens = np.random.default_rng(0).integers(0, row["vocab"], 1_000_000, dtype=np.uint16)
+
+        def __len__(self) -> int:
+            return len(self.tokens)
+
+        def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+            return np.stack([self.tokens[start : start + length] for start in starts])
+
+    where = runtime.resolve("cpu")
+    model = GPTConfig(row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"], dropout=0.0)
+    steps = row["warmup"] + row["steps"]
+    config = TrainConfig(
+        steps=steps,
+        model=model,
+        optim=OptimConfig(lr=1e-3),
+        batch_tokens=row["B"] * row["T"],
+        micro_batch=row["B"],
+        device="cpu",
+        precision=where.precision,
+        compile="off",
+    )
+    data = Data(RandomStream(), None, {})  # type: ignore[arg-type]
+    trainer = Trainer(Plan(config, where, steps, ()), data, Run(Path()), Hooks())
+    return figures(name, timed(trainer.update, row), where.precision)
+
+
+def measure_nanogpt(name: str, checkout: Path) -> dict[str, Any]:
+    """Time the peer's model and training step."""
+    sys.path.insert(0, str(checkout))
+    import torch
+
+    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+
+    row = ROWS[name]
+    torch.manual_seed(0)
+    shape = {"n_layer": row["n_layer"], "n_head": row["n_head"], "n_embd": row["n_embd"], "vocab_size": row["vocab"]}
+    model = GPT(GPTConfig(block_size=row["T"], dropout=0.0, bias=False, **shape))
+    optimiser = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    tokens = torch.randint(row["vocab"], (1_000_000,))
+
+    def step() -> float:
+        starts = torch.randint(len(tokens) - row["T"], (row["B"],)).tolist()
+        x = torch.stack([tokens[i : i + row["T"]] for i in starts])
+        y = torch.stack([tokens[i + 1 : i + 1 + row["T"]] for i in starts])
+        _, loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return figures(name, timed(step, row), "fp32")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a person sees while work goes on: a progress bar in a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from gpt2lab.training import StepReport
+
+console = Console(highlight=False, soft_wrap=True)
+log = logging.getLogger("gpt2lab")
+
+
+def log_to_console() -> None:
+    """Print what is logged: above the bar in a terminal, as plain lines elsewhere."""
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+        handler.addFilter(lambda record: not getattr(record, "in_bar", False))
+    else:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[StepReport], None]]:
+    """Yield an ``on_step`` that draws a bar with loss, tokens a second and the time left."""
+    if not console.is_terminal:
+        yield lambda report: None
+        return
+    columns = (
+        TextColumn("[bold]training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
+        bar: list[TaskID] = []
+
+        def on_step(report: StepReport) -> None:
+            if not bar:
+                bar.append(progress.add_task("", total=report.steps, completed=report.step - 1, figures=""))
+            val = "" if report.val_loss is None else f"  val {report.val_loss:.3f}"
+            figures = f"loss {report.loss:.3f}{val}  {report.tokens_per_s:,.0f} tokens/s"
+            progress.update(bar[0], completed=report.step, figures=figures)
+
+        yield on_step
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows how far a job of unknown length is, as a line that changes in place."""
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+        task = progress.add_task(title)
+        yield lambda text: progress.update(task, description=f"{title}  {text}")
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function ``(done, total)`` that draws a bar."""
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn(f"[bold]{title}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

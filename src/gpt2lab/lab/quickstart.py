@@ -1,0 +1,161 @@
+"""`gpt2lab quickstart`: the whole way once, from text to a trained GPT-2 and its report, on any machine.
+
+text -> tokenizer -> token shards -> training -> test perplexity -> samples by each strategy -> report.html
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from gpt2lab import runtime
+from gpt2lab.data import TokenDataset, prepare, texts
+from gpt2lab.generation import STRATEGIES
+from gpt2lab.lab import console
+from gpt2lab.lab.console import log
+from gpt2lab.lab.measure import Measured, measure_perplexity, measure_stories
+from gpt2lab.lab.report import write_report
+from gpt2lab.lab.training import train
+from gpt2lab.lab.writing import write_texts
+from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.runs import Run
+from gpt2lab.runtime import Runtime
+from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.training import OptimConfig, TrainConfig, load_model
+
+VOCABULARY = 2_048
+DOCUMENTS = 24_000
+TOKENIZER_DOCUMENTS = 2_000
+"""A fifteenth of the stories holds every word of them."""
+MODEL = GPTConfig(n_layer=4, n_head=4, n_embd=128, n_ctx=256, dropout=0.0)
+OPTIM = OptimConfig(lr=4e-3, min_lr=4e-5, warmup_steps=50)
+BATCH_TOKENS, STEPS = 4_096, 100
+JUDGED_STORIES = 100
+SAMPLE_TOKENS = 300
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the steps after training need."""
+
+    run: Run
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+    where: Runtime
+    seed: int
+
+    def write(self, strategy: str, samples: int) -> list[str]:
+        """Return texts by a named strategy, from an empty prompt."""
+        chosen = STRATEGIES[strategy]
+        return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, self.seed, self.where)
+
+
+def run_quickstart(text: Path | None, out: Path, seed: int) -> Run:
+    """Do every step, printing what happens, and return the run.
+
+    Raises:
+        InputError: The text cannot be read or is too short.
+        Interrupted: Ctrl-C; the state was saved.
+    """
+    begin = time.perf_counter()
+    runtime.tune_allocator()
+    console.log_to_console()
+    out = Run.unused(out)
+    dataset = _prepare(text, Run.unused(out.with_name(f"{out.name}-data")))
+    run = _train(dataset, out, seed)
+    where = runtime.resolve()
+    model, checkpoint = load_model(run, "best", where.device)
+    shop = Workshop(run, model, dataset.tokenizer(), checkpoint.step, where, seed)
+    figures = [_perplexity(shop, dataset)]
+    _write_samples(shop)
+    if text is None:
+        figures.append(_judge(shop))
+    report = write_report([run], run.path / "report.html")
+    _summary(run, figures, time.perf_counter() - begin, report)
+    return run
+
+
+def _prepare(text: Path | None, folder: Path) -> TokenDataset:
+    sources = ["stories" if text is None else str(text)]
+    documents = DOCUMENTS if text is None else None
+    _step(1, f"learning a tokenizer of {VOCABULARY:,} entries from {sources[0]}")
+    corpus = texts(sources, max_documents=TOKENIZER_DOCUMENTS if text is None else None)
+    with console.bar("merges") as progress:
+        tokenizer = Tokenizer.train(corpus, VOCABULARY, progress=progress)
+    _step(2, f"writing token shards to {folder}")
+    with console.counting("preparing") as show:
+        dataset = prepare(
+            sources,
+            tokenizer,
+            folder,
+            max_documents=documents,
+            progress=lambda n, size, _: show(f"{n:,} documents, {size / 1e6:.1f} MB"),
+        )
+    part = dataset.manifest.splits["train"]
+    log.info("%s tokens to train on, %.2f bytes a token", f"{part.tokens:,}", part.bytes / part.tokens)
+    return dataset
+
+
+def _train(dataset: TokenDataset, out: Path, seed: int) -> Run:
+    _step(3, f"training a GPT-2 of {MODEL.n_layer} layers, {MODEL.n_embd} wide, in {out}")
+    config = TrainConfig(
+        data=dataset.directory,
+        out=out,
+        model=MODEL,
+        optim=OPTIM,
+        steps=STEPS,
+        batch_tokens=BATCH_TOKENS,
+        seed=seed,
+        log_every=10,
+        eval_every=100,
+        sample_every=200,
+        checkpoint_every=250,
+    )
+    with console.training_bar() as on_step:
+        return train(config, on_step)
+
+
+def _perplexity(shop: Workshop, dataset: TokenDataset) -> Measured:
+    _step(4, "measuring the held-out test split")
+    with console.bar("tokens") as progress:
+        measured = measure_perplexity(shop.model, dataset, "test", MODEL.n_ctx, None, shop.where, progress)
+    measured.record(shop.run, shop.step)
+    log.info("protocol: %s", measured.protocol)
+    return measured
+
+
+def _write_samples(shop: Workshop) -> None:
+    _step(5, "writing with each strategy")
+    for name, strategy in STRATEGIES.items():
+        for text in shop.write(name, 2):
+            shop.run.add_sample(shop.step, str(strategy), "", text)
+        log.info("[%s]\n%s\n", strategy, shop.run.samples()[-1]["text"])
+
+
+def _judge(shop: Workshop) -> Measured:
+    _step(6, f"reading {JUDGED_STORIES} of its stories for grammar and consistency")
+    measured, quality = measure_stories(shop.write("nucleus", JUDGED_STORIES), str(STRATEGIES["nucleus"]))
+    measured.record(shop.run, shop.step)
+    for broken in quality.breaks:
+        log.info("%s", broken)
+    return measured
+
+
+def _summary(run: Run, figures: list[Measured], seconds: float, report: Path) -> None:
+    table = Table(title="what came out", show_header=False)
+    for measured in figures:
+        for name, value in measured.figures.items():
+            table.add_row(f"{measured.split} {name.replace('_', ' ')}", f"{value:.3f}")
+    table.add_row("peak memory", f"{runtime.peak_memory_mb(runtime.resolve().device):,.0f} MiB")
+    table.add_row("time", f"{seconds:.0f} s")
+    console.console.print(table)
+    console.console.print(f"open   {report}\n       {run.path / 'curves.png'}")
+    console.console.print(f"next   gpt2lab sample {run.path} --prompt 'One day'")
+
+
+def _step(number: int, text: str) -> None:
+    log.info("%d. %s", number, text)

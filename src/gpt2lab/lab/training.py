@@ -1,0 +1,52 @@
+"""`train`: the training loop together with what happens at its intervals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from gpt2lab import runtime
+from gpt2lab.generation import STRATEGIES
+from gpt2lab.lab.writing import write_texts
+from gpt2lab.model import GPT
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.training import Hooks, StepReport, TrainConfig, resume, start
+
+log = logging.getLogger("gpt2lab")
+
+SAMPLE_TOKENS = 200
+
+
+def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = None) -> Run:
+    """Train a model as ``config`` says, or go on with it where ``config.resume`` is set; return its run directory.
+
+    The same as ``gpt2lab train``.
+
+    Args:
+        config: Every option.
+        on_step: Called after each optimiser step.
+
+    Raises:
+        InputError: An option cannot be honoured, the data is damaged, memory ran out or training diverged.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+
+    def hooks(run: Run) -> Hooks:
+        return Hooks(on_step=on_step, sample=_sampler(run, config))
+
+    return start(config, hooks) if config.resume is None else resume(config, hooks)
+
+
+def _sampler(run: Run, config: TrainConfig) -> Callable[[GPT, int], None]:
+    """Return the hook that writes a text by nucleus sampling, the same random numbers at every step."""
+    tokenizer = Tokenizer.load(run.tokenizer)
+    runtime_ = runtime.resolve(config.device, config.precision)
+
+    def sample(model: GPT, step: int) -> None:
+        strategy = STRATEGIES["nucleus"]
+        (text,) = write_texts(model, tokenizer, config.sample_prompt, 1, SAMPLE_TOKENS, strategy, config.seed, runtime_)
+        run.add_sample(step, str(strategy), config.sample_prompt, text)
+        log.info("sample at step %d, %s:\n%s", step, strategy, text)
+
+    return sample
