@@ -1,0 +1,130 @@
+"""How fast text becomes token files, and how fast the loader reads them back.
+
+Preparing is compared with the bare encoder on the same text (its difference is reading, splitting, writing, hashing).
+The text is the standard library's sources, which every machine has. The loader reads files that were just read, in
+epochs' random order; resident memory is taken before and after a whole pass.
+
+    python benchmarks/data.py --tokenizer DIR [--tokens 500000000]
+
+``DIR`` is a folder of GPT-2's vocabulary or one written by ``gpt2lab tokenizer train``. Prints a table and writes
+`benchmarks/results/data.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt2lab.data import Loader, TokenStream, documents, open_shard, prepare
+from gpt2lab.data.shards import UINT16, ShardWriter
+from gpt2lab.errors import InputError
+from gpt2lab.files import write_json
+from gpt2lab.tokenizer import Tokenizer
+
+RESULT = Path(__file__).parent / "results" / "data.json"
+SHAPES = ((12, 64), (4, 256), (8, 1024), (32, 1024), (64, 1024))  # (micro_batch, seq_len)
+
+
+def collect_sources(folder: Path) -> list[str]:
+    """Copy the standard library's sources to ``folder`` as text files; return the folder."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        text = path.read_bytes()
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        if text.strip() and b"\0" not in text:
+            (folder / f"{len(list(folder.iterdir())):05d}.txt").write_bytes(text)
+    return [str(folder)]
+
+
+def preparing(tokenizer: Tokenizer, folder: Path, repeats: int) -> dict[str, float]:
+    (folder / "text").mkdir()
+    sources = collect_sources(folder / "text")
+    texts = ["".join(document.pieces()) for document in documents(sources)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    bare, whole = [], []
+    for repeat in range(repeats):
+        start = time.perf_counter()
+        tokenizer.encode_batch(texts)
+        bare.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        prepare(sources, tokenizer, folder / f"out{repeat}")
+        whole.append(time.perf_counter() - start)
+    return {
+        "megabytes": megabytes,
+        "prepare_seconds": min(whole),
+        "prepare_mb_per_s": megabytes / min(whole),
+        "encode_mb_per_s": megabytes / min(bare),
+        "ratio": min(bare) / min(whole),
+    }
+
+
+def loading(folder: Path, tokens: int) -> dict[str, float]:
+    writer = ShardWriter(folder, "train", UINT16, 100_000_000)
+    random = np.random.default_rng(0)
+    for begin in range(0, tokens, 5_000_000):
+        writer.write(random.integers(0, 50_257, min(5_000_000, tokens - begin)).astype(np.uint16))
+    writer.finish()
+    stream = TokenStream("benchmark", [open_shard(path) for path in writer.paths])
+    found = {}
+    for micro_batch, seq_len in SHAPES:
+        loader = Loader(stream, seq_len, micro_batch, micro_batch, seed=0)
+        found[f"{micro_batch} x {seq_len}, million tokens/s"] = max(rate(loader, 1000) for _ in range(5)) / 1e6
+    before = resident_mb()
+    loader = Loader(stream, 1024, 64, 64, seed=0)
+    rate(loader, loader.windows_per_epoch // 64)
+    return {**found, "resident_mb_before_pass": before, "resident_mb_after_pass": resident_mb()}
+
+
+def rate(loader: Loader, steps: int) -> float:
+    """Tokens per second over ``steps`` batches."""
+    start = time.perf_counter()
+    tokens = sum(loader.batch(step, 0).tokens.numel() for step in range(steps))
+    return tokens / (time.perf_counter() - start)
+
+
+def resident_mb() -> float:
+    """Resident memory in MB; 0 where the system is not Linux."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmRSS:")[1].split()[0]) / 1024 if status.exists() else 0.0
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.load(folder)
+    except InputError:
+        return Tokenizer.gpt2(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=500_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        result = {
+            "preparing": preparing(load_tokenizer(options.tokenizer), folder, options.repeats),
+            "loading": loading(folder, options.tokens),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "versions": f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}",
+        }
+    for part in ("preparing", "loading"):
+        for name, value in result[part].items():
+            print(f"{name:36} {value:10.1f}")
+    write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()
