@@ -312,6 +312,14 @@ def test_several_runs_stand_in_one_table_and_one_picture(tmp_path: Path, run: Ru
     assert len([tag for tag, _ in page.elements if tag == "math"]) < 30, "the equations stand once"
 
 
+def test_entropy_gap_is_left_out_where_the_text_has_no_known_entropy(tmp_path: Path) -> None:
+    plain = Run.create(tmp_path / "plain", CONFIG, ENVIRONMENT)
+    log_steps(plain, 100)
+    text = page_of([plain], tmp_path / "report.html").text
+    assert "Above the entropy floor" not in text
+    assert re.search("Tokens seen *410 k *0.500 epochs", text)
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     runs = []
     for parent in ("a", "b"):

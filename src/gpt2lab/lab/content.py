@@ -27,6 +27,8 @@ class KeyFigure:
     label: str
     value: str | None
     note: str
+    only_where_known: bool = False
+    """Whether it is left out where it has no value: not every text has such a figure."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 import gpt2lab
@@ -86,29 +86,25 @@ def _key_figures(record: Record) -> tuple[KeyFigure, ...]:
     )
     of = "on the GPU" if str(record.config.get("device")).startswith("cuda") else "of the process"
     seen = f"{words.short(tokens[-1])} tokens" if tokens else ""
-    floor = KeyFigure("Above the entropy floor", None if gap is None else words.percent(gap), "bits per byte, test set")
     return (
         KeyFigure("Test perplexity", _or_none(perplexity), "per token"),
         KeyFigure("Test bits per byte", _or_none(bits), "whatever the tokenizer"),
-        floor
-        if gap is not None
-        else KeyFigure("Tokens seen", words.short(tokens[-1]) if tokens else None, _epochs(record)),
+        KeyFigure("Above the entropy floor", _or_none(gap, words.percent), "bits per byte, test set", True),
         KeyFigure(
             "Best validation loss",
             _or_none(best["val_loss"] if best else None),
             f"nats per token, step {words.count(best['step'] or 0)}" if best else "",
         ),
-        KeyFigure(
-            "Parameters", None if record.parameters is None else words.short(record.parameters), "the head counted once"
-        ),
+        KeyFigure("Parameters", _or_none(record.parameters, words.short), "the head counted once"),
         KeyFigure("Training time", words.duration(seconds[-1]) if seconds else None, seen),
         KeyFigure("Tokens per second", words.count(median(speeds)) if speeds else None, "median of the recorded"),
         KeyFigure("Peak memory", words.memory(max(memory)) if memory else None, of),
+        KeyFigure("Tokens seen", words.short(tokens[-1]) if tokens else None, _epochs(record)),
     )
 
 
-def _or_none(value: float | None) -> str | None:
-    return None if value is None else words.number(value)
+def _or_none(value: float | None, say: Callable[[float], str] = words.number) -> str | None:
+    return None if value is None else say(value)
 
 
 def _epochs(record: Record) -> str:

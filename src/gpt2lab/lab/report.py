@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from gpt2lab.errors import InputError
 from gpt2lab.files import write_atomically
 from gpt2lab.lab import figures
-from gpt2lab.lab.content import Report, RunContent
+from gpt2lab.lab.content import KeyFigure, Report, RunContent
 from gpt2lab.lab.gather import gather
 from gpt2lab.runs import Run
 
@@ -73,6 +73,7 @@ def render(report: Report) -> str:
         figures=_figures(report.runs),
         generator=GENERATOR,
         css=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        strip=_strip,
         labels=_labels,
         has_prompt=_has_prompt,
     )
@@ -109,6 +110,11 @@ def _figures(runs: Sequence[RunContent]) -> Figures | None:
         described=described,
         stretch=figures.stretch(recorded),
     )
+
+
+def _strip(run: RunContent) -> list[KeyFigure]:
+    """Return the figures that stand at the head of a run: two rows of four."""
+    return [figure for figure in run.key_figures if figure.value is not None or not figure.only_where_known][:8]
 
 
 def _labels(runs: Sequence[RunContent]) -> list[str]:
