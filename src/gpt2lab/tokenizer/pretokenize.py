@@ -79,6 +79,8 @@ CL100K = Pattern(
 )
 PATTERNS = {pattern.name: pattern for pattern in (GPT2, CL100K)}
 
+_SHORT = 1000  # characters
+
 # An expression of one's own is tried on this: some of every kind of character, and the runs that go wrong.
 _PROBE = "It's 1999,  naïve  a_b\t\n\n\r\n x=-1.5e3;\x00\u00a0\u4f60\u597d\U0001f600  'll\u0301 \u200d. "
 
@@ -132,9 +134,15 @@ def well_formed(text: str) -> str:
 
 def split_fast(pattern: Pattern, text: str) -> list[str]:
     """Return the words of ``text``, the same as ``pattern.split``, sooner; the text must be well formed."""
-    if pattern.name not in PATTERNS or (not text.isascii() and _beyond_bmp().search(text)):
-        return _compiled(pattern.fast).findall(text)
-    return _compiled_for_re(pattern.fast).findall(text)
+    if pattern.name not in PATTERNS:
+        return pattern.split(text)
+    if text.isascii() or not _beyond_bmp().search(text):
+        return _compiled_for_re(pattern.fast).findall(text)
+    words: list[str] = []
+    for piece in pattern.pieces(text, _SHORT):  # few pieces will hold such characters
+        compiled = _compiled(pattern.fast) if _beyond_bmp().search(piece) else _compiled_for_re(pattern.fast)
+        words += compiled.findall(piece)
+    return words
 
 
 @functools.cache
@@ -150,13 +158,12 @@ def _beyond_bmp() -> re.Pattern[str]:
 @functools.cache
 def _compiled_for_re(expression: str) -> re.Pattern[str]:
     r"""Compile for ``re``, which knows no \p{L} and takes \s and \S otherwise; holds for the BMP only."""
-    space, not_space, letters, digits = (_bmp_ranges(c) for c in (r"\s", r"\S", r"\p{L}", r"\p{N}"))
+    space, letters, digits = (_bmp_ranges(category) for category in (r"\s", r"\p{L}", r"\p{N}"))
     expression = re.sub(r"\[[^]]*\]", lambda one: one[0].replace(r"\s", space), expression)  # within a class
     expression = expression.replace(r"\p{L}", letters).replace(r"\p{N}", digits)
-    return re.compile(expression.replace(r"\s", f"[{space}]").replace(r"\S", f"[{not_space}]"))
+    return re.compile(expression.replace(r"\s", f"[{space}]").replace(r"\S", f"[^{space}]"))
 
 
-@functools.cache
 def _bmp_ranges(category: str) -> str:
     """Return the characters of a category in the Basic Multilingual Plane as ranges for a character class."""
     characters = "".join(map(chr, range(0x10000)))

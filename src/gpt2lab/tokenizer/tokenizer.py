@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from gpt2lab.tokenizer.counting import count_words
 from gpt2lab.tokenizer.formats import read_gpt2
 from gpt2lab.tokenizer.pretokenize import find_pattern
 from gpt2lab.tokenizer.tokenizer_json import read_tokenizer_json, write_tokenizer_json
-from gpt2lab.tokenizer.trainer import Progress, learn_merges
 from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -53,7 +52,8 @@ class Tokenizer:
         *,
         pattern: str = "gpt2",
         min_frequency: int = 2,
-        progress: Progress | None = None,
+        processes: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tokenizer:
         """Learn a vocabulary from texts.
 
@@ -64,12 +64,15 @@ class Tokenizer:
             special_tokens: They get the last ids; no merge is learned from their texts.
             pattern: ``gpt2``, ``cl100k`` or a regular expression of one's own.
             min_frequency: A pair that occurs less often is not merged.
+            processes: How many count words; by default the number of cores. The result is the same for any.
             progress: Called with (merges made, merges wanted) now and then.
 
         Raises:
             InputError: ``vocab_size`` is too small, the texts hold nothing, a special token comes twice or is also an
                 ordinary token, or the pattern cannot be used.
         """
+        from gpt2lab.tokenizer.trainer import learn_merges  # here, because only training needs numpy
+
         names = unique_special_tokens(special_tokens)
         splitting = find_pattern(pattern)
         n_merges = vocab_size - len(BYTE_ORDER) - len(names)
@@ -82,7 +85,7 @@ class Tokenizer:
             raise InputError("the texts to train on are one str; give a list of them, such as [text]")
         pairs: list[tuple[int, int]] = []
         if n_merges:
-            counts = count_words(texts, splitting, names)
+            counts = count_words(texts, splitting, names, processes=processes)
             if not counts:
                 raise InputError("there is no text to train a tokenizer on; give at least one text that is not empty")
             pairs = learn_merges(counts, n_merges, min_frequency=min_frequency, progress=progress)

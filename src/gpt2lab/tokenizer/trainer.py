@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -40,30 +40,30 @@ Places = npt.NDArray[np.int32]
 class _Corpus:
     """The distinct words as one linked row of tokens, with the count of every pair and its places."""
 
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        words = [word.encode("utf-8") for word in counts]
-        lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words)) + 1
-        row = np.array(ID_OF_BYTE)[np.frombuffer(b"\n".join(words) + b"\n", dtype=np.uint8)]
+    def __init__(self, words: Mapping[str, int]) -> None:
+        rows = [word.encode("utf-8") for word in words]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) + 1
+        row = np.array(ID_OF_BYTE)[np.frombuffer(b"\n".join(rows) + b"\n", dtype=np.uint8)]
         row[np.cumsum(lengths) - 1] = _END
-        weights = np.fromiter(counts.values(), dtype=np.int64, count=len(words))
+        weights = np.fromiter(words.values(), dtype=np.int64, count=len(words))
         places = np.arange(len(row))
         self.tokens, self.np_tokens = _shared("i", row)
         self.weights, self.np_weights = _shared("q", np.repeat(weights, lengths))
         self.after, self.np_after = _shared("i", places + 1)
         self.before, self.np_before = _shared("i", places - 1)  # before the first stands the last, an _END like others
-        self.counts: defaultdict[int, int] = defaultdict(int)
+        self.counts: defaultdict[int, int] = defaultdict(int)  # of each pair
         self.places: dict[int, Places | list[int]] = {}
-        self._count_all()
+        self._find_pairs()
 
-    def _count_all(self) -> None:
+    def _find_pairs(self) -> None:
         left, right = self.np_tokens[:-1], self.np_tokens[1:]
         inside = np.flatnonzero((left != _END) & (right != _END)).astype(np.int32)
         pairs = (left[inside].astype(np.int64) << _SHIFT) | right[inside]
-        for pair, places in _grouped(pairs, inside):
+        for pair, weight, places in self._grouped(pairs, inside):
+            self.counts[pair] = weight
             self.places[pair] = places
-            self.counts[pair] = int(self.np_weights[places].sum())
 
-    def merge(self, pair: int, new: int) -> list[int]:
+    def merge(self, pair: int, new: int) -> Iterable[int]:
         """Make ``pair`` one token, ``new``, everywhere; return the pairs that came into being."""
         left, right = pair >> _SHIFT, pair & _RIGHT
         places = self.places.pop(pair)
@@ -71,9 +71,9 @@ class _Corpus:
             return self._merge_few(left, right, new, places if isinstance(places, list) else places.tolist())
         return self._merge_many(left, right, new, np.asarray(places, dtype=np.int32))
 
-    def _merge_few(self, left: int, right: int, new: int, places: list[int]) -> list[int]:
+    def _merge_few(self, left: int, right: int, new: int, places: list[int]) -> Iterable[int]:
         tokens, after, before, weights, counts = self.tokens, self.after, self.before, self.weights, self.counts
-        fresh: dict[int, list[int]] = {}
+        made: dict[int, list[int]] = {}
         for place in sorted(places) if left == right else places:
             second = after[place]
             if tokens[place] != left or tokens[second] != right:
@@ -84,18 +84,18 @@ class _Corpus:
             after[place], before[following] = following, place
             if (token := tokens[previous]) != _END:
                 counts[token << _SHIFT | left] -= weight
-                key = token << _SHIFT | new
-                counts[key] += weight
-                fresh.setdefault(key, []).append(previous)
+                pair = token << _SHIFT | new
+                counts[pair] += weight
+                made.setdefault(pair, []).append(previous)
             if (token := tokens[following]) != _END:
                 counts[right << _SHIFT | token] -= weight
-                key = new << _SHIFT | token
-                counts[key] += weight
-                fresh.setdefault(key, []).append(place)
-        self.places.update(fresh)
-        return list(fresh)
+                pair = new << _SHIFT | token
+                counts[pair] += weight
+                made.setdefault(pair, []).append(place)
+        self.places.update(made)
+        return made
 
-    def _merge_many(self, left: int, right: int, new: int, places: Places) -> list[int]:
+    def _merge_many(self, left: int, right: int, new: int, places: Places) -> Iterable[int]:
         tokens, after, before = self.np_tokens, self.np_after, self.np_before
         seconds = after[places]
         there = (tokens[places] == left) & (tokens[seconds] == right)
@@ -105,23 +105,67 @@ class _Corpus:
         after[places], before[following] = following, places
         previous, following = before[places], after[places]
         made: list[int] = []
-        # Neighbours are looked up after merging, so where two merged pairs touch both see `new`: counted as left only.
-        for token, group in _grouped(tokens[previous], previous):
+        # Neighbours are looked up after merging, so where two merged pairs touch both see `new`: the right one counts.
+        for token, weight, group in self._grouped(tokens[previous], previous):
             if token != _END:
-                lost = (right if token == new else token) << _SHIFT | left
-                made.append(self._take_over(lost, token << _SHIFT | new, group))
-        for token, group in _grouped(tokens[following], places):
+                self.counts[(right if token == new else token) << _SHIFT | left] -= weight
+                made.append(self._add(token << _SHIFT | new, weight, group))
+        for token, weight, group in self._grouped(tokens[following], places):
             if token not in (_END, new):
-                made.append(self._take_over(right << _SHIFT | token, new << _SHIFT | token, group))
+                self.counts[right << _SHIFT | token] -= weight
+                made.append(self._add(new << _SHIFT | token, weight, group))
         return made
 
-    def _take_over(self, lost: int, gained: int, places: Places) -> int:
-        """Move the count of ``places`` from one pair to the pair that stands there now."""
-        weight = int(self.np_weights[places].sum())
-        self.counts[lost] -= weight
-        self.counts[gained] += weight
-        self.places[gained] = places
-        return gained
+    def _add(self, pair: int, weight: int, places: Places) -> int:
+        self.counts[pair] = weight
+        self.places[pair] = places
+        return pair
+
+    def _grouped(self, keys: npt.NDArray[np.integer], places: Places) -> Iterator[tuple[int, int, Places]]:
+        """Yield each distinct key with the weight of its places and the places themselves."""
+        if not len(keys):
+            return
+        order = np.argsort(keys)
+        keys, places = keys[order], places[order]
+        starts = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+        starts = np.concatenate((np.zeros(1, dtype=starts.dtype), starts))
+        weights = np.add.reduceat(self.np_weights[places], starts).tolist()
+        ends = [*starts[1:].tolist(), len(keys)]
+        for key, weight, start, end in zip(keys[starts].tolist(), weights, starts.tolist(), ends, strict=True):
+            yield key, weight, places[start:end]
+
+
+class _Queue:
+    """Pairs by falling count, then by rising ids.
+
+    No merge makes a pair more frequent than the pair merged, so counts are served from the highest down: one heap of
+    pairs for the count being served, plain lists for those below.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: defaultdict[int, list[int]] = defaultdict(list)
+        self._levels: list[int] = []  # heap of the negated counts of the lists
+        self.count = 0
+        self._served: list[int] = []
+
+    def add(self, pair: int, count: int) -> None:
+        if count == self.count:
+            heapq.heappush(self._served, pair)
+            return
+        level = self._waiting[count]
+        if not level:
+            heapq.heappush(self._levels, -count)
+        level.append(pair)
+
+    def pop(self) -> int | None:
+        """Return the next pair, whose count as it was added is ``self.count``; ``None`` where none is left."""
+        while not self._served:
+            if not self._levels:
+                return None
+            self.count = -heapq.heappop(self._levels)
+            self._served = self._waiting.pop(self.count)
+            heapq.heapify(self._served)
+        return heapq.heappop(self._served)
 
 
 def _shared(code: str, values: npt.NDArray[np.integer]) -> tuple[array[int], npt.NDArray[np.signedinteger]]:
@@ -130,39 +174,30 @@ def _shared(code: str, values: npt.NDArray[np.integer]) -> tuple[array[int], npt
     return shared, np.frombuffer(shared, dtype=code)
 
 
-def _grouped(keys: npt.NDArray[np.integer], values: Places) -> Iterator[tuple[int, Places]]:
-    """Yield each distinct key with the values beside it."""
-    order = np.argsort(keys, kind="stable")
-    keys, values = keys[order], values[order]
-    starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1)).tolist()
-    ends = [*starts[1:], len(keys)]
-    return ((int(keys[start]), values[start:end]) for start, end in zip(starts, ends[: len(starts)], strict=True))
-
-
 def learn_merges(
-    counts: Mapping[str, int], n_merges: int, *, min_frequency: int = 2, progress: Progress | None = None
+    words: Mapping[str, int], n_merges: int, *, min_frequency: int = 2, progress: Progress | None = None
 ) -> list[tuple[int, int]]:
-    """Return up to ``n_merges`` merges, as pairs of ids, for a corpus of words with their ``counts``.
+    """Return up to ``n_merges`` merges, as pairs of ids, for a corpus given as its distinct words and their counts.
 
     Fewer where no pair that is left occurs ``min_frequency`` times. ``progress`` is called with the merges made and
     ``n_merges``, after each hundred and at the end.
     """
     merges: list[tuple[int, int]] = []
-    corpus = _Corpus(counts)
-    heap = [(-count, pair) for pair, count in corpus.counts.items() if count >= min_frequency]
-    heapq.heapify(heap)
-    while heap and len(merges) < n_merges:
-        negative, pair = heapq.heappop(heap)
-        count = corpus.counts[pair]
-        if count != -negative:  # has sunk since it was put there
-            if count >= min_frequency:
-                heapq.heappush(heap, (-count, pair))
+    corpus = _Corpus(words)
+    counts, queue = corpus.counts, _Queue()
+    candidates: Iterable[int] = list(counts)
+    while len(merges) < n_merges:
+        for pair in candidates:
+            if counts[pair] >= min_frequency:
+                queue.add(pair, counts[pair])
+        pair = queue.pop()
+        if pair is None:
+            break
+        if counts[pair] != queue.count:  # has sunk since it was added
+            candidates = (pair,)
             continue
-        made = corpus.merge(pair, len(BYTE_ORDER) + len(merges))
+        candidates = corpus.merge(pair, len(BYTE_ORDER) + len(merges))
         merges.append((pair >> _SHIFT, pair & _RIGHT))
-        for fresh in made:
-            if corpus.counts[fresh] >= min_frequency:
-                heapq.heappush(heap, (-corpus.counts[fresh], fresh))
         if progress is not None and len(merges) % 100 == 0:
             progress(len(merges), n_merges)
     if progress is not None:
