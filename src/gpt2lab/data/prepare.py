@@ -8,7 +8,7 @@ Every document begins with ``<|endoftext|>``, as in llm.c's files:
 
 so what is predicted of a document has a context that begins where it does, and a split of D documents has D tokens more
 than its text. All but the first token are predicted: every token of the text once, and D - 1 ends. By the chain rule
-their loss is, on average over texts, at least the documents' -log2 probabilities (an end that is certain costs nothing).
+their loss is on average at least the documents' -log2 probabilities (an end that is certain costs nothing).
 """
 
 from __future__ import annotations
