@@ -238,6 +238,14 @@ def test_strategies_stand_beside_each_other_though_training_wrote_a_later_sample
     assert [s.step for s in content.other_steps] == ["100", "400"]
 
 
+def test_strategies_stand_in_the_order_of_the_study_not_of_training(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    for strategy in ("nucleus 0.9", "greedy", "top-k 50", "nucleus 0.9"):
+        run.add_sample(300, strategy, "", "text")
+    (content,) = gather([run]).runs
+    assert [(s.name, s.written) for s in content.strategies] == [("greedy", 1), ("top-k 50", 1), ("nucleus 0.9", 2)]
+
+
 def test_text_that_html_cannot_hold_is_replaced(run: Run) -> None:
     run.add_sample(300, "odd", "", "null \x00 escape \x1b \x9f end")
     with (run.path / "samples.jsonl").open("a", encoding="utf-8") as file:

@@ -112,14 +112,13 @@ def _loss_lines(axes: Axes, run: RunContent, index: int, alone: bool) -> None:
 
 
 def _loss_axis(axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     shown = [tick for tick in LOSS_TICKS if low <= tick <= high]
-    if len(shown) > 1:
-        axes.yaxis.set_major_locator(FixedLocator(shown))
-        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(FixedLocator(shown) if len(shown) > 3 else MaxNLocator(5))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
 
 

@@ -195,10 +195,10 @@ def _main_step(samples: Sequence[Written]) -> int:
 
 
 def _strategies(samples: Sequence[Written]) -> tuple[Strategy, ...]:
-    """Group the texts of the main step by strategy, in the order in which the strategies appear."""
+    """Group the texts of the main step by strategy, in the order of each one's last text: training's come first."""
     step = _main_step(samples)
     there = [s for s in samples if s.step == step]
-    names = dict.fromkeys(s.strategy for s in there)
+    names = [*dict.fromkeys(s.strategy for s in reversed(there))][::-1]
     return tuple(_strategy([s for s in there if s.strategy == name], LONGEST) for name in names)
 
 
