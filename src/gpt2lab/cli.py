@@ -326,8 +326,10 @@ def _one_line(framed: str, prog: str) -> str:
     'train: Unrecognized options: --x; see gpt2lab train --help'
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
-    rows = [line.strip("│ \n") for line in text.splitlines() if line.startswith("│")]
-    paragraphs = "\n".join("\n\n" if set(row) == {"─"} else row for row in rows).split("\n\n")
+    rows = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = re.split(r"^[─-]+$", "\n".join(rows), flags=re.MULTILINE)
+    if "╭" not in text:  # where only ASCII can be printed, the frame's title is a paragraph
+        del paragraphs[0]
     parts = [" ".join(paragraph.split()).rstrip(".") for paragraph in paragraphs]
     said = [re.sub(r"Perhaps you meant: (\S+).*", r"did you mean \1?", part) for part in parts if "--help" not in part]
     return f"{prog.removeprefix('gpt2lab ')}: {'; '.join(filter(None, said))}; see {prog} --help"

@@ -1,0 +1,72 @@
+"""The quickstart in small: every step of it, on stories and on real text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.cli import main
+from gpt2lab.generation import STRATEGIES
+from gpt2lab.lab import quickstart
+from gpt2lab.model import GPTConfig
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make everything a hundredth of its size."""
+    small = {
+        "VOCABULARY": 400,
+        "DOCUMENTS": 200,
+        "TOKENIZER_DOCUMENTS": 100,
+        "MODEL": GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=64, dropout=0.0),
+        "BATCH_TOKENS": 512,
+        "STEPS": 10,
+        "JUDGED_STORIES": 4,
+        "SAMPLE_TOKENS": 20,
+    }
+    for name, value in small.items():
+        monkeypatch.setattr(quickstart, name, value)
+
+
+@pytest.mark.usefixtures("in_small")
+def test_stories_become_a_run_with_figures_samples_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quickstart", "--out", str(tmp_path / "run")]) == 0
+    run = Run.open(tmp_path / "run")
+    figures = {row["metric"]: float(row["value"]) for row in run.evals()}
+    assert figures["bits_per_byte"] > figures["entropy_floor"] > 0
+    gap = 100 * (figures["bits_per_byte"] / figures["entropy_floor"] - 1)
+    assert figures["gap_percent"] == pytest.approx(gap)
+    assert 0 <= figures["consistent"] <= figures["grammatical"] <= 1
+    assert {str(s) for s in STRATEGIES.values()} <= {sample["strategy"] for sample in run.samples()}
+    report = (run.path / "report.html").read_text(encoding="utf-8")
+    assert f"{figures['bits_per_byte']:.3f}" in report
+    said = capsys.readouterr().out
+    assert str(run.path / "report.html") in said
+    assert re.search(r"bits per byte\W+\d", said)
+
+
+@pytest.mark.usefixtures("in_small")
+def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tinyshakespeare.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
+    assert main(["quickstart", "--text", str(text), "--out", str(tmp_path / "run")]) == 0
+    run = Run.open(tmp_path / "run")
+    metrics = {row["metric"] for row in run.evals()}
+    assert "bits_per_byte" in metrics and not metrics & {"entropy_floor", "grammatical"}
+    assert Tokenizer.load(run.tokenizer).decode([0]) == "!"
+
+
+@pytest.mark.usefixtures("in_small")
+def test_a_second_quickstart_gets_a_number(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert main(["quickstart", "--out", str(tmp_path / "run")]) == 0
+    first, second = Run.open(tmp_path / "run"), Run.open(tmp_path / "run-2")
+    losses = [[row["train_loss"] for row in run.metrics()] for run in (first, second)]
+    assert losses[0] == losses[1]  # the same seed, the same losses
+    assert first.samples() == second.samples()

@@ -1,0 +1,286 @@
+"""The command line as a user meets it: the whole way in small, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.cli import VERBS, main
+from gpt2lab.runs import Run
+
+SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.n-ctx", "32"]
+TRAIN = [*SMALL, "--batch-tokens", "128", "--log-every", "5", "--eval-tokens", "512", "--checkpoint-every", "10"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, prepared data and a finished run, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    tok, data, run = str(folder / "tok"), str(folder / "data"), str(folder / "run")
+    stories = ["--max-documents", "120"]
+    assert main(["tokenizer", "train", "--input", "stories", "--vocab-size", "400", "--out", tok, *stories]) == 0
+    assert main(["data", "prepare", "stories", "--tokenizer", tok, "--out", data, *stories]) == 0
+    assert main(["train", "--data", data, "--out", run, "--steps", "20", *TRAIN]) == 0
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """Run a command that must fail as bad input does; return its one line."""
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gpt2lab: ") and said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_help_lists_every_verb_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name, verb in VERBS.items():
+        for sub in verb if isinstance(verb, dict) else [""]:
+            assert re.search(rf"^  {f'{name} {sub}'.strip()} +\w", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "verb", ["quickstart", "tokenizer train", "data prepare", "sample", "eval perplexity", "train"]
+)
+def test_each_verb_has_help_with_types_and_defaults(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "default: " in said and re.search(r"\b(INT|PATH)\b", said)
+
+
+def test_help_of_train_shows_the_presets_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "gpt2", "--help"])
+    said = capsys.readouterr().out
+    assert re.search(r"--model.n-layer INT.*?default: 12\)", said, re.DOTALL)
+    assert re.search(r"--batch-tokens.*?default: 524288\)", said, re.DOTALL)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from gpt2lab.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_encode_and_decode_are_filters_that_undo_each_other(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Lily said, “naïve 🐈”\n\n  two spaces\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["tokenizer", "encode", str(work / "tok")]) == 0
+    ids = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(ids.encode())))
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr("sys.stdout", out)
+    assert main(["tokenizer", "decode", str(work / "run")]) == 0
+    out.flush()
+    assert out.buffer.getvalue().decode() == text  # type: ignore[attr-defined]
+
+
+def test_a_run_holds_all_its_files(work: Path) -> None:
+    run = Run.open(work / "run")
+    assert [row["step"] for row in run.metrics()] == [5, 10, 15, 20]
+    assert run.metrics()[-1]["val_loss"] is not None
+    assert run.samples()[-1]["step"] == 20
+    for name in ("config.json", "environment.json", "train.log", "curves.png", "tokenizer/tokenizer.json"):
+        assert (run.path / name).is_file()
+    assert run.config["model"]["vocab_size"] == 400
+    assert run.config["device"] == "cpu" and run.config["compile"] == "off"
+
+
+def test_a_finished_run_resumes_to_nothing_and_a_longer_one_goes_on(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(work / "run", run)
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["train", "--out", str(run), "--resume", "--steps", "30"]) == 0
+    assert [row["step"] for row in Run.open(run).metrics()] == [5, 10, 15, 20, 25, 30]
+
+
+def test_training_starts_again_from_a_saved_config_with_flags_on_top(work: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    config = work / "run" / "config.json"
+    assert main(["train", "--config", str(config), "--out", str(again), "--steps", "10"]) == 0
+    first, second = Run.open(work / "run").config, Run.open(again).config
+    assert second["steps"] == 10 and second["model"] == first["model"]
+
+
+def test_sampling_is_the_same_for_the_same_seed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        capsys.readouterr()
+        main(["sample", str(work / "run"), "--prompt", "One day", "--max-new-tokens", "30", "--seed", seed])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("One day")
+
+
+def test_several_samples_are_numbered(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [
+        "sample",
+        str(work / "run"),
+        "--samples",
+        "3",
+        "--strategy",
+        "top-k",
+        "--top-k",
+        "5",
+        "--max-new-tokens",
+        "5",
+    ]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert [f"sample {n} of 3, top-k 5" in said for n in (1, 2, 3)] == [True] * 3
+
+
+def test_perplexity_is_printed_with_its_protocol_and_kept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "perplexity", str(work / "run"), "--split", "val"]) == 0
+    said = capsys.readouterr().out
+    kept = {row["metric"]: float(row["value"]) for row in Run.open(work / "run").evals() if row["split"] == "val"}
+    assert f"{kept['bits_per_byte']:.4f}" in said and "protocol: Each of" in said
+    assert kept["entropy_floor"] < kept["bits_per_byte"]
+
+
+def test_report_is_one_file(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(work / "run"), "--out", str(tmp_path / "r.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "r.html")
+    assert "<svg" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+BAD = [
+    (["trian"], 'did you mean "train"'),
+    (["tokenizer", "tran"], 'did you mean "train"'),
+    (["train", "--preset", "gtp2"], 'did you mean "gpt2"'),
+    (["train", "--model.n-lyer", "2"], "--model.n-layer"),
+    (["train", "--model.n-embd", "10", "--model.n-head", "3"], "not divisible by n_head 3"),
+    (["train", "--data", "nowhere"], "nowhere"),
+    (["train", "--precision", "fp8"], "fp32"),
+    (["train", "--steps", "ten"], "--steps"),
+    (["train", "--steps", "5", "--epochs", "1"], "given twice"),
+    (["train", "--resume"], "--out"),
+    (["train", "--out", "nowhere", "--resume"], "nowhere does not exist"),
+    (["sample", "nowhere"], "nowhere does not exist"),
+    (["report"], "name the directory of a run"),
+    (["quickstart", "--text", "nowhere.txt"], "nowhere.txt"),
+    (["data", "prepare", "storys", "--tokenizer", "x", "--out", "y"], "x"),
+    (["tokenizer", "train", "--input", "storys", "--vocab-size", "300", "--out", "y"], 'did you mean "stories"'),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
+def test_bad_input_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if argv[0] == "train" and "--data" not in argv and "--resume" not in argv:
+        argv = [*argv, "--data", str(tmp_path)]
+    assert said in refused(capsys, *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_device_is_named_with_those_that_are_here(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "--data", work / "data", "--out", work / "x", "--device", "cuda:7", *TRAIN)
+    assert 'no device "cuda:7"' in said and "cpu" in said
+    assert not (work / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b" \n\t\n", "white space"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", "zero byte at offset 7"),
+        (b"caf\xe9 au lait" * 9, "offset 3"),
+        (b"too short", "text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    assert said in refused(capsys, "quickstart", "--text", file, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_exists_is_never_overwritten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (work / "run" / "metrics.csv").read_bytes()
+    assert "exists" in refused(capsys, "train", "--data", work / "data", "--out", work / "run", "--steps", "5", *TRAIN)
+    assert (work / "run" / "metrics.csv").read_bytes() == before
+    again = ["--tokenizer", work / "tok", "--out", work / "data"]
+    assert "exists" in refused(capsys, "data", "prepare", "stories", *again)
+    train = ["--input", "stories", "--vocab-size", "300", "--out", work / "tok"]
+    assert "exists" in refused(capsys, "tokenizer", "train", *train)
+
+
+def test_a_batch_that_does_not_divide_names_what_does(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "--data", work / "data", "--out", work / "x", *SMALL, "--batch-tokens", "100"]
+    assert "96 or 128" in refused(capsys, *argv)
+
+
+def test_a_damaged_shard_is_named_before_training(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "data", tmp_path / "data")
+    shard = tmp_path / "data" / "train_000000.bin"
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 1
+    shard.write_bytes(content)
+    said = refused(capsys, "train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TRAIN)
+    assert "train_000000.bin" in said
+    shard.write_bytes(content[:-3])
+    said = refused(capsys, "train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TRAIN)
+    assert "train_000000.bin" in said and "truncated" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_tokenizers_data_is_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tokenizer", "train", "--input", "stories", "--vocab-size", "300", "--out", str(tmp_path / "tok"),
+          "--max-documents", "50"])  # fmt: skip
+    main(["data", "prepare", "stories", "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "data"),
+          "--max-documents", "120"])  # fmt: skip
+    said = refused(capsys, "eval", "perplexity", work / "run", "--data", tmp_path / "data")
+    fingerprints = [json.loads((folder / "data" / "manifest.json").read_text())["tokenizer"]["fingerprint"]
+                    for folder in (work, tmp_path)]  # fmt: skip
+    assert all(fingerprint[:12] in said for fingerprint in fingerprints)
+
+
+def test_a_damaged_checkpoint_is_named(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(work / "run", tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "step_00000020" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "model.safetensors" in refused(capsys, "sample", tmp_path / "run", "--checkpoint", "20")
+    weights.write_bytes(content[:100])
+    assert "100 bytes" in refused(capsys, "sample", tmp_path / "run", "--checkpoint", "20")
+    assert "best, last and the steps" in refused(capsys, "sample", tmp_path / "run", "--checkpoint", "7")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--strategy", "greedy", "--top-p", "0.5"], "greedy"),
+        (["--top-p", "1.5"], "top_p is 1.5"),
+        (["--top-k", "0"], "top_k is 0"),
+        (["--temperature", "0"], "temperature is 0"),
+        (["--samples", "0"], "samples is 0"),
+    ],
+)
+def test_sampling_settings_out_of_range(
+    work: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, "sample", work / "run", *flags)
