@@ -1,0 +1,109 @@
+"""What a report says, before it is set in type."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, make_run
+
+from gpt2lab.lab import figures
+from gpt2lab.lab.content import Series
+from gpt2lab.lab.gather import gather
+from gpt2lab.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "stories-tiny")
+
+
+def test_every_option_is_shown_as_the_configuration_has_it(run: Run) -> None:
+    (content,) = gather([run]).runs
+    shown = {fact.name: fact.value for fact in content.configuration}
+    flat = {name: value for name, value in CONFIG.items() if not isinstance(value, dict)} | {"out": str(run.path)}
+    flat |= {f"{group}.{name}": value for group in ("model", "optim") for name, value in CONFIG[group].items()}
+    assert shown == {name: json.dumps(value) for name, value in flat.items()}
+
+
+def test_parameters_are_counted_from_the_weights_without_the_padding(run: Run) -> None:
+    facts = {fact.name: fact.value for fact in gather([run]).runs[0].model}
+    assert facts["Parameters"] == f"{1000 * 32 + 256 * 32:,}"
+
+
+def test_best_validation_loss_is_the_lowest_with_its_step(run: Run) -> None:
+    (content,) = gather([run]).runs
+    best = next(figure for figure in content.key_figures if figure.label == "Best validation loss")
+    losses = {row["step"]: row["val_loss"] for row in run.metrics() if row["val_loss"] is not None}
+    step = min(losses, key=lambda step: losses[step] or 0.0)
+    assert best.value == f"{losses[step]:.4f}"
+    assert best.note.endswith(f"step {step:.0f}")
+
+
+def test_entropy_floor_in_nats_is_the_loss_less_the_gap(run: Run) -> None:
+    floor = gather([run]).runs[0].curves.floor
+    assert floor == pytest.approx(0.9123 * 0.30162 / 0.33178, rel=1e-4)
+
+
+def test_figures_of_another_protocol_are_not_mixed(run: Run) -> None:
+    run.add_eval(300, "perplexity", "test", "stride 1", "perplexity", 2.25)
+    (content,) = gather([run]).runs
+    assert content.key_figures[0].value == "2.250"
+    assert content.key_figures[1].value is None
+    assert [e.protocol for e in content.evaluations[:2]] == [PROTOCOL, "100 stories at nucleus 0.9"]
+    assert content.evaluations[2].facts[0].value == "2.250"
+
+
+def test_strategies_stand_beside_each_other_though_training_wrote_a_later_sample(run: Run) -> None:
+    run.add_sample(400, "nucleus 0.9", "", "The last.")
+    (content,) = gather([run]).runs
+    assert [s.name for s in content.strategies] == ["greedy", "temperature 0.8", "top-k 50", "nucleus 0.9"]
+    assert [s.step for s in content.other_steps] == ["100", "400"]
+
+
+def test_strategies_stand_in_the_order_of_the_study_not_of_training(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    for strategy in ("nucleus 0.9", "greedy", "top-k 50", "nucleus 0.9"):
+        run.add_sample(300, strategy, "", "text")
+    (content,) = gather([run]).runs
+    assert [(s.name, s.written) for s in content.strategies] == [("greedy", 1), ("top-k 50", 1), ("nucleus 0.9", 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "{", "config.json: not JSON at line 1"),
+        ("config.json", "[]", "expected named values"),
+        ("config.json", '{"model": 3, "optim": []}', "configuration cannot be read"),
+        ("environment.json", "\xff", "environment.json"),
+        ("metrics.csv", "step\n1\n", "metrics.csv"),
+        ("evals.csv", "step,task,split,protocol,metric,value\n1,a,b,c,d,e\n", "d of a has no number"),
+        ("samples.jsonl", '{"step": 1}\n', "samples.jsonl"),
+        ("samples.jsonl", "3\n", "samples.jsonl"),
+        ("checkpoints/step_00000300/state.json", "", "state.json"),
+        ("checkpoints/step_00000300/model.safetensors", "short", "model.safetensors"),
+    ],
+)
+def test_damaged_file_is_named_and_the_rest_goes_on(run: Run, name: str, content: str, said: str) -> None:
+    (run.path / name).write_text(content, encoding="latin-1")
+    (report,) = gather([run]).runs
+    assert any(said in text for text in (*report.remarks, report.summary))
+    assert len([part for part in (report.configuration, report.environment, report.strategies) if part]) >= 2
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = []
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        runs.append(make_run(tmp_path / parent / "run"))
+    assert [content.name for content in gather(runs).runs] == [str(run.path) for run in runs]
+
+
+def test_thinned_curve_keeps_its_mean_and_ends() -> None:
+    x = tuple(float(n) for n in range(1, 4001))
+    thinned = figures.thin(Series(x, tuple(math.sin(n) for n in x)))
+    assert len(thinned.x) == figures.POINTS
+    assert sum(thinned.x) / len(thinned.x) == pytest.approx(sum(x) / len(x))
+    assert figures.thin(Series(x[:5], x[:5])) == Series(x[:5], x[:5])

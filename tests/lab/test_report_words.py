@@ -1,0 +1,74 @@
+"""Numbers with their units, and colours that can be read."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.lab import figures, words
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(scheme: str) -> None:
+    """WCAG 2.2, success criterion 1.4.3: 4.5 to 1 for text; 1.4.11: 3 to 1 for lines."""
+    css = (Path(figures.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[:2]
+    hues = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")))
+    for paper in (hues["paper"], hues["card"]):
+        for name in ("ink", "soft", "accent", "figure-ink"):
+            assert contrast(hues[name], paper) >= 4.5, name
+        for name in (f"line-{n}" for n in range(1, 7)):
+            assert contrast(hues[name], paper) >= 3, name
+    assert contrast(hues["warn"], hues["warn-tint"]) >= 4.5
+    assert contrast(hues["ink"], hues["tint"]) >= 4.5
+
+
+def contrast(first: str, second: str) -> float:
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(hue: str) -> float:
+    parts = [int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (words.count(12345.0), "12,345"),
+        (words.short(950272), "950 k"),
+        (words.short(12_288_000), "12.3 M"),
+        (words.short(999_999), "1.00 M"),
+        (words.short(999), "999"),
+        (words.number(2.0141), "2.014"),
+        (words.number(27_390.4), "27,390"),
+        (words.number(0.25461), "0.2546"),
+        (words.number(0.00003), "3 × 10⁻⁵"),
+        (words.number(9.99996), "10.00"),
+        (words.number(0), "0"),
+        (words.number(-1.5), "-1.500"),
+        (words.number(math.inf), "not finite"),
+        (words.setting(1e-8), "10⁻⁸"),
+        (words.setting(0.003), "0.003"),
+        (words.setting(1.0), "1"),
+        (words.setting(None), "not set"),
+        (words.setting(False), "no"),
+        (words.setting(50257), "50,257"),
+        (words.duration(9.04), "9.0 s"),
+        (words.duration(151), "2 min 31 s"),
+        (words.duration(59.7), "1 min 00 s"),
+        (words.duration(11_100), "3 h 05 min"),
+        (words.memory(437.2), "437 MiB"),
+        (words.memory(1351.7), "1.32 GiB"),
+        (words.percent(11.84), "11.8 %"),
+        (words.plural(1, "layer"), "1 layer"),
+        (words.plural(12, "layer"), "12 layers"),
+    ],
+)
+def test_numbers_are_said_with_their_unit(said: str, expected: str) -> None:
+    assert said.replace("\u00a0", " ") == expected
