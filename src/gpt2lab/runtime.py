@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -187,7 +189,7 @@ def _windows_peak_mb() -> float:
     import ctypes.wintypes as w
 
     class Counters(ctypes.Structure):
-        _fields_ = [("cb", w.DWORD), ("faults", w.DWORD)] + [  # noqa: RUF012
+        _fields_ = [("cb", w.DWORD), ("faults", w.DWORD)] + [
             (name, ctypes.c_size_t) for name in ("peak", "now", "a", "b", "c", "d", "pagefile", "peak_pagefile")
         ]
 
@@ -199,13 +201,13 @@ def _windows_peak_mb() -> float:
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes of memory free for a run on the device."""
+    """Return the bytes of memory that a run on the device can have without anything being swapped out."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows, macOS: assume a small machine
-        return 4 * 2**30
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))):
+        return int(found[1]) * 1024  # what is free, and what the system only caches
+    return 4 * 2**30  # Windows, macOS: assume a small machine
 
 
 def device_name(device: torch.device) -> str:
@@ -237,6 +239,6 @@ def environment() -> dict[str, str | int]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled modules uncompiled: evaluation and sampling change shapes, and must not make the compiler recompile."""
+    """Run compiled modules uncompiled: evaluation and sampling change shapes, which would compile them again."""
     with torch.compiler.set_stance("force_eager"):
         yield
