@@ -18,7 +18,7 @@ from itertools import count
 from math import log2
 from typing import NoReturn
 
-from gpt2lab.data.stories_grammar import END, Choice, Draw, Refer, Trie, Walk, Word, leads
+from gpt2lab.data.stories_grammar import END, Choice, Draw, Refer, Trie, Walk, Word
 from gpt2lab.data.stories_notation import Grammar
 from gpt2lab.data.stories_plots import PLOTS
 from gpt2lab.data.stories_words import POOLS
@@ -140,43 +140,46 @@ class _Reader(Walk):
 
     def say(self, text: str) -> None:
         if not self.text.startswith(text, self.position):
-            self._break((text,))
+            self._break([text])
         self.position += len(text)
 
     def choose(self, choice: Choice) -> int:
         way = self._decide(choice.trie)
         if way is None:
-            self._break(leads(choice, depth=1))
+            self._break(choice.expected)
         return way
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
-        start = self.position
-        word = draw.legal.words[self._word(draw)]
+        expected = [word.forms[draw.form] for word in words]
+        word = draw.legal.words[self._word(draw, expected)]
         if word not in words:
-            self.consistent = False
-            self._note(start, [word.forms[draw.form] for word in words], word.forms[draw.form])
+            self._disagree(expected, word.forms[draw.form])
         return word
 
     def refer(self, refer: Refer, word: Word) -> None:
-        start, expected = self.position, word.forms[refer.form]
-        if self.text.startswith(expected, start):
+        expected = word.forms[refer.form]
+        if self.text.startswith(expected, self.position):
             self.position += len(expected)
         else:
-            self.consistent = False
-            self._note(start, [expected], refer.legal.texts[self._word(refer)])
+            self._disagree([expected], refer.legal.texts[self._word(refer, [expected])])
 
     def finish(self) -> None:
         """The text must end where the grammar does."""
         if self.text[self.position :] != END:
-            self._break((END,))
+            self._break([END])
 
-    def _word(self, node: Draw | Refer) -> int:
-        """Pass any word that is legal at a slot; return its number."""
+    def _word(self, node: Draw | Refer, expected: Sequence[str]) -> int:
+        """Pass any word that is legal in the slot; return its number."""
         number = self._decide(node.legal.trie)
         if number is None or not self.text.startswith(node.legal.texts[number], self.position):
-            self._break(node.legal.texts)
+            self._break(expected)
         self.position += len(node.legal.texts[number])
         return number
+
+    def _disagree(self, expected: Sequence[str], found: str) -> None:
+        """The word just passed is legal, but not after what was said."""
+        self.consistent = False
+        self._note(self.position - len(found), expected, found)
 
     def _decide(self, trie: Trie) -> int | None:
         """Return the number that the next characters lead to."""

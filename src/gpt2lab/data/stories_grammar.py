@@ -1,6 +1,6 @@
 """A grammar whose every text has one derivation, so that its exact probability is known: write it, or read it back.
 
-A story is a walk through a graph without cycles. At a place with n ways on, the walk takes each with probability 1/n, so
+A story is a walk through a graph without cycles. Where n ways lead on, the walk takes each with probability 1/n, so
 
     P(story) = 1 / (n_1 n_2 ... n_k),        -log2 P(story) = log2(n_1 n_2 ... n_k) bits,
 
@@ -67,9 +67,10 @@ class Vocabulary:
 
 
 # ---------------------------------------------------------------------------------------------------------- the graph
+# No repr: it would spell out the whole graph behind a node.
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Literal:
     """Text that stands in every story that comes by."""
 
@@ -77,26 +78,35 @@ class Literal:
     after: Node
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Choice:
     """One of n ways on, each with probability 1/n."""
 
     ways: Sequence[Node]
 
     @cached_property
-    def trie(self) -> Trie:
-        """Number the way whose text comes next, with the least look-ahead that can tell."""
+    def _looked(self) -> tuple[int, Trie]:
         depth = 1
         while True:
             try:
-                return build_trie([(lead, i) for i, way in enumerate(self.ways) for lead in leads(way, depth)])
+                return depth, build_trie([(lead, i) for i, way in enumerate(self.ways) for lead in leads(way, depth)])
             except AmbiguityError:
                 if depth == _DEEPEST_LOOK:
                     raise
             depth += 1
 
+    @property
+    def trie(self) -> Trie:
+        """Number the way whose text comes next, with the least look-ahead that can tell."""
+        return self._looked[1]
 
-@dataclass(frozen=True, eq=False)
+    @property
+    def expected(self) -> Iterator[str]:
+        """All that may come next, as far as the trie looks ahead."""
+        return leads(self, self._looked[0])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Refer:
     """What a slot holds, in one of its forms; ``legal`` is all that may stand in the slot."""
 
@@ -106,7 +116,7 @@ class Refer:
     after: Node
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Draw:
     """A word of a pool for a slot: each that no slot took from the pool before has the same probability.
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from gpt2lab.data.stories_grammar import Word
 
-_SHE = {"he": "she", "him": "her", "his": "her", "himself": "herself", "He": "She", "His": "Her"}
-_HE = {"he": "he", "him": "him", "his": "his", "himself": "himself", "He": "He", "His": "His"}
+_SHE = {"he": "she", "him": "her", "his": "her", "He": "She", "His": "Her"}
+_HE = {"he": "he", "him": "him", "his": "his", "He": "He", "His": "His"}
 
 
 def _plain(words: str) -> tuple[Word, ...]:
@@ -43,14 +43,14 @@ def _phrases(lines: str) -> tuple[Word, ...]:
 
 # Words that stories refer back to. No other pool holds one, so that the last one said is the one that is meant.
 _REMEMBERED: dict[str, tuple[Word, ...]] = {
-    "girl": _people("Lily Mia Anna Sara Emma Zoe Ruby Lucy Nora Rose Clara Daisy", _SHE),
-    "boy": _people("Tom Ben Max Sam Jack Leo Finn Oscar Hugo Peter Toby George", _HE),
-    "female": _people("mother grandmother aunt", _SHE),
-    "male": _people("father grandfather uncle", _HE),
+    "girl": _people("Lily Mia Anna Sara Emma Lucy Nora Rose", _SHE),
+    "boy": _people("Tom Ben Max Sam Jack Leo Peter George", _HE),
+    "female": _people("mother grandmother", _SHE),
+    "male": _people("father grandfather", _HE),
     "girl_kind": _plain("girl"),
     "boy_kind": _plain("boy"),
     "critter": _plain("rabbit bear fox mouse hedgehog squirrel otter owl"),
-    "trait": _plain("kind brave clever cheerful curious gentle shy lively friendly patient polite honest"),
+    "trait": _plain("kind brave clever cheerful curious gentle shy lively friendly patient polite loyal"),
     "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
     "site": _phrases("""
         the river
@@ -130,39 +130,34 @@ _PASSING: dict[str, tuple[Word, ...]] = {
     "build": _plain("small young hungry sleepy tired thin noisy fluffy wet dirty lonely busy lazy strong quick plump"),
     "hue": _plain("black brown gray golden silver crimson turquoise beige"),
     "number": _plain("two three four five six seven eight nine"),
-    "food": _plain(
-        "cookie sandwich pancake muffin cupcake biscuit pie waffle bun pretzel dumpling omelet salad cracker roll pudding tart"
-    ),
+    "sweet": _plain("cookie pancake muffin cupcake biscuit waffle tart pudding donut brownie candy cake"),
+    "savory": _plain("sandwich pie bun pretzel dumpling omelet salad cracker roll sausage pizza taco"),
     "drink": _plain("milk tea juice water cocoa lemonade"),
     "furniture": _plain("table chair lamp clock mirror carpet cupboard bench stove piano picture rug"),
     "building": _plain("tower bakery stable windmill palace garage temple library"),
     "tree": _plain("cherry pine oak maple willow birch fir elm"),
-    "crowd": _plain("crows beetles bees sparrows snails worms ants moths crickets pigeons swallows ladybugs"),
-    "goods": _plain("coins marbles feathers buttons ribbons beads stones pencils stamps candles stickers postcards"),
+    "insects": _plain("beetles bees ants moths crickets ladybugs snails worms"),
+    "birds": _plain("crows sparrows pigeons swallows robins gulls larks finches"),
+    "goods": _plain("coins marbles feathers buttons beads stones shells keys"),
+    "papers": _plain("ribbons pencils stamps candles stickers postcards crayons cards"),
     "stuff": _plain("wood paper cloth clay wool straw cardboard leather"),
+    "wonder": _plain(
+        """dragons pirates giants fairies dinosaurs snowmen clowns
+        elephants wizards robbers kings whales monsters sailors"""
+    ),
     "topic": _phrases("""
         the moon
         the weather
         the stars
         the summer
         the winter
-        the king
+        the world
         dreams
         faraway lands
-        dragons
-        pirates
-        fish
         music
         birthdays
         magic
         ships
-        giants
-        fairies
-        dinosaurs
-        snowmen
-        clowns
-        elephants
-        islands
         riddles
         planets
     """),

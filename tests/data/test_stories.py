@@ -1,0 +1,288 @@
+"""The stories corpus: what it writes, that it reads back exactly that, and that its probabilities add up."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import cache
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2lab.data.stories import grammar, parse, read, splitmix64, stories, write, write_story
+from gpt2lab.data.stories_grammar import AmbiguityError, Choice, Draw, Literal, Node, Refer, Walk, Word
+from gpt2lab.data.stories_notation import Grammar
+from gpt2lab.errors import InputError
+
+SEED = 0
+SAMPLE = [write_story(SEED, index) for index in range(2_000)]
+
+PEOPLE = {
+    "girl": (Word({"": "Ann", "he": "she"}), Word({"": "Eve", "he": "she"})),
+    "boy": (Word({"": "Bob", "he": "he"}), Word({"": "Jim", "he": "he"})),
+    "toy": (Word({"": "ball"}), Word({"": "kite"}), Word({"": "top"})),
+}
+TOY = Grammar(
+    {
+        "story": """
+            <child> had a {thing:toy}.
+            Then ({other:girl}|{other:boy}) came, and {taker:hero/other} took the {thing}, not a {:toy}.
+            | {hero} was glad, (and {hero.he} sang|but {hero.he} did not sing).
+            |
+
+            The end.
+        """,
+        "child": "({hero:girl}|{hero:boy})",
+    },
+    PEOPLE,
+)
+
+
+def nodes(start: Node) -> Iterator[Literal | Choice | Refer | Draw]:
+    """Every node of a graph, once."""
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        waiting += node.ways if isinstance(node, Choice) else [node.after]
+        yield node
+
+
+def every_text(toy: Grammar) -> Iterator[tuple[str, Fraction, float]]:
+    """Each derivation of a small grammar: its text, the product of its choices' probabilities, and its bits."""
+    waiting: list[list[int]] = [[]]
+    while waiting:
+        decided = waiting.pop()
+        sizes: list[int] = []
+
+        def pick(n: int, decided: list[int] = decided, sizes: list[int] = sizes) -> int:
+            sizes.append(n)
+            return decided[len(sizes) - 1] if len(sizes) <= len(decided) else 0
+
+        story = write(toy, pick)
+        probability = Fraction(1)
+        for n in sizes:
+            probability /= n
+        yield story.text, probability, story.bits
+        for at in range(len(decided), len(sizes)):
+            waiting += [decided + [0] * (at - len(decided)) + [k] for k in range(1, sizes[at])]
+
+
+class TestTheLaw:
+    def test_every_choice_of_the_stories_shows_itself_in_the_text(self) -> None:
+        choices = [node for node in nodes(grammar().start) if isinstance(node, Choice)]
+        assert len(choices) > 150
+        for choice in choices:
+            assert choice.trie is not None  # building it raises AmbiguityError where the law is broken
+
+    def test_no_word_of_the_stories_begins_another_of_its_place(self) -> None:
+        for node in nodes(grammar().start):
+            if isinstance(node, Draw | Refer):
+                assert node.legal.trie is not None
+            if isinstance(node, Draw):
+                assert len(node.legal.texts) == len(node.legal.words), (
+                    f"a drawn {node.slot} cannot be told from its text"
+                )
+
+    @pytest.mark.parametrize("rule", ["(a|a)", "({hero:girl}|Ann) sang", "(red|red ball)( ball|) lay there"])
+    def test_a_grammar_that_breaks_the_law_is_found_out(self, rule: str) -> None:
+        broken = Grammar({"story": rule}, PEOPLE)
+        with pytest.raises(AmbiguityError):
+            read(broken, write(broken, lambda n: 0).text)
+
+    def test_the_probabilities_of_all_texts_add_up_to_one(self) -> None:
+        texts = list(every_text(TOY))
+        assert len(texts) == len({text for text, _, _ in texts}) > 100
+        assert sum(probability for _, probability, _ in texts) == 1
+        for text, probability, bits in texts:
+            assert 2**-bits == pytest.approx(float(probability), rel=1e-12)
+            assert read(TOY, text).bits == bits
+
+    def test_texts_come_as_often_as_their_bits_say(self) -> None:
+        n = 20_000
+        found = Counter(write(TOY, splitmix64(7, index)).text for index in range(n))
+        for text, probability, _ in every_text(TOY):
+            expected = n * float(probability)
+            assert abs(found[text] - expected) < 6 * expected**0.5
+
+
+class TestWriting:
+    def test_the_bytes_are_the_same_everywhere(self) -> None:
+        digest = hashlib.sha256("\0".join(story.text for story in SAMPLE[:300]).encode("ascii")).hexdigest()
+        assert digest == "beacde8a80502a8da3bda16a0f518690b8f0235c3b411cb6891fe42f92194dd6"
+
+    def test_a_story_depends_on_seed_and_index_only(self) -> None:
+        assert list(islice(stories(SEED, start=5), 20)) == SAMPLE[5:25]
+        assert write_story(SEED, 2**64 - 1) == write_story(SEED, 2**64 - 1)
+        assert write_story(SEED + 1, 5) != write_story(SEED, 5)
+
+    def test_no_story_comes_twice(self) -> None:
+        assert len({story.text for story in SAMPLE}) == len(SAMPLE)
+
+    def test_every_story_that_can_be_has_60_to_250_words(self) -> None:
+        """The shortest and the longest way through the graph, counted in blanks."""
+
+        @cache
+        def bounds(node: Node) -> tuple[int, int]:
+            if node is None:
+                return 1, 1
+            if isinstance(node, Choice):
+                ways = [bounds(way) for way in node.ways]
+                return min(low for low, _ in ways), max(high for _, high in ways)
+            texts = (node.text,) if isinstance(node, Literal) else node.legal.texts
+            blanks = [len(re.findall(r"[ \n]", text)) for text in texts]
+            low, high = bounds(node.after)
+            return low + min(blanks), high + max(blanks)
+
+        shortest, longest = bounds(grammar().start)
+        assert 60 <= shortest <= min(len(story.text.split()) for story in SAMPLE)
+        assert max(len(story.text.split()) for story in SAMPLE) <= longest <= 250
+
+    def test_texts_are_clean_english_prose(self) -> None:
+        for story in SAMPLE:
+            assert story.text.isascii()
+            assert story.text == story.text.strip()
+            assert not re.search(r"  |\n\n| \n|\n | [.,?!]|[{}<>|()]", story.text)
+            assert not re.search(r"\b(a [aeiou]|an [^aeiou])", story.text, re.IGNORECASE)
+            assert re.search(r'[.!?]"?$', story.text)
+            assert not re.search(r'[.!?]"? [a-z]', re.sub(r'[!?]" [a-z]', "", story.text))
+            assert all(paragraph.count('"') % 2 == 0 for paragraph in story.text.split("\n"))
+
+    def test_words_that_agree_lie_more_than_100_words_apart_in_many_stories(self) -> None:
+        far = [max(distances(index), default=0) > 100 for index in range(500)]
+        assert sum(far) / len(far) > 0.5
+
+    @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1), (2**64, 0), (0, 2**64)])
+    def test_a_seed_or_index_out_of_range_is_refused(self, seed: int, index: int) -> None:
+        with pytest.raises(InputError, match=r"give an integer from 0 to 2\*\*64 - 1"):
+            write_story(seed, index)
+
+
+class Distances(Walk):
+    """Write, and note how many words each reference lies behind the draw that it refers to."""
+
+    def __init__(self, pick: Callable[[int], int]) -> None:
+        super().__init__()
+        self.pick = pick
+        self.text = ""
+        self.drawn_at: dict[Word, int] = {}
+        self.found: list[int] = []
+
+    def say(self, text: str) -> None:
+        self.text += text
+
+    def choose(self, choice: Choice) -> int:
+        return self.pick(len(choice.ways))
+
+    def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
+        word = words[self.pick(len(words))]
+        self.drawn_at.setdefault(word, len(self.text.split()))
+        self.text += word.forms[draw.form]
+        return word
+
+    def refer(self, refer: Refer, word: Word) -> None:
+        self.found.append(len(self.text.split()) - self.drawn_at[word])
+        self.text += word.forms[refer.form]
+
+
+def distances(index: int) -> list[int]:
+    """The distances in words between references and what they refer to, in one story."""
+    walk = Distances(splitmix64(SEED, index))
+    walk.run(grammar().start)
+    assert walk.text == SAMPLE[index].text
+    return walk.found
+
+
+class TestReading:
+    def test_a_written_story_is_read_back_with_exactly_its_bits(self) -> None:
+        for story in SAMPLE:
+            verdict = parse(story.text)
+            assert (verdict.grammatical, verdict.consistent, verdict.bits) == (True, True, story.bits)
+            assert (verdict.offset, verdict.message) == (None, None)
+
+    @given(st.randoms(use_true_random=False))
+    def test_any_derivation_is_read_back_with_exactly_its_bits(self, random: object) -> None:
+        story = write(grammar(), random.randrange)  # type: ignore[attr-defined]
+        assert parse(story.text).bits == story.bits
+
+    def test_a_text_that_breaks_off_is_not_grammatical_and_breaks_where_it_ends(self) -> None:
+        text = SAMPLE[0].text
+        for end in range(len(text)):
+            verdict = parse(text[:end])
+            assert not verdict.grammatical
+            assert verdict.consistent
+            assert verdict.bits is None
+            assert verdict.offset == end
+            assert verdict.message is not None
+            assert "\n" not in verdict.message
+
+    def test_text_after_the_end_breaks_there(self) -> None:
+        text = SAMPLE[0].text
+        verdict = parse(text + " And then?")
+        assert (verdict.grammatical, verdict.offset) == (False, len(text))
+        assert verdict.message == 'expected the end of the text, found " And"'
+
+    def test_a_word_that_cannot_stand_there_breaks_at_its_first_wrong_letter(self) -> None:
+        text = "Ann had a bell. The end."
+        verdict = read(TOY, text)
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (False, True, text.index("ell."))
+        assert verdict.message == 'expected "ball", found "bell."'
+
+    @given(st.integers(0, 199), st.data())
+    def test_a_changed_character_breaks_nothing_before_it(self, index: int, data: st.DataObject) -> None:
+        text = SAMPLE[index].text
+        at = data.draw(st.integers(0, len(text) - 1))
+        changed = text[:at] + data.draw(st.characters()) + text[at + 1 :]
+        verdict = parse(changed)
+        assert (verdict.bits is None) == (verdict.offset is not None) == (verdict.message is not None)
+        if not verdict.grammatical and verdict.consistent:
+            assert verdict.offset is not None
+            assert at <= verdict.offset <= len(changed)
+
+    @given(st.text())
+    def test_any_text_gets_a_verdict(self, text: str) -> None:
+        verdict = parse(text)
+        assert not verdict.grammatical
+        assert verdict.offset is not None
+
+
+class TestConsistency:
+    def test_another_name_is_inconsistent_and_the_first_place_is_told(self) -> None:
+        verdict = read(TOY, "Ann had a top. Eve was glad, and he sang.\nThe end.")
+        assert (verdict.grammatical, verdict.consistent, verdict.bits) == (True, False, None)
+        assert (verdict.offset, verdict.message) == (15, 'expected "Ann", found "Eve"')
+
+    def test_another_pronoun_is_inconsistent(self) -> None:
+        verdict = read(TOY, "Bob had a top. Bob was glad, and she sang.\nThe end.")
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 33)
+
+    def test_two_people_of_one_name_are_inconsistent(self) -> None:
+        verdict = read(TOY, "Bob had a top. Then Bob came, and Bob took the top, not a top.\nThe end.")
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 20)
+        assert verdict.message == 'expected "Jim", found "Bob"'
+
+    def test_somebody_who_is_not_there_is_inconsistent(self) -> None:
+        verdict = read(TOY, "Bob had a top. Then Eve came, and Jim took the top, not a top.\nThe end.")
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 34)
+        assert verdict.message == 'expected "Bob" or "Eve", found "Jim"'
+
+    def test_both_faults_are_told_and_the_offset_is_the_first(self) -> None:
+        verdict = read(TOY, "Bob had a top. Jim was glad, and he sat.")
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (False, False, 15)
+
+    def test_a_story_whose_end_forgets_a_name_is_inconsistent(self) -> None:
+        story = next(story.text for story in SAMPLE if re.search(r"From that \w+ on, \w+ and \w+", story.text))
+        match = re.search(r"From that \w+ on, (\w+) and", story)
+        assert match
+        name = "Lily" if match[1] != "Lily" else "Mia"
+        verdict = parse(story[: match.start(1)] + name + story[match.end(1) :])
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, match.start(1))
+        assert verdict.message == f'expected "{match[1]}", found "{name}"'
