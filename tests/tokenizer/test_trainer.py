@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Theirs
+from tokenizers import models, pre_tokenizers, trainers
 
-from gpt2lab.tokenizer.bpe import train_naively
+from gpt2lab import Tokenizer
+from gpt2lab.errors import InputError
+from gpt2lab.tokenizer import train_naively
+from gpt2lab.tokenizer.alphabet import spell
 from gpt2lab.tokenizer.counting import count_words
 from gpt2lab.tokenizer.pretokenize import GPT2
 from gpt2lab.tokenizer.trainer import learn_merges
@@ -16,13 +24,26 @@ from gpt2lab.tokenizer.trainer import learn_merges
 TEXTS = st.lists(st.text(st.sampled_from("aab b\n.é"), max_size=40), max_size=8)
 
 
+def their_merges(texts: list[str], vocab_size: int) -> list[list[str]]:
+    """The merges that Hugging Face's trainer finds, spelled."""
+    theirs = Theirs(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(texts, trainer)
+    return json.loads(theirs.to_str())["model"]["merges"]
+
+
 @given(texts=TEXTS, n_merges=st.integers(0, 40), min_frequency=st.integers(1, 3))
 @settings(max_examples=300, deadline=None)
 def test_the_fast_trainer_gives_the_naive_ones_merges(texts: list[str], n_merges: int, min_frequency: int) -> None:
     expected = train_naively(texts, n_merges, min_frequency=min_frequency)
-    counts = count_words(texts, GPT2)
-    if counts:
-        assert learn_merges(counts, n_merges, min_frequency=min_frequency) == expected
+    assert learn_merges(count_words(texts, GPT2), n_merges, min_frequency=min_frequency) == expected
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -30,3 +51,115 @@ def test_merging_many_places_at_once_gives_the_naive_merges(seed: int) -> None:
     chance = random.Random(seed)
     texts = ["".join(chance.choices("abcd", k=chance.randint(1, 12))) for _ in range(400)]
     assert learn_merges(Counter(texts), 60) == train_naively(texts, 60)
+
+
+def test_real_text_gives_hugging_faces_merges(tinyshakespeare: Path, wikitext2: Path) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (tinyshakespeare, wikitext2)]
+    ours = Tokenizer.train(texts, 5000)
+    assert [[spell(left), spell(right)] for left, right in ours.merges] == their_merges(texts, 5000)
+
+
+def test_texts_give_what_there_is_where_more_is_asked() -> None:
+    tokenizer = Tokenizer.train(["abab abab"], 1000)
+    assert tokenizer.merges == [(b"a", b"b"), (b"ab", b"ab")]
+    assert tokenizer.n_vocab == 256 + 2 + 1
+
+
+def test_rarer_pairs_than_min_frequency_are_not_merged() -> None:
+    assert Tokenizer.train(["ab"], 300, min_frequency=2).merges == []
+    assert Tokenizer.train(["ab"], 300, min_frequency=1).merges == [(b"a", b"b")]
+
+
+def test_ties_go_to_the_smallest_ids() -> None:
+    tokenizer = Tokenizer.train(["cd cd ab ab"], 258)
+    assert tokenizer.merges == [(b"a", b"b")]
+
+
+def test_no_merge_is_learned_from_or_across_the_text_of_a_special_token() -> None:
+    texts = ["ab<|endoftext|>cd"] * 10
+    assert Tokenizer.train(texts, 300).merges == [(b"a", b"b"), (b"c", b"d")]
+
+
+def test_texts_may_be_any_iterable_and_are_read_once() -> None:
+    read = []
+
+    def texts() -> Iterator[str]:
+        for i in range(3):
+            read.append(i)
+            yield "low lower lowest"
+
+    assert Tokenizer.train(texts(), 262).fingerprint == Tokenizer.train(["low lower lowest"] * 3, 262).fingerprint
+    assert read == [0, 1, 2]
+
+
+def test_progress_is_told_to_the_end() -> None:
+    told: list[tuple[int, int]] = []
+    corpus = ["".join(random.Random(0).choices("abcdefgh ", k=4000))]
+    Tokenizer.train(corpus, 256 + 1 + 250, progress=lambda done, total: told.append((done, total)))
+    assert told == [(100, 250), (200, 250), (250, 250)]
+
+
+@pytest.fixture(scope="module")
+def large() -> list[str]:
+    """Eight megabytes of many documents and one long one, enough for helpers to be started."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("abcdefghij", k=chance.randint(1, 8))) for _ in range(3000)] + [
+        "naïve",
+        "😀",
+        "\n\n",
+    ]
+    return [" ".join(chance.choices(words, k=n)) for n in [1_000_000, *[2_000] * 300]]
+
+
+def test_any_number_of_processes_counts_the_same(large: list[str]) -> None:
+    expected = Counter(word for text in large for word in GPT2.split(text))
+    for processes in (1, 2, 3):
+        assert count_words(large, GPT2, processes=processes) == expected
+
+
+def test_an_error_in_the_texts_comes_out_and_ends_the_helpers(large: list[str]) -> None:
+    def broken() -> Iterator[str]:
+        yield from large
+        raise InputError("corpus.txt: not UTF-8 text at byte 7")
+
+    with pytest.raises(InputError, match="not UTF-8 text at byte 7"):
+        count_words(broken(), GPT2, processes=3)
+
+
+def test_a_helper_that_dies_is_an_error_and_not_a_wrong_count(
+    large: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.tokenizer.counting._SERVE", "import sys; sys.exit(3)")
+    with pytest.raises(RuntimeError, match="a process that counted words ended with status 3"):
+        count_words(large, GPT2, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "special_tokens", "message"),
+    [
+        (
+            256,
+            ["<|endoftext|>"],
+            r"a vocabulary of 256 is too small: give at least 257 \(256 bytes and 1 special tokens\)",
+        ),
+        (0, [], "a vocabulary of 0 is too small: give at least 256"),
+        (300, ["<|a|>", "<|b|>", "<|a|>"], r"the special token '<\|a\|>' is given 2 times; give each once"),
+        (300, [""], "a special token is empty"),
+        (300, ["a"], "the special token 'a' is also an ordinary token"),
+        (300, ["\ud800"], "holds half a surrogate pair"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(vocab_size: int, special_tokens: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Tokenizer.train(["low low low"], vocab_size, special_tokens)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""]])
+def test_a_corpus_without_text_is_refused(texts: list[str]) -> None:
+    with pytest.raises(InputError, match="there is no text to train a tokenizer on"):
+        Tokenizer.train(texts, 300)
+
+
+def test_one_str_in_the_place_of_texts_is_refused() -> None:
+    with pytest.raises(InputError, match="the texts to train on are one str; give a list"):
+        Tokenizer.train("some text", 300)

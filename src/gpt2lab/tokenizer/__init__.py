@@ -2,9 +2,12 @@
 
 Read in this order: ``alphabet`` (bytes, and how GPT-2 spells them), ``pretokenize`` (text to words), ``bpe`` (the
 algorithm, readable: encoding and training), then what makes it fast (``counting``, ``trainer``), what a tokenizer is
-(``vocabulary``), the class that everybody uses (``tokenizer``), and its files (``tokenizer_json``, ``formats``).
+(``vocabulary``), the class that everybody uses (``tokenizer``), its files (``tokenizer_json``, ``formats``), and what
+shows how well it fits a text (``inspection``).
 """
 
-from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2lab.tokenizer.bpe import train_naively
+from gpt2lab.tokenizer.inspection import Fit, longest_tokens, measure_fit, show_token
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, EXPORTS, Tokenizer
 
-__all__ = ["END_OF_TEXT", "Tokenizer"]
+__all__ = ["END_OF_TEXT", "EXPORTS", "Fit", "Tokenizer", "longest_tokens", "measure_fit", "show_token", "train_naively"]

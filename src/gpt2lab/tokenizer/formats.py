@@ -18,10 +18,9 @@ from pathlib import Path
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_atomically
-from gpt2lab.tokenizer.alphabet import spell, unspell
-from gpt2lab.tokenizer.bpe import in_order_of_training
+from gpt2lab.tokenizer.alphabet import BYTE_ORDER, spell, unspell
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern
-from gpt2lab.tokenizer.vocabulary import Vocabulary
+from gpt2lab.tokenizer.vocabulary import Vocabulary, ranks_of_tokens
 
 _HEADING = "#version: 0.2"
 _PUBLISHED = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -64,7 +63,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; fetch it again") from None
+        raise InputError(f"{path.name}: not UTF-8 text at byte {error.start}; fetch it again") from None
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
@@ -97,8 +96,8 @@ def from_spellings(
         if not isinstance(number, int):
             raise InputError(f"the token {token!r} has the id {number!r}; ids are whole numbers")
     if special_tokens is None:
-        made = {left + right for left, right in merges}
-        special_tokens = {token: number for token, number in ids.items() if len(token) > 1 and token not in made}
+        ordinary_spellings = {spell(bytes([byte])) for byte in BYTE_ORDER} | {left + right for left, right in merges}
+        special_tokens = {token: number for token, number in ids.items() if token not in ordinary_spellings}
     for token, number in special_tokens.items():
         if ids.get(token, number) != number:
             raise InputError(f"the special token {token!r} has two ids, {number} and {ids[token]}; save it again")
@@ -131,22 +130,32 @@ def write_gpt2(vocabulary: Vocabulary, directory: Path) -> list[Path]:
     return [vocabulary_file, merges_file]
 
 
-def write_tiktoken(vocabulary: Vocabulary, path: Path) -> Path:
+def write_tiktoken(vocabulary: Vocabulary, directory: Path) -> list[Path]:
     """Write the ranks of the ordinary tokens as ``tiktoken.load.load_tiktoken_bpe`` reads them; return the path.
 
     Raises:
         InputError: the file exists, or the merges are not such that ranks of tokens give the same ids.
     """
-    if not in_order_of_training(vocabulary.merges):
-        raise InputError("these merges cannot be written as ranks of tokens: tiktoken would give other ids")
-    in_order = sorted(vocabulary.ids.items(), key=lambda item: item[1])
-    lines = [f"{base64.b64encode(token).decode('ascii')} {number}\n" for token, number in in_order]
+    ranks = ranks_of_tokens(vocabulary)
+    if ranks is None:
+        raise InputError("these merges cannot be written as ranks of tokens, tiktoken would give other ids")
+    in_order = sorted(ranks.items(), key=lambda item: item[1])
+    lines = [f"{base64.b64encode(token).decode('ascii')} {rank}\n" for token, rank in in_order]
+    path = directory / "ranks.tiktoken"
     _write_new(path, "".join(lines))
-    return path
+    return [path]
 
 
 def _write_new(path: Path, text: str) -> None:
     if path.exists():
         raise InputError(f"{path} exists; choose another directory, or delete it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     write_atomically(path, text)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory to write into, unless it is there. Raises InputError where a file has its name."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{directory} is a file, or lies below one; give a directory to write into") from None

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import regex
+import tiktoken
 
 from gpt2lab.errors import InputError, one_of
 
@@ -33,7 +34,7 @@ class Pattern:
     Attributes:
         name: ``gpt2``, ``cl100k``, or the expression itself where it is the user's own.
         published: the expression that defines the words, in the syntax of ``regex``.
-        fast: an expression that finds the same words faster.
+        fast: an expression that finds the same words faster, and leaves nothing between its matches.
         cut: where a text may be cut in two that split separately into the same words (matches the place, of no width);
             ``None`` where that is not known, as for the user's own patterns.
     """
@@ -44,8 +45,13 @@ class Pattern:
     cut: str | None
 
     def split(self, text: str) -> list[str]:
-        """Return the words of ``text``, in order; they join to ``text``."""
-        return _compiled(self.published).findall(text)
+        """Return the words of ``text``, in order; they join to ``text``: what lies between matches is a word too."""
+        words: list[str] = []
+        end = 0
+        for match in _compiled(self.published).finditer(text):
+            words += [text[end : match.start()], match.group()] if match.start() > end else [match.group()]
+            end = match.end()
+        return [*words, text[end:]] if end < len(text) else words
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """Cut ``text`` into pieces that split into the same words, each cut at the first place after ``size``."""
@@ -57,6 +63,13 @@ class Pattern:
             yield text[start : place.start()]
             start = place.start()
         yield text[start:]
+
+    def last_cut(self, text: str, end: int) -> int | None:
+        """Return the last place at or before ``end`` where ``text`` may be cut; ``None`` where there is none."""
+        if self.cut is None:
+            return None
+        place = _compiled(f"(?r){self.cut}").search(text, 0, max(end, 0))
+        return place.start() if place else None
 
 
 GPT2 = Pattern(
@@ -91,7 +104,8 @@ def find_pattern(pattern: str) -> Pattern:
     What an expression leaves between its matches is a word too, so that no text is lost.
 
     Raises:
-        InputError: an unknown name, or an expression that does not compile or that matches the empty text.
+        InputError: an unknown name, or an expression that does not compile, that matches the empty text, or that means
+            something else to tiktoken.
     """
     if pattern in PATTERNS:
         return PATTERNS[pattern]
@@ -105,18 +119,35 @@ def find_pattern(pattern: str) -> Pattern:
 
 @functools.cache
 def _own_pattern(expression: str) -> Pattern:
-    whole = rf"(?:{expression})|(?:(?!{expression})[\s\S])++"
     try:
-        words = [match.group() for match in regex.compile(whole).finditer(_PROBE)]
+        if regex.compile(expression).groups:
+            raise InputError(f"the splitting pattern {expression!r} has a capturing group; write (?:...) for (...)")
     except regex.error as error:
         raise InputError(f"the splitting pattern {expression!r} is no regular expression: {error}") from None
-    if "" in words or "".join(words) != _PROBE:
+    pattern = Pattern(expression, expression, rf"(?:{expression})|(?:(?!{expression})[\s\S])++", cut=None)
+    if "" in pattern.split(_PROBE):
         raise InputError(
             f"the splitting pattern {expression!r} matches the empty text; each match must take a character"
         )
-    if regex.compile(whole).groups:
-        raise InputError(f"the splitting pattern {expression!r} has a capturing group; write (?:...) for (...)")
-    return Pattern(name=expression, published=whole, fast=whole, cut=None)
+    _check_core(pattern)
+    return pattern
+
+
+def _check_core(pattern: Pattern) -> None:
+    """Raise InputError unless tiktoken's core, whose engine knows another dialect, finds the same words."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    words = pattern.split(_PROBE)
+    for word in words:
+        ranks.setdefault(word.encode("utf-8"), len(ranks))
+    try:
+        core = tiktoken.Encoding("probe", pat_str=pattern.fast, mergeable_ranks=ranks, special_tokens={})
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the splitting pattern {pattern.name!r} cannot be read by tiktoken: {reason}") from None
+    if core.encode_ordinary(_PROBE) != [ranks[word.encode("utf-8")] for word in words]:
+        raise InputError(
+            f"the splitting pattern {pattern.name!r} means something else to tiktoken; use what all dialects share"
+        )
 
 
 def well_formed(text: str) -> str:
@@ -135,7 +166,7 @@ def well_formed(text: str) -> str:
 def split_fast(pattern: Pattern, text: str) -> list[str]:
     """Return the words of ``text``, the same as ``pattern.split``, sooner; the text must be well formed."""
     if pattern.name not in PATTERNS:
-        return pattern.split(text)
+        return _compiled(pattern.fast).findall(text)
     if text.isascii() or not _beyond_bmp().search(text):
         return _compiled_for_re(pattern.fast).findall(text)
     words: list[str] = []

@@ -10,30 +10,38 @@ which is the definition.
 
 from __future__ import annotations
 
+import codecs
 import functools
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-
-import tiktoken
+from typing import TextIO
 
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.tokenizer.alphabet import BYTE_ORDER
-from gpt2lab.tokenizer.bpe import Merge, encode_text, in_order_of_training
+from gpt2lab.tokenizer.bpe import Merge
 from gpt2lab.tokenizer.counting import count_words
-from gpt2lab.tokenizer.formats import read_gpt2
+from gpt2lab.tokenizer.encoder import Encoder
+from gpt2lab.tokenizer.formats import read_gpt2, write_gpt2, write_tiktoken
 from gpt2lab.tokenizer.pretokenize import find_pattern
+from gpt2lab.tokenizer.streaming import cut_stream
 from gpt2lab.tokenizer.tokenizer_json import read_tokenizer_json, write_tokenizer_json
 from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
 
+EXPORTS: dict[str, Callable[[Vocabulary, Path], list[Path]]] = {
+    "huggingface": write_tokenizer_json,
+    "gpt2": write_gpt2,
+    "tiktoken": write_tiktoken,
+}
+
 _BYTES = [bytes([byte]) for byte in BYTE_ORDER]
 
-# tiktoken's expression engine gives up on about a million characters of white space without a word between.
-_LONGEST = 500_000
-_LONG_SPACE = re.compile(r"\s{1000}")
+_GROUP = 1 << 18  # characters, encoded by one thread at a time
 
 
 class Tokenizer:
@@ -42,6 +50,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._by_id = vocabulary.by_id
+        self._encoder = Encoder(vocabulary)
 
     @classmethod
     def train(
@@ -117,6 +126,19 @@ class Tokenizer:
         """
         write_tokenizer_json(self._vocabulary, Path(directory))
 
+    def export(self, directory: Path | str, form: str) -> list[Path]:
+        """Write the tokenizer for other programs into a directory; return the files.
+
+        Args:
+            directory: Made where missing.
+            form: ``huggingface`` (tokenizer.json), ``gpt2`` (vocab.json and merges.txt) or ``tiktoken`` (ranks).
+
+        Raises:
+            InputError: the form is unknown or cannot hold this tokenizer, or a file exists.
+        """
+        one_of("format", form, EXPORTS)
+        return EXPORTS[form](self._vocabulary, Path(directory))
+
     @property
     def n_vocab(self) -> int:
         """The number of tokens, special ones included: ids are 0 to ``n_vocab - 1``."""
@@ -162,16 +184,35 @@ class Tokenizer:
         Raises:
             InputError: ``allowed_special`` names no special token of this vocabulary.
         """
-        return self._encode(text, self._allowed(allowed_special), readably=False)
+        return self._encode(text, self._allowed(allowed_special))
 
-    def encode_batch(self, texts: Sequence[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
-        """Return the ids of each text, on all cores."""
+    def encode_batch(self, texts: Iterable[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
+        """Return the ids of each text, encoded on all cores."""
         allowed = self._allowed(allowed_special)
-        return [self._encode(text, allowed, readably=False) for text in texts]
 
-    def encode_readably(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
-        """Return the same as :meth:`encode` by the plain program of :mod:`gpt2lab.tokenizer.bpe`, slowly."""
-        return self._encode(text, self._allowed(allowed_special), readably=True)
+        def encode_group(group: list[str]) -> list[list[int]]:
+            return [self._encode(text, allowed) for text in group]
+
+        groups = list(_grouped(texts, _GROUP))
+        if len(groups) < 2:
+            return [ids for group in groups for ids in encode_group(group)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the core does not hold the interpreter's lock
+            return [ids for group in pool.map(encode_group, groups) for ids in group]
+
+    def encode_iter(self, source: TextIO | Iterable[str], allowed_special: Iterable[str] = ()) -> Iterator[int]:
+        """Yield the ids of a text that need not fit into memory: those that :meth:`encode` would give for the whole.
+
+        Args:
+            source: An open text file, or strings that are parts of one text, cut anywhere.
+            allowed_special: As in :meth:`encode`.
+        """
+        allowed = self._allowed(allowed_special)
+        for piece in cut_stream(source, self._vocabulary.pattern, margin=max(map(len, allowed), default=0)):
+            yield from self._encode(piece, allowed)
+
+    def encode_readably(self, text: str) -> list[int]:
+        """Return the same as :meth:`encode`, slowly, by the plain program of :mod:`gpt2lab.tokenizer.bpe`."""
+        return self._encoder.readable(text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of some ids.
@@ -185,6 +226,19 @@ class Tokenizer:
             raise InputError(
                 f"the id {unknown.args[0]} is outside the vocabulary; ids are 0 to {self.n_vocab - 1}"
             ) from None
+
+    def decode_iter(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids as they come, whole characters only; joined it is what :meth:`decode` gives.
+
+        Raises:
+            InputError: an id is outside the vocabulary.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for number in ids:
+            if text := decoder.decode(self.decode_bytes([number])):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of some ids; bytes that are not UTF-8, such as half a character, become U+FFFD.
@@ -202,46 +256,27 @@ class Tokenizer:
             one_of("special token", name, self._vocabulary.special_tokens)
         return frozenset(allowed)
 
-    def _encode(self, text: str, allowed: frozenset[str], *, readably: bool) -> list[int]:
-        encode = self._encode_readably if readably else self._encode_fast
+    def _encode(self, text: str, allowed: frozenset[str]) -> list[int]:
         if not allowed:
-            return encode(text)
+            return self._encoder.fast(text)
         pieces = re.split("(" + "|".join(map(re.escape, sorted(allowed, key=len, reverse=True))) + ")", text)
         specials = self._vocabulary.special_tokens
-        parts = ([specials[piece]] if i % 2 else encode(piece) for i, piece in enumerate(pieces))
+        parts = ([specials[piece]] if i % 2 else self._encoder.fast(piece) for i, piece in enumerate(pieces))
         return list(chain.from_iterable(parts))
 
-    def _encode_readably(self, text: str) -> list[int]:
-        ids = self._vocabulary.ids
-        return [ids[token] for token in encode_text(text, self._vocabulary.pattern, self._ranks)]
 
-    def _encode_fast(self, text: str) -> list[int]:
-        if self._core is None:
-            return self._encode_readably(text)
-        if len(text) <= _LONGEST:
-            return self._core.encode_ordinary(text)
-        ids: list[int] = []
-        for piece in self._vocabulary.pattern.pieces(text, _LONGEST):
-            too_long = len(piece) > 2 * _LONGEST and _LONG_SPACE.search(piece)
-            ids += self._encode_readably(piece) if too_long else self._core.encode_ordinary(piece)
-        return ids
-
-    @functools.cached_property
-    def _ranks(self) -> dict[Merge, int]:
-        return {merge: rank for rank, merge in reversed(list(enumerate(self._vocabulary.merges)))}
-
-    @functools.cached_property
-    def _core(self) -> tiktoken.Encoding | None:
-        """tiktoken's core with these merges; ``None`` where it would not give the same ids."""
-        ids, merges = self._vocabulary.ids, self._vocabulary.merges
-        made = [left + right for left, right in merges]
-        numbers = [ids[token] for token in made]
-        if numbers != sorted(numbers) or not in_order_of_training(merges):
-            return None
-        ranks = {token: ids[token] for token in chain(_BYTES, made)}
-        return tiktoken.Encoding(
-            "gpt2lab", pat_str=self._vocabulary.pattern.fast, mergeable_ranks=ranks, special_tokens={}
-        )
+def _grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Gather texts into lists of about ``size`` characters."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        group.append(text)
+        characters += len(text)
+        if characters >= size:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _as_bytes(pairs: Sequence[tuple[int, int]]) -> list[Merge]:

@@ -21,15 +21,15 @@ from typing import Any
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_json
 from gpt2lab.tokenizer.alphabet import spell
-from gpt2lab.tokenizer.formats import from_spellings
+from gpt2lab.tokenizer.formats import from_spellings, make_directory
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
 from gpt2lab.tokenizer.vocabulary import Vocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def write_tokenizer_json(vocabulary: Vocabulary, directory: Path) -> None:
-    """Write ``tokenizer.json`` into ``directory``, which is made where missing.
+def write_tokenizer_json(vocabulary: Vocabulary, directory: Path) -> list[Path]:
+    """Write ``tokenizer.json`` into ``directory``, which is made where missing; return the path.
 
     Raises:
         InputError: another tokenizer lies there already.
@@ -38,12 +38,10 @@ def write_tokenizer_json(vocabulary: Vocabulary, directory: Path) -> None:
     if path.exists():
         if read_tokenizer_json(path).fingerprint() != vocabulary.fingerprint():
             raise InputError(f"{path} is another tokenizer; choose another directory, or delete it first")
-        return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{directory} is a file; give a directory to save the tokenizer in") from None
+        return [path]
+    make_directory(directory)
     write_json(path, _as_json(vocabulary))
+    return [path]
 
 
 def _as_json(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -105,7 +103,11 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
 def _from_json(tree: Any) -> Vocabulary:
     model = tree["model"]
     _refuse_unless_plain(tree, model)
-    specials = {token["content"]: token["id"] for token in tree.get("added_tokens") or []}
+    specials: dict[str, int] = {}
+    for token in tree.get("added_tokens") or []:
+        if token["content"] in specials:
+            raise InputError(f"the special token {token['content']!r} is given twice; save the tokenizer again")
+        specials[token["content"]] = token["id"]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     pairs = [(left, right) for left, right in merges]
     return from_spellings(model["vocab"], pairs, specials, _read_pattern(tree.get("pre_tokenizer")))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.alphabet import BYTE_ORDER, spell, unspell
-from gpt2lab.tokenizer.bpe import Merge
+from gpt2lab.tokenizer.bpe import Merge, in_order_of_training
 from gpt2lab.tokenizer.pretokenize import Pattern
 
 
@@ -72,6 +72,18 @@ def unique_special_tokens(names: Iterable[str]) -> list[str]:
         if unique.count(name) > 1:
             raise InputError(f"the special token {name!r} is given {unique.count(name)} times; give each once")
     return unique
+
+
+def ranks_of_tokens(vocabulary: Vocabulary) -> dict[bytes, int] | None:
+    """Return the id of each token that encoding can give, if these as ranks of tokens decide every merge.
+
+    ``None`` where they do not: merges that training cannot have made, or ids in another order than the merges.
+    """
+    made = [left + right for left, right in vocabulary.merges]
+    numbers = [vocabulary.ids[token] for token in made]
+    if numbers != sorted(numbers) or not in_order_of_training(vocabulary.merges):
+        return None
+    return {token: vocabulary.ids[token] for token in [*(bytes([byte]) for byte in BYTE_ORDER), *made]}
 
 
 def _check_merges(ids: Mapping[bytes, int], merges: Sequence[Merge]) -> None:
