@@ -20,7 +20,7 @@ from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import OptimConfig
 from gpt2lab.training.checkpoint import load_into, save, verify
-from gpt2lab.training.optim import adamw
+from gpt2lab.training.optim import make_optimiser
 
 SEQ_LEN, ROWS = 64, 8
 OVERFIT_STEPS, OVERFIT_LOSS = 200, 0.1
@@ -130,7 +130,7 @@ def _initial_loss(bench: Bench) -> str:
 
 
 def _overfit(bench: Bench) -> str:
-    optimiser = adamw(bench.model, OptimConfig(lr=3e-3, weight_decay=0.0))
+    optimiser = make_optimiser(bench.model, OptimConfig(lr=3e-3, weight_decay=0.0))
     bench.model.train()
     loss = bench.loss()
     for step in range(1, OVERFIT_STEPS + 1):
@@ -145,13 +145,13 @@ def _overfit(bench: Bench) -> str:
 
 def _checkpoint(bench: Bench) -> str:
     run = Run.create(bench.folder / "run", {}, {})
-    optimiser = adamw(bench.model, OptimConfig())
+    optimiser = make_optimiser(bench.model, OptimConfig())
     bench.loss().backward()
     optimiser.step()  # so that there is a state to save
     saved = save(run, bench.model, optimiser, {"step": 1, "val_loss": None})
     verify(saved)
     again = GPT(bench.model.config).to(bench.where.device)
-    load_into(saved, again, adamw(again, OptimConfig()))
+    load_into(saved, again, make_optimiser(again, OptimConfig()))
     same = all(torch.equal(a, b) for a, b in zip(bench.model.parameters(), again.parameters(), strict=True))
     _require(same, "the weights that were read are not those that were written")
     return "weights and optimiser come back bit for bit"

@@ -2,7 +2,8 @@
 
     checkpoints/step_00001000/
         model.safetensors        weights
-        optimizer.safetensors    AdamW's two moments and step count of each parameter, as NAME.exp_avg, ...
+        optimizer.safetensors    the optimiser's state of each parameter: NAME.exp_avg, NAME.exp_avg_sq, NAME.step;
+                                 NAME.momentum_buffer of those that Muon trains
         state.json               step, losses, settings and the fingerprints of tokenizer and data
         manifest.json            SHA-256 and size of each of the above
 
@@ -31,6 +32,7 @@ from gpt2lab.files import read_json, sha256_of, sync_directory, temporary_name, 
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
 from gpt2lab.training.config import from_dict
+from gpt2lab.training.optim import state_names
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
@@ -88,7 +90,7 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _moments(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return AdamW's state by parameter name: exp_avg, exp_avg_sq and step of each."""
+    """Return the optimiser's state by parameter name, such as ``wpe.weight.exp_avg``."""
     return {
         f"{name}.{key}": value.contiguous().cpu()
         for name, parameter in model.named_parameters()
@@ -208,8 +210,9 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
     if optimiser is None:
         return
     moments = _load_tensors(checkpoint.path / "optimizer.safetensors")
+    kept = state_names(optimiser)
     for name, parameter in model.named_parameters():
-        keys = {key: moments.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        keys = {key: moments.get(f"{name}.{key}") for key in kept[parameter]}
         missing = [f"{name}.{key}" for key, value in keys.items() if value is None]
         if missing:
             raise InputError(f"{checkpoint.path / 'optimizer.safetensors'} lacks {', '.join(missing)}; use another one")

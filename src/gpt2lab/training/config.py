@@ -30,10 +30,14 @@ def _require(true: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule: linear warm-up, then cosine decay (Brown et al. 2020, appendix B)."""
+    """The optimiser and its schedule: linear warm-up, then cosine decay (Brown et al. 2020, appendix B)."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon on the blocks' matrices with adamw on the rest."""
     lr: float = 6e-4
-    """Learning rate at the end of the warm-up."""
+    """AdamW's learning rate at the end of the warm-up."""
+    muon_lr: float | None = None
+    """Muon's learning rate there; None is 0.02. It follows the same schedule."""
     min_lr: float | None = None
     """Learning rate at the last step; None is a tenth of lr."""
     warmup_steps: int | None = None
@@ -50,6 +54,10 @@ class OptimConfig:
     """Largest norm of the gradient; larger ones are scaled down to it."""
 
     def __post_init__(self) -> None:
+        one_of("optim.name", self.name, ("adamw", "muon"))
+        if self.muon_lr is not None:
+            _require(0 < self.muon_lr < 1, "optim.muon_lr", self.muon_lr, "above 0 and below 1, such as 0.02")
+            _require(self.name == "muon", "optim.name", self.name, "muon where optim.muon_lr is given")
         _require(0 < self.lr < 1, "optim.lr", self.lr, "above 0 and below 1, such as 6e-4")
         _require(0 <= self.final_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr {self.lr}")
         _require((self.warmup_steps or 0) >= 0, "optim.warmup_steps", self.warmup_steps, "at least 0")

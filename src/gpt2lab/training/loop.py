@@ -2,7 +2,7 @@
 
     for step in range(start, steps):
         gradient = mean over the step's micro-batches of the loss's gradient, clipped to norm 1
-        AdamW with the step's learning rate
+        the optimiser with the step's learning rate
         every so often: a row of metrics.csv, a validation, samples, a checkpoint
 
 The loop's own state is a handful of numbers (`Progress`); with the weights and the optimiser's moments it is all that
@@ -31,7 +31,7 @@ from gpt2lab.training import checkpoint, curves
 from gpt2lab.training.config import TrainConfig
 from gpt2lab.training.hooks import Hooks, StepReport
 from gpt2lab.training.interrupt import Interrupted, catch_signals
-from gpt2lab.training.optim import adamw, set_learning_rate
+from gpt2lab.training.optim import make_optimiser, set_learning_rate
 from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.setup import Plan, batch_tokens
 from gpt2lab.training.validation import validation_loss
@@ -118,7 +118,7 @@ class Trainer:
         )
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
-        self.optimiser = adamw(self.model, self.config.optim)
+        self.optimiser = make_optimiser(self.model, self.config.optim)
         self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         self.peak, self.peak_source = peak_flops(self.runtime.device, self.runtime.precision)
         self.progress = Progress()
