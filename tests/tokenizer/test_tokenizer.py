@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
-import unicodedata
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -189,5 +191,35 @@ def test_the_fingerprint_tells_every_difference_that_changes_ids(small: Tokenize
     assert Tokenizer.train(CORPUS, 320).fingerprint == small.fingerprint
 
 
-def test_only_characters_known_to_this_python_are_drawn() -> None:
-    assert unicodedata.unidata_version >= "14.0.0"
+def _odd_text(chance: random.Random) -> str:
+    """Draw a text of what goes wrong: any plane, controls, long runs, right to left, marks, emoji sequences."""
+    pools = [
+        lambda: chr(chance.choice([chance.randrange(0xD800), chance.randrange(0xE000, 0x110000)])),
+        lambda: chr(chance.randrange(0x20)),
+        lambda: chance.choice(" \n\t\r\u00a0\u2003\u200b") * chance.randrange(1, 30),
+        lambda: "".join(chr(chance.randrange(0x5D0, 0x5EB)) for _ in range(5)),
+        lambda: "e" + "\u0301" * chance.randrange(1, 4),
+        lambda: "\U0001f468\u200d\U0001f469\u200d\U0001f467" + chance.choice(["", "\ufe0f", "\U0001f3fd"]),
+        lambda: chance.choice(["Hello", "it's", "we'll", "DON'T", "1999", "<|endoftext|>", "'", "..."]),
+    ]
+    return "".join(chance.choice(pools)() for _ in range(chance.randrange(1, 12)))
+
+
+def test_ten_thousand_odd_texts_get_the_ids_of_the_oracle_and_come_back(
+    gpt2: Tokenizer, oracle: tiktoken.Encoding
+) -> None:
+    chance = random.Random(2019)
+    texts = [_odd_text(chance) for _ in range(10_000)]
+    ids = gpt2.encode_batch(texts)
+    assert ids == [oracle.encode_ordinary(text) for text in texts]
+    assert [gpt2.decode(row) for row in ids] == texts
+
+
+def test_a_large_batch_keeps_its_order(gpt2: Tokenizer, oracle: tiktoken.Encoding) -> None:
+    texts = [f"Text number {number}. " * (number % 200) for number in range(2000)]
+    assert gpt2.encode_batch(texts) == [oracle.encode_ordinary(text) for text in texts]
+
+
+def test_importing_the_tokenizer_imports_no_torch() -> None:
+    program = "import sys, gpt2lab.tokenizer; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

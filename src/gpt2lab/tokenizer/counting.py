@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from gpt2lab.tokenizer.pretokenize import Pattern, find_pattern, split_fast, well_formed
+from gpt2lab.tokenizer.pretokenize import Pattern, find_pattern, special_pattern, split_fast, well_formed
 
 _CHUNK = 1 << 20  # characters
 _TOO_FEW = 6  # chunks, for which starting helpers would take longer than it saves
@@ -63,7 +62,7 @@ def count_words(
 
 def _parts(texts: Iterable[str], special_tokens: Sequence[str]) -> Iterator[str]:
     """Yield the texts, well formed, without the texts of special tokens."""
-    special = re.compile("|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True))))
+    special = special_pattern(special_tokens)
     for text in texts:
         if any(token in text for token in special_tokens):
             yield from map(well_formed, special.split(text))

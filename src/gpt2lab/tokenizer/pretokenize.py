@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import regex
@@ -148,6 +148,11 @@ def _check_core(pattern: Pattern) -> None:
         raise InputError(
             f"the splitting pattern {pattern.name!r} means something else to tiktoken; use what all dialects share"
         )
+
+
+def special_pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Return what finds the texts of special tokens, the longest of those that begin at one place."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
 def well_formed(text: str) -> str:

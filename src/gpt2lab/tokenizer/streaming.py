@@ -10,16 +10,16 @@ the buffer is cut at the last such place, the front goes out and the rest waits 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TextIO
 
-from gpt2lab.tokenizer.pretokenize import Pattern
+from gpt2lab.tokenizer.pretokenize import Pattern, special_pattern
 
 _CHARACTERS = 1 << 16
 
 
-def cut_stream(source: TextIO | Iterable[str], pattern: Pattern, margin: int = 0) -> Iterator[str]:
-    """Yield pieces that split into the same words as the whole text of ``source`` does.
+def cut_stream(source: TextIO | Iterable[str], pattern: Pattern, special_tokens: Collection[str] = ()) -> Iterator[str]:
+    """Yield pieces that encode to the same ids as the whole text of ``source`` does.
 
     Memory is that of one piece, unless there is no place to cut: in one endless word, or with a pattern of the user's
     own, of which no such place is known.
@@ -27,7 +27,7 @@ def cut_stream(source: TextIO | Iterable[str], pattern: Pattern, margin: int = 0
     Args:
         source: An open text file, or strings that are parts of one text.
         pattern: How the text will be split.
-        margin: Cut only where so many characters more have been read, so that what follows is known.
+        special_tokens: Those that will be made of their texts, which are not cut either.
     """
     waiting = ""
     enough = _CHARACTERS
@@ -35,13 +35,25 @@ def cut_stream(source: TextIO | Iterable[str], pattern: Pattern, margin: int = 0
         waiting += part
         if len(waiting) < enough:
             continue
-        place = pattern.last_cut(waiting, len(waiting) - margin)
+        place = _last_cut(waiting, pattern, special_tokens)
         if place is None:
             enough = 2 * len(waiting)  # search anew when there is twice as much: no more work than reading it twice
             continue
         yield waiting[:place]
         waiting, enough = waiting[place:], _CHARACTERS
     yield waiting
+
+
+def _last_cut(text: str, pattern: Pattern, special_tokens: Collection[str]) -> int | None:
+    """Return a late place to cut the text that has been read; ``None`` where there is none."""
+    if not special_tokens:
+        return pattern.last_cut(text, len(text))
+    place = pattern.last_cut(text, len(text) - max(map(len, special_tokens)))  # one may begin at the end
+    if place is not None:
+        for match in special_pattern(special_tokens).finditer(text):
+            if match.start() < place < match.end():
+                return match.start() or match.end()
+    return place
 
 
 def _read(source: TextIO | Iterable[str]) -> Iterable[str]:

@@ -13,10 +13,8 @@ from __future__ import annotations
 import codecs
 import functools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -26,7 +24,7 @@ from gpt2lab.tokenizer.bpe import Merge
 from gpt2lab.tokenizer.counting import count_words
 from gpt2lab.tokenizer.encoder import Encoder
 from gpt2lab.tokenizer.formats import read_gpt2, write_gpt2, write_tiktoken
-from gpt2lab.tokenizer.pretokenize import find_pattern
+from gpt2lab.tokenizer.pretokenize import find_pattern, special_pattern
 from gpt2lab.tokenizer.streaming import cut_stream
 from gpt2lab.tokenizer.tokenizer_json import read_tokenizer_json, write_tokenizer_json
 from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
@@ -207,7 +205,7 @@ class Tokenizer:
             allowed_special: As in :meth:`encode`.
         """
         allowed = self._allowed(allowed_special)
-        for piece in cut_stream(source, self._vocabulary.pattern, margin=max(map(len, allowed), default=0)):
+        for piece in cut_stream(source, self._vocabulary.pattern, allowed):
             yield from self._encode(piece, allowed)
 
     def encode_readably(self, text: str) -> list[int]:
@@ -259,10 +257,13 @@ class Tokenizer:
     def _encode(self, text: str, allowed: frozenset[str]) -> list[int]:
         if not allowed:
             return self._encoder.fast(text)
-        pieces = re.split("(" + "|".join(map(re.escape, sorted(allowed, key=len, reverse=True))) + ")", text)
-        specials = self._vocabulary.special_tokens
-        parts = ([specials[piece]] if i % 2 else self._encoder.fast(piece) for i, piece in enumerate(pieces))
-        return list(chain.from_iterable(parts))
+        ids: list[int] = []
+        start = 0
+        for match in special_pattern(allowed).finditer(text):
+            ids += self._encoder.fast(text[start : match.start()])
+            ids.append(self._vocabulary.special_tokens[match.group()])
+            start = match.end()
+        return ids + self._encoder.fast(text[start:])
 
 
 def _grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
