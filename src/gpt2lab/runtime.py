@@ -141,7 +141,7 @@ def seed_step(seed: int, *position: int) -> None:
 
     The random state of dropout is so a function of where training stands, and needs no place in a checkpoint.
     """
-    mixed = seed & _MASK
+    mixed = _splitmix64(seed & _MASK)  # or step 1 of seed 0 would be step 0 of seed 1
     for number in position:
         mixed = _splitmix64((mixed ^ number) & _MASK)
     torch.manual_seed(mixed)
