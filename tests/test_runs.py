@@ -1,0 +1,204 @@
+"""The run directory: columns, exact numbers, cut-off and damaged lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2lab.errors import InputError
+from gpt2lab.runs import EVALS, METRICS, Row, Run
+
+text = st.text(st.characters(codec="utf-8"))
+
+
+def row(step: int, **cells: float | None) -> Row:
+    return dict.fromkeys(METRICS, None) | {"step": step} | cells
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", {"steps": 5}, {"torch": "2"})
+
+
+def test_a_new_run_has_its_files(run: Run) -> None:
+    assert run.config == {"steps": 5}
+    assert run.environment == {"torch": "2"}
+    assert (run.path / "metrics.csv").read_text(encoding="utf-8") == (
+        "step,tokens,epoch,train_loss,val_loss,lr,grad_norm,tokens_per_s,mfu,peak_memory_mb,seconds\n"
+    )
+    assert (run.path / "evals.csv").read_text(encoding="utf-8") == "step,task,split,protocol,metric,value\n"
+    assert (run.metrics(), run.evals(), run.samples()) == ([], [], [])
+    assert run.checkpoints.is_dir()
+    assert run.tokenizer == run.path / "tokenizer"
+    assert Run.open(run.path) == run
+
+
+def test_folders_above_it_are_made(tmp_path: Path) -> None:
+    assert Run.create(tmp_path / "a" / "b" / "run", {}, {}).checkpoints.is_dir()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_exists_is_refused_and_left_alone(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run"
+    path.write_text("mine", encoding="utf-8") if what == "file" else path.mkdir()
+    with pytest.raises(InputError, match=r"run exists; give another --out, or --resume"):
+        Run.create(path, {}, {})
+    assert path.read_text(encoding="utf-8") == "mine" if what == "file" else not list(path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"run cannot be made \(Not a directory\); give another --out"):
+        Run.create(tmp_path / "file" / "run", {}, {})
+
+
+def test_opening_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none does not exist; give the directory"):
+        Run.open(tmp_path / "none")
+    with pytest.raises(InputError, match=r"holds no run \(config.json is missing\)"):
+        Run.open(tmp_path)
+
+
+def test_an_unused_name_has_the_first_free_number(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for expected in ("run", "run-2", "run-3"):
+        found = Run.unused(path)
+        assert found.name == expected
+        found.mkdir()
+    (tmp_path / "run-2").rmdir()
+    assert Run.unused(path).name == "run-2"
+
+
+@given(st.lists(st.lists(st.none() | st.floats(), min_size=len(METRICS) - 1, max_size=len(METRICS) - 1), max_size=5))
+def test_metrics_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, cells: list[list[Any]]) -> None:
+    run = Run.create(Run.unused(tmp_path_factory.getbasetemp() / "metrics"), {}, {})
+    written: list[Row] = [dict(zip(METRICS, [step, *values], strict=True)) for step, values in enumerate(cells)]
+    for metrics in written:
+        run.add_metrics(metrics)
+    for read, metrics in zip(run.metrics(), written, strict=True):
+        assert list(read) == list(METRICS)
+        assert [_bits(v) for v in read.values()] == [_bits(v) for v in metrics.values()]
+
+
+def _bits(value: float | None) -> str | None:
+    return None if value is None else "nan" if math.isnan(value) else float(value).hex()
+
+
+@given(text.filter(lambda t: "\n" not in t and "\r" not in t), st.floats(allow_nan=False))
+def test_figures_come_back(tmp_path_factory: pytest.TempPathFactory, protocol: str, value: float) -> None:
+    run = Run.create(Run.unused(tmp_path_factory.getbasetemp() / "evals"), {}, {})
+    run.add_eval(3, "perplexity", "test", protocol, "bits_per_byte", value)
+    run.add_eval(4, "hellaswag", "val", "p", "acc", 0.25)
+    first, second = run.evals()
+    assert list(first) == list(EVALS)
+    assert (first["step"], first["protocol"], float(first["value"])) == ("3", protocol, value)
+    assert second["task"] == "hellaswag"
+
+
+@given(text, text)
+def test_samples_come_back(tmp_path_factory: pytest.TempPathFactory, prompt: str, written: str) -> None:
+    run = Run.create(Run.unused(tmp_path_factory.getbasetemp() / "samples"), {}, {})
+    run.add_sample(7, "greedy", prompt, written, verdict="consistent")
+    run.add_sample(8, "nucleus", "", "x")
+    first, second = run.samples()
+    assert first == {"step": 7, "strategy": "greedy", "prompt": prompt, "text": written, "verdict": "consistent"}
+    assert second["step"] == 8
+
+
+def append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(line)
+
+
+def test_a_last_line_that_was_cut_off_is_ignored_and_cut_away(run: Run) -> None:
+    for step in (10, 20):
+        run.add_metrics(row(step, train_loss=step / 7))
+        run.add_eval(step, "perplexity", "test", "p", "loss", 1.5)
+        run.add_sample(step, "greedy", "", "ŝ")
+    whole = {name: (run.path / name).read_bytes() for name in ("metrics.csv", "evals.csv", "samples.jsonl")}
+    append(run.path / "metrics.csv", "30,38")
+    append(run.path / "evals.csv", '30,"perpl')
+    append(run.path / "samples.jsonl", '{"step": 30, "te')
+    assert [len(run.metrics()), len(run.evals()), len(run.samples())] == [2, 2, 2]
+    run.cut_back(20)
+    assert {name: (run.path / name).read_bytes() for name in whole} == whole
+    run.add_metrics(row(30))
+    assert [metrics["step"] for metrics in run.metrics()] == [10, 20, 30]
+
+
+def test_cutting_back_drops_what_is_later(run: Run) -> None:
+    for step in (5, 10, 100):
+        run.add_metrics(row(step))
+        run.add_eval(step, "perplexity", "test", "p, q", "loss", 1.5)
+        run.add_sample(step, "greedy", "", "text")
+    run.cut_back(10)
+    assert [metrics["step"] for metrics in run.metrics()] == [5, 10]
+    assert [figure["step"] for figure in run.evals()] == ["5", "10"]
+    assert [sample["step"] for sample in run.samples()] == [5, 10]
+    run.cut_back(0)
+    assert (run.metrics(), run.evals(), run.samples()) == ([], [], [])
+
+
+def test_cutting_back_makes_no_samples_file(run: Run) -> None:
+    run.cut_back(0)
+    assert not (run.path / "samples.jsonl").exists()
+
+
+DAMAGED = [
+    ("metrics.csv", "", "the first line is not step,tokens"),
+    ("metrics.csv", "step,loss\n", "the first line is not step,tokens"),
+    ("metrics.csv", f"{','.join(METRICS)}\n1,2,3\n", "line 2 has 3 cells, not 11"),
+    ("metrics.csv", f"{','.join(METRICS)}\n1{',' * 10}\n\n", "line 3 has 0 cells"),
+    ("metrics.csv", f"{','.join(METRICS)}\nx{',' * 10}\n", 'line 2 has "x" for a number'),
+    ("metrics.csv", f'{",".join(METRICS)}\n1{"," * 10}"1\n2{"," * 10}\n', None),
+    ("metrics.csv", f"{','.join(METRICS)}\n1{',' * 9}\r,\n", "line 2"),
+    ("evals.csv", "step\n", "the first line is not step,task"),
+    ("evals.csv", f"{','.join(EVALS)}\nten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
+    ("evals.csv", f"{','.join(EVALS)}\n1,a,b\n", "line 2 has 3 cells, not 6"),
+    ("samples.jsonl", '{"step": 1}\n{"step": \n', "line 2 is not JSON"),
+    ("samples.jsonl", "[]\n", "line 1 is not a sample with its step"),
+    ("samples.jsonl", '{"text": "x"}\n', "line 1 is not a sample with its step"),
+]
+
+
+@pytest.mark.parametrize(("name", "held", "said"), DAMAGED)
+def test_damage_is_named_with_its_line_and_nothing_is_changed(run: Run, name: str, held: str, said: str | None) -> None:
+    run.add_metrics(row(1))
+    (run.path / name).write_text(held, encoding="utf-8", newline="")
+    before = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
+    if said is None:  # a stray quotation mark swallows nothing
+        assert [metrics["step"] for metrics in run.metrics()] == [1, 2]
+        return
+    with pytest.raises(InputError, match=rf"{name}: {said}"):
+        run.cut_back(0)
+    assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
+
+
+def test_bytes_that_are_no_text_and_files_that_are_missing(run: Run) -> None:
+    (run.path / "metrics.csv").write_bytes(b"step,\xff")
+    with pytest.raises(InputError, match=r"metrics\.csv: not UTF-8 text at byte 5"):
+        run.metrics()
+    (run.path / "evals.csv").unlink()
+    with pytest.raises(InputError, match=r"evals\.csv: cannot be read \(No such file"):
+        run.evals()
+    (run.path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json: not JSON"):
+        _ = run.config
+
+
+def test_the_tables_load_with_ordinary_tools(run: Run) -> None:
+    import numpy as np
+
+    run.add_metrics(row(1, train_loss=0.1, lr=1e-3))
+    run.add_metrics(row(2, train_loss=0.2))
+    table = np.genfromtxt(run.path / "metrics.csv", delimiter=",", names=True)
+    assert table["train_loss"].tolist() == [0.1, 0.2]
+    assert np.isnan(table["lr"][1])
+    run.add_sample(1, "greedy", "", "a\nb")
+    assert json.loads((run.path / "samples.jsonl").read_text(encoding="utf-8"))["text"] == "a\nb"

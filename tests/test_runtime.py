@@ -1,0 +1,220 @@
+"""Device, precision, compiler and seeds: what is chosen, why, and what cannot be had."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpt2lab
+from gpt2lab import runtime
+from gpt2lab.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a CPU only."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """Let torch say that it has two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+def with_cpu(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True))
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_cpu_that_multiplies_bf16_gets_it(monkeypatch: pytest.MonkeyPatch, no_gpu: None, flag: str) -> None:
+    with_cpu(monkeypatch, "avx2", flag)
+    found = runtime.resolve()
+    assert (found.device, found.precision, found.why_precision) == (CPU, "bf16", f"this CPU has {flag}")
+    assert found.dtype == torch.bfloat16
+
+
+def test_another_cpu_gets_fp32(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
+    with_cpu(monkeypatch, "avx2")
+    assert runtime.resolve().precision == "fp32"
+    with pytest.raises(InputError, match="fp16 is for GPUs; on this CPU use fp32"):
+        runtime.resolve("cpu", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_gpus_get_bf16_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
+) -> None:
+    with_gpu(monkeypatch, capability)
+    found = runtime.resolve()
+    assert (found.device, found.precision) == (torch.device("cuda"), precision)
+    assert runtime.resolve("cuda:1").device == torch.device("cuda:1")
+    with pytest.raises(InputError, match='no device "cuda:2" here; this machine has cpu, cuda, cuda:0, cuda:1'):
+        runtime.resolve("cuda:2")
+
+
+def test_what_is_asked_for_is_taken(no_gpu: None) -> None:
+    for precision in ("fp32", "bf16"):
+        found = runtime.resolve("cpu", precision)
+        assert (found.precision, found.why_precision) == (precision, "asked for")
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "cuda:0", "gpu", "tpu", ""])
+def test_an_absent_device_names_those_present(no_gpu: None, name: str) -> None:
+    with pytest.raises(InputError, match=f'there is no device "{name}" here; this machine has cpu$'):
+        runtime.resolve(name)
+
+
+def test_an_unknown_precision_suggests_the_nearest(no_gpu: None) -> None:
+    with pytest.raises(InputError, match=r'unknown precision "bf61" \(did you mean "bf16"\?\)'):
+        runtime.resolve("cpu", "bf61")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_products_run_in_the_precision(precision: str, dtype: torch.dtype) -> None:
+    where = runtime.resolve("cpu", precision)
+    with where.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == where.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "steps", "able", "expected"),
+    [
+        ("auto", "cpu", runtime.COMPILE_FROM_STEPS, True, True),
+        ("auto", "cpu", runtime.COMPILE_FROM_STEPS - 1, True, False),
+        ("auto", "cpu", 10**6, False, False),
+        ("auto", "cuda", 10, True, True),
+        ("auto", "cuda", 10, False, False),
+        ("off", "cuda", 10**6, True, False),
+        ("on", "cpu", 1, True, True),
+    ],
+)
+def test_what_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, choice: str, device: str, steps: int, able: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(runtime, "can_compile", lambda device: (able, "the reason"))
+    compiled, why = runtime.should_compile(choice, torch.device(device), steps)
+    assert compiled is expected
+    assert why
+
+
+def test_compiling_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 12))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"cannot compile here: no C\+\+ compiler on the path; leave compile at auto"):
+        runtime.should_compile("on", CPU, 10**6)
+    assert runtime.should_compile("auto", CPU, 10**6) == (False, "no C++ compiler on the path")
+
+
+def test_an_unknown_choice_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r'unknown compile "of" \(did you mean "off"\?\)'):
+        runtime.should_compile("of", CPU, 1)
+
+
+def test_a_seed_by_the_published_generator() -> None:
+    runtime.seed_step(0)
+    assert torch.initial_seed() == 0xE220A8397B1DCDAF  # splitmix64's first output from seed 0 (Steele et al. 2014)
+
+
+def test_every_position_has_random_numbers_of_its_own() -> None:
+    seen = set()
+    positions = list(itertools.product(range(4), range(20), range(4), range(4)))  # seed, step, micro-step, rank
+    for position in positions:
+        runtime.seed_step(*position)
+        seen.add(torch.initial_seed())
+    assert len(seen) == len(positions)
+
+
+@given(st.integers(), st.integers(0, 10**9), st.integers(0, 100))
+def test_the_same_position_has_the_same_random_numbers(seed: int, step: int, micro_step: int) -> None:
+    runtime.seed_step(seed, step, micro_step)
+    first = torch.rand(3)
+    runtime.seed_step(seed, step, micro_step)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_the_allocator_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2LAB_MALLOC", "default")
+    assert runtime.tune_allocator() is False
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_the_allocator_keeps_what_was_freed() -> None:
+    # In a process of its own. What was given back to the system would be faulted in again, page by page.
+    script = """
+import resource
+from gpt2lab import runtime
+import torch
+print(runtime.tune_allocator())
+for _ in range(40): torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "GPT2LAB_MALLOC"}
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    told, faults = said.stdout.split()
+    assert told == "True"
+    assert int(faults) < 40 * 2**24 * 4 // os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def test_peak_memory_is_that_of_the_process() -> None:
+    before = runtime.peak_memory_mb(CPU)
+    held = torch.ones(2**26)  # 256 MiB, touched
+    after = runtime.peak_memory_mb(CPU)
+    assert 50 < before <= after < 64 * 1024
+    assert after >= held.nbytes / 2**20
+
+
+def test_available_memory_is_positive_and_plausible() -> None:
+    assert 2**24 < runtime.available_memory(CPU) < 2**45
+
+
+def test_the_machine_has_a_name() -> None:
+    assert f"({torch.get_num_threads()} threads)" in runtime.device_name(CPU)
+
+
+def test_the_environment_is_what_a_repetition_needs() -> None:
+    found = runtime.environment()
+    assert found["gpt2lab"] == gpt2lab.__version__
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert {"python", "numpy", "platform", "processor", "gpus", "malloc"} <= found.keys()
+
+
+def test_eager_runs_compiled_modules_as_they_are_written() -> None:
+    compiled: list[Any] = []
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    module = Doubled()
+    module.compile(backend=backend)
+    with runtime.eager():
+        module(torch.ones(1, 2))
+    assert not compiled
+    module(torch.ones(1, 2))
+    assert len(compiled) == 1
+    with runtime.eager():
+        module(torch.ones(3, 2))
+    assert len(compiled) == 1

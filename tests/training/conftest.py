@@ -1,0 +1,98 @@
+"""Small data, and one unbroken run that others are compared to."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support import small, train
+
+from gpt2lab.data import TokenDataset, prepare
+from gpt2lab.files import write_json
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.training import TrainConfig, curves, loop, to_dict
+
+TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(50))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models are fastest so, and two test processes do not get into each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_slow_extras() -> Iterator[pytest.MonkeyPatch]:
+    """Leave out what costs more than a small run: measuring the machine's peak, and pictures (a test of their own)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
+        patch.setattr(curves, "draw", lambda run: run.path)
+        yield patch
+
+
+def prepared(folder: Path, text: str, n_vocab: int = 257, val_fraction: float = 0.2) -> Path:
+    """Prepare a text as data."""
+    folder.mkdir()
+    source = folder / "text.txt"
+    source.write_text(text, encoding="utf-8")
+    prepare([str(source)], Tokenizer.train([text], n_vocab), folder / "data", val_fraction=val_fraction)
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """75 windows of 16 tokens to train on: an epoch is 9.4 steps of 8."""
+    folder = prepared(tmp_path_factory.mktemp("session") / "small", TEXT[:1600])
+    assert (TokenDataset(folder).manifest.splits["train"].tokens - 1) // 16 == 75
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another text with the same tokenizer."""
+    return prepared(tmp_path_factory.mktemp("session") / "other", TEXT[1:1601].upper())
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text with another tokenizer."""
+    return prepared(tmp_path_factory.mktemp("session") / "merged", TEXT[:1600], n_vocab=270)
+
+
+@pytest.fixture(scope="session")
+def without_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data without a validation split."""
+    return prepared(tmp_path_factory.mktemp("session") / "train-only", TEXT[:1600], val_fraction=0.0)
+
+
+@pytest.fixture(scope="session", params=["fp32", "bf16"])
+def unbroken(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that never stopped, with a checkpoint every 4 steps, in each precision. Read it, do not write to it."""
+    return train(small(data, tmp_path_factory.mktemp("unbroken") / "run", precision=request.param))
+
+
+@pytest.fixture(scope="session")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The unbroken run in fp32. Read it, do not write to it."""
+    return train(small(data, tmp_path_factory.mktemp("finished") / "run"))
+
+
+@pytest.fixture
+def copied(finished: Run, data: Path, tmp_path: Path) -> tuple[Run, TrainConfig]:
+    """A finished run to play with, and its configuration."""
+    run, config = Run(tmp_path / "run"), small(data, tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    write_json(run.path / "config.json", to_dict(dataclasses.replace(config, model=_with_vocabulary(config, data))))
+    return run, config
+
+
+def _with_vocabulary(config: TrainConfig, data: Path) -> object:
+    return dataclasses.replace(config.model, vocab_size=TokenDataset(data).manifest.tokenizer.n_vocab)
