@@ -160,6 +160,13 @@ def test_a_corpus_without_text_is_refused(texts: list[str]) -> None:
         Tokenizer.train(texts, 300)
 
 
+def test_numbers_below_one_are_refused() -> None:
+    with pytest.raises(InputError, match="min_frequency 0 and processes None must be 1 or more"):
+        Tokenizer.train(["low low"], 300, min_frequency=0)
+    with pytest.raises(InputError, match="min_frequency 2 and processes 0 must be 1 or more"):
+        Tokenizer.train(["low low"], 300, processes=0)
+
+
 def test_one_str_in_the_place_of_texts_is_refused() -> None:
     with pytest.raises(InputError, match="the texts to train on are one str; give a list"):
         Tokenizer.train("some text", 300)

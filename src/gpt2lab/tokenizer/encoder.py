@@ -2,7 +2,8 @@
 
 The core is Rust: it splits and merges some hundred times faster than Python can. It is handed the ids as ranks of
 tokens, which says the same as the merges for every vocabulary that training has made; for another the readable encoder
-does the work.
+does the work. The two can differ only on characters newer than the Unicode tables of one of them, ``regex`` or the
+core: they may not agree yet whether such a character is a letter.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class Tokenizer:
             progress: Called with (merges made, merges wanted) now and then.
 
         Raises:
-            InputError: ``vocab_size`` is too small, the texts hold nothing, a special token comes twice or is also an
-                ordinary token, or the pattern cannot be used.
+            InputError: ``vocab_size`` or another number is too small, the texts hold nothing, a special token comes
+                twice or is also an ordinary token, or the pattern cannot be used.
         """
         from gpt2lab.tokenizer.trainer import learn_merges  # here, because only training needs numpy
 
@@ -88,6 +88,8 @@ class Tokenizer:
                 f"a vocabulary of {vocab_size} is too small: give at least {vocab_size - n_merges} "
                 f"(256 bytes and {len(names)} special tokens)"
             )
+        if min_frequency < 1 or (processes is not None and processes < 1):
+            raise InputError(f"min_frequency {min_frequency} and processes {processes} must be 1 or more")
         if isinstance(texts, str):
             raise InputError("the texts to train on are one str; give a list of them, such as [text]")
         pairs: list[tuple[int, int]] = []
@@ -100,7 +102,7 @@ class Tokenizer:
 
     @classmethod
     def gpt2(cls, directory: Path | str) -> Tokenizer:
-        """Read GPT-2's own vocabulary: encoder.json and vocab.bpe, or vocab.json and merges.txt.
+        """Read GPT-2's own vocabulary: encoder.json and vocab.bpe, vocab.json and merges.txt, or tiktoken's cache.
 
         Raises:
             InputError: a file is missing or damaged.
