@@ -15,7 +15,7 @@ from gpt2lab.data import TokenDataset, prepare
 from gpt2lab.files import write_json
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import TrainConfig, curves, loop, to_dict
+from gpt2lab.training import OptimConfig, TrainConfig, curves, loop, to_dict
 
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(50))
 
@@ -73,10 +73,17 @@ def without_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(tmp_path_factory.mktemp("session") / "train-only", TEXT[:1600], val_fraction=0.0)
 
 
-@pytest.fixture(scope="session", params=["fp32", "bf16"])
+KINDS = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "muon": {"optim": OptimConfig(name="muon", lr=1e-2, warmup_steps=4)},
+}
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def unbroken(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that never stopped, with a checkpoint every 4 steps, in each precision. Read it, do not write to it."""
-    return train(small(data, tmp_path_factory.mktemp("unbroken") / "run", precision=request.param))
+    """A run of each kind that never stopped, with a checkpoint every 4 steps. Read it, do not write to it."""
+    return train(small(data, tmp_path_factory.mktemp("unbroken") / "run", **KINDS[request.param]))
 
 
 @pytest.fixture(scope="session")

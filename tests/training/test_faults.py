@@ -10,19 +10,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support import assert_same_run, go_on, saved_steps, small, train
 
+from gpt2lab.model import GPTConfig
 from gpt2lab.runs import Run
+from gpt2lab.runtime import can_compile
 from gpt2lab.training import TrainConfig, checkpoint, to_dict
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither SIGKILL nor limits on files")
 TRAIN = """
 import json, sys
 import torch
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[2]))
 from gpt2lab.training import Hooks, Interrupted, from_dict, resume, start
 
 told = []
@@ -89,15 +93,30 @@ STAGES = {
 }
 
 
-def launch(config: TrainConfig, preamble: str = "") -> subprocess.Popen[str]:
-    """Train in a process of its own; go on with the run where it has a checkpoint."""
-    if config.out is not None and config.out.exists():
-        if checkpoint.complete(Run(config.out)):
-            config = dataclasses.replace(config, resume="last")
-        else:
-            shutil.rmtree(config.out)
-    command = [sys.executable, "-c", preamble + TRAIN, json.dumps(to_dict(config))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+Launch = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Train in a process of its own, going on with the run where it has a checkpoint; none outlives its test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(config: TrainConfig, preamble: str = "", threads: int = 1) -> subprocess.Popen[str]:
+        if config.out is not None and config.out.exists():
+            if checkpoint.complete(Run(config.out)):
+                config = dataclasses.replace(config, resume="last")
+            else:
+                shutil.rmtree(config.out)
+        command = [sys.executable, "-c", preamble + TRAIN, json.dumps(to_dict(config)), str(threads)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8"))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def wait_until_ready(process: subprocess.Popen[str]) -> None:
@@ -106,7 +125,7 @@ def wait_until_ready(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "ready\n"
 
 
-def test_sigterm_to_a_process(data: Path, tmp_path: Path) -> None:
+def test_sigterm_to_a_process(launch: Launch, data: Path, tmp_path: Path) -> None:
     config = small(data, tmp_path / "run", steps=100_000, checkpoint_every=100_000, eval_every=100_000)
     process = launch(config)
     wait_until_ready(process)
@@ -122,7 +141,7 @@ def test_sigterm_to_a_process(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-def test_killed_at_twenty_random_moments(data: Path, tmp_path: Path) -> None:
+def test_killed_at_twenty_random_moments(launch: Launch, data: Path, tmp_path: Path) -> None:
     options = {"steps": 800, "checkpoint_every": 3, "keep_last": 2, "eval_every": 50, "log_every": 7}
     unbroken = train(small(data, tmp_path / "unbroken", **options))
     seconds = unbroken.metrics()[-1]["seconds"] or 0.0
@@ -142,6 +161,25 @@ def test_killed_at_twenty_random_moments(data: Path, tmp_path: Path) -> None:
     assert not [p for p in run.path.rglob("*") if p.name.startswith(".")]
 
 
+@pytest.mark.fault
+@pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
+def test_compiled_with_two_threads_and_killed_in_several_processes(launch: Launch, data: Path, tmp_path: Path) -> None:
+    model = GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=16, dropout=0.1)
+    options = {"model": model, "compile": "on", "batch_tokens": 512, "micro_batch": 16, "steps": 60, "eval_every": 50}
+    unbroken, config = (small(data, tmp_path / name, **options) for name in ("unbroken", "run"))
+    assert launch(unbroken, threads=2).wait(timeout=200) == 0
+    for step in (8, 20):
+        process = launch(config, threads=2)
+        while max(saved_steps(Run(tmp_path / "run")) if (tmp_path / "run").exists() else [], default=0) < step:
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert launch(config, threads=2).wait(timeout=200) == 0
+    assert_same_run(Run(tmp_path / "run"), Run(tmp_path / "unbroken"), 60)
+
+
 @pytest.fixture(scope="module")
 def saves_often(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The unbroken run that those killed while saving are compared to."""
@@ -150,7 +188,7 @@ def saves_often(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_during_a_save(data: Path, saves_often: Run, tmp_path: Path, stage: str) -> None:
+def test_killed_during_a_save(launch: Launch, data: Path, saves_often: Run, tmp_path: Path, stage: str) -> None:
     config = small(data, tmp_path / "run", steps=12, keep_last=1, eval_every=100)
     process = launch(config, f"{DIE}\n{STAGES[stage]}\n")
     process.communicate(timeout=60)
@@ -166,7 +204,7 @@ def test_killed_during_a_save(data: Path, saves_often: Run, tmp_path: Path, stag
 
 
 @pytest.mark.fault
-def test_a_file_that_cannot_grow(data: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow(launch: Launch, data: Path, tmp_path: Path) -> None:
     limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
     process = launch(small(data, tmp_path / "run"), limited)
     process.communicate(timeout=60)

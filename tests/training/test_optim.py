@@ -24,8 +24,8 @@ def test_matrices_decay_and_vectors_do_not(model: GPT) -> None:
     decayed, plain = parameter_groups(list(model.parameters()), 0.25)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.25, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    with_decay = [names[id(p)] for p in decayed["params"]]  # type: ignore[attr-defined]
-    without = [names[id(p)] for p in plain["params"]]  # type: ignore[attr-defined]
+    with_decay = [names[id(p)] for p in decayed["params"]]
+    without = [names[id(p)] for p in plain["params"]]
     assert sorted(with_decay + without) == sorted(names.values())
     assert all(name.endswith("bias") or "ln_" in name for name in without)
     assert not any(name.endswith("bias") or "ln_" in name for name in with_decay)
@@ -34,9 +34,8 @@ def test_matrices_decay_and_vectors_do_not(model: GPT) -> None:
 
 def test_what_is_frozen_is_left_alone(model: GPT) -> None:
     model.wpe.weight.requires_grad_(False)
-    assert not any(
-        p is model.wpe.weight for group in parameter_groups(list(model.parameters()), 0.1) for p in group["params"]
-    )  # type: ignore[attr-defined]
+    groups = parameter_groups(list(model.parameters()), 0.1)
+    assert not any(parameter is model.wpe.weight for group in groups for parameter in group["params"])
 
 
 def test_updates_equal_the_plain_optimiser(model: GPT) -> None:

@@ -20,6 +20,7 @@ positive = st.integers(1, 10**6)
 unit = st.floats(0, 1, exclude_max=True)
 optims = st.builds(
     OptimConfig,
+    name=st.sampled_from(["adamw", "muon"]),
     lr=st.floats(1e-12, 0.9),
     min_lr=st.none() | st.just(0.0) | st.just(1e-13),
     warmup_steps=st.none() | st.integers(0, 10**6),
@@ -103,6 +104,13 @@ def test_a_preset_brings_its_architecture_and_recipe(preset: str) -> None:
     assert RECIPES[preset].batch_tokens % config.window == 0
 
 
+def test_muon_has_a_rate_of_its_own() -> None:
+    config = TrainConfig(optim=OptimConfig(name="muon", muon_lr=0.05))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    with pytest.raises(InputError, match=r"optim\.name is 'sgd'; it must be adamw, muon"):
+        from_dict({"optim": {"name": "sgd"}})
+
+
 def test_the_published_sizes_have_the_published_recipes() -> None:
     # Brown et al. 2020, table 2.1: 125M, 350M, 760M, 1.3B.
     published = {"gpt2": (6e-4, 2**19), "gpt2-medium": (3e-4, 2**19), "gpt2-large": (2.5e-4, 2**19)}
@@ -163,6 +171,7 @@ BOUNDS = [
 OPTIM_BOUNDS = [
     *(("lr", value) for value in (0.0, -1.0, 1.0, math.nan)),
     *(("min_lr", value) for value in (-1e-9, 0.5, math.nan)),
+    *(("muon_lr", value) for value in (0.0, 1.0, math.nan)),
     ("warmup_steps", -1),
     *((name, value) for name in ("beta1", "beta2") for value in (-0.1, 1.0, math.nan)),
     *((name, value) for name in ("eps", "grad_clip") for value in (0.0, -1.0, math.inf, math.nan)),
