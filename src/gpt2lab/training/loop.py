@@ -271,6 +271,7 @@ class Trainer:
             "step %d/%d  loss %.4f%s  lr %.2e  norm %.2f  %s tokens/s",
             *(progress.step, self.plan.steps, row["train_loss"], val, update.lr, update.grad_norm),
             f"{tokens_per_s:,.0f}",
+            extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
 
     def _sample(self) -> None:
