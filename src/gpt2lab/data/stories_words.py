@@ -16,13 +16,21 @@ def _plain(words: str) -> tuple[Word, ...]:
     return tuple(_noun(word) for word in words.split())
 
 
-def _noun(word: str) -> Word:
+def _noun(word: str, **forms: str) -> Word:
     a = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-    return Word({"": word, "a": a, "A": a.capitalize(), "s": word + ("es" if word.endswith(("ch", "sh")) else "s")})
+    return Word({"": word, "a": a, "A": a.capitalize(), "s": word + ("es" if word.endswith("ch") else "s"), **forms})
+
+
+def _with(form: str, lines: str) -> tuple[Word, ...]:
+    """``dog: barked``, one a line: a noun and what is its own, in another form."""
+    pairs = (line.split(": ") for line in lines.strip().splitlines())
+    return tuple(_noun(word.strip(), **{form: own}) for word, own in pairs)
 
 
 def _people(words: str, pronouns: dict[str, str]) -> tuple[Word, ...]:
-    return tuple(Word({"": word, **pronouns}) for word in words.split())
+    """``Lily/Lil``: a name and its ``short`` form."""
+    pairs = (word.split("/") for word in words.split())
+    return tuple(Word({"": name, "short": short[0] if short else name, **pronouns}) for name, *short in pairs)
 
 
 def _deeds(lines: str) -> tuple[Word, ...]:
@@ -43,14 +51,14 @@ def _phrases(lines: str) -> tuple[Word, ...]:
 
 # Words that stories refer back to. No other pool holds one, so that the last one said is the one that is meant.
 _REMEMBERED: dict[str, tuple[Word, ...]] = {
-    "girl": _people("Lily Mia Anna Sara Emma Lucy Nora Rose", _SHE),
-    "boy": _people("Tom Ben Max Sam Jack Leo Peter George", _HE),
+    "girl": _people("Lily/Lil Mia/Mimi Anna/Annie Sara/Sally Emma/Emmy Rose/Rosie", _SHE),
+    "boy": _people("Tom/Tommy Ben/Benny Max/Maxie Sam/Sammy Jack/Jacky Leo/Lee", _HE),
     "female": _people("mother grandmother", _SHE),
     "male": _people("father grandfather", _HE),
     "girl_kind": _plain("girl"),
     "boy_kind": _plain("boy"),
     "critter": _plain("rabbit bear fox mouse hedgehog squirrel otter owl"),
-    "trait": _plain("kind brave clever cheerful curious gentle shy lively friendly patient polite loyal"),
+    "trait": _plain("kind brave clever gentle shy lively patient polite"),
     "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
     "site": _phrases("""
         the river
@@ -58,13 +66,9 @@ _REMEMBERED: dict[str, tuple[Word, ...]] = {
         the sea
         the lake
         the park
-        the market
         the hill
-        the old mill
-        the meadow
         the school
         the bridge
-        the church
     """),
     "deed": _deeds("""
         fly/flew/flying kites
@@ -72,20 +76,64 @@ _REMEMBERED: dict[str, tuple[Word, ...]] = {
         sing/sang/singing songs
         climb/climbed/climbing trees
         bake/baked/baking bread
-        catch/caught/catching butterflies
-        pick/picked/picking flowers
-        tell/told/telling jokes
         count/counted/counting stars
         ride/rode/riding bikes
-        play/played/playing chess
         read/read/reading books
     """),
-    "colour": _plain("red blue green yellow purple orange pink white"),
-    "toy": _plain("ball doll drum boat train robot puppet car whistle trumpet scooter rocket bell umbrella flute sled"),
+    "colour": _with(
+        "like",
+        """
+        red: a tomato
+        blue: the sky
+        green: grass
+        yellow: the sun
+        purple: a grape
+        orange: a fire
+        pink: a pig
+        white: snow
+    """,
+    ),
+    "toy": _with(
+        "can",
+        """
+        ball: bounce
+        kite: fly
+        doll: blink
+        drum: boom
+        boat: float
+        train: whistle
+        robot: talk
+        car: race
+    """,
+    ),
     "box": _plain("box sack jar bag suitcase chest bucket basket"),
-    "fruit": _plain("apple pear banana peach plum melon carrot cabbage pumpkin turnip onion lemon"),
-    "animal": _plain("dog cat goat hen horse donkey rooster parrot monkey lizard turtle swan"),
-    "baby": _plain("kitten puppy lamb duckling chick piglet calf foal"),
+    "fruit": _plain("apple pear banana plum melon carrot pumpkin lemon"),
+    "animal": _with(
+        "said",
+        """
+        dog: barked
+        cat: meowed
+        goat: bleated
+        hen: clucked
+        horse: neighed
+        donkey: brayed
+        parrot: squawked
+        duck: quacked
+    """,
+    ),
+    "baby": _with(
+        "said",
+        """
+        kitten: mewed
+        puppy: yapped
+        lamb: cried
+        owlet: hooted
+        chick: peeped
+        piglet: squealed
+        calf: mooed
+        foal: whinnied
+    """,
+    ),
     "hideout": _phrases("""
         under the bed
         behind the sofa
