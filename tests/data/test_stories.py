@@ -117,7 +117,7 @@ class TestTheLaw:
 class TestWriting:
     def test_the_bytes_are_the_same_everywhere(self) -> None:
         digest = hashlib.sha256("\0".join(story.text for story in SAMPLE[:300]).encode("ascii")).hexdigest()
-        assert digest == "12261fb8ffa046fe5c487461a61328c389c468e2c88bb9954f6460dc1e509fd0"
+        assert digest == "04491adeb0fa08c82c193ec9ce7bd31883c344c83c9e7e4422cd503b9401074f"
 
     def test_a_story_depends_on_seed_and_index_only(self) -> None:
         assert list(islice(stories(SEED, start=5), 20)) == SAMPLE[5:25]
@@ -158,7 +158,7 @@ class TestWriting:
 
     def test_words_that_agree_lie_more_than_100_words_apart_in_many_stories(self) -> None:
         far = [max(distances(index), default=0) > 100 for index in range(500)]
-        assert sum(far) / len(far) > 0.5
+        assert sum(far) / len(far) > 0.9
 
     @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1), (2**64, 0), (0, 2**64)])
     def test_a_seed_or_index_out_of_range_is_refused(self, seed: int, index: int) -> None:

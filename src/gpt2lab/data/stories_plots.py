@@ -129,7 +129,7 @@ PLOTS: dict[str, str] = SHARED | {
         | {one:hero/friend} (took|grabbed|held) it {:move}, but {other:hero/friend} was <very> {:mood}.
         {hero.His} {adult} came with {.a:savory} and {.a:sweet}. "Play together!" {adult.he} said {:say}.
         | {hero.His} {adult} <sat> <beside> and told them {:say} to take turns.
-        <soon>, {one.he} gave {other} the {thing}, {.a:savory} and {.a:sweet}.
+        <soon>, {one} gave {other} the {thing}, {.a:savory} and {.a:sweet}.
         | Then they put the {colour} {thing} back {found}, <beside>.
         <meal>
     """,
