@@ -25,6 +25,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         "MODEL": GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=64, dropout=0.0),
         "BATCH_TOKENS": 512,
         "STEPS": 10,
+        "STRIDE": 32,
         "JUDGED_STORIES": 4,
         "SAMPLE_TOKENS": 20,
     }
