@@ -51,9 +51,9 @@ class Workshop:
     seed: int
 
     def write(self, strategy: str, samples: int) -> list[str]:
-        """Return texts by a named strategy, from an empty prompt."""
-        chosen = STRATEGIES[strategy]
-        return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, self.seed, self.where)
+        """Return texts by a named strategy, from an empty prompt; each strategy has random numbers of its own."""
+        chosen, seed = STRATEGIES[strategy], self.seed + list(STRATEGIES).index(strategy)
+        return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.where)
 
 
 def run_quickstart(text: Path | None, out: Path, seed: int) -> Run:
@@ -133,7 +133,7 @@ def _perplexity(shop: Workshop, dataset: TokenDataset) -> Measured:
 def _write_samples(shop: Workshop) -> None:
     _step(5, "writing with each strategy")
     for name, strategy in STRATEGIES.items():
-        for text in shop.write(name, 2):
+        for text in shop.write(name, 1 if strategy.greedy else 2):
             shop.run.add_sample(shop.step, str(strategy), "", text)
         log.info("[%s]\n%s\n", strategy, shop.run.samples()[-1]["text"])
 
