@@ -1,4 +1,4 @@
-"""What the tests share: where the real data lies, and one thread so that results do not depend on the machine."""
+"""What the tests share: where the real data lies, and a twin of a model in Hugging Face's code."""
 
 from __future__ import annotations
 

@@ -154,6 +154,28 @@ def test_perplexity_is_printed_with_its_protocol_and_kept(work: Path, capsys: py
     assert kept["entropy_floor"] < kept["bits_per_byte"]
 
 
+def test_figures_of_other_data_do_not_pass_for_the_runs_own(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(tmp_path / "other")
+    argv = ["--tokenizer", str(work / "tok"), "--out", other, "--max-documents", "150", "--seed", "7"]
+    assert main(["data", "prepare", "stories", *argv]) == 0
+    shutil.copytree(work / "run", tmp_path / "run")
+    assert main(["eval", "perplexity", str(tmp_path / "run"), "--data", other]) == 0
+    assert any(other in row["split"] for row in Run.open(tmp_path / "run").evals())
+    assert not any(row["split"] == "test" for row in Run.open(tmp_path / "run").evals())
+
+
+def test_a_run_works_from_any_directory(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", "data", "--out", "run", "--steps", "5", *TRAIN]) == 0
+    monkeypatch.chdir(tmp_path.parent)
+    assert main(["eval", "perplexity", str(tmp_path / "run")]) == 0
+
+
 def test_report_is_one_file(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(work / "run"), "--out", str(tmp_path / "r.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "r.html")
@@ -170,6 +192,10 @@ BAD = [
     (["train", "--precision", "fp8"], "fp32"),
     (["train", "--steps", "ten"], "--steps"),
     (["train", "--steps", "5", "--epochs", "1"], "given twice"),
+    (["train", "--max_tokens", "5000", "--epochs", "1"], "given twice"),
+    (["train", "--steps", "5", "--config"], "--config needs a file"),
+    (["train", "--config", "c.json", "--preset", "nano"], "--config and --preset"),
+    (["train", "--resume", "--out", "run", "--config", "c.json"], "--config and --resume"),
     (["train", "--resume"], "--out"),
     (["train", "--out", "nowhere", "--resume"], "nowhere does not exist"),
     (["sample", "nowhere"], "nowhere does not exist"),

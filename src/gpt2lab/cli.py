@@ -7,6 +7,7 @@ when it runs, so that ``gpt2lab --help`` answers at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import re
@@ -42,14 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `gpt2lab ... | head`
         sys.stderr.close()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"gpt2lab: {error.filename or 'a file'}: {error.strerror}; make room and try again", file=sys.stderr)
+        return 2
+    except Exception as error:
+        from gpt2lab.training import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
+        print(error)
+        return 128 + error.signal
 
 
-def quickstart(text: Path | None = None, out: Path = Path("runs/quickstart"), seed: int = 1337) -> int:
+def quickstart(text: Path | None = None, out: Path | None = None, seed: int = 1337) -> int:
     """From text to a trained GPT-2 and its report, without any download.
 
     Args:
         text: A text file to learn from; without it, stories that the program writes itself.
-        out: Directory of the run; a number is put behind it where it exists. The prepared data lies beside it.
+        out: Directory of the run, which must not exist; without it, runs/quickstart, with a number where that exists.
+            The prepared data lies beside it.
         seed: Decides the initial weights, the order of the data and the samples.
     """
     from gpt2lab.lab.quickstart import run_quickstart
@@ -114,7 +128,7 @@ def tokenizer_decode(tokenizer: Positional[Path]) -> int:
     """
     from gpt2lab.lab.commands import decode_lines
 
-    decode_lines(tokenizer, sys.stdin, sys.stdout.buffer)
+    decode_lines(tokenizer, sys.stdin.buffer, sys.stdout.buffer)
     return 0
 
 
@@ -228,7 +242,7 @@ def report(runs: Positional[tuple[Path, ...]], out: Path | None = None) -> int:
 def train(argv: list[str]) -> int:
     """Train a GPT-2 on prepared data, or go on with a run."""
     from gpt2lab.lab.commands import training_defaults
-    from gpt2lab.training import Interrupted, TrainConfig
+    from gpt2lab.training import TrainConfig
 
     argv = _resume_last(argv)
     defaults, rest = training_defaults(argv)
@@ -236,12 +250,8 @@ def train(argv: list[str]) -> int:
     from gpt2lab.lab import console, train
 
     console.log_to_console()
-    try:
-        with console.training_bar() as on_step:
-            run = train(config, on_step)
-    except Interrupted as stop:
-        print(stop)
-        return 128 + stop.signal
+    with console.training_bar() as on_step:
+        run = train(config, on_step)
     print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
     return 0
 

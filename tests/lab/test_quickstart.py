@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gpt2lab.cli import main
 from gpt2lab.generation import STRATEGIES
-from gpt2lab.lab import quickstart
+from gpt2lab.lab import console, quickstart
 from gpt2lab.model import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.training import StepReport
 
 
 @pytest.fixture
@@ -64,10 +69,48 @@ def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("in_small")
-def test_a_second_quickstart_gets_a_number(tmp_path: Path) -> None:
+def test_a_second_quickstart_gets_a_number_where_no_name_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert main(["quickstart", "--out", str(tmp_path / "run")]) == 0
-    first, second = Run.open(tmp_path / "run"), Run.open(tmp_path / "run-2")
+        assert main(["quickstart"]) == 0
+    first, second = (Run.open(tmp_path / "runs" / name) for name in ("quickstart", "quickstart-2"))
     losses = [[row["train_loss"] for row in run.metrics()] for run in (first, second)]
     assert losses[0] == losses[1]  # the same seed, the same losses
     assert first.samples() == second.samples()
+
+
+def test_a_directory_that_exists_is_refused_where_it_was_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quickstart", "--out", str(tmp_path)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("in_small")
+def test_a_text_too_short_to_be_measured_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("One day a fox went to the river. " * 30, encoding="utf-8")
+    assert main(["quickstart", "--text", str(text), "--out", str(tmp_path / "run")]) == 2
+    assert "too short" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.usefixtures("in_small")
+def test_a_signal_saves_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def stop_at_step_3() -> Iterator[Callable[[StepReport], None]]:
+        yield lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 3 else None
+
+    monkeypatch.setattr(console, "training_bar", stop_at_step_3)
+    assert main(["quickstart", "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+    assert f"--out {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert Run.open(tmp_path / "run").metrics()[-1]["step"] == 10

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 
 from gpt2lab import runtime
 from gpt2lab.data import Loader, TokenDataset, prepare, texts
@@ -64,9 +65,11 @@ def _run(name: str, check: Callable[[Bench], str], bench: Bench) -> bool:
     try:
         said = check(bench)
     except Exception as error:  # whatever is broken is what this command is there to tell
-        console.print(f"[red]✗[/] {name}: {type(error).__name__}: {error}", markup=True)
+        missing = isinstance(error, AttributeError) and isinstance(error.obj, Bench)
+        why = "not run, because an earlier part failed" if missing else f"{type(error).__name__}: {error}"
+        console.print(f"[red]✗[/] {name}: {escape(why)}")
         return False
-    console.print(f"[green]✓[/] {name}: {said}", markup=True)
+    console.print(f"[green]✓[/] {name}: {escape(said)}")
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -17,8 +18,7 @@ from gpt2lab.lab.measure import Measured, measure_perplexity
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import TrainConfig, from_dict, load_model, saved_config
-
-LENGTHS = ("steps", "epochs", "max_tokens")
+from gpt2lab.training.config import LENGTHS
 
 
 def train_tokenizer(
@@ -66,7 +66,7 @@ def encode_lines(path: Path, source: BinaryIO, out: TextIO) -> None:
         out.write(" ".join(map(str, tokenizer.encode(text))) + "\n")
 
 
-def decode_lines(path: Path, source: TextIO, out: BinaryIO) -> None:
+def decode_lines(path: Path, source: BinaryIO, out: BinaryIO) -> None:
     """Write the bytes of the ids in ``source``.
 
     Raises:
@@ -75,7 +75,7 @@ def decode_lines(path: Path, source: TextIO, out: BinaryIO) -> None:
     tokenizer = open_tokenizer(path)
     for number, line in enumerate(source, start=1):
         try:
-            out.write(tokenizer.decode_bytes([int(word) for word in line.split()]))
+            out.write(tokenizer.decode_bytes([int(word) for word in line.decode("ascii").split()]))
         except ValueError as error:
             raise InputError(f"standard input: line {number}: {error}; give ids parted by spaces") from error
 
@@ -169,7 +169,11 @@ def print_perplexity(
     dataset = TokenDataset(data or config.data)
     dataset.require_tokenizer(Tokenizer.load(run.tokenizer))
     with console.bar("tokens") as progress:
-        measured = measure_perplexity(model, dataset, split, context or config.window, stride, where, progress)
+        measured = measure_perplexity(
+            model, dataset, split, config.window if context is None else context, stride, where, progress
+        )
+    if dataset.fingerprint != checkpoint.state["fingerprints"]["data"]:
+        measured = dataclasses.replace(measured, split=f"{split} of {dataset.directory} ({dataset.fingerprint[:16]})")
     measured.record(run, checkpoint.step)
     for name, value in measured.figures.items():
         print(f"{name.replace('_', ' '):16}  {value:.4f}")
@@ -180,18 +184,24 @@ def print_perplexity(
 def training_defaults(argv: list[str]) -> tuple[TrainConfig, list[str]]:
     """Return the configuration that the flags of ``gpt2lab train`` start from, and the flags without ``--config``.
 
+    Flags may be spelt with ``_`` as well.
+
     It is that of the run which is resumed, of a file given by ``--config``, or of the preset.
 
     Raises:
         InputError: Two of them are given, or the file does not hold one.
     """
+    argv = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
     file, preset, out = (_value_of(argv, flag) for flag in ("--config", "--preset", "--out"))
     resume = _value_of(argv, "--resume")
+    if "--config" in argv and (file is None or file.startswith("--")):
+        raise InputError("--config needs a file, such as RUN/config.json")
+    if file is not None and (preset is not None or resume is not None):
+        other = "--preset" if preset is not None else "--resume"
+        raise InputError(f"--config and {other} both say where options start from; give one of them")
     if resume is not None and out is not None:
         start = saved_config(Run.open(Path(out)))
     elif file is not None:
-        if preset is not None:
-            raise InputError("--config and --preset both say where options start from; give one of them")
         start = dataclasses.replace(from_dict(read_json(Path(file)), where=file), out=None, resume=None)
     else:
         start = TrainConfig(preset=preset or "nano")

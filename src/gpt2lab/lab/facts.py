@@ -90,6 +90,7 @@ def training_facts(record: Record) -> tuple[Fact, ...]:
     config, optim = record.config, record.options("optim")
     if not config:
         return ()
+    muon = optim.get("name") == "muon"
     prints = record.state.get("fingerprints")
     marks = prints if isinstance(prints, dict) else {}
     vocabulary = words.setting(record.options("model").get("vocab_size"))
@@ -100,11 +101,17 @@ def training_facts(record: Record) -> tuple[Fact, ...]:
         Fact("Batch", f"{words.setting(config.get('batch_tokens'))} tokens a step", _batch(record)),
         Fact(
             "Optimiser",
-            f"AdamW, β = ({words.setting(optim.get('beta1'))}, {words.setting(optim.get('beta2'))}), "
+            ("Muon on the blocks' matrices, on the rest " if muon else "")
+            + f"AdamW, β = ({words.setting(optim.get('beta1'))}, {words.setting(optim.get('beta2'))}), "
             f"ε = {words.setting(optim.get('eps'))}",
             f"weight decay {words.setting(optim.get('weight_decay'))}, on matrices only",
         ),
         Fact("Learning rate", *_schedule(optim)),
+        *(
+            [Fact("Muon's learning rate", words.setting(optim.get("muon_lr") or 0.02), "the same schedule")]
+            if muon
+            else []
+        ),
         Fact("Gradient clipping", f"norm at most {words.setting(optim.get('grad_clip'))}"),
         Fact("Validation", f"every {words.setting(config.get('eval_every'))} steps", _validation(config)),
         Fact("Precision", words.setting(config.get("precision")), f"compiler {words.setting(config.get('compile'))}"),

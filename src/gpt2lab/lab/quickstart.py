@@ -5,6 +5,7 @@ text -> tokenizer -> token shards -> training -> test perplexity -> samples by e
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset, prepare, texts
+from gpt2lab.errors import InputError
 from gpt2lab.generation import STRATEGIES
 from gpt2lab.lab import console
 from gpt2lab.lab.console import log
@@ -56,17 +58,19 @@ class Workshop:
         return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.where)
 
 
-def run_quickstart(text: Path | None, out: Path, seed: int) -> Run:
+def run_quickstart(text: Path | None, out: Path | None, seed: int) -> Run:
     """Do every step, printing what happens, and return the run.
 
     Raises:
-        InputError: The text cannot be read or is too short.
+        InputError: The text cannot be read or is too short, or ``out`` exists.
         Interrupted: Ctrl-C; the state was saved.
     """
     begin = time.perf_counter()
     runtime.tune_allocator()
     console.log_to_console()
-    out = Run.unused(out)
+    out = Run.unused(Path("runs/quickstart")) if out is None else out
+    if out.exists():
+        raise InputError(f"{out} exists; give another --out, or leave it out")
     dataset = _prepare(text, Run.unused(out.with_name(f"{out.name}-data")))
     run = _train(dataset, out, seed)
     where = runtime.resolve()
@@ -97,9 +101,21 @@ def _prepare(text: Path | None, folder: Path) -> TokenDataset:
             max_documents=documents,
             progress=lambda n, size, _: show(f"{n:,} documents, {size / 1e6:.1f} MB"),
         )
+    _require_windows(dataset)
     part = dataset.manifest.splits["train"]
     log.info("%s tokens to train on, %.2f bytes a token", f"{part.tokens:,}", part.bytes / part.tokens)
     return dataset
+
+
+def _require_windows(dataset: TokenDataset) -> None:
+    """Find out before training, not after it, that a split is too short to be measured; leave nothing behind."""
+    for split, info in dataset.manifest.splits.items():
+        if info.tokens <= MODEL.n_ctx:
+            shutil.rmtree(dataset.directory)
+            raise InputError(
+                f"the text is too short: its {split} split has {info.tokens} tokens, a window {MODEL.n_ctx + 1}; "
+                "give more text (some 50 kB)"
+            )
 
 
 def _train(dataset: TokenDataset, out: Path, seed: int) -> Run:
@@ -155,8 +171,8 @@ def _summary(run: Run, figures: list[Measured], seconds: float, report: Path) ->
     table.add_row("peak memory", f"{runtime.peak_memory_mb(runtime.resolve().device):,.0f} MiB")
     table.add_row("time", f"{seconds:.0f} s")
     console.console.print(table)
-    console.console.print(f"open   {report}\n       {run.path / 'curves.png'}")
-    console.console.print(f"next   gpt2lab sample {run.path} --prompt 'One day'")
+    console.console.print(f"open   {report}\n       {run.path / 'curves.png'}", markup=False)
+    console.console.print(f"next   gpt2lab sample {run.path} --prompt 'One day'", markup=False)
 
 
 def _step(number: int, text: str) -> None:

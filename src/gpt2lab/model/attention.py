@@ -65,7 +65,7 @@ KERNELS: dict[str, KernelFn] = {"reference": reference, "matmul": matmul, "sdpa"
 
 
 def choose_kernel(q: torch.Tensor, S: int) -> str:
-    """Return the fastest kernel for these queries (B, H, T, D) over S keys, by the figures of benchmarks/train_cpu.py.
+    """Return the fastest kernel for these queries (B, H, T, D) over S keys, as measured.
 
     SDPA wins wherever it has a fast backward. On a CPU its bf16 backward has none, so short training sequences there
     go through plain products.

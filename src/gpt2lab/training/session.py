@@ -47,7 +47,8 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
     path = config.out or Run.unused(Path("runs") / f"{config.preset}-{config.data.resolve().name}")
     Run.require_unused(path)
     data, tokenizer = Data.open(dataset, config), dataset.tokenizer()  # all is checked before anything is written
-    run = Run.create(path, to_dict(dataclasses.replace(plan.config, out=path)), runtime.environment())
+    kept = dataclasses.replace(plan.config, out=path, data=config.data.resolve())
+    run = Run.create(path, to_dict(kept), runtime.environment())
     tokenizer.save(run.tokenizer)
     with _log_file(run), explain_out_of_memory(plan.config):
         trainer = Trainer(plan, data, run, hooks_for(run))
@@ -86,7 +87,8 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
         for warning in warnings:
             log.warning("%s", warning)
         _go_back(run, found.step)
-        write_json(run.path / "config.json", to_dict(dataclasses.replace(plan.config, out=run.path, resume=None)))
+        kept = dataclasses.replace(plan.config, out=run.path, data=config.data.resolve(), resume=None)
+        write_json(run.path / "config.json", to_dict(kept))
         log.info("resumed %s at step %d of %d", run.path, found.step, plan.steps)
         trainer.fit()
     return run
