@@ -143,7 +143,7 @@ def test_several_samples_are_numbered(work: Path, capsys: pytest.CaptureFixture[
     ]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert [f"sample {n} of 3, top-k 5" in said for n in (1, 2, 3)] == [True] * 3
+    assert [f"sample {n} of 3, top-k 5, cut off" in said for n in (1, 2, 3)] == [True] * 3
 
 
 def test_perplexity_is_printed_with_its_protocol_and_kept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,7 @@ def print_samples(
     device: str,
     precision: str,
 ) -> None:
-    """Write texts with a run's model: one is streamed as it comes, several are printed one after another."""
+    """Write texts with a run's model: a single one is printed as it comes, several each when it ends."""
     if samples < 1:
         raise InputError(f"samples is {samples}; give at least 1")
     where = runtime.resolve(device, precision)
@@ -134,21 +134,25 @@ def print_samples(
     tokenizer = Tokenizer.load(run.tokenizer)
     tokens = encode_prompt(tokenizer, prompt, samples, where.device)
     streamer = TextStreamer(tokenizer, samples)
-    written = [prompt] * samples
+    open_texts = dict.fromkeys(range(samples), prompt)
     if samples == 1:
         print(prompt, end="", flush=True)
     with where.autocast():
         for column in stream(model, tokens, max_new_tokens, strategy, seeded(seed, where.device), tokenizer.eot):
-            pieces = streamer.feed(column)
-            written = [text + piece for text, piece in zip(written, pieces, strict=True)]
+            ids, pieces = column.tolist(), streamer.feed(column)
             if samples == 1:
                 print(pieces[0], end="", flush=True)
+                continue
+            for row in list(open_texts):
+                open_texts[row] += pieces[row]
+                if ids[row] == tokenizer.eot:
+                    print(f"--- sample {row + 1} of {samples}, {strategy} ---\n{open_texts.pop(row)}\n", flush=True)
     rest = streamer.finish()
     if samples == 1:
         print(rest[0])
         return
-    for number, (text, piece) in enumerate(zip(written, rest, strict=True), start=1):
-        print(f"--- sample {number} of {samples}, {strategy} ---\n{text}{piece}\n")
+    for row, text in open_texts.items():
+        print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}{rest[row]}\n")
 
 
 def print_perplexity(

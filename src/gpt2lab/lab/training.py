@@ -21,7 +21,8 @@ SAMPLE_TOKENS = 200
 def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = None) -> Run:
     """Train a model as ``config`` says, or go on with it where ``config.resume`` is set; return its run directory.
 
-    The same as ``gpt2lab train``.
+    The same as ``gpt2lab train``. To go on with a run, start from what it was started with:
+    ``train(dataclasses.replace(saved_config(Run.open(path)), out=path, resume="last"))``.
 
     Args:
         config: Every option.
