@@ -15,6 +15,7 @@ TRAIN, VAL, RATE = "#0072B2", "#D55E00", "#666666"
 def draw(run: Run, path: Path | None = None) -> Path:
     """Draw ``curves.png`` from ``metrics.csv``; it is replaced in one operation, so a viewer never sees half of it."""
     from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
+    from matplotlib.ticker import LogLocator, NullLocator
 
     path = path or run.path / "curves.png"
     rows = run.metrics()
@@ -24,7 +25,11 @@ def draw(run: Run, path: Path | None = None) -> Path:
     held_out = [r for r in rows if r["val_loss"] is not None]
     steps, values = [r["step"] for r in held_out], [r["val_loss"] for r in held_out]
     losses.plot(steps, values, color=VAL, lw=1.5, marker="o", ms=3, label="validation")
-    losses.set_ylabel("loss (nats per token)")
+    losses.set_yscale("log")  # most of the steps are spent on the last few per cent
+    losses.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    losses.yaxis.set_major_formatter("{x:g}")
+    losses.yaxis.set_minor_locator(NullLocator())
+    losses.set_ylabel("loss, nats per token (log)")
     losses.grid(alpha=0.3)
     losses.legend(frameon=False)
     if values:
