@@ -179,6 +179,7 @@ def print_perplexity(
     if dataset.fingerprint != checkpoint.state["fingerprints"]["data"]:
         measured = dataclasses.replace(measured, split=f"{split} of {dataset.directory} ({dataset.fingerprint[:16]})")
     measured.record(run, checkpoint.step)
+    print(f"{measured.split} split, checkpoint of step {checkpoint.step}")
     for name, value in measured.figures.items():
         print(f"{name.replace('_', ' '):16}  {value:.4f}")
     print(f"protocol: {measured.protocol}")

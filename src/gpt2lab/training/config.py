@@ -88,7 +88,7 @@ class TrainConfig:
     preset: str = "nano"
     """Recipe that the defaults come from: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl."""
     steps: int | None = None
-    """Length in optimiser steps."""
+    """Length in optimiser steps; 1,000 where epochs and max_tokens are not given either."""
     epochs: float | None = None
     """Length in passes over the training split."""
     max_tokens: int | None = None
