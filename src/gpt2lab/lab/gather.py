@@ -151,7 +151,6 @@ def _describe(train: Series, val: Series, floor: float | None) -> str:
 _METRICS = {
     "loss": ("Loss", "nats per token"),
     "perplexity": ("Perplexity", "per token"),
-    "word_perplexity": ("Perplexity", "per word"),
     "bits_per_byte": ("Bits per byte", ""),
     "entropy_floor": ("Entropy of the text, which no model can go below", "bits per byte"),
     "gap_percent": ("Above that entropy", ""),

@@ -25,7 +25,7 @@ import torch
 from gpt2lab import runtime
 from gpt2lab.data import Loader, TokenDataset, TokenStream, count_windows
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, mfu, peak_flops
+from gpt2lab.model import GPT, evaluating, mfu, peak_flops
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, curves
 from gpt2lab.training.config import TrainConfig
@@ -290,7 +290,6 @@ class Trainer:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode, in the run's precision, uncompiled."""
-        self.model.eval()
-        with runtime.eager() if self.config.compile == "on" else nullcontext(), self.runtime.autocast():
+        uncompiled = runtime.eager() if self.config.compile == "on" else nullcontext()
+        with evaluating(self.model), uncompiled, self.runtime.autocast():
             yield
-        self.model.train()
