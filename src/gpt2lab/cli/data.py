@@ -1,0 +1,33 @@
+"""``gpt2lab data ...``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+def prepare(
+    sources: Positional[tuple[str, ...]],
+    tokenizer: Path,
+    out: Path,
+    max_documents: int | None = None,
+    val_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    seed: int = 0,
+) -> int:
+    """Turn text into token shards with a manifest, split into train, validation and test.
+
+    Args:
+        sources: Text files, folders of them, or "stories".
+        tokenizer: Directory of the tokenizer.
+        out: Directory to write; it must not exist.
+        max_documents: Take only the first so many documents.
+        val_fraction: Share of the documents held out for validation; 0 for none.
+        test_fraction: Share held out for the final test; 0 for none.
+        seed: Seed of "stories".
+    """
+    from gpt2lab.lab.commands.data import prepare_data
+
+    prepare_data(sources, tokenizer, out, max_documents, val_fraction, test_fraction, seed)
+    return 0

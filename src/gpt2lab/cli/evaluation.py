@@ -1,0 +1,75 @@
+"""``gpt2lab sample`` and ``gpt2lab eval ...``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from gpt2lab.cli.options import Checkpoint
+
+
+def sample(
+    run: Positional[Path],
+    prompt: str = "",
+    strategy: Literal["greedy", "temperature", "top-k", "nucleus"] = "nucleus",
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    samples: int = 1,
+    max_new_tokens: int = 300,
+    seed: int = 1337,
+    checkpoint: Checkpoint = "best",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> int:
+    """Write texts with a trained model, streamed as they come.
+
+    Args:
+        run: Directory of a run.
+        prompt: What the texts begin with.
+        strategy: greedy; temperature 0.8; top-k 50; or nucleus 0.9.
+        temperature: Divide the logits by it; in place of the strategy's.
+        top_k: Draw among so many tokens; in place of the strategy's.
+        top_p: Draw among the fewest tokens of this probability mass; in place of the strategy's.
+        samples: Texts to write.
+        max_new_tokens: Longest continuation in tokens.
+        seed: Same seed, same texts.
+        checkpoint: Which weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, bf16 or fp16.
+    """
+    from gpt2lab.lab.commands.sample import print_samples, strategy_from
+
+    chosen = strategy_from(strategy, temperature, top_k, top_p)
+    print_samples(run, prompt, chosen, samples, max_new_tokens, seed, checkpoint, device, precision)
+    return 0
+
+
+def perplexity(
+    run: Positional[Path],
+    data: Path | None = None,
+    split: Literal["train", "val", "test"] = "test",
+    context: int | None = None,
+    stride: int | None = None,
+    checkpoint: Checkpoint = "best",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> int:
+    """Measure perplexity and bits per byte on held-out text.
+
+    Args:
+        run: Directory of a run.
+        data: Prepared data; without it, what the run was trained on.
+        split: Which part of it.
+        context: Tokens that the model sees at most; without it, the length it was trained with.
+        stride: Tokens by which the window moves on; without it, half the context.
+        checkpoint: Which weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, bf16 or fp16.
+    """
+    from gpt2lab.lab.commands.evaluation import print_perplexity
+
+    print_perplexity(run, data, split, context, stride, checkpoint, device, precision)
+    return 0

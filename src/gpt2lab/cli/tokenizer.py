@@ -1,0 +1,57 @@
+"""``gpt2lab tokenizer ...``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def train(
+    input: Annotated[tuple[str, ...], arg(metavar="FILE")],
+    vocab_size: int,
+    out: Path,
+    pattern: str = "gpt2",
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",),
+    max_documents: int | None = None,
+) -> int:
+    """Learn a byte-level BPE from text.
+
+    Args:
+        input: Text files, folders of them, or "stories".
+        vocab_size: Entries: 256 bytes, then merges, then the special tokens. 257 gives the byte tokenizer.
+        out: Directory to write; it must not exist.
+        pattern: How text is split before merging: gpt2, cl100k, or a regular expression.
+        special_tokens: Entries that text cannot produce.
+        max_documents: Use only so many documents.
+    """
+    from gpt2lab.lab.commands.tokenizer import train_tokenizer
+
+    train_tokenizer(input, vocab_size, out, pattern, special_tokens, max_documents)
+    return 0
+
+
+def encode(tokenizer: Positional[Path]) -> int:
+    """Turn text on standard input into ids on standard output, a line for a line.
+
+    Args:
+        tokenizer: Directory of a tokenizer, or of a run.
+    """
+    from gpt2lab.lab.commands.tokenizer import encode_lines
+
+    encode_lines(tokenizer, sys.stdin.buffer, sys.stdout)
+    return 0
+
+
+def decode(tokenizer: Positional[Path]) -> int:
+    """Turn ids on standard input, parted by spaces, into text on standard output.
+
+    Args:
+        tokenizer: Directory of a tokenizer, or of a run.
+    """
+    from gpt2lab.lab.commands.tokenizer import decode_lines
+
+    decode_lines(tokenizer, sys.stdin.buffer, sys.stdout.buffer)
+    return 0

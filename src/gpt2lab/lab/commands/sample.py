@@ -1,0 +1,60 @@
+"""What ``gpt2lab sample`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from gpt2lab import runtime
+from gpt2lab.errors import InputError
+from gpt2lab.generation import STRATEGIES, Strategy, TextStreamer, encode_prompt, seeded, stream
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.training import load_model
+
+
+def strategy_from(name: str, temperature: float | None, top_k: int | None, top_p: float | None) -> Strategy:
+    """Return a named strategy with single settings replaced."""
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return dataclasses.replace(STRATEGIES[name], **{key: value for key, value in given.items() if value is not None})
+
+
+def print_samples(
+    path: Path,
+    prompt: str,
+    strategy: Strategy,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+    which: str,
+    device: str,
+    precision: str,
+) -> None:
+    """Write texts with a run's model: a single one is printed as it comes, several each when it ends."""
+    if samples < 1:
+        raise InputError(f"samples is {samples}; give at least 1")
+    where = runtime.resolve(device, precision)
+    run = Run.open(path)
+    model, _ = load_model(run, which, where.device)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    tokens = encode_prompt(tokenizer, prompt, samples, where.device)
+    streamer = TextStreamer(tokenizer, samples)
+    open_texts = dict.fromkeys(range(samples), prompt)
+    if samples == 1:
+        print(prompt, end="", flush=True)
+    with where.autocast():
+        for column in stream(model, tokens, max_new_tokens, strategy, seeded(seed, where.device), tokenizer.eot):
+            ids, pieces = column.tolist(), streamer.feed(column)
+            if samples == 1:
+                print(pieces[0], end="", flush=True)
+                continue
+            for row in list(open_texts):
+                open_texts[row] += pieces[row]
+                if ids[row] == tokenizer.eot:
+                    print(f"--- sample {row + 1} of {samples}, {strategy} ---\n{open_texts.pop(row)}\n", flush=True)
+    rest = streamer.finish()
+    if samples == 1:
+        print(rest[0])
+        return
+    for row, text in open_texts.items():
+        print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}{rest[row]}\n")
