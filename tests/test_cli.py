@@ -242,6 +242,20 @@ def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_errors_replace_goes_on_in_training_and_preparing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, tok, data = tmp_path / "latin.txt", tmp_path / "tok", tmp_path / "data"
+    file.write_bytes(b"caf\xe9 au lait " * 200)
+    train = ["tokenizer", "train", "--input", file, "--vocab-size", "270", "--out", tok]
+    assert "0xe9 at offset 3; save it as UTF-8, or go on with --errors replace" in refused(capsys, *train)
+    assert main([str(word) for word in [*train, "--errors", "replace"]]) == 0
+    prepare = ["data", "prepare", file, "--tokenizer", tok, "--out", data]
+    assert "0xe9 at offset 3" in refused(capsys, *prepare)
+    assert main([str(word) for word in [*prepare, "--errors", "replace"]]) == 0
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["source"]["errors"] == "replace"
+    assert manifest["splits"]["train"]["bytes"] == 180 * len("caf\ufffd au lait ".encode())
+
+
 def test_what_exists_is_never_overwritten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (work / "run" / "metrics.csv").read_bytes()
     assert "exists" in refused(capsys, "train", "--data", work / "data", "--out", work / "run", "--steps", "5", *TRAIN)

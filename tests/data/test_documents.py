@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.data import FileDocument, TextDocument, documents, texts
@@ -26,8 +26,8 @@ SPLITTING = {  # as published with tiktoken
 }
 
 
-def read(*sources: Path | str, max_documents: int | None = None) -> list[str]:
-    found = documents([str(source) for source in sources], max_documents=max_documents)
+def read(*sources: Path | str, max_documents: int | None = None, errors: str = "strict") -> list[str]:
+    found = documents([str(source) for source in sources], max_documents=max_documents, errors=errors)
     return ["".join(document.pieces()) for document in found]
 
 
@@ -134,6 +134,24 @@ def test_what_is_no_text_is_refused_with_file_and_offset(tmp_path: Path, case: s
         read(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(middle=st.binary(max_size=12))
+@example(middle=b"\xf0\x9f\x98\0")
+def test_errors_replace_reads_on_as_python_decodes(middle: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("replace")
+    short = b"caf\xe9 " + middle
+    long = b"a" * (MIB // 4 - 5) + middle + b" \xe2\x82" * (MIB // 8) + middle  # cut by blocks at every place
+    for number, content in enumerate((short, long)):
+        file = write(folder / f"{number}.txt", content)
+        assert read(file, errors="replace") == [content.decode("utf-8", "replace")]
+        assert "".join(texts([str(file)], errors="replace")) == content.decode("utf-8", "replace")
+
+
+def test_an_unknown_way_with_errors_is_refused() -> None:
+    with pytest.raises(InputError, match=r'unknown way with errors "ignore"; choose from strict, replace'):
+        documents(["stories"], errors="ignore")
 
 
 def test_an_unreadable_source_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -15,6 +16,7 @@ def prepare(
     val_fraction: float = 0.05,
     test_fraction: float = 0.05,
     seed: int = 0,
+    errors: Literal["strict", "replace"] = "strict",
 ) -> int:
     """Turn text into token shards with a manifest, split into train, validation and test.
 
@@ -26,8 +28,9 @@ def prepare(
         val_fraction: Share of the documents held out for validation; 0 for none.
         test_fraction: Share held out for the final test; 0 for none.
         seed: Seed of "stories".
+        errors: Bytes that are not UTF-8: refuse their file, or replace each and go on.
     """
     from gpt2lab.lab.commands.data import prepare_data
 
-    prepare_data(sources, tokenizer, out, max_documents, val_fraction, test_fraction, seed)
+    prepare_data(sources, tokenizer, out, max_documents, val_fraction, test_fraction, seed, errors)
     return 0

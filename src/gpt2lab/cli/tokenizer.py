@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -16,6 +16,7 @@ def train(
     pattern: str = "gpt2",
     special_tokens: tuple[str, ...] = ("<|endoftext|>",),
     max_documents: int | None = None,
+    errors: Literal["strict", "replace"] = "strict",
 ) -> int:
     """Learn a byte-level BPE from text.
 
@@ -26,10 +27,11 @@ def train(
         pattern: How text is split before merging: gpt2, cl100k, or a regular expression.
         special_tokens: Entries that text cannot produce.
         max_documents: Use only so many documents.
+        errors: Bytes that are not UTF-8: refuse their file, or replace each and go on.
     """
     from gpt2lab.lab.commands.tokenizer import train_tokenizer
 
-    train_tokenizer(input, vocab_size, out, pattern, special_tokens, max_documents)
+    train_tokenizer(input, vocab_size, out, pattern, special_tokens, max_documents, errors)
     return 0
 
 

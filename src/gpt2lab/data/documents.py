@@ -13,6 +13,7 @@ of the whole text.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from gpt2lab.data.stories import stories
-from gpt2lab.errors import InputError, did_you_mean
+from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.tokenizer import END_OF_TEXT
 
 DEFAULT_STORIES = 10_000
 """Documents taken of the endless corpus where no number is given: about 1.5 million words."""
+
+ERRORS = ("strict", "replace")
+"""What to do with bytes of a file that are not UTF-8: refuse the file, or put U+FFFD for them and go on."""
 
 _PIECE = 1 << 18
 """Characters, or bytes of a file, in a piece: many enough that reading costs nothing, few enough to share out to
@@ -57,23 +61,27 @@ class FileDocument:
     start: int
     stop: int
     bits: float | None = None
+    errors: str = "strict"
 
     def pieces(self) -> Iterator[str]:
         """Yield the text in order, cut where no token reaches across. Raises `InputError` where it is not UTF-8."""
         with self.path.open("rb") as file:
-            yield from _cut_at_boundaries(_decoded(file, self.path, self.start, self.stop))
+            yield from _cut_at_boundaries(_decoded(file, self.path, self.start, self.stop, self.errors))
 
 
 Document: TypeAlias = TextDocument | FileDocument
 
 
-def documents(sources: Sequence[str], *, seed: int = 0, max_documents: int | None = None) -> Iterator[Document]:
+def documents(
+    sources: Sequence[str], *, seed: int = 0, max_documents: int | None = None, errors: str = "strict"
+) -> Iterator[Document]:
     """Return the documents of all sources, in the order of the sources; those of a folder in the order of their paths.
 
     Args:
         sources: Text files, folders (every ``.txt`` below them is read) and names of `CORPORA`.
         seed: Seed of the embedded corpus.
         max_documents: Take only the first so many. Without it, an endless corpus gives `DEFAULT_STORIES`.
+        errors: What to do with a file that is not UTF-8 text; one of `ERRORS`.
 
     Raises:
         InputError: At once for a source that is missing, empty, or an unknown name; while reading for one that is not
@@ -83,13 +91,17 @@ def documents(sources: Sequence[str], *, seed: int = 0, max_documents: int | Non
         raise InputError(f"no source given: name text files, folders or a corpus ({', '.join(CORPORA)})")
     if max_documents is not None and max_documents < 1:
         raise InputError(f"max_documents is {max_documents}; it must be 1 or more")
-    readers = [_reader(source, seed, max_documents or DEFAULT_STORIES) for source in sources]
+    one_of("way with errors", errors, ERRORS)
+    readers = [_reader(source, seed, max_documents or DEFAULT_STORIES, errors) for source in sources]
     return islice(chain.from_iterable(readers), max_documents)
 
 
-def texts(sources: Sequence[str], *, seed: int = 0, max_documents: int | None = None) -> Iterator[str]:
+def texts(
+    sources: Sequence[str], *, seed: int = 0, max_documents: int | None = None, errors: str = "strict"
+) -> Iterator[str]:
     """Return the same documents' text as a stream of pieces: what a tokenizer is trained on."""
-    return chain.from_iterable(d.pieces() for d in documents(sources, seed=seed, max_documents=max_documents))
+    found = documents(sources, seed=seed, max_documents=max_documents, errors=errors)
+    return chain.from_iterable(document.pieces() for document in found)
 
 
 def _stories(seed: int, count: int) -> Iterator[Document]:
@@ -100,13 +112,13 @@ CORPORA: dict[str, Callable[[int, int], Iterator[Document]]] = {"stories": _stor
 """Corpora known by name: (seed, documents) -> the documents. A file of that name is given as ``./stories``."""
 
 
-def _reader(source: str, seed: int, count: int) -> Iterator[Document]:
+def _reader(source: str, seed: int, count: int, errors: str) -> Iterator[Document]:
     if source in CORPORA:
         return CORPORA[source](seed, count)
     files = _text_files(source)
     for file in files:
         _require_readable(file)
-    return chain.from_iterable(map(_documents_of, files))
+    return chain.from_iterable(_documents_of(file, errors) for file in files)
 
 
 def _text_files(source: str) -> list[Path]:
@@ -137,14 +149,14 @@ def _require_readable(path: Path) -> None:
         raise InputError(f"{path}: the file is empty; give a file that holds text, or leave it out")
 
 
-def _documents_of(path: Path) -> Iterator[Document]:
+def _documents_of(path: Path, errors: str) -> Iterator[Document]:
     found = False
     with path.open("rb") as file:
         for start, stop in _spans(file):
             if stop - start > _PIECE:
-                document: Document = FileDocument(path, start, stop)
+                document: Document = FileDocument(path, start, stop, errors=errors)
             else:
-                document = TextDocument("".join(_decoded(file, path, start, stop)))
+                document = TextDocument("".join(_decoded(file, path, start, stop, errors)))
             if any(piece.strip() for piece in document.pieces()):
                 found = True
                 yield document
@@ -172,7 +184,7 @@ def _spans(file: BinaryIO) -> Iterator[tuple[int, int]]:
     yield start, position
 
 
-def _decoded(file: BinaryIO, path: Path, start: int, stop: int) -> Iterator[str]:
+def _decoded(file: BinaryIO, path: Path, start: int, stop: int, errors: str) -> Iterator[str]:
     """Yield a byte range of a file as text, exactly (no line end is changed)."""
     file.seek(start)
     pending = b""
@@ -183,7 +195,8 @@ def _decoded(file: BinaryIO, path: Path, start: int, stop: int) -> Iterator[str]
             raise InputError(f"{path}: the file became shorter while it was read; leave it alone and try again")
         data, base = pending + block, position - len(pending)
         position += len(block)
-        text, pending = _decode(data, path, base, last=position == stop)
+        last = position == stop
+        text, pending = _replace(data, last) if errors == "replace" else _decode(data, path, base, last)
         yield text
 
 
@@ -198,8 +211,15 @@ def _decode(data: bytes, path: Path, base: int, last: bool) -> tuple[str, bytes]
             return data[: error.start].decode("utf-8"), data[error.start :]
         at = base + error.start
         raise InputError(
-            f"{path}: not UTF-8: byte 0x{data[error.start]:02x} at offset {at}; save it as UTF-8"
+            f"{path}: not UTF-8: byte 0x{data[error.start]:02x} at offset {at}; "
+            "save it as UTF-8, or go on with --errors replace"
         ) from error
+
+
+def _replace(data: bytes, last: bool) -> tuple[str, bytes]:
+    """Return the same with U+FFFD for what is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return decoder.decode(data, last), decoder.getstate()[0]
 
 
 def _cut_at_boundaries(chunks: Iterable[str]) -> Iterator[str]:

@@ -45,6 +45,7 @@ def prepare(
     *,
     seed: int = 0,
     max_documents: int | None = None,
+    errors: str = "strict",
     val_fraction: float = 0.05,
     test_fraction: float = 0.05,
     shard_tokens: int = 100_000_000,
@@ -58,6 +59,7 @@ def prepare(
         out: Folder to make; it must not exist. Removed again if preparing fails.
         seed: Seed of the embedded corpus.
         max_documents: Take only the first so many documents.
+        errors: What to do with files that are not UTF-8: ``"strict"`` or ``"replace"``.
         val_fraction: Share held out for validation; 0 for none. See `split` for how.
         test_fraction: Share held out for the test; 0 for none.
         shard_tokens: Tokens in a file.
@@ -68,7 +70,7 @@ def prepare(
             empty, or the tokenizer has no ``<|endoftext|>``.
     """
     eot = _end_of_text(tokenizer)
-    found = documents(sources, seed=seed, max_documents=max_documents)
+    found = documents(sources, seed=seed, max_documents=max_documents, errors=errors)
     first = list(islice(found, FEW_DOCUMENTS))
     rule = SplitRule("position" if len(first) < FEW_DOCUMENTS else "hash", val_fraction, test_fraction)
     form = format_for(tokenizer.n_vocab)
@@ -79,7 +81,7 @@ def prepare(
         _write(chain(first, found), rule, tokenizer, outputs, progress)
         _require_all(outputs, rule)
         DataManifest(
-            source=SourceInfo(tuple(sources), seed, max_documents),
+            source=SourceInfo(tuple(sources), seed, max_documents, errors),
             tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, eot),
             split_rule=rule,
             splits={split: output.info() for split, output in outputs.items()},

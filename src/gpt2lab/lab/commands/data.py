@@ -18,6 +18,7 @@ def prepare_data(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    errors: str,
 ) -> TokenDataset:
     """Prepare token shards, and print what they hold."""
     with console.counting("preparing") as show:
@@ -27,6 +28,7 @@ def prepare_data(
             out,
             seed=seed,
             max_documents=max_documents,
+            errors=errors,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             progress=lambda n, size, tokens: show(f"{n:,} documents, {size / 1e6:,.1f} MB, {tokens:,} tokens"),
