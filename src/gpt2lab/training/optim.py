@@ -3,9 +3,9 @@
 AdamW (Loshchilov & Hutter 2019) scales each number's step by its own gradient's size. Weight decay goes to matrices
 only: biases and layer norms shift and scale, and pulling them to zero has no meaning (Brown et al. 2020, appendix B).
 
-Muon (Jordan et al. 2024) treats a hidden layer's matrix as one thing: it takes the momentum of its gradient and
-replaces it by the nearest orthogonal matrix, so that every direction moves equally far. Embeddings, which are looked
-up, biases and norms stay with AdamW.
+Muon (`muon.py`) treats a hidden layer's matrix as one thing: it takes the momentum of its gradient and replaces it by
+the nearest orthogonal matrix, so that every direction moves equally far. Embeddings, which are looked up, biases and
+norms stay with AdamW.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import torch
 from torch import nn
 
 from gpt2lab.training.config import OptimConfig
-
-MUON_LR, MUON_MOMENTUM = 0.02, 0.95
-"""Of Jordan et al. 2024; the rate is for orthogonal updates, whose size does not depend on the gradient's."""
+from gpt2lab.training.muon import MUON_LR, MUON_MOMENTUM, Muon
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -56,7 +54,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         hidden = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
         inside = {id(p) for p in hidden}
         rate = MUON_LR if config.muon_lr is None else config.muon_lr
-        muon = torch.optim.Muon(hidden, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
+        muon = Muon(hidden, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
         rest = adamw([p for p in model.parameters() if id(p) not in inside], config)
         muon.param_groups[0]["lr_scale"] = rate / config.lr
         super().__init__([{"params": list(model.parameters())}], {})
