@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
+    new_directory,
     read_json,
     remove_temporary,
     sha256_of,
@@ -125,3 +126,24 @@ def test_a_directory_is_synced_and_closed_again(tmp_path: Path, monkeypatch: pyt
     (handle,) = synced
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(handle)
+
+
+def test_a_new_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "deep" / "new") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_bytes(b"content")
+        assert not (tmp_path / "deep" / "new").exists()
+    assert (tmp_path / "deep" / "new" / "inner" / "file").read_bytes() == b"content"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "other") as folder:
+        (folder / "file").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_a_new_directory_takes_nobodys_place(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exists"), new_directory(tmp_path):
+        pytest.fail("it was entered")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be made"), new_directory(tmp_path / "file" / "new"):
+        pytest.fail("it was entered")

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,39 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     except BaseException:  # a full disk, or Ctrl-C
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a directory to fill, which takes its name when it is complete and synced; of a failure nothing stays.
+
+    Raises:
+        InputError: Something of that name exists, or it cannot be made.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists; give another name, or delete it first")
+    beside = temporary_name(path)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made ({error.strerror}); give another directory") from error
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            _sync(file)
+        beside.rename(path)
+        sync_directory(path.parent)
+    except BaseException:  # a full disk, or Ctrl-C
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_directory(path)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def temporary_name(path: Path) -> Path:

@@ -12,6 +12,7 @@ precision: run it under ``torch.autocast`` and the residual stream is kept in au
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt2lab.errors import InputError
+from gpt2lab.files import new_directory
 from gpt2lab.model.attention import CausalSelfAttention
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.hub import find_model
 from gpt2lab.model.loss import fused_loss, token_losses
 from gpt2lab.model.masks import as_mask
+from gpt2lab.model.weights import read_hf, write_hf
 
 INIT_STD = 0.02
 
@@ -85,6 +89,31 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self._initialise()
+
+    @classmethod
+    def from_hf(cls, source: Path | str) -> GPT:
+        """Return a GPT-2 of Hugging Face's, in fp32 and evaluation mode.
+
+        Args:
+            source: A directory that save_pretrained wrote, or a name on the hub such as ``gpt2`` or ``distilgpt2``.
+
+        Raises:
+            InputError: There is no such thing, it is not GPT-2's architecture, or its weights do not fit it (listed).
+        """
+        config, weights = read_hf(find_model(source))
+        with torch.device("meta"):  # no random weights that would only be replaced
+            model = cls(config)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
+
+    def save_hf(self, directory: Path | str) -> None:
+        """Write a directory that ``transformers.AutoModelForCausalLM.from_pretrained`` reads.
+
+        Raises:
+            InputError: Something of that name exists, or the architecture is more than GPT-2's.
+        """
+        with new_directory(Path(directory)) as folder:
+            write_hf(self.config, self.state_dict(), folder)
 
     @torch.no_grad()
     def _initialise(self) -> None:
