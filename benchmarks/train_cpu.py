@@ -141,7 +141,8 @@ def measure_ours(name: str) -> dict[str, Any]:
             return np.stack([self.tokens[start : start + length] for start in starts])
 
     where = runtime.resolve("cpu")
-    model = GPTConfig(row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"], dropout=0.0)
+    shape = (row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"])
+    model = GPTConfig(*shape, dropout=0.0, bias=False)  # as the peer's recipe has it
     steps = row["warmup"] + row["steps"]
     config = TrainConfig(
         steps=steps,
