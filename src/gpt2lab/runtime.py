@@ -21,8 +21,13 @@ import torch
 
 from gpt2lab.errors import InputError, one_of
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,  # kept as fp32, multiplied with 10 bits of mantissa
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 COMPILE_FROM_STEPS = 5_000
 """Steps from which compiling pays on a CPU: it costs some 10 s and saves about 2 ms a step of a small model."""
 
@@ -39,7 +44,7 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model's products run in this precision."""
-        if self.precision == "fp32":
+        if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
@@ -48,24 +53,43 @@ class Runtime:
         """The dtype of activations."""
         return DTYPES[self.precision]
 
+    @contextmanager
+    def numerics(self, deterministic: bool = False) -> Iterator[None]:
+        """Set for a while what torch knows only as a global: TF32 products, and algorithms that repeat their bits.
+
+        cuBLAS reads its workspace from the environment when the first product runs, so enter this before it.
+        """
+        products, repeats = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(products)
+            torch.use_deterministic_algorithms(repeats)
+
 
 def resolve(device: str = "auto", precision: str = "auto") -> Runtime:
     """Turn the names that a user gives into a `Runtime`.
 
     Args:
         device: ``auto`` (CUDA, else MPS, else CPU) or a device that torch names, such as ``cuda:1``.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``auto``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
     Raises:
         InputError: The device is not there, or cannot do the precision.
     """
     where = _device(device)
-    one_of("precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    one_of("precision", precision, ("auto", *DTYPES))
     best, why = _best_precision(where)
     if precision == "auto":
         return Runtime(where, best, why)
     if precision == "fp16" and where.type == "cpu":
         raise InputError(f"precision fp16 is for GPUs; on this CPU use {best} ({why})")
+    if precision == "tf32" and not (where.type == "cuda" and torch.cuda.get_device_capability(where)[0] >= 8):
+        raise InputError(f"precision tf32 needs CUDA from Ampere on, this is {where.type}; use {best} ({why})")
     return Runtime(where, precision)  # type: ignore[arg-type]
 
 

@@ -43,7 +43,7 @@ def test_a_run_is_the_loop_that_one_would_write_by_hand(data: Path, tmp_path: Pa
     assert [r.loss for r in reports] == pytest.approx([loss for loss, _ in by_hand], abs=1e-4)
     assert [r.grad_norm for r in reports] == pytest.approx([norm for _, norm in by_hand], rel=1e-3)
     assert min(r.grad_norm for r in reports) > 0.3  # clipping took part, and the norm is that before it
-    assert [r.lr for r in reports] == [learning_rate(optim, step, 12) for step in range(12)]
+    assert [r.lr for r in reports] == [learning_rate(optim, step, 12, 128) for step in range(12)]
     weights = load_file(checkpoint(run, 12) / "model.safetensors")
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-3, atol=1e-4, msg=name)
@@ -71,7 +71,7 @@ def _train_by_hand(loader: Loader, seed: int, optim: OptimConfig) -> tuple[GPT, 
         for gradient in gradients:
             gradient *= min(1.0, optim.grad_clip / norm)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(optim, step, 12)
+            group["lr"] = learning_rate(optim, step, 12, 128)
         optimiser.step()
         figures.append((loss.item(), norm))
     return model, figures

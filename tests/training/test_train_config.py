@@ -24,6 +24,7 @@ optims = st.builds(
     lr=st.floats(1e-12, 0.9),
     min_lr=st.none() | st.just(0.0) | st.just(1e-13),
     warmup_steps=st.none() | st.integers(0, 10**6),
+    schedule=st.sampled_from(["cosine", "linear", "wsd"]),
     beta1=unit,
     beta2=unit,
     eps=st.floats(1e-30, 1),
@@ -58,7 +59,12 @@ others = st.fixed_dictionaries(
         "micro_batch": st.just("auto") | positive,
         "seed": st.integers(),
         "device": st.sampled_from(["auto", "cpu", "cuda:1"]),
-        "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
+        "precision": st.sampled_from(["auto", "fp32", "tf32", "bf16", "fp16"]),
+        "activation_checkpointing": st.booleans(),
+        "deterministic": st.booleans(),
+        "on_spike": st.sampled_from(["warn", "skip", "off"]),
+        "tracker": st.sampled_from(["none", "tensorboard", "wandb"]),
+        "profile_steps": st.none() | st.just("10:15"),
         "compile": st.sampled_from(["auto", "on", "off"]),
         "log_every": positive,
         "eval_tokens": st.integers(0, 10**9),
@@ -143,7 +149,7 @@ def test_options_on_top_replace_the_recipe() -> None:
         ({"data": 5}, "data is 5; it must be a path"),
         ({"data": None}, "data is None; it must be a path"),
         ({"preset": 5}, "preset is 5; it must be text"),
-        ({"precision": "fp8"}, "precision is 'fp8'; it must be auto, fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be auto, fp32, tf32, bf16, fp16"),
         ({"micro_batch": "some"}, "micro_batch is 'some'; it must be an integer or auto"),
         ({"model": None}, "model is None; it must be options by name"),
         ({"model": 3}, "model is 3; it must be options by name"),
@@ -167,12 +173,14 @@ BOUNDS = [
     *(("epochs", value) for value in (0.0, -1.0, math.nan, math.inf)),
     *(("max_tokens", value) for value in (0, -1)),
     *(("seq_len", value) for value in (0, -1, 129)),
+    *(("spike_z", value) for value in (0.0, -1.0, math.nan, math.inf)),
+    *(("profile_steps", value) for value in ("", "5", "0:3", "6:5", "1:2:3", "a:b", "-1:2")),
 ]
 OPTIM_BOUNDS = [
     *(("lr", value) for value in (0.0, -1.0, 1.0, math.nan)),
     *(("min_lr", value) for value in (-1e-9, 0.5, math.nan)),
     *(("muon_lr", value) for value in (0.0, 1.0, math.nan)),
-    ("warmup_steps", -1),
+    *((name, -1) for name in ("warmup_steps", "warmup_tokens")),
     *((name, value) for name in ("beta1", "beta2") for value in (-0.1, 1.0, math.nan)),
     *((name, value) for name in ("eps", "grad_clip") for value in (0.0, -1.0, math.inf, math.nan)),
     *(("weight_decay", value) for value in (-0.1, math.inf, math.nan)),
@@ -189,6 +197,21 @@ def test_every_bound(name: str, value: Any) -> None:
 def test_every_bound_of_the_optimiser(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^optim\.{name} is {value}; it must be "):
         OptimConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"warmup_steps": 5, "warmup_tokens": 9}, "the warm-up is given twice: .*warmup_steps 5 .*warmup_tokens 9"),
+        ({"schedule": "constant", "min_lr": 1e-5}, "min_lr is 1e-05, but a constant schedule has no decay"),
+        ({"decay_fraction": 0.1}, "optim.schedule is cosine; it must be wsd where optim.decay_fraction is given"),
+        ({"schedule": "wsd", "decay_fraction": 1.5}, "optim.decay_fraction is 1.5; it must be above 0 and at most 1"),
+        ({"schedule": "cosin"}, r'unknown optim.schedule "cosin" \(did you mean "cosine"\?\)'),
+    ],
+)
+def test_a_schedule_that_contradicts_itself(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        OptimConfig(**values)
 
 
 @pytest.mark.parametrize(

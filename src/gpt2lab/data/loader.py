@@ -76,6 +76,11 @@ class Loader:
 
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
+        starts = self.windows(step, micro_step) * self._seq_len
+        return Batch(*_inputs_and_targets(self._stream, starts, self._seq_len))
+
+    def windows(self, step: int, micro_step: int) -> np.ndarray:
+        """Return the numbers of the windows of that batch, (B,); window k begins with token k * seq_len."""
         if step < 0 or not 0 <= micro_step < self.micro_steps:
             raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
         first = step * self._sequences_per_step + (micro_step * self._world + self._rank) * self._micro_batch
@@ -84,7 +89,7 @@ class Loader:
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             windows[rows] = permute(positions[rows], self.windows_per_epoch, self._seed, int(epoch))
-        return Batch(*_inputs_and_targets(self._stream, windows * self._seq_len, self._seq_len))
+        return windows
 
     def epoch_of(self, step: int) -> float:
         """Return the epochs completed when ``step`` steps are."""

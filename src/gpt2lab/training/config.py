@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ def _require(true: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its schedule: linear warm-up, then cosine decay (Brown et al. 2020, appendix B)."""
+    """The optimiser and its schedule; the defaults are those of Brown et al. 2020, appendix B."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon on the blocks' matrices with adamw on the rest."""
@@ -40,8 +41,14 @@ class OptimConfig:
     """Muon's learning rate there; None is 0.02. It follows the same schedule."""
     min_lr: float | None = None
     """Learning rate at the last step; None is a tenth of lr."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """After the warm-up: cosine or linear decay to min_lr, constant, or wsd: constant, then decay at the end."""
+    decay_fraction: float | None = None
+    """Share of the run in which wsd decays; None is 0.2."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; None is 5 % of the run, at most 2,000."""
+    warmup_tokens: int | None = None
+    """The warm-up in tokens, in place of warmup_steps; rounded up to whole steps."""
     beta1: float = 0.9
     """Decay of the gradient's running mean."""
     beta2: float = 0.95
@@ -60,16 +67,31 @@ class OptimConfig:
             _require(self.name == "muon", "optim.name", self.name, "muon where optim.muon_lr is given")
         _require(0 < self.lr < 1, "optim.lr", self.lr, "above 0 and below 1, such as 6e-4")
         _require(0 <= self.final_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr {self.lr}")
-        _require((self.warmup_steps or 0) >= 0, "optim.warmup_steps", self.warmup_steps, "at least 0")
+        self._check_schedule()
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "at least 0 and below 1")
         for name in ("eps", "grad_clip"):
             _require(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0 and finite")
         _require(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "at least 0 and finite")
 
+    def _check_schedule(self) -> None:
+        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
+        for name in ("warmup_steps", "warmup_tokens"):
+            _require((getattr(self, name) or 0) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
+        if self.warmup_steps is not None and self.warmup_tokens is not None:
+            raise InputError(
+                f"the warm-up is given twice: optim.warmup_steps {self.warmup_steps} and optim.warmup_tokens "
+                f"{self.warmup_tokens}; give one of them"
+            )
+        if self.schedule == "constant" and self.min_lr is not None:
+            raise InputError(f"optim.min_lr is {self.min_lr}, but a constant schedule has no decay; leave it out")
+        if self.decay_fraction is not None:
+            _require(0 < self.decay_fraction <= 1, "optim.decay_fraction", self.decay_fraction, "above 0 and at most 1")
+            _require(self.schedule == "wsd", "optim.schedule", self.schedule, "wsd where optim.decay_fraction is given")
+
     @property
     def final_lr(self) -> float:
-        """Learning rate at the last step."""
+        """Learning rate that a decay ends at."""
         return self.lr / 10 if self.min_lr is None else self.min_lr
 
 
@@ -107,10 +129,22 @@ class TrainConfig:
     """Decides the initial weights, the order of the data and dropout."""
     device: str = "auto"
     """auto cpu cuda cuda:1 mps."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What the products run in; weights and optimiser are fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """What the products run in; weights and optimiser are fp32. tf32 and fp16 are for CUDA."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the blocks; auto does where it can and the run is long enough to repay it."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and run the block again in the backward pass: less memory, a third more work."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits at every run, slower on CUDA; a CPU always does."""
+    on_spike: Literal["warn", "skip", "off"] = "warn"
+    """When a step's loss spikes: say so, or skip its update as well."""
+    spike_z: float = 6.0
+    """A loss spikes when it is so many standard deviations above the mean of the last 100 steps."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where figures go besides metrics.csv; WANDB_MODE=offline keeps Weights & Biases off the network."""
+    profile_steps: str | None = None
+    """Write a trace of these steps, such as 10:15 for the tenth to the fifteenth, to RUN/trace.json."""
     log_every: int = 10
     """Steps between rows of metrics.csv."""
     eval_every: int = 250
@@ -143,6 +177,11 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_tokens", "sample_every", "patience"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
+        _require(
+            self.profile_steps is None or self.profiled is not None,
+            *("profile_steps", self.profile_steps, "FIRST:LAST, such as 10:15, with 1 <= FIRST <= LAST"),
+        )
         _require(self.micro_batch == "auto" or self.micro_batch >= 1, "micro_batch", self.micro_batch, "auto or 1 up")
         fits = 1 <= self.window <= self.model.n_ctx
         _require(fits, "seq_len", self.seq_len, f"between 1 and the model's context of {self.model.n_ctx}")
@@ -158,6 +197,13 @@ class TrainConfig:
     def given_length(self) -> str | None:
         """Which of steps, epochs and max_tokens is given, if any."""
         return next((name for name in LENGTHS if getattr(self, name) is not None), None)
+
+    @property
+    def profiled(self) -> range | None:
+        """The steps to trace, counted from 1."""
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps or "")
+        steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)
+        return steps if steps and steps[0] >= 1 else None
 
     @property
     def window(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gpt2lab.model import GPT
@@ -35,6 +35,8 @@ class Hooks:
 
     on_step: Callable[[StepReport], None] | None = None
     """Called after each update."""
+    on_row: Callable[[Mapping[str, float | None]], None] | None = None
+    """Called with each row of metrics.csv, and ``data_wait``, the share of the time that was spent waiting for data."""
     sample: Callable[[GPT, int], None] | None = None
     """Called with the model, in evaluation mode, and the step, every ``sample_every`` steps and at the end."""
 

@@ -17,87 +17,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data import Loader, TokenDataset, TokenStream, count_windows
+from gpt2lab.data import Loader
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, evaluating, mfu, peak_flops
 from gpt2lab.runs import Run
-from gpt2lab.training import checkpoint, curves
-from gpt2lab.training.config import TrainConfig
+from gpt2lab.training import checkpoint, curves, watch
+from gpt2lab.training.activation_checkpointing import checkpoint_blocks
 from gpt2lab.training.hooks import Hooks, StepReport
 from gpt2lab.training.interrupt import Interrupted, catch_signals
 from gpt2lab.training.optim import make_optimiser, set_learning_rate
+from gpt2lab.training.profiling import Profiler
 from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.setup import Plan, batch_tokens
+from gpt2lab.training.state import Data, Progress, Update
 from gpt2lab.training.validation import validation_loss
 
 log = logging.getLogger("gpt2lab")
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run reads, checked; and what it must be again when the run goes on."""
-
-    train: TokenStream
-    val: TokenStream | None
-    fingerprints: dict[str, str]
-    """Of the ``data`` and of its ``tokenizer``."""
-
-    @classmethod
-    def open(cls, dataset: TokenDataset, config: TrainConfig) -> Data:
-        """Check and open the splits that training uses.
-
-        Raises:
-            InputError: One is damaged or shorter than a window, or patience has no validation split to go by.
-        """
-        val = dataset.stream("val") if "val" in dataset.manifest.splits else None
-        if val is None and config.patience:
-            raise InputError(
-                f"patience is {config.patience}, but {dataset.directory} has no val split to go by; leave it out, or "
-                "prepare the data with a val fraction"
-            )
-        train = dataset.stream("train")
-        for stream in (train, val):
-            if stream is not None:
-                count_windows(stream, config.window)
-        return cls(train, val, cls.fingerprints_of(dataset))
-
-    @staticmethod
-    def fingerprints_of(dataset: TokenDataset) -> dict[str, str]:
-        """Return what tells this data and its tokenizer from others, without reading them."""
-        return {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
-
-
-@dataclass
-class Progress:
-    """The scalars of the training state."""
-
-    step: int = 0
-    loss_sum: float = 0.0
-    """Sum and count of the steps' losses since the last row of metrics.csv."""
-    loss_count: int = 0
-    val_loss: float | None = None
-    """Validation loss at this step; None where it was not taken."""
-    best_val_loss: float | None = None
-    evals_since_best: int = 0
-    seconds: float = 0.0
-    finished: str | None = None
-    """Why the run is over; None while it is not."""
-    scaler: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The state of the gradient scaler, where the precision is fp16."""
-
-
-class Update(NamedTuple):
-    """Figures of an optimiser step: its batch's mean loss in nats, its rate, the gradient's norm before clipping."""
-
-    loss: float
-    lr: float
-    grad_norm: float
 
 
 class Trainer:
@@ -123,6 +63,9 @@ class Trainer:
         self.peak, self.peak_source = peak_flops(self.runtime.device, self.runtime.precision)
         self.progress = Progress()
         self._newest_val: float | None = None
+        self._data_wait = 0.0
+        if self.config.activation_checkpointing:
+            checkpoint_blocks(self.model)
         if self.config.compile == "on":
             for block in self.model.h:
                 block.compile()
@@ -131,7 +74,7 @@ class Trainer:
         """Take up the state of a checkpoint that was verified, to train on from it."""
         state = saved.state
         checkpoint.load_into(saved, self.model, self.optimiser)
-        self.progress = Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})
+        self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
         self.progress.finished = None
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
@@ -143,16 +86,19 @@ class Trainer:
             Interrupted: A signal came; the state was saved.
             InputError: The loss or gradient is not finite, or the disk is full.
         """
-        with catch_signals() as signals:
-            self._fit(signals)
+        tracing = Profiler(self.config.profiled, self.run.path, self.runtime.device)
+        with catch_signals() as signals, tracing as profiler:
+            self._fit(signals, profiler)
         log.info("finished: %s", self.progress.finished)
 
-    def _fit(self, signals: Callable[[], int | None]) -> None:
+    def _fit(self, signals: Callable[[], int | None], profiler: Profiler) -> None:
         progress, config = self.progress, self.config
         clock = row_clock = time.perf_counter()
         row_step = progress.step
         while progress.finished is None:
+            profiler.before(progress.step + 1)
             update = self.update()
+            profiler.after(progress.step)
             step, now = progress.step, time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
             tokens_per_s = batch_tokens(config) * (step - row_step) / (now - row_clock)
@@ -191,16 +137,17 @@ class Trainer:
         """
         step, config = self.progress.step, self.config
         self.model.train()
-        total = torch.zeros((), device=self.runtime.device)
-        for micro_step in range(self.loader.micro_steps):
-            total += self._accumulate(step, micro_step)
+        parts = [self._accumulate(step, micro_step) for micro_step in range(self.loader.micro_steps)]
         self.scaler.unscale_(self.optimiser)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip).item()
-        loss = total.item()
-        self._require_finite(loss, grad_norm, step)
-        lr = learning_rate(config.optim, step, self.plan.steps)
+        losses = torch.stack(parts).tolist()
+        loss = math.fsum(losses)
+        self._require_finite(losses, grad_norm, step)
+        skip = self._spikes(loss, step)
+        lr = learning_rate(config.optim, step, self.plan.steps, batch_tokens(config))
         set_learning_rate(self.optimiser, lr)
-        self.scaler.step(self.optimiser)
+        if not skip:
+            self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -210,7 +157,9 @@ class Trainer:
 
     def _accumulate(self, step: int, micro_step: int) -> torch.Tensor:
         """Add a micro-batch's part to the gradients; return its part of the step's loss, shape ()."""
+        begin = time.perf_counter()
         batch = self.loader.batch(step, micro_step)
+        self._data_wait += time.perf_counter() - begin
         tokens = batch.tokens.to(self.runtime.device, non_blocking=True)
         targets = batch.targets.to(self.runtime.device, non_blocking=True)
         runtime.seed_step(self.config.seed, step + 1, micro_step, self.runtime.rank)  # dropout
@@ -221,14 +170,36 @@ class Trainer:
         self.scaler.scale(part).backward()
         return part.detach()
 
-    def _require_finite(self, loss: float, grad_norm: float, step: int) -> None:
+    def _require_finite(self, losses: list[float], grad_norm: float, step: int) -> None:
         """Stop before a broken update. In fp16 an overflowing gradient is the scaler's to skip."""
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+        broken = watch.first_broken(losses)
+        if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
+        micro_steps = range(self.loader.micro_steps) if broken is None else [broken]
+        windows = np.concatenate([self.loader.windows(step, micro_step) for micro_step in micro_steps])
+        where = "" if broken is None else f"micro-step {broken + 1}, "
         raise InputError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}: training diverged and the update was not made; "
+            f"step {step + 1}: loss {math.fsum(losses)}, gradient norm {grad_norm}, on rank {self.runtime.rank} in "
+            f"{where}{watch.name_windows(windows)}: training diverged and the update was not made; "
             f"start anew with a lower --optim.lr (now {self.config.optim.lr}), or see docs/troubleshooting.md"
         )
+
+    def _spikes(self, loss: float, step: int) -> bool:
+        """Say where a loss stands out from those before it; return whether its update is to be skipped."""
+        recent, config = self.progress.recent_losses, self.config
+        if config.on_spike == "off":
+            return False
+        spike = watch.find_spike(loss, recent, config.spike_z)
+        watch.remember(loss, recent)
+        if spike is None:
+            return False
+        windows = [self.loader.windows(step, micro_step) for micro_step in range(self.loader.micro_steps)]
+        log.warning(
+            "step %d: loss %.4f is %.1f deviations above the mean of the last steps, %.4f (rank %d: %s)%s",
+            *(step + 1, loss, spike.z, spike.mean, self.runtime.rank, watch.name_windows(np.concatenate(windows))),
+            ": its update is skipped" if config.on_spike == "skip" else "",
+        )
+        return config.on_spike == "skip"
 
     def _validate(self, due: bool) -> None:
         progress = self.progress
@@ -265,12 +236,16 @@ class Trainer:
             "seconds": round(progress.seconds, 3),
         }
         self.run.add_metrics(row)
+        seconds = batch_tokens(config) / tokens_per_s * progress.loss_count
+        data_wait, self._data_wait = self._data_wait / seconds, 0.0
+        if self.hooks.on_row is not None:
+            self.hooks.on_row(row | {"data_wait": data_wait})
         progress.loss_sum, progress.loss_count = 0.0, 0
         val = "" if progress.val_loss is None else f"  val {progress.val_loss:.4f}"
         log.info(
-            "step %d/%d  loss %.4f%s  lr %.2e  norm %.2f  %s tokens/s",
+            "step %d/%d  loss %.4f%s  lr %.2e  norm %.2f  data %.1f %%  %s tokens/s",
             *(progress.step, self.plan.steps, row["train_loss"], val, update.lr, update.grad_norm),
-            f"{tokens_per_s:,.0f}",
+            *(100 * data_wait, f"{tokens_per_s:,.0f}"),
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
 

@@ -47,10 +47,10 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
     path = config.out or Run.unused(Path("runs") / f"{config.preset}-{config.data.resolve().name}")
     Run.require_unused(path)
     data, tokenizer = Data.open(dataset, config), dataset.tokenizer()  # all is checked before anything is written
-    kept = dataclasses.replace(plan.config, out=path, data=config.data.resolve())
+    kept = dataclasses.replace(plan.config, out=path, data=config.data.resolve(), profile_steps=None)
     run = Run.create(path, to_dict(kept), runtime.environment())
     tokenizer.save(run.tokenizer)
-    with _log_file(run), explain_out_of_memory(plan.config):
+    with _log_file(run), explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
         trainer = Trainer(plan, data, run, hooks_for(run))
         _describe(trainer)
         trainer.fit()
@@ -80,14 +80,16 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
     if why := _why_over(found, plan, saved, total_steps(saved, dataset)):
         log.info("%s is finished (%s): nothing to do", run.path, why)
         return run
+    _require_ahead(plan.config, found.step)
     data = Data.open(dataset, plan.config)
-    with _log_file(run), explain_out_of_memory(plan.config):
+    with _log_file(run), explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
         trainer = Trainer(plan, data, run, hooks_for(run))
         trainer.restore(found)
         for warning in warnings:
             log.warning("%s", warning)
         _go_back(run, found.step)
-        kept = dataclasses.replace(plan.config, out=run.path, data=config.data.resolve(), resume=None)
+        kept = dataclasses.replace(plan.config, out=run.path, data=config.data.resolve())
+        kept = dataclasses.replace(kept, resume=None, profile_steps=None)  # of this start only
         write_json(run.path / "config.json", to_dict(kept))
         log.info("resumed %s at step %d of %d", run.path, found.step, plan.steps)
         trainer.fit()
@@ -119,6 +121,14 @@ def _why_over(found: checkpoint.Checkpoint, plan: Plan, saved: TrainConfig, save
         return f"{plan.steps:,} steps done"
     unchanged = (plan.steps, plan.config.patience) == (saved_steps, saved.patience)
     return found.state["finished"] if unchanged else None
+
+
+def _require_ahead(config: TrainConfig, step: int) -> None:
+    """Raise `InputError` where the steps to be traced are done already."""
+    if config.profiled is not None and config.profiled[0] <= step:
+        raise InputError(
+            f"profile_steps is {config.profile_steps}, but the run goes on after step {step}; name later ones"
+        )
 
 
 def _go_back(run: Run, step: int) -> None:

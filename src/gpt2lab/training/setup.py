@@ -24,7 +24,7 @@ CPU_PASS_TOKENS = 4_096
 GPU_PASS_TOKENS = 65_536
 MAY_CHANGE_ON_RESUME = {
     "data", "out", "resume", "steps", "epochs", "max_tokens", "log_every", "eval_every", "sample_every",
-    "sample_prompt", "checkpoint_every", "keep_last", "patience",
+    "sample_prompt", "checkpoint_every", "keep_last", "patience", "on_spike", "spike_z", "tracker", "profile_steps",
 }  # fmt: skip
 """Options that may differ when a run goes on; every other one would make it another run."""
 
@@ -50,6 +50,8 @@ def resolve(config: TrainConfig, dataset: TokenDataset) -> Plan:
     model = _with_vocabulary(config.model, config.preset, dataset)
     config = dataclasses.replace(config, model=model, device=str(where.device), precision=where.precision)
     steps = total_steps(config, dataset)
+    if config.profiled is not None and config.profiled[-1] > steps:
+        raise InputError(f"profile_steps is {config.profile_steps}, but the run ends after step {steps}")
     compiled, why = runtime.should_compile(config.compile, where.device, steps)
     micro_batch = config.micro_batch
     if micro_batch == "auto":
@@ -119,7 +121,7 @@ def activation_bytes(config: TrainConfig) -> int:
     A block keeps the inputs of each product, norm and activation function, and, where attention is not fused, each
     token's row of weights twice (after Korthikanti et al. 2022, section 4.1).
     """
-    model, size = config.model, 4 if config.precision == "fp32" else 2
+    model, size = config.model, runtime.DTYPES[config.precision].itemsize
     block = (12 * model.n_embd + 2 * model.inner + 2 * model.n_head * config.window) * size
     return model.n_layer * block
 

@@ -1,0 +1,60 @@
+"""Watching over a run: what is not finite stops it before the update, what jumps is noticed before it does harm.
+
+A loss spikes when it lies far above those of the last steps:
+
+    z = (loss - mean) / deviation        over the losses of the last 100 steps; a spike is z > spike_z
+
+Skipping the updates of such steps is what Chowdhery et al. 2022 (PaLM, section 5.1) did by hand. A spiked loss joins
+the window like any other, so a level that stays is a spike for a few steps only and then the new normal.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+SPIKE_WINDOW = 100
+"""Steps whose losses a new one is compared to."""
+SPIKE_FROM = 20
+"""Losses that are needed for a comparison."""
+LEAST_DEVIATION = 0.01
+"""Share of the mean that the deviation is taken to be at least: on a plateau every rise is many deviations."""
+NAMED_WINDOWS = 8
+
+
+class Spike(NamedTuple):
+    """How far a loss lies above those before it."""
+
+    mean: float
+    z: float
+
+
+def find_spike(loss: float, recent: Sequence[float], threshold: float) -> Spike | None:
+    """Return by how much a loss spikes; None where it does not, or where there is too little to compare it to."""
+    if len(recent) < SPIKE_FROM:
+        return None
+    mean = statistics.fmean(recent)
+    z = (loss - mean) / max(statistics.pstdev(recent, mean), LEAST_DEVIATION * abs(mean))
+    return Spike(mean, z) if z > threshold else None
+
+
+def remember(loss: float, recent: list[float]) -> None:
+    """Add a loss to the window in place; the oldest falls out."""
+    recent.append(loss)
+    del recent[:-SPIKE_WINDOW]
+
+
+def first_broken(losses: Sequence[float]) -> int | None:
+    """Return the first micro-step whose loss is not finite; None where all are."""
+    return next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+
+
+def name_windows(windows: np.ndarray) -> str:
+    """Return the numbers of windows of the training split for a message, such as ``windows 3, 17, 5 and 9 more``."""
+    named = ", ".join(str(window) for window in windows[:NAMED_WINDOWS])
+    more = f" and {len(windows) - NAMED_WINDOWS} more" if len(windows) > NAMED_WINDOWS else ""
+    return f"window{'s' if len(windows) > 1 else ''} {named}{more}"
