@@ -202,3 +202,11 @@ def test_the_tables_load_with_ordinary_tools(run: Run) -> None:
     assert np.isnan(table["lr"][1])
     run.add_sample(1, "greedy", "", "a\nb")
     assert json.loads((run.path / "samples.jsonl").read_text(encoding="utf-8"))["text"] == "a\nb"
+
+
+def test_the_same_figure_and_the_same_text_stand_there_once(run: Run) -> None:
+    for value in (1.5, 1.5, 2.0):
+        run.add_eval(3, "perplexity", "test", "context 8", "loss", value)
+        run.add_sample(3, "greedy", "", f"text {value}")
+    assert [row["value"] for row in run.evals()] == ["1.5", "2.0"]
+    assert [sample["text"] for sample in run.samples()] == ["text 1.5", "text 2.0"]

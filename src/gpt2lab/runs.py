@@ -137,15 +137,15 @@ class Run:
         _append(self.path / "metrics.csv", ",".join(cells) + "\n")
 
     def add_eval(self, step: int, task: str, split: str, protocol: str, metric: str, value: float) -> None:
-        """Append a figure to evals.csv."""
+        """Append a figure to evals.csv, unless the same stands there already."""
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow((step, task, split, protocol, metric, repr(value)))
-        _append(self.path / "evals.csv", line.getvalue())
+        _append_once(self.path / "evals.csv", line.getvalue())
 
     def add_sample(self, step: int, strategy: str, prompt: str, text: str, **more: Any) -> None:
-        """Append a text that the model wrote to samples.jsonl."""
+        """Append a text that the model wrote to samples.jsonl, unless the same stands there already."""
         sample = {"step": step, "strategy": strategy, "prompt": prompt, "text": text, **more}
-        _append(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
+        _append_once(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
 
     def cut_back(self, step: int) -> None:
         """Drop every row, figure and sample of later steps than ``step``, and a last line that was cut off.
@@ -173,6 +173,12 @@ def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
 def _append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(line)
+
+
+def _append_once(path: Path, line: str) -> None:
+    """Append a line that the file does not hold: what is measured or sampled again is not a second finding."""
+    if not path.exists() or line.removesuffix("\n") not in _whole_lines(path):
+        _append(path, line)
 
 
 def _whole_lines(path: Path) -> list[str]:

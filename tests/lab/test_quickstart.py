@@ -108,9 +108,27 @@ def test_a_signal_saves_and_says_how_to_go_on(
     def stop_at_step_3() -> Iterator[Callable[[StepReport], None]]:
         yield lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 3 else None
 
-    monkeypatch.setattr(console, "training_bar", stop_at_step_3)
-    assert main(["quickstart", "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
-    assert f"--out {tmp_path / 'run'} --resume" in capsys.readouterr().out
-    monkeypatch.undo()
-    assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
-    assert Run.open(tmp_path / "run").metrics()[-1]["step"] == 10
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "training_bar", stop_at_step_3)
+        assert main(["quickstart", "--out", str(out)]) == 128 + signal.SIGTERM
+    assert f"gpt2lab quickstart --out {out} --resume" in capsys.readouterr().out
+    assert main(["quickstart", "--out", str(out), "--resume"]) == 0
+    run = Run.open(out)
+    assert run.metrics()[-1]["step"] == 10
+    assert (out / "report.html").is_file()
+    evals, samples = run.evals(), run.samples()
+    assert {row["metric"] for row in evals} >= {"bits_per_byte", "grammatical"}
+    assert main(["quickstart", "--out", str(out), "--resume"]) == 0  # once more: nothing is trained or told twice
+    assert (run.evals(), run.samples()) == (evals, samples)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [([], "does not exist"), (["--seed", "7"], "leave both out"), (["--text", "x"], "leave both out")],
+)
+def test_only_an_interrupted_quickstart_can_go_on(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quickstart", "--out", str(tmp_path / "run"), "--resume", *flags]) == 2
+    assert said in capsys.readouterr().err

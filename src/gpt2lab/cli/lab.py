@@ -9,7 +9,7 @@ from tyro.conf import Positional
 from gpt2lab.errors import InputError
 
 
-def quickstart(text: Path | None = None, out: Path | None = None, seed: int = 1337) -> int:
+def quickstart(text: Path | None = None, out: Path | None = None, seed: int = 1337, resume: bool = False) -> int:
     """From text to a trained GPT-2 and its report, without any download.
 
     Args:
@@ -17,10 +17,11 @@ def quickstart(text: Path | None = None, out: Path | None = None, seed: int = 13
         out: Directory of the run, which must not exist; without it, runs/quickstart, with a number where that exists.
             The prepared data lies beside it.
         seed: Decides the initial weights, the order of the data and the samples.
+        resume: Go on with an interrupted quickstart: that of out, else runs/quickstart.
     """
     from gpt2lab.lab.quickstart import run_quickstart
 
-    run_quickstart(text, out, seed)
+    run_quickstart(text, out, seed, resume)
     return 0
 
 

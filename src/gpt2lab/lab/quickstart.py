@@ -5,6 +5,7 @@ text -> tokenizer -> token shards -> training -> test perplexity -> samples by e
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from gpt2lab.model import GPT, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import OptimConfig, TrainConfig, load_model
+from gpt2lab.training import Interrupted, OptimConfig, TrainConfig, load_model, saved_config
 
+DEFAULT_OUT, SEED = Path("runs/quickstart"), 1337
 VOCABULARY = 2_048
 DOCUMENTS = 20_000
 TOKENIZER_DOCUMENTS = 2_000
@@ -58,27 +60,38 @@ class Workshop:
         return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.where)
 
 
-def run_quickstart(text: Path | None, out: Path | None, seed: int) -> Run:
+def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool = False) -> Run:
     """Do every step, printing what happens, and return the run.
 
+    Args:
+        text: What to learn; None is "stories".
+        out: The run directory; None is runs/quickstart, with a number where that exists.
+        seed: Of the weights, the order of the data and the samples.
+        resume: Go on with the training of the quickstart in ``out``, then do the steps after it.
+
     Raises:
-        InputError: The text cannot be read or is too short, or ``out`` exists.
+        InputError: The text cannot be read or is too short, ``out`` exists, or, to resume, is not there.
         Interrupted: Ctrl-C; the state was saved.
     """
     begin = time.perf_counter()
     runtime.tune_allocator()
     console.log_to_console()
-    out = Run.unused(Path("runs/quickstart")) if out is None else out
-    if out.exists():
-        raise InputError(f"{out} exists; give another --out, or leave it out")
-    dataset = _prepare(text, Run.unused(out.with_name(f"{out.name}-data")))
-    run = _train(dataset, out, seed)
+    if resume:
+        config = _interrupted(out or DEFAULT_OUT, text, seed)
+    else:
+        out = Run.unused(DEFAULT_OUT) if out is None else out
+        if out.exists():
+            raise InputError(f"{out} exists; give another --out, or --resume to go on with it")
+        dataset = _prepare(text, Run.unused(out.with_name(f"{out.name}-data")))
+        config = _config(dataset, out, seed)
+    run = _train(config)
+    dataset, seed = TokenDataset(config.data), config.seed
     where = runtime.resolve()
     model, checkpoint = load_model(run, "best", where.device)
     shop = Workshop(run, model, dataset.tokenizer(), checkpoint.step, where, seed)
     figures = [_perplexity(shop, dataset)]
     _write_samples(shop)
-    if text is None:
+    if dataset.manifest.source.names == ("stories",):
         figures.append(_judge(shop))
     report = write_report([run], run.path / "report.html")
     _summary(run, figures, time.perf_counter() - begin, report)
@@ -118,9 +131,15 @@ def _require_windows(dataset: TokenDataset) -> None:
             )
 
 
-def _train(dataset: TokenDataset, out: Path, seed: int) -> Run:
-    _step(3, f"training a GPT-2 of {MODEL.n_layer} layers, {MODEL.n_embd} wide, in {out}")
-    config = TrainConfig(
+def _interrupted(out: Path, text: Path | None, seed: int) -> TrainConfig:
+    """Return what goes on with the quickstart in a directory."""
+    if text is not None or seed != SEED:
+        raise InputError("--resume goes on with the text and seed that the quickstart began with; leave both out")
+    return dataclasses.replace(saved_config(Run.open(out)), out=out, resume="last")
+
+
+def _config(dataset: TokenDataset, out: Path, seed: int) -> TrainConfig:
+    return TrainConfig(
         data=dataset.directory,
         out=out,
         model=MODEL,
@@ -133,8 +152,15 @@ def _train(dataset: TokenDataset, out: Path, seed: int) -> Run:
         sample_every=500,
         checkpoint_every=500,
     )
-    with console.training_bar() as on_step:
-        return train(config, on_step)
+
+
+def _train(config: TrainConfig) -> Run:
+    _step(3, f"training a GPT-2 of {config.model.n_layer} layers, {config.model.n_embd} wide, in {config.out}")
+    try:
+        with console.training_bar() as on_step:
+            return train(config, on_step)
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, stop.run, stop.step, "quickstart") from stop
 
 
 def _perplexity(shop: Workshop, dataset: TokenDataset) -> Measured:

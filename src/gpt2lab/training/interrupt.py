@@ -13,10 +13,10 @@ from gpt2lab.runs import Run
 
 
 class Interrupted(Exception):
-    """A signal ended the run after its state was saved; ``signal`` is its number."""
+    """A signal ended the run after its state was saved; ``signal`` is its number, ``verb`` what goes on with it."""
 
-    def __init__(self, signal: int, run: Run, step: int) -> None:
-        super().__init__(f"stopped after step {step} and saved; go on with: gpt2lab train --out {run.path} --resume")
+    def __init__(self, signal: int, run: Run, step: int, verb: str = "train") -> None:
+        super().__init__(f"stopped after step {step} and saved; go on with: gpt2lab {verb} --out {run.path} --resume")
         self.signal, self.run, self.step = signal, run, step
 
 
