@@ -50,7 +50,7 @@ def test_help_lists_every_verb_with_its_purpose(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    "verb", ["quickstart", "tokenizer train", "data prepare", "sample", "eval perplexity", "train"]
+    "verb", ["quickstart", "tokenizer train", "data prepare", "sample", "eval perplexity", "eval positions", "train"]
 )
 def test_each_verb_has_help_with_types_and_defaults(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -152,6 +152,40 @@ def test_perplexity_is_printed_with_its_protocol_and_kept(work: Path, capsys: py
     kept = {row["metric"]: float(row["value"]) for row in Run.open(work / "run").evals() if row["split"] == "val"}
     assert f"{kept['bits_per_byte']:.4f}" in said and "protocol: Each of" in said
     assert kept["entropy_floor"] < kept["bits_per_byte"]
+
+
+def test_a_text_file_is_measured_with_its_protocol(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "run", tmp_path / "run")
+    text = tmp_path / "text.txt"
+    text.write_text(" Lily , the cat 's friend , had a well @-@ made boat . \n" * 30, encoding="utf-8")
+    argv = ["eval", "perplexity", str(tmp_path / "run"), "--text", str(text)]
+    assert main(argv) == 0
+    assert main([*argv, "--detokenise", "wikitext", "--by-document"]) == 0
+    said = capsys.readouterr().out
+    assert "The tokenisation of wikitext is undone first" in said
+    rows = [row for row in Run.open(tmp_path / "run").evals() if row["split"].startswith("text.txt (")]
+    plain, undone = ({row["metric"]: row["value"] for row in rows if ("undone" in row["protocol"]) is is_undone}
+                     for is_undone in (False, True))  # fmt: skip
+    assert plain.keys() == undone.keys() >= {"word_perplexity", "bits_per_byte"}
+    assert all("over its 420 words" in row["protocol"] for row in rows)
+    assert "give --text FILE" in refused(capsys, "eval", "perplexity", work / "run", "--detokenise", "wikitext")
+    assert "leave out --data" in refused(capsys, *argv, "--split", "val")
+
+
+def test_the_loss_by_position_is_kept_with_its_picture(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "run", tmp_path / "run")
+    assert main(["eval", "positions", str(tmp_path / "run")]) == 0
+    folder = tmp_path / "run" / "evaluations" / "step_00000020"
+    kept = json.loads((folder / "positions.json").read_text(encoding="utf-8"))
+    assert len(kept["losses"]) == len(kept["tokens"]) == 32
+    assert (folder / "positions.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{kept['losses'][31]:.4f}" in capsys.readouterr().out
+    Run.open(tmp_path / "run").cut_back(10)
+    assert not folder.exists()
 
 
 def test_figures_of_other_data_do_not_pass_for_the_runs_own(

@@ -9,6 +9,7 @@
     curves.png         loss and learning rate, redrawn as the run goes on
     tokenizer/         the data's tokenizer
     checkpoints/       step_00001000/ ...; see training/checkpoint.py
+    evaluations/       step_00001000/: what is more than a figure, with its picture (positions.json, positions.png)
     report.html        where a report was made
 
 Rows are appended line by line and cut back to the checkpoint's step when a run resumes, so that a run that was
@@ -20,6 +21,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ METRICS = (
     "seconds",
 )  # fmt: skip
 """Columns of metrics.csv. Losses are nats per token; a cell without a value is empty."""
+EVALUATIONS = "evaluations"
 EVALS = ("step", "task", "split", "protocol", "metric", "value")
 """Columns of evals.csv; protocol says in words how the figure was taken."""
 
@@ -111,6 +114,12 @@ class Run:
         """Versions and machine."""
         return read_json(self.path / "environment.json")
 
+    def evaluations(self, step: int) -> Path:
+        """Return the folder for what was measured of a step's weights, made where missing."""
+        folder = self.path / EVALUATIONS / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def metrics(self) -> list[Row]:
         """Return the rows of metrics.csv in the order of steps; an empty cell is None.
 
@@ -148,7 +157,7 @@ class Run:
         _append_once(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
 
     def cut_back(self, step: int) -> None:
-        """Drop every row, figure and sample of later steps than ``step``, and a last line that was cut off.
+        """Drop every row, figure, sample and evaluation of later steps than ``step``, and a last line that was cut off.
 
         Raises:
             InputError: A file is damaged (with the line); none is changed.
@@ -164,6 +173,9 @@ class Run:
             kept[samples] = _until(step, [sample["step"] for sample in self.samples()], _whole_lines(samples))
         for path, lines in kept.items():
             write_atomically(path, "".join(f"{line}\n" for line in lines))
+        for folder in (self.path / EVALUATIONS).glob("step_*"):
+            if int(folder.name.removeprefix("step_")) > step:
+                shutil.rmtree(folder)
 
 
 def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:

@@ -55,6 +55,14 @@ def test_a_flipped_byte_is_found_in_any_file(copy: Path, name: str) -> None:
     assert re.search(rf"{name}: changed since it was written \(SHA-256", refused(copy))
 
 
+def test_documents_are_the_text_that_was_prepared(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = [f"Document {n}, naïve 🐈.\n" * (n % 7 + 1) for n in range(40)]
+    source = tmp_path / "a.txt"
+    source.write_text("<|endoftext|>".join(texts), encoding="utf-8", newline="\n")
+    dataset = prepare([str(source)], tokenizer, tmp_path / "out", shard_tokens=50, val_fraction=0, test_fraction=0)
+    assert list(dataset.documents("train")) == texts
+
+
 def test_other_splits_are_not_read(copy: Path) -> None:
     (copy / "train_000001.bin").write_bytes(b"damaged")
     assert len(TokenDataset(copy).stream("val")) > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import Batch, Loader, TokenStream, count_windows, in_order, micro_steps, open_shard
+from gpt2lab.data import Batch, Loader, TokenStream, count_windows, micro_steps, open_shard
 from gpt2lab.data.shards import UINT16, ShardWriter
 from gpt2lab.errors import InputError
 
@@ -110,42 +109,11 @@ def test_the_files_borders_do_not_show(tmp_path: Path) -> None:
     np.testing.assert_array_equal(parts.read(starts, 40), starts[:, None] + np.arange(40))
 
 
-@given(st.integers(2, 120), st.data())
-@settings(deadline=None, max_examples=60)
-def test_windows_in_order_score_each_token_but_the_first_once(tokens: int, data: st.DataObject) -> None:
-    seq_len = data.draw(st.integers(1, tokens - 1))
-    stride = data.draw(st.integers(1, seq_len))
-    batch_size = data.draw(st.integers(1, 5))
-    scored: Counter[int] = Counter()
-    sizes = []
-    with TemporaryDirectory() as directory:
-        for batch in in_order(make_stream(directory, tokens, 11), seq_len, batch_size, stride):
-            assert torch.equal(batch.targets, batch.tokens + 1)
-            assert batch.tokens.shape == batch.targets.shape == batch.scored.shape == (len(batch.tokens), seq_len)
-            scored.update(batch.targets[batch.scored].tolist())
-            sizes.append(len(batch.tokens))
-            late = batch.scored & (batch.tokens[:, :1] > 0)  # in windows after the first
-            assert not late[:, : seq_len - stride].any()
-    assert scored == Counter(range(1, tokens))
-    assert all(size == batch_size for size in sizes[:-1])
-    assert 1 <= sizes[-1] <= batch_size
-
-
-def test_windows_in_order_go_by_the_window_unless_told_otherwise(stream: TokenStream) -> None:
-    batches = list(in_order(stream, seq_len=100, batch_size=4))
-    assert [batch.tokens[:, 0].tolist() for batch in batches] == [
-        [0, 100, 200, 300],
-        [400, 500, 600, 700],
-        [800, 899],
-    ]
-
-
 def test_text_shorter_than_a_window_is_refused_with_what_would_fit(tmp_path: Path) -> None:
     short = make_stream(tmp_path, 20)
     assert count_windows(short, 19) == 1
-    for open_it in (lambda: Loader(short, 20, 1, 1, 0), lambda: in_order(short, 20, 1)):
-        with pytest.raises(InputError, match=r"20 tokens, less than one window of seq_len 20 .* seq_len of at most 19"):
-            open_it()
+    with pytest.raises(InputError, match=r"20 tokens, less than one window of seq_len 20 .* seq_len of at most 19"):
+        Loader(short, 20, 1, 1, 0)
 
 
 def test_micro_steps_divide_a_step() -> None:
@@ -184,12 +152,6 @@ def test_a_loader_that_cannot_be_is_refused(stream: TokenStream, change: dict[st
     arguments = {"seq_len": 8, "sequences_per_step": 12, "micro_batch": 3, "seed": 0, **change}
     with pytest.raises(InputError, match=message):
         Loader(stream, **arguments)
-
-
-def test_a_stride_or_batch_out_of_range_is_refused(stream: TokenStream) -> None:
-    for stride, batch_size in ((0, 1), (9, 1), (8, 0)):
-        with pytest.raises(InputError, match="must be"):
-            in_order(stream, 8, batch_size, stride)
 
 
 def test_a_file_that_shrinks_while_in_use_is_told(stream: TokenStream) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,29 @@ def test_does_not_depend_on_the_batch_size(stride: int | None, model: GPT, tmp_p
     assert max(losses) - min(losses) < 1e-6
 
 
+@torch.no_grad()
+def test_by_document_each_is_read_from_its_beginning(
+    model: GPT, hugging_face_twin: Callable[[GPT], Any], tmp_path: Path
+) -> None:
+    """Documents of 1 to 60 tokens, one by one through Hugging Face's model."""
+    stream = make_stream(tmp_path, 300)
+    ids = torch.from_numpy(stream.read(np.array([0]), 300)[0].astype(np.int64))
+    eot = int(ids[0])
+    begins = [*(ids == eot).nonzero().flatten().tolist(), 299]
+    assert len(begins) > 4
+    theirs, total = hugging_face_twin(model), 0.0
+    for begin, end in pairwise(begins):
+        for first in range(begin, end, CONTEXT):
+            stop = min(first + CONTEXT, end)
+            start = max(begin, stop - CONTEXT)  # the last window is moved back
+            logits = theirs(ids[None, start:stop]).logits[0]
+            losses = F.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="none")
+            total += float(losses[first - start :].sum())
+    found = [perplexity_of(model, stream, 1, stride=CONTEXT, eot=eot, batch_size=n) for n in (1, 5)]
+    assert [f.loss for f in found] == pytest.approx([total / 299] * 2, abs=1e-4)
+    assert "do not cross the borders of documents" in found[0].protocol
+
+
 def test_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(model: GPT, tmp_path: Path) -> None:
     stream = make_stream(tmp_path, 100)
     expected = perplexity_of(model.eval(), stream, 1).loss
@@ -117,6 +141,12 @@ def test_without_a_known_entropy_there_is_no_gap() -> None:
     assert set(found.figures) == {"loss", "perplexity", "bits_per_byte"}
 
 
+def test_per_word_by_hand() -> None:
+    found = Perplexity(loss=math.log(2), tokens=300, bytes=1000, context=64, stride=16, words=100)
+    assert found.figures["word_perplexity"] == pytest.approx(8.0)
+    assert found.protocol.endswith("over the text's 1,000 bytes, per word over its 100 words (parted by white space).")
+
+
 def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
     assert Perplexity(loss=800.0, tokens=3, bytes=9, context=4, stride=2).perplexity == math.inf
     assert math.isnan(Perplexity(loss=math.nan, tokens=3, bytes=9, context=4, stride=2).perplexity)
@@ -152,11 +182,12 @@ def test_on_stories_the_gap_to_the_entropy_is_known(tmp_path: Path) -> None:
     [
         (100, {"context": CONTEXT + 1}, "context is 25; it must be between 1 and the 24 tokens that the model reads"),
         (100, {"context": 0}, "context is 0; it must be between 1"),
-        (100, {"stride": 0}, "stride 0; it must be between 1 and the window's 24 tokens"),
-        (100, {"stride": 25}, "stride 25"),
-        (100, {"context": 5, "stride": 6}, "stride 6; it must be between 1 and the window's 5 tokens"),
-        (100, {"batch_size": 0}, "batch size 0"),
+        (100, {"stride": 0}, "stride is 0; it must be between 1 and the window's 24 tokens"),
+        (100, {"stride": 25}, "stride is 25"),
+        (100, {"context": 5, "stride": 6}, "stride is 6; it must be between 1 and the window's 5 tokens"),
+        (100, {"batch_size": 0}, "batch size is 0"),
         (100, {"text_bytes": 0}, "test: a text of 0 bytes; give one with text in it"),
+        (100, {"words": 0}, "test: a text of 0 words"),
         (1, {}, "test: 1 tokens, less than one window"),
         (10, {"context": 10}, "test: 10 tokens, less than one window of seq_len 10"),
     ],

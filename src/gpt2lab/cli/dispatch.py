@@ -52,7 +52,7 @@ VERBS: dict[str, Any] = {
     "data": {"prepare": data.prepare},
     "train": training.train,
     "sample": evaluation.sample,
-    "eval": {"perplexity": evaluation.perplexity},
+    "eval": {"perplexity": evaluation.perplexity, "positions": evaluation.positions},
     "report": lab.report,
 }
 """The command line as a tree of functions."""

@@ -50,26 +50,63 @@ def sample(
 def perplexity(
     run: Positional[Path],
     data: Path | None = None,
-    split: Literal["train", "val", "test"] = "test",
+    split: Literal["train", "val", "test"] | None = None,
+    text: Path | None = None,
+    detokenise: Literal["wikitext"] | None = None,
     context: int | None = None,
     stride: int | None = None,
+    by_document: bool = False,
     checkpoint: Checkpoint = "best",
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
 ) -> int:
-    """Measure perplexity and bits per byte on held-out text.
+    """Measure perplexity per token and per word, and bits per byte, on held-out text.
 
     Args:
         run: Directory of a run.
         data: Prepared data; without it, what the run was trained on.
-        split: Which part of it.
+        split: Which part of it; without it, test.
+        text: A text file to measure instead; <|endoftext|> in it parts documents.
+        detokenise: Undo this corpus's own tokenisation of the text first, as GPT-2's paper does.
         context: Tokens that the model sees at most; without it, the length it was trained with.
         stride: Tokens by which the window moves on; without it, half the context.
+        by_document: Let no window cross the border of a document.
         checkpoint: Which weights.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto, fp32, bf16 or fp16.
     """
-    from gpt2lab.lab.commands.evaluation import print_perplexity
+    from gpt2lab.lab.commands.evaluation import Subject, print_perplexity
 
-    print_perplexity(run, data, split, context, stride, checkpoint, device, precision)
+    subject = Subject.load(run, checkpoint, device, precision)
+    print_perplexity(subject, data, split, text, detokenise, context, stride, by_document)
+    return 0
+
+
+def positions(
+    run: Positional[Path],
+    data: Path | None = None,
+    split: Literal["train", "val", "test"] | None = None,
+    text: Path | None = None,
+    context: int | None = None,
+    by_document: bool = False,
+    checkpoint: Checkpoint = "best",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> int:
+    """Measure the loss by the position in the context, and draw it.
+
+    Args:
+        run: Directory of a run.
+        data: Prepared data; without it, what the run was trained on.
+        split: Which part of it; without it, test.
+        text: A text file to measure instead.
+        context: Tokens of a window; without it, all that the model reads.
+        by_document: Let no window cross the border of a document.
+        checkpoint: Which weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, bf16 or fp16.
+    """
+    from gpt2lab.lab.commands.evaluation import Subject, print_positions
+
+    print_positions(Subject.load(run, checkpoint, device, precision), data, split, text, context, by_document)
     return 0

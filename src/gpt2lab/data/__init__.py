@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.documents import CORPORA, Document, FileDocument, TextDocument, documents, texts
-from gpt2lab.data.loader import Batch, Loader, ScoredBatch, count_windows, in_order, micro_steps
+from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo
 from gpt2lab.data.permutation import permute
 from gpt2lab.data.prepare import Progress, prepare
@@ -26,7 +26,6 @@ __all__ = [
     "FileDocument",
     "Loader",
     "Progress",
-    "ScoredBatch",
     "Shard",
     "ShardFormat",
     "ShardInfo",
@@ -39,7 +38,6 @@ __all__ = [
     "TokenizerInfo",
     "count_windows",
     "documents",
-    "in_order",
     "micro_steps",
     "open_shard",
     "permute",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from gpt2lab.data.manifest import DataManifest, ShardInfo
 from gpt2lab.data.shards import Shard, checked_sha256, open_shard
@@ -11,6 +14,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
+_BLOCK = 1 << 20
+"""Tokens decoded at once."""
 
 
 class TokenDataset:
@@ -57,6 +62,19 @@ class TokenDataset:
             )
         return shard
 
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the text of each document of a split. Raises what `stream` and `tokenizer` do."""
+        stream, tokenizer, eot = self.stream(split), self.tokenizer(), self.manifest.tokenizer.eot
+        held: list[np.ndarray] = []  # of the document that a block ends in
+        for start in range(0, len(stream), _BLOCK):
+            block = stream.read(np.array([start]), min(_BLOCK, len(stream) - start))[0]
+            first, *rest = np.split(block, np.flatnonzero(block == eot))
+            held.append(first)
+            for following in rest:
+                yield from _text(tokenizer, held)
+                held = [following[1:]]
+        yield from _text(tokenizer, held)
+
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer saved with the data. Raises `InputError` where it is not the one of the manifest."""
         tokenizer = Tokenizer.load(self.directory / TOKENIZER)
@@ -71,3 +89,9 @@ class TokenDataset:
                 f"{self.directory}: made with tokenizer {made_with}, given is {tokenizer.fingerprint}; "
                 f"use {self.directory / TOKENIZER} or prepare the data with yours"
             )
+
+
+def _text(tokenizer: Tokenizer, parts: list[np.ndarray]) -> Iterator[str]:
+    """Yield the text of a document's ids, unless there is none: so it is before the first document."""
+    if ids := np.concatenate(parts).tolist():
+        yield tokenizer.decode(ids)

@@ -18,7 +18,6 @@ step, and a step reads the same sequences however many processes share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +34,6 @@ class Batch:
 
     tokens: torch.Tensor
     targets: torch.Tensor
-
-
-@dataclass(frozen=True)
-class ScoredBatch(Batch):
-    """A batch of consecutive windows. ``scored`` (B, T), bool, is false where an earlier window has the same target."""
-
-    scored: torch.Tensor
 
 
 class Loader:
@@ -94,42 +86,6 @@ class Loader:
     def epoch_of(self, step: int) -> float:
         """Return the epochs completed when ``step`` steps are."""
         return step * self._sequences_per_step / self.windows_per_epoch
-
-
-def in_order(stream: TokenStream, seq_len: int, batch_size: int, stride: int | None = None) -> Iterator[ScoredBatch]:
-    """Yield windows from the first token to the last, for validation and perplexity.
-
-    Windows begin ``stride`` tokens apart; the last is moved back so as to end with the stream. Each token but the first
-    is scored once, in the first window that has it as a target: with a stride below ``seq_len``, after at least
-    ``seq_len - stride`` tokens of context.
-
-    Args:
-        stream: The tokens.
-        seq_len: Length of every window.
-        batch_size: Windows in a batch; the last batch may have fewer.
-        stride: 1 to ``seq_len``, which is the default.
-
-    Raises:
-        InputError: The stream is shorter than a window, or the stride or batch size is out of range.
-    """
-    stride = seq_len if stride is None else stride
-    count_windows(stream, seq_len)
-    if not 1 <= stride <= seq_len:
-        raise InputError(f"stride {stride}; it must be between 1 and the window's {seq_len} tokens")
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}; it must be 1 or more")
-    return _in_order(stream, seq_len, batch_size, stride)
-
-
-def _in_order(stream: TokenStream, seq_len: int, batch_size: int, stride: int) -> Iterator[ScoredBatch]:
-    last = len(stream) - 1 - seq_len
-    windows = -(-last // stride) + 1
-    for first in range(0, windows, batch_size):
-        index = np.arange(first, min(first + batch_size, windows))
-        starts = np.minimum(index * stride, last)
-        seen = np.where(index == 0, 0, (index - 1) * stride + seq_len)  # targets before this position are scored
-        scored = starts[:, None] + np.arange(seq_len) >= seen[:, None]
-        yield ScoredBatch(*_inputs_and_targets(stream, starts, seq_len), torch.from_numpy(scored))
 
 
 def _inputs_and_targets(stream: TokenStream, starts: np.ndarray, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:

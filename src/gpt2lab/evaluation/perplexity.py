@@ -3,26 +3,26 @@
     loss = mean of -ln p(token | what the window gives before it)      perplexity = exp(loss)
     bits per byte = loss * tokens / (ln 2 * bytes of the text)
 
-A model reads at most ``context`` tokens at once, so a long stream is cut into windows that begin ``stride`` apart. Each
-token but the first is scored once, in the first window that has it:
+    per word       = exp(loss * tokens / words)
 
-    context 6, stride 2      window 0   . s s s s s s
-                             window 1       . . . . . s s
-                             window 2           . . . . . s s
-
+A long stream is read in windows that overlap (`windows.py`), and each token but the first is scored once, in the first
+window that has it.
 With stride = context a token has from 1 to ``context`` tokens before it; a smaller stride gives every token at least
 context - stride + 1, costs context / stride times as much, and lowers the figure. Perplexity per token compares models
-of one tokenizer only; bits per byte does so whatever the tokens are.
+of one tokenizer only; per word and bits per byte do so whatever the tokens are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gpt2lab.data import ScoredBatch, TokenStream, in_order
+import numpy as np
+
+from gpt2lab.data import TokenStream, count_windows
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation.windows import ScoredBatch, Windows, cut
 from gpt2lab.model import GPT, evaluating
 
 
@@ -42,11 +42,20 @@ class Perplexity:
     """Tokens from one window's begin to the next."""
     entropy_bits: float | None = None
     """The text's exact -log2 probability where it is known: less than this no model can spend on average."""
+    words: int | None = None
+    """Words of the text, parted by white space, where they were counted."""
+    by_document: bool = False
+    """Whether windows stay within documents."""
 
     @property
     def perplexity(self) -> float:
         """Return exp(loss), per token; infinite where a float cannot hold it."""
-        return math.exp(self.loss) if not self.loss > 709 else math.inf
+        return _exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Return exp of the nats that a word costs; None where words were not counted."""
+        return None if self.words is None else _exp(self.loss * self.tokens / self.words)
 
     @property
     def bits_per_byte(self) -> float:
@@ -66,19 +75,29 @@ class Perplexity:
     @property
     def figures(self) -> dict[str, float]:
         """Return the figures by name; those that are not known are left out."""
-        names = ("loss", "perplexity", "bits_per_byte", "entropy_floor", "gap_percent")
+        names = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "entropy_floor", "gap_percent")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
     def protocol(self) -> str:
         """Return one sentence that says how the figures were taken."""
         before = self.context - self.stride + 1
+        begin, borders = (
+            ("a document's first", "and do not cross the borders of documents")
+            if self.by_document
+            else ("the first", "across the borders of documents")
+        )
+        words = "" if self.words is None else f", per word over its {self.words:,} words (parted by white space)"
         return (
             f"Each of {self.tokens:,} tokens (all but the first of the stream) is scored once, in windows of "
             f"{self.context:,} tokens {self.stride:,} apart that give it at least {before:,} "
-            f"{'token' if before == 1 else 'tokens'} before it (fewer in the first window) across the borders of "
-            f"documents; bits per byte are over the text's {self.bytes:,} bytes."
+            f"{'token' if before == 1 else 'tokens'} before it (fewer in {begin} window) {borders}; "
+            f"bits per byte are over the text's {self.bytes:,} bytes{words}."
         )
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if not nats > 709 else math.inf
 
 
 def perplexity_of(
@@ -90,6 +109,8 @@ def perplexity_of(
     batch_size: int = 8,
     entropy_bits: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    words: int | None = None,
+    eot: int | None = None,
 ) -> Perplexity:
     """Measure a model's perplexity on a split. It runs in evaluation mode, in the caller's autocast.
 
@@ -102,31 +123,66 @@ def perplexity_of(
         batch_size: Windows at once. It changes the time and nothing else.
         entropy_bits: The split's entropy where its manifest knows it.
         progress: Called with the tokens scored so far and those to score.
+        words: Words of the text, for the perplexity per word.
+        eot: The token that begins a document, to keep windows within documents; None reads across their borders.
 
     Raises:
         InputError: A stream shorter than a window, a context beyond the model's, no text, a value out of range.
     """
-    n_ctx = model.config.n_ctx
-    if text_bytes < 1:
-        raise InputError(f"{stream.name}: a text of {text_bytes} bytes; give one with text in it")
-    if context is not None and not 1 <= context <= n_ctx:
-        raise InputError(f"context is {context}; it must be between 1 and the {n_ctx} tokens that the model reads")
-    context = max(1, min(n_ctx, len(stream) - 1)) if context is None else context
+    if text_bytes < 1 or (words is not None and words < 1):
+        held = f"{text_bytes} bytes" if text_bytes < 1 else f"{words} words"
+        raise InputError(f"{stream.name}: a text of {held}; give one with text in it")
+    context = checked_context(model, stream, context)
     stride = (context + 1) // 2 if stride is None else stride
-    total, scored = 0.0, 0
-    for batch in in_order(stream, context, batch_size, stride):
-        loss, tokens = _score(model, batch)
-        total, scored = total + loss, scored + tokens
+    windows = cut(stream, context, stride, eot)
+    total = sum(float(losses.sum()) for _, losses in scored_losses(model, stream, windows, batch_size, progress))
+    scored = windows.scored
+    return Perplexity(total / scored, scored, text_bytes, context, stride, entropy_bits, words, eot is not None)
+
+
+def checked_context(model: GPT, stream: TokenStream, context: int | None) -> int:
+    """Return the tokens of a window: those asked for, or all that the model reads and the stream has.
+
+    Raises:
+        InputError: More than the model reads, or than the stream has.
+    """
+    n_ctx = model.config.n_ctx
+    if context is None:
+        context = max(1, min(n_ctx, len(stream) - 1))
+    if not 1 <= context <= n_ctx:
+        raise InputError(f"context is {context}; it must be between 1 and the {n_ctx} tokens that the model reads")
+    count_windows(stream, context)
+    return context
+
+
+def scored_losses(
+    model: GPT,
+    stream: TokenStream,
+    windows: Windows,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield of each batch of windows the scored targets' places in their window, (N,), and losses in nats, (N,).
+
+    Raises:
+        InputError: The batch size is below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; it must be 1 or more")
+    done = 0
+    for batch in windows.batches(stream, batch_size):
+        places, losses = _score(model, batch)
+        yield places, losses
+        done += len(losses)
         if progress is not None:
-            progress(scored, len(stream) - 1)
-    return Perplexity(total / scored, scored, text_bytes, context, stride, entropy_bits)
+            progress(done, windows.scored)
 
 
-def _score(model: GPT, batch: ScoredBatch) -> tuple[float, int]:
-    """Return the summed loss of a batch's scored tokens, and how many they are."""
+def _score(model: GPT, batch: ScoredBatch) -> tuple[np.ndarray, np.ndarray]:
     device = model.wte.weight.device
     first = int(batch.scored.any(dim=0).int().argmax())  # no window scores anything before: no logits are made there
     with evaluating(model):
-        losses = model.token_losses(batch.tokens.to(device), batch.targets[:, first:].to(device))  # (B, T - first)
-    chosen = losses.cpu().double()[batch.scored[:, first:]]  # summed in fp64, which not every device has
-    return float(chosen.sum()), len(chosen)
+        losses = model.token_losses(batch.tokens.to(device), batch.targets[:, first:].to(device))  # (B, L - first)
+    scored = batch.scored.numpy()
+    chosen = losses.cpu().double().numpy()[scored[:, first:]]  # summed in fp64, which not every device has
+    return np.nonzero(scored)[1], chosen

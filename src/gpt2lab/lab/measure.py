@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from gpt2lab.data import TokenDataset
-from gpt2lab.evaluation import StoryQuality, judge_stories, perplexity_of
+from gpt2lab.data import TokenDataset, prepare, texts
+from gpt2lab.errors import InputError, one_of
+from gpt2lab.evaluation import DETOKENISERS, StoryQuality, judge_stories, perplexity_of
+from gpt2lab.files import sha256_of
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
+from gpt2lab.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,57 @@ class Measured:
             run.add_eval(step, self.task, self.split, self.protocol, metric, value)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Text to measure a model on: a split of prepared data, what it is called, and its words."""
+
+    dataset: TokenDataset
+    split: str
+    name: str
+    words: int
+    """Parted by white space, in the text as it was given."""
+    preparation: str = ""
+    """What was done to the text first, as a sentence that its protocol begins with."""
+
+    @classmethod
+    def of_split(cls, dataset: TokenDataset, split: str) -> HeldOut:
+        """Take a split; its words are counted in what its tokens decode to. Raises what `TokenDataset.stream` does."""
+        return cls(dataset, split, split, sum(len(text.split()) for text in dataset.documents(split)))
+
+
+@contextmanager
+def held_out_text(file: Path, tokenizer: Tokenizer, detokenise: str | None) -> Iterator[HeldOut]:
+    """Tokenize a text file into a folder that is removed afterwards; ``<|endoftext|>`` in it parts documents.
+
+    Args:
+        file: UTF-8 text.
+        tokenizer: The model's.
+        detokenise: A name of `DETOKENISERS` to undo a corpus's own tokenisation first.
+
+    Raises:
+        InputError: The file cannot be read or holds no text, or the name is unknown.
+    """
+    if detokenise is not None:
+        one_of("detokenise", detokenise, DETOKENISERS)
+    words = sum(len(piece.split()) for piece in texts([str(file)]))
+    name = f"{file.name} ({sha256_of(file)[:16]})"
+    with tempfile.TemporaryDirectory() as folder:
+        source, done = file, ""
+        if detokenise is not None:
+            source = Path(folder) / "text.txt"
+            source.write_text(DETOKENISERS[detokenise](_text_of(file)), encoding="utf-8", newline="\n")
+            done = f"The tokenisation of {detokenise} is undone first; words are counted before. "
+        dataset = prepare([str(source)], tokenizer, Path(folder) / "data", val_fraction=0.0, test_fraction=0.0)
+        yield HeldOut(dataset, "train", name, words, done)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
 def measure_perplexity(
     model: GPT,
     dataset: TokenDataset,
@@ -36,18 +93,39 @@ def measure_perplexity(
     where: Runtime,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Measure perplexity and bits per byte on a split, and the gap to its entropy where that is known.
+    """Measure a split of prepared data across the borders of its documents; see `measure_held_out`."""
+    return measure_held_out(model, HeldOut.of_split(dataset, split), context, stride, where, progress)
+
+
+def measure_held_out(
+    model: GPT,
+    held_out: HeldOut,
+    context: int | None,
+    stride: int | None,
+    where: Runtime,
+    progress: Callable[[int, int], None] | None = None,
+    by_document: bool = False,
+) -> Measured:
+    """Measure perplexity and bits per byte on held-out text, and the gap to its entropy where that is known.
 
     Raises:
-        InputError: There is no such split, it is damaged, or context or stride do not fit.
+        InputError: The text is damaged or too short, or context or stride do not fit.
     """
-    stream = dataset.stream(split)
-    info = dataset.manifest.splits[split]
+    manifest = held_out.dataset.manifest
+    info = manifest.splits[held_out.split]
     with where.autocast():
         found = perplexity_of(
-            model, stream, info.bytes, context, stride, entropy_bits=info.entropy_bits, progress=progress
+            model,
+            held_out.dataset.stream(held_out.split),
+            info.bytes,
+            context,
+            stride,
+            entropy_bits=info.entropy_bits,
+            progress=progress,
+            words=held_out.words,
+            eot=manifest.tokenizer.eot if by_document else None,
         )
-    return Measured("perplexity", split, found.protocol, found.figures)
+    return Measured("perplexity", held_out.name, held_out.preparation + found.protocol, found.figures)
 
 
 def measure_stories(texts: list[str], strategy: str) -> tuple[Measured, StoryQuality]:

@@ -3,43 +3,121 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation import loss_by_position
 from gpt2lab.lab import console
-from gpt2lab.lab.measure import Measured, measure_perplexity
+from gpt2lab.lab.measure import HeldOut, Measured, held_out_text, measure_held_out
+from gpt2lab.lab.pictures import save_positions
+from gpt2lab.model import GPT
 from gpt2lab.runs import Run
+from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import load_model, saved_config
+from gpt2lab.training import Checkpoint, TrainConfig, load_model, saved_config
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The run that is measured, and its weights."""
+
+    run: Run
+    config: TrainConfig
+    model: GPT
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    where: Runtime
+
+    @classmethod
+    def load(cls, path: Path, which: str, device: str, precision: str) -> Subject:
+        """Open a run and load the weights of one of its checkpoints.
+
+        Raises:
+            InputError: No run, no such checkpoint, a damaged one, or a device or precision that is not there.
+        """
+        runtime.tune_allocator()
+        where = runtime.resolve(device, precision)
+        run = Run.open(path)
+        model, checkpoint = load_model(run, which, where.device)
+        return cls(run, saved_config(run), model, checkpoint, Tokenizer.load(run.tokenizer), where)
+
+    def split(self, data: Path | None, split: str) -> HeldOut:
+        """Open a split of prepared data, named with the data where that is not the run's own."""
+        dataset = TokenDataset(data or self.config.data)
+        dataset.require_tokenizer(self.tokenizer)
+        held_out = HeldOut.of_split(dataset, split)
+        if dataset.fingerprint == self.checkpoint.state["fingerprints"]["data"]:
+            return held_out
+        return dataclasses.replace(held_out, name=f"{split} of {dataset.directory} ({dataset.fingerprint[:16]})")
+
+    @contextmanager
+    def held_out(
+        self, data: Path | None, split: str | None, text: Path | None, detokenise: str | None
+    ) -> Iterator[HeldOut]:
+        """Open a split, or a text file where one is given.
+
+        Raises:
+            InputError: Both are given, or neither can be used.
+        """
+        if text is None:
+            if detokenise is not None:
+                raise InputError(f"detokenise {detokenise} is for a text file; give --text FILE with it")
+            yield self.split(data, split or "test")
+            return
+        if data is not None or split is not None:
+            raise InputError("--text measures a text file; leave out --data and --split, or --text")
+        with held_out_text(text, self.tokenizer, detokenise) as held_out:
+            yield held_out
+
+    def print_and_record(self, measured: Measured) -> None:
+        """Print figures with their protocol and add them to the run's evals.csv."""
+        measured.record(self.run, self.checkpoint.step)
+        print(f"{measured.split}, checkpoint of step {self.checkpoint.step}")
+        for name, value in measured.figures.items():
+            print(f"{name.replace('_', ' '):16}  {value:.4f}")
+        print(f"protocol: {measured.protocol}")
 
 
 def print_perplexity(
-    path: Path,
+    subject: Subject,
     data: Path | None,
-    split: str,
+    split: str | None,
+    text: Path | None,
+    detokenise: str | None,
     context: int | None,
     stride: int | None,
-    which: str,
-    device: str,
-    precision: str,
-) -> Measured:
+    by_document: bool,
+) -> None:
     """Measure a run's perplexity, print it with its protocol and add it to the run's evals.csv."""
-    where = runtime.resolve(device, precision)
-    run = Run.open(path)
-    config = saved_config(run)
-    model, checkpoint = load_model(run, which, where.device)
-    dataset = TokenDataset(data or config.data)
-    dataset.require_tokenizer(Tokenizer.load(run.tokenizer))
-    with console.bar("tokens") as progress:
-        measured = measure_perplexity(
-            model, dataset, split, config.window if context is None else context, stride, where, progress
-        )
-    if dataset.fingerprint != checkpoint.state["fingerprints"]["data"]:
-        measured = dataclasses.replace(measured, split=f"{split} of {dataset.directory} ({dataset.fingerprint[:16]})")
-    measured.record(run, checkpoint.step)
-    print(f"{measured.split} split, checkpoint of step {checkpoint.step}")
-    for name, value in measured.figures.items():
-        print(f"{name.replace('_', ' '):16}  {value:.4f}")
-    print(f"protocol: {measured.protocol}")
-    return measured
+    context = subject.config.window if context is None and text is None else context
+    with subject.held_out(data, split, text, detokenise) as held_out, console.bar("tokens") as progress:
+        measured = measure_held_out(subject.model, held_out, context, stride, subject.where, progress, by_document)
+    subject.print_and_record(measured)
+
+
+def print_positions(
+    subject: Subject, data: Path | None, split: str | None, text: Path | None, context: int | None, by_document: bool
+) -> None:
+    """Measure the loss by position, print some of it, and keep all of it with its picture in the run directory."""
+    with subject.held_out(data, split, text, None) as held_out, console.bar("tokens") as progress:
+        eot = held_out.dataset.manifest.tokenizer.eot if by_document else None
+        with subject.where.autocast():
+            curve = loss_by_position(
+                subject.model, held_out.dataset.stream(held_out.split), context, eot=eot, progress=progress
+            )
+    print(f"{held_out.name}, checkpoint of step {subject.checkpoint.step}\nposition  loss, nats per token")
+    for position in _powers_of_two(len(curve.losses)):
+        print(f"{position:8,}  {curve.losses[position - 1]:.4f}")
+    print(f"protocol: {curve.protocol}")
+    for path in save_positions(subject.run, subject.checkpoint.step, held_out.name, curve):
+        print(path)
+
+
+def _powers_of_two(last: int) -> list[int]:
+    """Return 1, 2, 4, ... below ``last``, and ``last``."""
+    return [*(1 << n for n in range(last.bit_length()) if 1 << n < last), last]

@@ -1,0 +1,70 @@
+"""Evaluations that are more than a figure, kept in the run as JSON with a picture beside it.
+
+positions.json    {"step", "split", "protocol", "losses": [nats, ...], "tokens": [count, ...]}: entry t - 1 is of the
+                  tokens with t tokens before them; a loss is null where no token was scored
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2lab.evaluation import PositionLosses
+from gpt2lab.files import write_atomically, write_json
+from gpt2lab.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LINE = "#0072B2"
+SMOOTHED = 40
+"""Points that a long curve is drawn with: means over stretches that grow with the position, as its axis does."""
+
+
+def save_positions(run: Run, step: int, split: str, curve: PositionLosses) -> tuple[Path, Path]:
+    """Write ``positions.json`` and ``positions.png`` for a step's weights; return their paths."""
+    folder = run.evaluations(step)
+    losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
+    kept = {"step": step, "split": split, "protocol": curve.protocol, "losses": losses, "tokens": curve.tokens}
+    write_json(folder / "positions.json", kept)
+    write_png(folder / "positions.png", draw_positions(curve, f"{run.path.name}, step {step:,}, {split}"))
+    return folder / "positions.json", folder / "positions.png"
+
+
+def draw_positions(curve: PositionLosses, title: str) -> Figure:
+    """Draw the loss over the position, both axes as a reader compares them: positions in octaves, losses linear."""
+    from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
+
+    figure = Figure(figsize=(7.0, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*_stretches(curve), color=LINE, lw=1.6, marker="o", ms=3)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("tokens before it in the window")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _stretches(curve: PositionLosses) -> tuple[list[float], list[float]]:
+    """Return the mean position and mean loss of stretches between evenly spaced powers, weighted by tokens."""
+    last = len(curve.losses)
+    edges = sorted({round(last ** (n / SMOOTHED)) for n in range(SMOOTHED + 1)} | {last + 1})
+    points: list[tuple[float, float]] = []
+    for begin, end in pairwise(edges):
+        places = [t for t in range(begin, end) if curve.tokens[t - 1]]
+        if tokens := sum(curve.tokens[t - 1] for t in places):
+            loss = sum(curve.losses[t - 1] * curve.tokens[t - 1] for t in places) / tokens
+            points.append((sum(places) / len(places), loss))
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def write_png(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    write_atomically(path, picture.getvalue())

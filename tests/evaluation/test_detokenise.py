@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.evaluation import DETOKENISERS
+
+wikitext = DETOKENISERS["wikitext"]
+
+
+@pytest.mark.parametrize(
+    ("given", "as_written"),
+    [
+        (" = Homarus gammarus = \n", "= Homarus gammarus =\n"),
+        (" = = = Early life = = = \n", "=== Early life ===\n"),
+        (" 1 @,@ 200 km ( 750 mi ) , 0 @.@ 5 % , a far @-@ off isle \n", "1,200 km (750 mi), 0.5%, a far-off isle\n"),
+        (' It was " a <unk> " , he said . ', 'It was "a <unk>", he said.'),
+        (" The dogs ' owner 's hat ; they 've gone , I 'm not . ", "The dogs' owner's hat; they've gone, I'm not."),
+        (" weighing $ 5 – 6 and £ 7 [ sic ] : ", "weighing $5–6 and £7 [sic]:"),
+        ("Nothing to do here - \"really\".", "Nothing to do here - \"really\"."),
+    ],
+)  # fmt: skip
+def test_text_is_as_people_write_it(given: str, as_written: str) -> None:
+    assert wikitext(given) == as_written
+
+
+def test_of_wikitext_no_artefact_is_left(wikitext2: Path) -> None:
+    given = wikitext2.read_text(encoding="utf-8")
+    text = wikitext(given)
+    assert text.count("\n") == given.count("\n")
+    for artefact in (" @-@ ", " @,@ ", " @.@ ", " , ", " . ", " )", "( ", " 's ", " \n", "\n "):
+        assert artefact not in text
+    assert text.count("<unk>") == given.count("<unk>")
