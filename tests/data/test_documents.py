@@ -171,7 +171,7 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.md", "text")
-    with pytest.raises(InputError, match=r"holds no \.txt file"):
+    with pytest.raises(InputError, match=r"holds no \.txt or \.jsonl or \.parquet file"):
         documents([str(tmp_path)])
 
 

@@ -16,22 +16,24 @@ def train(
     pattern: str = "gpt2",
     special_tokens: tuple[str, ...] = ("<|endoftext|>",),
     max_documents: int | None = None,
+    column: str | None = None,
     errors: Literal["strict", "replace"] = "strict",
 ) -> int:
     """Learn a byte-level BPE from text.
 
     Args:
-        input: Text files, folders of them, or "stories".
+        input: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, or "stories".
         vocab_size: Entries: 256 bytes, then merges, then the special tokens. 257 gives the byte tokenizer.
         out: Directory to write; it must not exist.
         pattern: How text is split before merging: gpt2, cl100k, or a regular expression.
         special_tokens: Entries that text cannot produce.
         max_documents: Use only so many documents.
+        column: Where the text of JSON lines and Parquet stands; "text" by default.
         errors: Bytes that are not UTF-8: refuse their file, or replace each and go on.
     """
     from gpt2lab.lab.commands.tokenizer import train_tokenizer
 
-    train_tokenizer(input, vocab_size, out, pattern, special_tokens, max_documents, errors)
+    train_tokenizer(input, vocab_size, out, pattern, special_tokens, max_documents, column, errors)
     return 0
 
 

@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.documents import CORPORA, Document, FileDocument, TextDocument, documents, texts
+from gpt2lab.data.document import Document, FileDocument, TextDocument
 from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo
 from gpt2lab.data.permutation import permute
 from gpt2lab.data.prepare import Progress, prepare
 from gpt2lab.data.shards import Shard, ShardFormat, open_shard
+from gpt2lab.data.sources import CORPORA, documents, texts
 from gpt2lab.data.split import SPLITS, SplitRule
 from gpt2lab.data.stream import TokenStream
 

@@ -25,6 +25,7 @@ class SourceInfo:
     names: tuple[str, ...]
     seed: int
     max_documents: int | None
+    column: str | None = None
     errors: str = "strict"
 
 

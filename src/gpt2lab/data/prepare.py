@@ -23,9 +23,10 @@ from typing import TypeAlias
 import numpy as np
 
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
-from gpt2lab.data.documents import Document, documents
+from gpt2lab.data.document import Document
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo, is_half_written
 from gpt2lab.data.shards import ShardWriter, checked_sha256, format_for, open_shard
+from gpt2lab.data.sources import documents
 from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
@@ -45,6 +46,7 @@ def prepare(
     *,
     seed: int = 0,
     max_documents: int | None = None,
+    column: str | None = None,
     errors: str = "strict",
     val_fraction: float = 0.05,
     test_fraction: float = 0.05,
@@ -54,11 +56,12 @@ def prepare(
     """Write the sources' tokens to the new folder ``out`` and open it. The same arguments give the same bytes.
 
     Args:
-        sources: Text files, folders of them, names of corpora; see `documents`.
+        sources: Files, folders, patterns, names of corpora; see `documents`.
         tokenizer: Encodes the text; saved with the data.
         out: Folder to make; it must not exist. Removed again if preparing fails.
         seed: Seed of the embedded corpus.
         max_documents: Take only the first so many documents.
+        column: Where the text of JSON lines and Parquet stands; ``text`` by default.
         errors: What to do with files that are not UTF-8: ``"strict"`` or ``"replace"``.
         val_fraction: Share held out for validation; 0 for none. See `split` for how.
         test_fraction: Share held out for the test; 0 for none.
@@ -70,7 +73,7 @@ def prepare(
             empty, or the tokenizer has no ``<|endoftext|>``.
     """
     eot = _end_of_text(tokenizer)
-    found = documents(sources, seed=seed, max_documents=max_documents, errors=errors)
+    found = documents(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
     first = list(islice(found, FEW_DOCUMENTS))
     rule = SplitRule("position" if len(first) < FEW_DOCUMENTS else "hash", val_fraction, test_fraction)
     form = format_for(tokenizer.n_vocab)
@@ -81,7 +84,7 @@ def prepare(
         _write(chain(first, found), rule, tokenizer, outputs, progress)
         _require_all(outputs, rule)
         DataManifest(
-            source=SourceInfo(tuple(sources), seed, max_documents, errors),
+            source=SourceInfo(tuple(sources), seed, max_documents, column, errors),
             tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, eot),
             split_rule=rule,
             splits={split: output.info() for split, output in outputs.items()},

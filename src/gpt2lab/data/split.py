@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt2lab.data.documents import Document
+from gpt2lab.data.document import Document
 from gpt2lab.errors import InputError
 
 SPLITS = ("train", "val", "test")

@@ -18,6 +18,7 @@ def prepare_data(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    column: str | None,
     errors: str,
 ) -> TokenDataset:
     """Prepare token shards, and print what they hold."""
@@ -28,6 +29,7 @@ def prepare_data(
             out,
             seed=seed,
             max_documents=max_documents,
+            column=column,
             errors=errors,
             val_fraction=val_fraction,
             test_fraction=test_fraction,

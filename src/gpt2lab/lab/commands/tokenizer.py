@@ -19,6 +19,7 @@ def train_tokenizer(
     pattern: str,
     special_tokens: Sequence[str],
     max_documents: int | None,
+    column: str | None,
     errors: str,
 ) -> Tokenizer:
     """Train a tokenizer on text and save it.
@@ -28,7 +29,7 @@ def train_tokenizer(
     """
     if out.exists():
         raise InputError(f"{out} exists; give another --out")
-    corpus = texts(sources, max_documents=max_documents, errors=errors)
+    corpus = texts(sources, max_documents=max_documents, column=column, errors=errors)
     with console.bar("merges") as progress:
         tokenizer = Tokenizer.train(corpus, vocab_size, special_tokens, pattern=pattern, progress=progress)
     tokenizer.save(out)
