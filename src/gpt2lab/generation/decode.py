@@ -8,7 +8,8 @@ since learned positions belong to places in the window and not to tokens:
 
     n_ctx = 6    a b c d e f | g      becomes      e f g | h      then      e f g h | i    and so on
 
-So a token costs one position except once in n_ctx / 2 tokens, and it always sees at least half a window.
+So a token costs one position except once in n_ctx / 2 tokens, and it always sees at least half a window. A model whose
+mask is a window, and whose positions are not learned, needs none of this: its cache rolls, and it goes on for ever.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _columns(
 ) -> Iterator[torch.Tensor]:
     n_ctx = model.config.n_ctx
     cache = KVCache(model.config, len(tokens), tokens.device, _attention_dtype(model))
-    window = unread = tokens[:, -n_ctx:]
+    window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
         column = sample_next(next_logits(model, unread, cache), strategy, generator)
@@ -108,11 +109,17 @@ def _columns(
         yield column
         if eot is not None and bool(ended.all()):
             return
+        if cache.endless:
+            unread = column[:, None]
+            continue
         window = torch.cat([window, column[:, None]], dim=1)
         unread = window[:, cache.length :]
         if cache.length == n_ctx:
             cache.clear()
             window = unread = window[:, -((n_ctx + 1) // 2) :]
+        elif model.config.attention_mask.looks_ahead:  # each new token changes what those before it are
+            cache.clear()
+            unread = window
 
 
 # Not inference_mode: a model that is later trained on these tokens could not save them for its backward pass.

@@ -1,6 +1,23 @@
-"""The keys and values of the positions already read, so that a new token costs one position and not all of them."""
+"""The keys and values of the places already read, so that a new token costs one place and not all of them.
+
+A model whose mask reaches back W places needs no more than W, after the leading ones that everyone may read. Its cache
+rolls: place p has slot p while p < leading, then slot leading + (p - leading) mod W, so that each new key takes the
+place of the one that has just gone out of reach.
+
+    leading 1, W 3        places 0 1 2 3 | 4      slots  0 1 2 3  ->  0 4 2 3  ->  0 4 5 3  ->  0 4 5 6
+
+Keys are stored with their rotation, which belongs to their place in the sequence and not to their slot: so they stay
+right when the cache has rolled. Grouped heads store n_kv_head of each.
+
+Rows of different lengths stand flush right, with ``padding[b]`` empty places before row b's first token. The empty ones
+are read by none, and positions count from the first token.
+
+    padding 2, 0, 1       . . a b      c d e f      . g h i
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -8,46 +25,117 @@ from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 
 
+class _Pass(NamedTuple):
+    """What a forward pass writes and reads in every layer."""
+
+    slots: slice | torch.Tensor
+    """Where new keys go."""
+    kept: torch.Tensor | None
+    """Which of the new ones are stored; None: all, and before they are read."""
+    filled: int
+    """Slots that are read."""
+
+
 class LayerCache:
-    """One layer's keys and values, (B, H, n_ctx, D) each, filled from the left."""
+    """One layer's keys and values, (B, K, slots, D) each."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
-        self.length = 0
+        self.now = _Pass(slice(0), None, 0)
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new k and v (B, H, T, D) behind the old ones; return all of them, (B, H, length + T, D)."""
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        """Store new k and v (B, K, T, D); return all that the new queries may read, (B, K, S, D)."""
+        slots, kept, filled = self.now
+        if kept is None:
+            self.keys[:, :, slots] = k
+            self.values[:, :, slots] = v
+            return self.keys[:, :, :filled], self.values[:, :, :filled]
+        # A chunk overwrites what its own first queries still read, so old and new are put side by side first.
+        keys, values = (
+            torch.cat([self.keys[:, :, :filled], k], dim=2),
+            torch.cat([self.values[:, :, :filled], v], dim=2),
+        )
+        self.keys[:, :, slots], self.values[:, :, slots] = k[:, :, kept], v[:, :, kept]
+        return keys, values
 
 
 class KVCache:
-    """Keys and values of every layer; the model appends to it while it runs."""
+    """Keys and values of every layer; the model calls `begin`, each layer's `append`, and `end`."""
 
-    def __init__(self, config: GPTConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (2, config.n_layer, batch, config.n_head, config.n_ctx, config.head_dim)
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        padding: torch.Tensor | None = None,
+    ) -> None:
+        """Make room for ``batch`` rows.
+
+        Args:
+            config: The model's.
+            batch: Rows.
+            device: Where the model is.
+            dtype: Of keys and values, as the projection gives them.
+            padding: Empty places before each row's first token, (B,), integers; None where all rows are of one length.
+        """
+        mask = config.attention_mask
+        self.padding = padding
+        self.length = 0
+        """How many places it was given; a rolling one has forgotten some of them."""
+        self._n_ctx = config.n_ctx
+        self._leading = mask.leading
+        if mask.leading and padding is not None:
+            self._leading += int(padding.max())  # each row's own leading tokens are among these
+        self._reach = config.n_ctx if mask.reach is None else mask.reach
+        self.rolling = mask.reach is not None and self._leading + self._reach < config.n_ctx
+        """Whether it forgets what has gone out of the mask's reach."""
+        self.endless = self.rolling and config.position != "learned"
+        """Whether it takes more places than the context: it rolls, and positions have no table that ends."""
+        capacity = self._leading + self._reach if self.rolling else config.n_ctx
+        shape = (2, config.n_layer, batch, config.kv_heads, capacity, config.head_dim)
         keys, values = torch.empty(shape, device=device, dtype=dtype)
         self.layers = [LayerCache(k, v) for k, v in zip(keys, values, strict=True)]
-        self.capacity = config.n_ctx
         self.nbytes = keys.nbytes + values.nbytes
         """Bytes that keys and values take."""
-
-    @property
-    def length(self) -> int:
-        """How many positions it holds."""
-        return self.layers[0].length
+        self._places = torch.arange(capacity, device=device)  # the place whose key each slot holds
 
     def require_room(self, T: int) -> None:
-        """Raise `InputError` unless T more positions fit; the caller then drops the oldest and fills a new cache."""
-        if self.length + T > self.capacity:
+        """Raise `InputError` unless T more places fit; the caller then drops the oldest and fills a new cache."""
+        if not self.endless and self.length + T > self._n_ctx:
             raise InputError(
-                f"the cache holds {self.length} of {self.capacity} positions and {T} more were asked for; "
+                f"the cache holds {self.length} of {self._n_ctx} positions and {T} more were asked for; "
                 "drop the oldest and fill it anew"
             )
 
+    def begin(self, T: int) -> torch.Tensor:
+        """Make ready for T new places; return the places (S,) of the keys that these may read, in `append`'s order.
+
+        Raises:
+            InputError: There is no room.
+        """
+        self.require_room(T)
+        start, end, capacity = self.length, self.length + T, len(self._places)
+        if not self.rolling or T == 1:
+            slot = start if start < capacity else self._leading + (start - self._leading) % self._reach
+            now = _Pass(slice(slot, slot + T), None, min(end, capacity))
+            self._places[slot : slot + T] = torch.arange(start, end, device=self._places.device)
+            places = self._places[: now.filled]
+        else:
+            new = torch.arange(start, end, device=self._places.device)
+            kept = ((new < self._leading) | (new >= end - self._reach)).nonzero()[:, 0]
+            slots = torch.where(new < capacity, new, self._leading + (new - self._leading) % self._reach)[kept]
+            now = _Pass(slots, kept, min(start, capacity))
+            places = torch.cat([self._places[: now.filled], new])
+            self._places[slots] = new[kept]
+        for layer in self.layers:
+            layer.now = now
+        return places
+
+    def end(self, T: int) -> None:
+        """Count T places that every layer has stored."""
+        self.length += T
+
     def clear(self) -> None:
         """Forget everything, keep the memory."""
-        for layer in self.layers:
-            layer.length = 0
+        self.length = 0

@@ -7,15 +7,20 @@ table 2; distilgpt2 is Sanh et al. 2019. ``nano`` and ``tiny`` are ours, for mac
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gpt2lab.errors import InputError, one_of
+from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
 
 VOCAB_MULTIPLE = 64
 """The embedding is padded to a multiple of this many rows: matrix units want it, and the padding takes no part."""
 
-Kernel = Literal["auto", "reference", "matmul", "sdpa"]
+Kernel = Literal["auto", "reference", "matmul", "sdpa", "banded", "flex"]
+Position = Literal["learned", "sinusoidal", "rope", "none"]
+Norm = Literal["pre", "post"]
+MASK_OPTIONS = ("window", "prefix")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class GPTConfig:
     """The architecture of a GPT-2. The defaults are GPT-2 124M's.
 
     Raises:
-        InputError: A size is not positive, the heads do not divide the width, or dropout is outside [0, 1).
+        InputError: A size is not positive, the heads do not divide the width or one another, dropout is outside [0, 1),
+            or an option does not fit the mask or the position that is chosen.
     """
 
     n_layer: int = 12
@@ -44,6 +50,20 @@ class GPTConfig:
     """Dropout on embeddings, attention weights and residual branches."""
     kernel: Kernel = "auto"
     """How attention is computed; every kernel gives the same numbers. auto picks the fastest that applies."""
+    position: Position = "learned"
+    """How a token's place enters: learned (GPT-2), sinusoidal, rope (rotary) or none."""
+    rope_base: float = 10_000.0
+    """Base of the rotary frequencies; the slowest turns once in 2 pi * base^(1 - 2 / head_dim) places."""
+    n_kv_head: int | None = None
+    """Key and value heads, each shared by n_head / n_kv_head query heads: None is n_head, 1 is multi-query."""
+    mask: str = "causal"
+    """Who may attend to whom: causal, window, global, strided, prefix, bidirectional, or a name added to MASKS."""
+    window: int | None = None
+    """Places that a query reads, its own among them, under mask window and global; the stride of strided."""
+    prefix: int | None = None
+    """Places at the beginning that everyone reads under mask global, and that read both ways under mask prefix."""
+    norm: Norm = "pre"
+    """Layer norm before each branch (GPT-2) or after each sum (GPT-1, Vaswani et al. 2017)."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):
@@ -59,7 +79,62 @@ class GPTConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        one_of("kernel", self.kernel, ("auto", "reference", "matmul", "sdpa"))
+        one_of("kernel", self.kernel, get_args(Kernel))
+        self._check_positions_and_heads()
+        self._check_mask()
+
+    def _check_positions_and_heads(self) -> None:
+        one_of("position", self.position, get_args(Position))
+        one_of("norm", self.norm, get_args(Norm))
+        if self.position == "rope" and self.head_dim % 2:
+            raise InputError(
+                f"position rope turns pairs of numbers, but n_embd {self.n_embd} / n_head {self.n_head} = "
+                f"{self.head_dim} a head is odd; choose another n_head or n_embd"
+            )
+        if not 1.0 < self.rope_base < math.inf:
+            raise InputError(f"rope_base is {self.rope_base}; it must be above 1 (usual: 10000) and finite")
+        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
+            fits = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
+            raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
+
+    def _check_mask(self) -> None:
+        one_of("mask", self.mask, MASKS)
+        takes = options_of(self.mask)
+        if strange := set(takes) - set(MASK_OPTIONS):
+            raise InputError(
+                f"mask {self.mask} takes {', '.join(strange)}; its options can be {' and '.join(MASK_OPTIONS)}"
+            )
+        for name in MASK_OPTIONS:
+            value = getattr(self, name)
+            if value is None and name in takes:
+                raise InputError(f"mask {self.mask} needs {name}: give it, from 1 to the context of {self.n_ctx}")
+            if value is not None and name not in takes:
+                fitting = [mask for mask in MASKS if name in options_of(mask)]
+                raise InputError(f"{name} is {value}, but mask {self.mask} has none; take mask {' or '.join(fitting)}")
+            if value is not None and not 1 <= value <= self.n_ctx:
+                raise InputError(f"{name} is {value}; it must be between 1 and the context of {self.n_ctx}")
+        if self.kernel == "flex" and self.dropout > 0.0:
+            raise InputError(f"kernel flex cannot drop attention weights; set dropout 0 (it is {self.dropout})")
+        if self.kernel == "banded" and (self.attention_mask.reach is None or self.attention_mask.looks_ahead):
+            raise InputError(
+                f"kernel banded needs a causal mask of limited reach, and mask {self.mask} has none; "
+                "take mask window or global, or kernel auto"
+            )
+
+    @property
+    def attention_mask(self) -> Mask:
+        """The mask that ``mask`` and its options name.
+
+        Raises:
+            InputError: It is one of your own and is not what it says.
+        """
+        options = tuple((name, getattr(self, name)) for name in options_of(self.mask))
+        return make_mask(self.mask, self.n_ctx, self.n_head, options)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.n_kv_head or self.n_head
 
     @property
     def head_dim(self) -> int:

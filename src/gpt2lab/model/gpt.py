@@ -5,7 +5,10 @@
     x_l+1 = x_l' + feed_forward(layer_norm(x_l'))
     logits = layer_norm(x_L) wte^T
 
-Radford et al. 2019, section 2.3. Parameters keep the published names. The model knows nothing of devices, ranks or
+Radford et al. 2019, section 2.3. With norm ``post``, as in GPT-1 (Radford et al. 2018), x_l' = layer_norm(x_l +
+attention(x_l)), likewise the other branch, and no final norm. Other positions and masks: positions.py, masks.py.
+
+Parameters keep the published names. The model knows nothing of devices, ranks or
 precision: run it under ``torch.autocast`` and the residual stream is kept in autocast's dtype.
 """
 
@@ -19,14 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory
-from gpt2lab.model.attention import CausalSelfAttention
+from gpt2lab.model.attention import CAUSAL, CausalSelfAttention
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.hub import find_model
+from gpt2lab.model.inputs import check_inputs, warn_of_leaks
 from gpt2lab.model.loss import fused_loss, token_losses
-from gpt2lab.model.masks import as_mask
+from gpt2lab.model.positions import Rotation, rotation, sinusoidal
+from gpt2lab.model.view import View, batch_mask, make_view, tensor_mask
 from gpt2lab.model.weights import read_hf, write_hf
 
 INIT_STD = 0.02
@@ -55,22 +59,30 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on the normalised stream and added back to it."""
+    """Attention, then feed-forward, each on the normalised stream and added back to it; or normalised after the sum."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.norm = config.dropout, config.norm
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, cache: LayerCache | None = None
+        self,
+        x: torch.Tensor,
+        view: View = CAUSAL,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
-        x = x + F.dropout(self.attn(self.ln_1(x), mask, cache), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+        if self.norm == "pre":
+            x = x + F.dropout(self.attn(self.ln_1(x), view, rotation, cache), self.dropout, self.training)
+            return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+        dtype = x.dtype  # CUDA's autocast makes norms fp32: the stream would be too
+        x = self.ln_1(x + F.dropout(self.attn(x, view, rotation, cache), self.dropout, self.training)).to(dtype)
+        return self.ln_2(x + F.dropout(self.mlp(x), self.dropout, self.training)).to(dtype)
 
 
 class GPT(nn.Module):
@@ -85,9 +97,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
-        self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias) if config.norm == "pre" else nn.Identity()
         self._initialise()
 
     @classmethod
@@ -117,12 +130,17 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """N(0, 0.02), biases 0; projections that end a residual branch scaled by 1/sqrt(2 n_layer) (section 2.3)."""
+        """N(0, 0.02), biases 0 (Radford et al. 2018, section 4.1).
+
+        With norm ``pre``, projections that end a residual branch are scaled by 1/sqrt(2 n_layer), since nothing keeps
+        the stream from growing with depth (Radford et al. 2019, section 2.3). With ``post`` every sum is normalised.
+        """
+        depth = 2 * self.config.n_layer if self.config.norm == "pre" else 1
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith("c_proj.weight"):
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * self.config.n_layer))
+                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(depth))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=INIT_STD)
         self.wte.weight[self.config.vocab_size :] = 0.0
@@ -133,62 +151,126 @@ class GPT(nn.Module):
         padding = (self.config.padded_vocab - self.config.vocab_size) * self.config.n_embd
         return sum(p.numel() for p in self.parameters()) - padding
 
-    def embed(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
-        """Return token plus position embeddings (B, T, C) of tokens (B, T) that stand at positions start and on."""
-        T = tokens.shape[1]
-        if start + T > self.config.n_ctx:
-            raise InputError(f"{start + T} tokens are more than the model's context of {self.config.n_ctx}")
-        x = self.wte(tokens) + self.wpe.weight[start : start + T]
+    def embed(self, tokens: torch.Tensor, start: int, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the embeddings (B, T, C) of tokens (B, T) at positions (B, T), or from start on."""
+        x = self.wte(tokens)
+        if self.config.position == "learned":
+            end = start + tokens.shape[1]
+            x = x + (self.wpe.weight[start:end] if positions is None else self.wpe(positions))
+        elif self.config.position == "sinusoidal":
+            x = x + sinusoidal(_positions(tokens, start, positions), self.config.n_embd)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         return F.dropout(x, self.config.dropout, self.training)
 
     def hidden(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the final, normalised stream (B, T, C) of tokens (B, T), which follow what the cache holds."""
-        B, T = tokens.shape
-        start = 0
+        """Return the final, normalised stream (B, T, C) of tokens (B, T), which follow what the cache holds.
+
+        The other arguments are those of `forward`. A cache holds one document a row, and knows its positions.
+        """
+        T, start = tokens.shape[1], 0 if cache is None else cache.length
+        check_inputs(self.config, tokens, mask, cache, documents, positions)
+        queries = keys = _positions(tokens, start, None)
         if cache is not None:
-            cache.require_room(T)
-            start = cache.length
-        if mask is not None:
-            mask = as_mask(mask, B, self.config.n_head, T, start + T)
-        x = self.embed(tokens, start)
+            keys = cache.begin(T)
+            if cache.padding is not None:
+                positions = (queries - cache.padding[:, None]).clamp(min=0)  # (B, T)
+        x = self.embed(tokens, start, positions)
+        view = self._view(x, queries, keys, mask, documents, positions, None if cache is None else cache.padding)
+        turn = None
+        if self.config.position == "rope":
+            places = _positions(tokens, start, positions)
+            turn = rotation(places, self.config.head_dim, self.config.rope_base, x.dtype)
         for index, block in enumerate(self.h):
-            x = block(x, mask, cache.layers[index] if cache is not None else None)
+            x = block(x, view, turn, cache.layers[index] if cache is not None else None)
+        if cache is not None:
+            cache.end(T)
         return self.ln_f(x).to(x.dtype)  # CUDA's autocast makes it fp32: the head would be too
+
+    def _view(
+        self,
+        x: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        padding: torch.Tensor | None,
+    ) -> View:
+        """Return what the queries of a pass whose embeddings are x (B, T, C) may read."""
+        B, H, c = len(x), self.config.n_head, self.config
+        if mask is None:
+            allowed = batch_mask(c.attention_mask, documents, positions, padding)
+        else:
+            allowed = tensor_mask(mask, documents, padding, B, H, queries, keys)
+        return make_view(c.kernel, allowed, B, H, queries, keys, x.dtype, torch.is_grad_enabled() and x.requires_grad)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (.., V) of the final stream x (.., C)."""
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
 
-    def token_losses(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def token_losses(
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        documents: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the loss in nats, fp32, (B, L), of the last L positions of tokens (B, T); no gradient.
 
         ``targets`` (B, L), L at most T, are the tokens that follow those positions; of the others no logits are made.
+        ``documents`` and ``positions`` are those of `forward`.
         """
         with torch.no_grad():
-            x = self.hidden(tokens)[:, tokens.shape[1] - targets.shape[1] :]
+            x = self.hidden(tokens, documents=documents, positions=positions)[:, tokens.shape[1] - targets.shape[1] :]
             losses = token_losses(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size)
             return losses.view(targets.shape)
 
     def forward(
-        self, tokens: torch.Tensor, targets: torch.Tensor | None = None, mask: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> GPTOutput:
         """Return logits, or the mean loss where targets are given.
 
         Args:
             tokens: Ids, shape (B, T), T at most n_ctx.
             targets: The token that follows each, shape (B, T).
-            mask: Boolean or 0/1, True where query q may read key k, in place of the causal mask;
-                shape (T, T), (B, T, T) or (B, H, T, T).
+            mask: Boolean or 0/1, True where query q may read key k, in place of the configuration's mask;
+                shape (T, T), (B, T, T) or (B, H, T, T). A query that may read nothing gives zeros.
+            documents: The number of the document in which each token stands, (B, T), integers: attention stays within
+                documents, besides what the mask says.
+            positions: The position of each token, (B, T), integers, such as one that begins at 0 in each document; None
+                counts from the beginning of the row. The mask of the configuration counts by it within documents.
 
         Raises:
-            InputError: More tokens than the context, or a mask of another shape or with other values.
+            InputError: More tokens than the context, or a mask, documents or positions of another shape or with other
+                values.
+
+        Warns:
+            UserWarning: In training, where the mask lets a token read what it is to predict.
         """
-        x = self.hidden(tokens, mask)
+        x = self.hidden(tokens, mask, None, documents, positions)
         if targets is None:
             return GPTOutput(self.head(x), None)
+        if self.training:
+            warn_of_leaks(self.config, mask)
         return GPTOutput(None, fused_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size))
+
+
+def _positions(tokens: torch.Tensor, start: int, positions: torch.Tensor | None) -> torch.Tensor:
+    """Return the positions (B, T) where they are given, else (T,) from start on."""
+    if positions is not None:
+        return positions
+    return torch.arange(start, start + tokens.shape[1], device=tokens.device)

@@ -1,20 +1,202 @@
-"""Who may attend to whom, as a boolean tensor: True where query q may read key k.
+"""Who may attend to whom, as data: a predicate that is true where query q may read key k.
 
-Queries are the last T of S positions, so that one rule serves training (T = S) and decoding with a cache (T < S).
+    allows(b, h, q, k) -> bool        row of the batch, head, place of the query, place of the key
+
+The four are integer tensors that broadcast against one another, so that one line serves every kernel: dense kernels
+evaluate it on all pairs, the banded one on the pairs of a block, FlexAttention traces it. `Mask` adds what is known of
+a predicate and lets kernels and caches leave keys out. Masks combine by ``&`` and ``|``:
+
+    sliding_window(256)                       causal() & Mask(lambda b, h, q, k: q - k < 256, reach=256)
+    global tokens plus window                 sliding_window(256) | causal() & Mask(lambda b, h, q, k: k < 4)
+
+`MASKS` is the registry: the options of a mask in the configuration are the parameters of its function. A picture of
+each stands in docs/attention.md, drawn from the predicate.
 """
 
 from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from gpt2lab.errors import InputError
 
+Predicate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-def causal(T: int, S: int, device: torch.device) -> torch.Tensor:
-    """Return the (T, S) mask in which query i, standing at position S - T + i, reads positions up to its own."""
+CHECKED_PLACES = 512
+"""What a mask says of itself is checked on sequences up to this long."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A predicate, and what is known of it."""
+
+    allows: Predicate
+    reach: int | None = None
+    """A query at q reads no key at q - reach or before, the leading ones excepted; None: it may."""
+    leading: int = 0
+    """Places at the beginning that are read from anywhere, whatever the reach."""
+    looks_ahead: bool = False
+    """Whether a query may read what follows it: then the next-token loss leaks, and no cache can serve."""
+
+    def __and__(self, other: Mask) -> Mask:
+        """Allow what both allow."""
+        near = min((m for m in (self, other) if m.reach is not None), key=lambda m: m.leading + m.span, default=self)
+        return Mask(
+            lambda b, h, q, k: self.allows(b, h, q, k) & other.allows(b, h, q, k),
+            near.reach,
+            near.leading,
+            self.looks_ahead and other.looks_ahead,
+        )
+
+    def __or__(self, other: Mask) -> Mask:
+        """Allow what either allows."""
+        limited = self.reach is not None and other.reach is not None
+        return Mask(
+            lambda b, h, q, k: self.allows(b, h, q, k) | other.allows(b, h, q, k),
+            max(self.span, other.span) if limited else None,
+            max(self.leading, other.leading),
+            self.looks_ahead or other.looks_ahead,
+        )
+
+    @property
+    def span(self) -> int:
+        """The reach where there is one, else 0."""
+        return self.reach or 0
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is the causal mask itself, which kernels know without being told."""
+        return self.allows is _not_after
+
+    def keys_per_query(self, S: int) -> int:
+        """Return how many of S keys a query may read at most, as far as is known: the leading ones and the reach."""
+        return S if self.reach is None else min(S, self.leading + self.reach)
+
+
+def _not_after(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return k <= q
+
+
+def causal() -> Mask:
+    """k <= q: GPT's own (Radford et al. 2018, section 3.1)."""
+    return Mask(_not_after)
+
+
+def sliding_window(window: int) -> Mask:
+    """q - window < k <= q: the last ``window`` places, its own among them (Beltagy et al. 2020, section 3.1)."""
+    return causal() & Mask(lambda b, h, q, k: q - k < window, reach=window)
+
+
+def global_window(window: int, prefix: int) -> Mask:
+    """The window, and the first ``prefix`` places for everyone (Beltagy et al. 2020, section 3.1, made causal)."""
+    leading = causal() & Mask(lambda b, h, q, k: k < prefix, reach=window, leading=prefix)
+    return sliding_window(window) | leading
+
+
+def strided(window: int) -> Mask:
+    """The window, and every ``window``-th place before it (Child et al. 2019, section 4.2, its two heads as one)."""
+    return causal() & Mask(lambda b, h, q, k: (q - k < window) | ((q - k) % window == 0))
+
+
+def prefix_lm(prefix: int) -> Mask:
+    """Causal, but the first ``prefix`` places read one another both ways (Raffel et al. 2020, section 3.2.1)."""
+    return causal() | Mask(lambda b, h, q, k: (k < prefix) & (q >= 0), looks_ahead=True)
+
+
+def bidirectional() -> Mask:
+    """Everyone reads everyone (Devlin et al. 2019): the loss of the next token means nothing under it."""
+    return Mask(lambda b, h, q, k: (q >= 0) & (k >= 0), looks_ahead=True)
+
+
+def document(ids: torch.Tensor) -> Mask:
+    """Query and key stand in the same document; ids (B, T) number the document of each place. Combine with another."""
+    return Mask(lambda b, h, q, k: ids[b, q] == ids[b, k], looks_ahead=True)
+
+
+MASKS: dict[str, Callable[..., Mask]] = {
+    "causal": causal,
+    "window": sliding_window,
+    "global": global_window,
+    "strided": strided,
+    "prefix": prefix_lm,
+    "bidirectional": bidirectional,
+}
+"""Masks by the name that the configuration gives them. To add your own, add it here."""
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """Return the options of the configuration that a mask takes."""
+    return tuple(inspect.signature(MASKS[name]).parameters)
+
+
+@functools.lru_cache
+def make_mask(name: str, n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]) -> Mask:
+    """Make a mask of the registry and check, on up to 512 places, that it is what it says.
+
+    Raises:
+        InputError: It lets a query read what follows it, or further back than its reach, and does not say so.
+    """
+    mask = MASKS[name](**dict(options))
+    if mask.is_causal:
+        return mask
+    n = min(n_ctx, CHECKED_PLACES)
+    places = torch.arange(n, device="cpu")
+    _, head, q, k = grid(1, n_head, places, places)
+    allowed = mask.allows(torch.zeros_like(head), head, q, k).expand(1, n_head, n, n)
+    wrong = {}
+    if not mask.looks_ahead:
+        wrong["which follows it; combine it with causal(), or say looks_ahead=True"] = k > q
+    if mask.reach is not None:
+        far = (q - k >= mask.reach) & (k >= mask.leading)
+        wrong[f"further back than its reach of {mask.reach}; correct the reach"] = far
+    for why, where in wrong.items():
+        if bool((found := allowed & where).any()):
+            _, h, query, key = found.nonzero()[0].tolist()
+            raise InputError(f'mask "{name}" lets head {h} at place {query} read place {key}, {why}')
+    return mask
+
+
+def grid(
+    B: int, H: int, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row, head, query and key as tensors that broadcast to (B, H, T, S), for places q (T,) and k (S,)."""
+    b = torch.arange(B, device=q.device)[:, None, None, None]
+    h = torch.arange(H, device=q.device)[:, None, None]
+    return b, h, q[:, None], k
+
+
+def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Return the mask as a boolean tensor that broadcasts to (B, H, T, S); sizes that it does not depend on are 1."""
+    allowed = mask.allows(*grid(B, H, q, k))
+    return allowed[(None,) * (4 - allowed.dim())]
+
+
+def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:
+    """Return the (T, S) mask in which query i, standing at place S - T + i, reads places up to its own."""
     queries = torch.arange(S - T, S, device=device)[:, None]  # (T, 1)
     keys = torch.arange(S, device=device)[None, :]  # (1, S)
     return keys <= queries
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return 0 where a boolean mask is true and -inf elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -math.inf)
+
+
+def without_empty_rows(allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Let rows of a mask (.., T, S) that may read nothing read everything; return which they are, (.., T, 1), if any.
+
+    Their softmax, and its gradient, are finite so; the output is set to zero afterwards.
+    """
+    empty = ~allowed.any(dim=-1, keepdim=True)
+    if allowed.device.type == "cpu" and not bool(empty.any()):  # elsewhere the question would wait for the device
+        return allowed, None
+    return allowed | empty, empty
 
 
 def as_mask(mask: torch.Tensor, B: int, H: int, T: int, S: int) -> torch.Tensor:

@@ -1,0 +1,141 @@
+"""Attention within a window, in time and memory that grow with T * W and not with T * T.
+
+Queries are taken in blocks. A block of b queries reads at most W - 1 + b keys (and the leading ones that everyone may
+read), so its scores are a small matrix that holds whole rows: an ordinary softmax will do.
+
+    keys      0 1 2 3 4 5 6 7 8 ...          W = 3, b = 4
+    block 0   . . . .
+    block 1       . . . . . .
+    block 2               . . . . . .
+
+Nothing of a block but its output is kept. The backward pass computes its scores once more (after Dao et al. 2022,
+section 3.1) and adds each block's part to the gradients of the keys that it read. Plain PyTorch: it runs wherever
+matrix products do. The window is that of Beltagy et al. 2020, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from gpt2lab.model.masks import Mask, additive, dense, without_empty_rows
+
+BLOCK = 128
+"""Queries in a block: more read more keys that are masked, fewer make products too small to be fast, as measured."""
+
+
+class Band(NamedTuple):
+    """A block of queries and the keys that it reads: ``leading`` from the beginning, and those from first to last."""
+
+    start: int
+    end: int
+    leading: int
+    first: int
+    bias: torch.Tensor
+    """0 or -inf, broadcastable to (B, H, end - start, leading + end - first)."""
+
+
+def make_bands(
+    mask: Mask, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
+) -> tuple[tuple[Band, ...], torch.Tensor | None]:
+    """Cut a mask of limited reach over T places into bands; return them, and which queries may read nothing, if any."""
+    bands, empty = [], []
+    for start in range(0, T, BLOCK):
+        end, first = min(T, start + BLOCK), max(0, start - mask.span + 1)
+        leading = min(mask.leading, first)
+        places = torch.arange(end, device=device)
+        allowed = dense(mask, B, H, places[start:], torch.cat([places[:leading], places[first:]]))
+        allowed, none = without_empty_rows(allowed)
+        bands.append(Band(start, end, leading, first, additive(allowed, dtype)))
+        empty.append(none)
+    if all(none is None for none in empty):
+        return tuple(bands), None
+    flags = [
+        torch.zeros_like(band.bias[..., :1], dtype=torch.bool) if none is None else none
+        for band, none in zip(bands, empty, strict=True)
+    ]
+    return tuple(bands), torch.cat(flags, dim=2)
+
+
+def banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bands: tuple[Band, ...], dropout: float) -> torch.Tensor:
+    """Attend within bands: q (B, H, T, D), k and v (B, K, T, D), K dividing H, to (B, H, T, D)."""
+    return _Banded.apply(q, k, v, bands, dropout)
+
+
+class _Banded(torch.autograd.Function):
+    """The loop over bands, forward and backward. Inside, heads are folded to (B * K, G, T, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bands: tuple[Band, ...], dropout: float
+    ) -> torch.Tensor:
+        B, H, T, D = q.shape
+        K = k.shape[1]
+        out = torch.empty(B * K, H // K, T, D, dtype=q.dtype, device=q.device)
+        folded = q.reshape(out.shape), k.reshape(B * K, T, D), v.reshape(B * K, T, D)
+        kept = []  # which weights dropout keeps
+        for band in bands:
+            weights = _weights(band, folded[0], folded[1], B)
+            if dropout:
+                kept.append(torch.rand_like(weights) >= dropout)
+                weights = weights * kept[-1] / (1.0 - dropout)
+            y = torch.bmm(weights, _keys(band, folded[2]))
+            out[:, :, band.start : band.end] = y.view(B * K, H // K, -1, D)
+        ctx.save_for_backward(*folded)
+        ctx.bands, ctx.kept, ctx.dropout, ctx.B = bands, kept, dropout, B
+        return out.view(B, H, T, D)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        BK, G, T, D = q.shape
+        grad_out = grads[0].reshape(q.shape)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for index, band in enumerate(ctx.bands):
+            weights = _weights(band, q, k, ctx.B)  # (B * K, G * b, S)
+            g = grad_out[:, :, band.start : band.end].reshape(BK, -1, D)
+            grad_weights = torch.bmm(g, _keys(band, v).transpose(1, 2))
+            dropped = weights
+            if ctx.dropout:
+                scale = ctx.kept[index] / (1.0 - ctx.dropout)
+                dropped, grad_weights = weights * scale, grad_weights * scale
+            scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            scores /= math.sqrt(D)
+            grad_q[:, :, band.start : band.end] = torch.bmm(scores, _keys(band, k)).view(BK, G, -1, D)
+            _add(band, grad_k, torch.bmm(scores.transpose(1, 2), q[:, :, band.start : band.end].reshape(BK, -1, D)))
+            _add(band, grad_v, torch.bmm(dropped.transpose(1, 2), g))
+        shape = (ctx.B, -1, T, D)
+        return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape), None, None
+
+
+def _weights(band: Band, q: torch.Tensor, k: torch.Tensor, B: int) -> torch.Tensor:
+    """Return the attention weights (B * K, G * b, S) of a band."""
+    BK, G, _, D = q.shape
+    queries = q[:, :, band.start : band.end].reshape(BK, -1, D)
+    keys = _keys(band, k).transpose(1, 2)
+    scores = torch.baddbmm(fold_bias(band.bias, B, BK // B, G), queries, keys, alpha=1.0 / math.sqrt(D))
+    return F.softmax(scores, dim=-1)
+
+
+def _keys(band: Band, x: torch.Tensor) -> torch.Tensor:
+    """Return the rows of x (B * K, T, D) that a band reads."""
+    near = x[:, band.first : band.end]
+    return torch.cat([x[:, : band.leading], near], dim=1) if band.leading else near
+
+
+def _add(band: Band, total: torch.Tensor, part: torch.Tensor) -> None:
+    """Add a band's part of a gradient to the rows that it read."""
+    if band.leading:
+        total[:, : band.leading] += part[:, : band.leading]
+    total[:, band.first : band.end] += part[:, band.leading :]
+
+
+def fold_bias(bias: torch.Tensor, B: int, K: int, G: int) -> torch.Tensor:
+    """Return an additive mask that broadcasts to (B, H, T, S) for queries folded to (B * K, G * T, D)."""
+    T, S = bias.shape[-2:]
+    if bias.numel() == T * S:
+        return bias.view(T, S).repeat(G, 1)
+    return bias.expand(B, K * G, T, S).reshape(B * K, G * T, S)

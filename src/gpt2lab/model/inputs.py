@@ -1,0 +1,51 @@
+"""What may be given to a forward pass together, and what may not."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from gpt2lab.errors import InputError
+from gpt2lab.model.cache import KVCache
+from gpt2lab.model.config import GPTConfig
+
+
+def check_inputs(
+    config: GPTConfig,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: KVCache | None,
+    documents: torch.Tensor | None,
+    positions: torch.Tensor | None,
+) -> None:
+    """Raise `InputError` where the arguments of a pass do not fit one another or the model."""
+    n_ctx, T = config.n_ctx, tokens.shape[1]
+    if cache is None and n_ctx < T:
+        raise InputError(f"{T} tokens are more than the model's context of {n_ctx}")
+    for name, given in (("documents", documents), ("positions", positions)):
+        if given is not None and cache is not None:
+            raise InputError(f"{name} are for whole passes: a cache holds one document a row; leave them out")
+        if given is not None and (given.shape != tokens.shape or given.is_floating_point()):
+            raise InputError(f"{name} has shape {tuple(given.shape)}, {given.dtype}; give integers like the tokens'")
+    if positions is not None and positions.device.type == "cpu" and not 0 <= int(positions.max()) < n_ctx:
+        raise InputError(f"positions go up to {int(positions.max())}; the model's context is {n_ctx}")
+    if cache is not None and mask is not None and cache.rolling:
+        raise InputError(f"the cache of mask {config.mask} forgets keys that a tensor may name; leave one out")
+    if cache is not None and cache.length and mask is None and config.attention_mask.looks_ahead:
+        raise InputError(
+            f"mask {config.mask} reads ahead: what is cached would change with each new token; "
+            "read the whole sequence again"
+        )
+
+
+def warn_of_leaks(config: GPTConfig, mask: torch.Tensor | None) -> None:
+    """Warn where a mask, the configuration's or a tensor in its place, lets a token read what it is to predict."""
+    leaks = config.attention_mask.looks_ahead if mask is None else bool(mask.triu(1).any())
+    if leaks:
+        what = f"mask {config.mask}" if mask is None else "the mask"
+        warnings.warn(
+            f"{what} lets tokens read what follows them, which is what they are to predict: the loss leaks and says "
+            "nothing of the model",
+            stacklevel=3,
+        )
