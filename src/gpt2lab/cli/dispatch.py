@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt2lab import __version__
-from gpt2lab.cli import data, evaluation, lab, tokenizer, training
+from gpt2lab.cli import data, evaluation, lab, tokenizer, training, weights
 from gpt2lab.cli.parsing import call
 from gpt2lab.errors import InputError, did_you_mean
 
@@ -54,6 +54,8 @@ VERBS: dict[str, Any] = {
     "sample": evaluation.sample,
     "eval": {"perplexity": evaluation.perplexity, "positions": evaluation.positions},
     "report": lab.report,
+    "import-hf": weights.import_hf,
+    "export-hf": weights.export_hf,
 }
 """The command line as a tree of functions."""
 

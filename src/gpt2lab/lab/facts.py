@@ -88,7 +88,7 @@ def model_facts(record: Record) -> tuple[Fact, ...]:
 def training_facts(record: Record) -> tuple[Fact, ...]:
     """Return how the run was trained, in words."""
     config, optim = record.config, record.options("optim")
-    if not config:
+    if not optim:  # nothing is known, or the weights were imported
         return ()
     muon = optim.get("name") == "muon"
     prints = record.state.get("fingerprints")

@@ -45,7 +45,7 @@ def _run_content(record: Record, name: str) -> RunContent:
         remarks=_remarks(record),
         key_figures=_key_figures(record),
         curves=_curves(record),
-        evaluations=_evaluations(record.evals),
+        evaluations=evaluations(record.evals),
         strategies=_strategies(record.samples),
         other_steps=_others(record.samples),
         model=model_facts(record),
@@ -162,7 +162,7 @@ _TITLES = {("stories", "samples"): "The stories that it writes"}
 _SPLITS = {"test": "the test set", "val": "the validation set", "train": "the training set"}
 
 
-def _evaluations(rows: Iterable[Evaluated]) -> tuple[Evaluation, ...]:
+def evaluations(rows: Iterable[Evaluated]) -> tuple[Evaluation, ...]:
     """Group figures by protocol, newest step first of each; figures of older steps stay in evals.csv."""
     groups: dict[tuple[str, str, str], dict[str, Evaluated]] = {}
     for row in sorted(rows, key=lambda row: row.step):

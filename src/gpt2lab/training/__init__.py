@@ -9,6 +9,7 @@ from __future__ import annotations
 from gpt2lab.training.checkpoint import Checkpoint, load_model
 from gpt2lab.training.config import RECIPES, OptimConfig, TrainConfig, from_dict, to_dict
 from gpt2lab.training.hooks import Hooks, HooksFor, StepReport
+from gpt2lab.training.imported import save_imported
 from gpt2lab.training.interrupt import Interrupted
 from gpt2lab.training.session import resume, saved_config, start
 
@@ -24,6 +25,7 @@ __all__ = [
     "from_dict",
     "load_model",
     "resume",
+    "save_imported",
     "saved_config",
     "start",
     "to_dict",

@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, sha256_of, sync_directory, temporary_name, write_json
 from gpt2lab.model import GPT
+from gpt2lab.model.weights import load_tensors
 from gpt2lab.runs import Run
 from gpt2lab.training.config import from_dict
 from gpt2lab.training.optim import state_names
@@ -52,6 +53,11 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """The scalars of the training state."""
         return read_json(self.path / "state.json")
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """Of the data that the weights were trained on; None where they were imported."""
+        return self.state["fingerprints"].get("data")
 
 
 def save(run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> Checkpoint:
@@ -200,7 +206,7 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
     Raises:
         InputError: Names or shapes differ from the model's (listed).
     """
-    weights = _load_tensors(checkpoint.path / "model.safetensors")
+    weights = load_tensors(checkpoint.path / "model.safetensors")
     expected = model.state_dict()
     different = sorted(weights.keys() ^ expected.keys())
     different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
@@ -209,7 +215,7 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
     model.load_state_dict(weights)
     if optimiser is None:
         return
-    moments = _load_tensors(checkpoint.path / "optimizer.safetensors")
+    moments = load_tensors(checkpoint.path / "optimizer.safetensors")
     kept = state_names(optimiser)
     for name, parameter in model.named_parameters():
         keys = {key: moments.get(f"{name}.{key}") for key in kept[parameter]}
@@ -218,13 +224,6 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
             raise InputError(f"{checkpoint.path / 'optimizer.safetensors'} lacks {', '.join(missing)}; use another one")
         # A fused optimiser keeps its step count beside the moments, on the parameter's device.
         optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in keys.items() if v is not None}
-
-
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); nothing else is read here") from error
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:

@@ -73,8 +73,12 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
     run = Run.open(config.out)
     saved = saved_config(run)
     merged = merge_for_resume(config, saved)
-    dataset = TokenDataset(config.data)
     found, warnings = _checkpoint_to_resume(run, config.resume or "last")
+    if found.data_fingerprint is None:
+        raise InputError(
+            f"{run.path} was imported: there is no training to go on with; begin one with --init {run.path}"
+        )
+    dataset = TokenDataset(config.data)
     require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
     plan = resolve(merged, dataset)
     if why := _why_over(found, plan, saved, total_steps(saved, dataset)):

@@ -48,10 +48,14 @@ class Subject:
 
     def split(self, data: Path | None, split: str) -> HeldOut:
         """Open a split of prepared data, named with the data where that is not the run's own."""
+        if data is None and self.checkpoint.data_fingerprint is None:
+            raise InputError(
+                f"{self.run.path} was imported and has no data of its own; give --data, prepared with its tokenizer"
+            )
         dataset = TokenDataset(data or self.config.data)
         dataset.require_tokenizer(self.tokenizer)
         held_out = HeldOut.of_split(dataset, split)
-        if dataset.fingerprint == self.checkpoint.state["fingerprints"]["data"]:
+        if dataset.fingerprint == self.checkpoint.data_fingerprint:
             return held_out
         return dataclasses.replace(held_out, name=f"{split} of {dataset.directory} ({dataset.fingerprint[:16]})")
 

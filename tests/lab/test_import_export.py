@@ -1,0 +1,173 @@
+"""Between run directories and Hugging Face's: both ways, what comes out must compute what went in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from gpt2lab import GPT, Tokenizer, generate
+from gpt2lab.cli import main
+from gpt2lab.runs import Run
+from gpt2lab.training import load_model
+
+TEXT = "One day, Lily's  naïve cat 🐈 said:\n\n\t“1,234!”   <|endoftext|> x"
+SMALL = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.n-ctx", "32"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that was measured, its data, and what was exported of it."""
+    folder = tmp_path_factory.mktemp("exports")
+    tok, data, run, out = (str(folder / name) for name in ("tok", "data", "run", "out"))
+    stories = ["--max-documents", "60"]
+    assert main(["tokenizer", "train", "--input", "stories", "--vocab-size", "400", "--out", tok, *stories]) == 0
+    assert main(["data", "prepare", "stories", "--tokenizer", tok, "--out", data, *stories]) == 0
+    train = ["--data", data, "--out", run, "--steps", "10", *SMALL, "--batch-tokens", "128", "--precision", "fp32"]
+    assert main(["train", *train]) == 0
+    assert main(["eval", "perplexity", run]) == 0
+    assert main(["export-hf", run, out]) == 0
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gpt2lab: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_an_exported_model_loads_in_transformers_and_computes_what_the_run_does(work: Path) -> None:
+    ours, _ = load_model(Run.open(work / "run"))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(work / "out")
+    tokens = torch.randint(400, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, atol=1e-4, rtol=0)
+    prompt = tokens[:, :5]
+    found = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=27)
+    assert torch.equal(found, generate(ours, prompt, 27, greedy=True)[:, : found.shape[1]])
+
+
+def test_an_exported_tokenizer_gives_the_ids_of_the_runs(work: Path) -> None:
+    ours, theirs = Tokenizer.load(work / "tok"), AutoTokenizer.from_pretrained(work / "out")
+    assert theirs.encode(TEXT) == ours.encode(TEXT, allowed_special="all")
+    assert theirs.decode(theirs.encode(TEXT)) == TEXT
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.eot, ours.eot)
+    assert theirs.model_max_length == 32
+    assert len(theirs) == ours.n_vocab
+
+
+def test_a_tokenizer_of_another_pattern_is_exported_too(work: Path, tmp_path: Path) -> None:
+    tok, run, out = (str(tmp_path / name) for name in ("tok", "run", "out"))
+    train = ["--input", "stories", "--vocab-size", "400", "--max-documents", "20", "--pattern", "cl100k"]
+    assert main(["tokenizer", "train", *train, "--out", tok]) == 0
+    assert main(["import-hf", str(work / "out"), run, "--tokenizer", tok]) == 0
+    assert main(["export-hf", run, out]) == 0
+    assert not (tmp_path / "out" / "merges.txt").exists()
+    theirs = AutoTokenizer.from_pretrained(out)
+    assert theirs.encode(TEXT) == Tokenizer.load(tok).encode(TEXT, allowed_special="all")
+
+
+def test_the_model_card_says_what_the_model_is_and_how_it_was_measured(work: Path) -> None:
+    card = (work / "out" / "README.md").read_text(encoding="utf-8")
+    _, metadata, text = card.split("---\n", 2)
+    assert "library_name: transformers" in metadata
+    assert 'from_pretrained("out")' in text and "trained for 10 steps" in text
+    figures = {row["metric"]: float(row["value"]) for row in Run.open(work / "run").evals()}
+    protocol = Run.open(work / "run").evals()[0]["protocol"]
+    assert f"{figures['perplexity']:.1f}" in text and protocol in text
+    assert "| Batch | 128 tokens a step |" in text
+    assert str(work) not in text  # nobody's folders
+
+
+def test_export_then_import_gives_the_same_weights_tokenizer_and_figures(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "again"
+    assert main(["import-hf", str(work / "out"), str(run)]) == 0
+    before, after = (load_model(Run.open(path))[0] for path in (work / "run", run))
+    assert before.config == after.config
+    assert all(torch.equal(weight, after.state_dict()[name]) for name, weight in before.state_dict().items())
+    assert Tokenizer.load(run / "tokenizer").fingerprint == Tokenizer.load(work / "tok").fingerprint
+    assert main(["eval", "perplexity", str(run), "--data", str(work / "data"), "--precision", "fp32"]) == 0
+    assert main(["eval", "perplexity", str(work / "run"), "--precision", "fp32"]) == 0
+    losses = [
+        [row["value"] for row in Run.open(path).evals() if row["metric"] == "loss"] for path in (run, work / "run")
+    ]
+    assert losses[0][-1] == losses[1][-1]
+
+
+def test_an_imported_run_can_be_sampled_reported_and_exported(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "again")
+    assert main(["import-hf", str(work / "out"), run]) == 0
+    capsys.readouterr()
+    assert main(["sample", run, "--prompt", "One day", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("One day")
+    assert main(["report", run]) == 0
+    page = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    assert "A GPT-2 of 2 layers" in page
+    assert main(["export-hf", run, str(tmp_path / "out")]) == 0
+    assert f"imported from {work / 'out'}" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (work / "out" / name).read_bytes()
+
+
+def test_what_transformers_saved_with_gpt2s_own_vocabulary_is_imported(gpt2_vocabulary: Path, tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16)
+    theirs: Any = GPT2LMHeadModel(config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copy(gpt2_vocabulary / "encoder.json", tmp_path / "theirs" / "vocab.json")
+    shutil.copy(gpt2_vocabulary / "vocab.bpe", tmp_path / "theirs" / "merges.txt")
+    assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "pair")]) == 0
+    AutoTokenizer.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "theirs")  # writes tokenizer.json
+    assert (tmp_path / "theirs" / "tokenizer.json").exists()
+    (tmp_path / "theirs" / "merges.txt").unlink(missing_ok=True)
+    assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "json")]) == 0
+    expected = Tokenizer.gpt2(gpt2_vocabulary).encode(TEXT)
+    for run in ("pair", "json"):
+        assert Tokenizer.load(tmp_path / run / "tokenizer").encode(TEXT) == expected
+
+
+def test_what_an_import_cannot_use_is_said_in_a_line_and_nothing_is_made(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def import_of(folder: Path, *more: str | Path) -> str:
+        said = refused(capsys, "import-hf", folder, tmp_path / "run", *more)
+        assert not (tmp_path / "run").exists()
+        return said
+
+    bare = tmp_path / "bare"
+    GPT.from_hf(work / "out").save_hf(bare)
+    assert "vocab.json" in import_of(bare)
+    assert main(["tokenizer", "train", "--input", "stories", "--vocab-size", "300", "--out", str(tmp_path / "tok"),
+                 "--max-documents", "20"]) == 0  # fmt: skip
+    assert "vocabulary of 400, its tokenizer one of 300" in import_of(bare, "--tokenizer", tmp_path / "tok")
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    assert "the architecture is llama" in import_of(bare)
+    assert "config.json is missing" in import_of(tmp_path)
+    assert "does not exist" in import_of(tmp_path / "nowhere")
+
+
+def test_what_exists_is_not_overwritten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    assert "exists" in refused(capsys, "import-hf", work / "out", work / "run")
+    assert "exists" in refused(capsys, "export-hf", work / "run", work / "out")
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+
+
+def test_an_imported_run_has_no_data_and_no_training_to_go_on_with(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "again"
+    assert main(["import-hf", str(work / "out"), str(run)]) == 0
+    assert "give --data" in refused(capsys, "eval", "perplexity", run)
+    assert "begin one with --init" in refused(capsys, "train", "--resume", "--out", run, "--data", work / "data")
