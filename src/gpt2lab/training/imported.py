@@ -13,8 +13,8 @@ from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.config import OptimConfig
-from gpt2lab.training.state import Progress
 from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.state import Progress
 
 
 def save_imported(model: GPT, tokenizer: Tokenizer, path: Path, origin: str) -> Run:
