@@ -101,7 +101,7 @@ def test_a_damaged_file_is_named_before_a_tensor_is_loaded(
 ) -> None:
     run, config = copied
     damage(folder_of(run, 16) / name)
-    monkeypatch.setattr(checkpoint, "load_file", lambda path: pytest.fail(f"{path} was loaded"))
+    monkeypatch.setattr(checkpoint, "load_tensors", lambda path: pytest.fail(f"{path} was loaded"))
     before = snapshot(run.path)
     for read in (lambda: go_on(config, 16), lambda: load_model(run, "16")):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
