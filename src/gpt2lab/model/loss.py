@@ -92,6 +92,7 @@ class _FusedLoss(torch.autograd.Function):
                     loss += _loss_and_gradient_(logits[part], targets[rows][part], vocab_size)
                 torch.mm(logits, w, out=grad_x[rows])
                 grad_weight += logits.T @ x[rows]
+                del logits  # or the next chunk's would be made beside it
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss / len(x)
