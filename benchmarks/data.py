@@ -24,7 +24,6 @@ import torch
 
 from gpt2lab.data import Loader, TokenStream, documents, open_shard, prepare
 from gpt2lab.data.shards import UINT16, ShardWriter
-from gpt2lab.errors import InputError
 from gpt2lab.files import write_json
 from gpt2lab.tokenizer import Tokenizer
 
@@ -99,13 +98,6 @@ def resident_mb() -> float:
     return int(status.read_text().split("VmRSS:")[1].split()[0]) / 1024 if status.exists() else 0.0
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.load(folder)
-    except InputError:
-        return Tokenizer.gpt2(folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tokenizer", type=Path, required=True)
@@ -115,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         result = {
-            "preparing": preparing(load_tokenizer(options.tokenizer), folder, options.repeats),
+            "preparing": preparing(Tokenizer.load(options.tokenizer), folder, options.repeats),
             "loading": loading(folder, options.tokens),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "versions": f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}",

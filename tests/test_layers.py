@@ -15,6 +15,7 @@ SOURCE = Path(gpt2lab.__file__).parent
 LEVELS = {
     "errors": 0,
     "files": 1,
+    "hub": 2,
     "runtime": 2,
     "runs": 3,
     "tokenizer": 4,

@@ -48,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 VERBS: dict[str, Any] = {
     "quickstart": lab.quickstart,
     "check": lab.check,
-    "tokenizer": {"train": tokenizer.train, "encode": tokenizer.encode, "decode": tokenizer.decode},
+    "tokenizer": {
+        "train": tokenizer.train,
+        "show": tokenizer.show,
+        "export": tokenizer.export,
+        "encode": tokenizer.encode,
+        "decode": tokenizer.decode,
+    },
     "data": {"prepare": data.prepare},
     "train": training.train,
     "sample": evaluation.sample,

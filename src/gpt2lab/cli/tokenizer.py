@@ -37,6 +37,46 @@ def train(
     return 0
 
 
+def show(
+    tokenizer: Positional[Path],
+    text: str | None = None,
+    input: Annotated[tuple[str, ...], arg(metavar="FILE")] = (),
+    gpt2: str | None = None,
+    longest: int = 10,
+    max_documents: int | None = None,
+) -> int:
+    """Show how a tokenizer splits text and how well its vocabulary fits.
+
+    Args:
+        tokenizer: Directory of a tokenizer, of a run, or of prepared data; or hub:OWNER/NAME.
+        text: What to split; by default the beginning of the input, or a sample.
+        input: Text to measure bytes per token on: files, folders of them, or "stories"; by default the text.
+        gpt2: Compare with GPT-2's own: its directory, "tiktoken" for tiktoken's cache, or a name on the Hub.
+        longest: How many of the longest tokens to list.
+        max_documents: Measure only so many documents.
+    """
+    from gpt2lab.lab.commands.tokenizer import show_tokenizer
+
+    show_tokenizer(tokenizer, text, input, gpt2, longest, max_documents)
+    return 0
+
+
+def export(
+    tokenizer: Positional[Path], out: Path, format: Literal["huggingface", "gpt2", "tiktoken"] = "huggingface"
+) -> int:
+    """Write a tokenizer in the form of another program.
+
+    Args:
+        tokenizer: Directory of a tokenizer, of a run, or of prepared data; or hub:OWNER/NAME.
+        out: Directory to write into; no file in it is overwritten.
+        format: Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, or a rank file of tiktoken.
+    """
+    from gpt2lab.lab.commands.tokenizer import export_tokenizer
+
+    export_tokenizer(tokenizer, out, format)
+    return 0
+
+
 def encode(tokenizer: Positional[Path]) -> int:
     """Turn text on standard input into ids on standard output, a line for a line.
 

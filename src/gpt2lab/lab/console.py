@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,11 +13,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from gpt2lab.training import StepReport
 
@@ -84,3 +87,43 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _MergesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} merges/s" if task.speed else "")
+
+
+@contextmanager
+def merging_bar() -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
+    """Yield what shows a tokenizer's training: ``(characters read)``, then ``(merges, merges wanted)`` as a bar."""
+    if not console.is_terminal:
+        yield lambda characters: None, lambda done, total: None
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _MergesPerSecond(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+        yield (
+            lambda characters: progress.update(task, description=f"read {characters / 1e6:,.1f} M characters"),
+            lambda done, total: progress.update(task, description="merging", completed=done, total=total),
+        )
+
+
+_STRIPES = ("black on bright_cyan", "black on bright_yellow")
+
+
+def print_tokens(tokens: Sequence[str]) -> None:
+    """Print the tokens of a text: in colours by turns in a terminal, elsewhere with ``|`` between them."""
+    text = Text()
+    for index, token in enumerate(tokens):
+        text.append(token, _STRIPES[index % 2])
+        if index + 1 < len(tokens):
+            begins_a_line = token.endswith(r"\n")
+            text.append("\n" if begins_a_line else "" if console.is_terminal else "|")
+    console.print(text)

@@ -103,7 +103,7 @@ def _prepare(text: Path | None, folder: Path) -> TokenDataset:
     documents = DOCUMENTS if text is None else None
     _step(1, f"learning a tokenizer of {VOCABULARY:,} entries from {sources[0]}")
     corpus = texts(sources, max_documents=TOKENIZER_DOCUMENTS if text is None else None)
-    with console.bar("merges") as progress:
+    with console.merging_bar() as (_, progress):
         tokenizer = Tokenizer.train(corpus, VOCABULARY, progress=progress)
     _step(2, f"writing token shards to {folder}")
     with console.counting("preparing") as show:

@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt2lab.files import new_directory
+from gpt2lab.hub import find_model
 from gpt2lab.model.attention import CAUSAL, CausalSelfAttention
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.hub import find_model
 from gpt2lab.model.inputs import check_inputs, warn_of_leaks
 from gpt2lab.model.loss import fused_loss, token_losses
 from gpt2lab.model.positions import Rotation, rotation, sinusoidal
 from gpt2lab.model.view import View, batch_mask, make_view, tensor_mask
-from gpt2lab.model.weights import read_hf, write_hf
+from gpt2lab.model.weights import FILES, read_hf, write_hf
 
 INIT_STD = 0.02
 
@@ -113,7 +113,7 @@ class GPT(nn.Module):
         Raises:
             InputError: There is no such thing, it is not GPT-2's architecture, or its weights do not fit it (listed).
         """
-        config, weights = read_hf(find_model(source))
+        config, weights = read_hf(find_model(source, FILES))
         with torch.device("meta"):  # no random weights that would only be replaced
             model = cls(config)
         model.load_state_dict(weights, assign=True)

@@ -29,6 +29,8 @@ from gpt2lab.files import read_json, write_json
 from gpt2lab.model.config import GPTConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json", "vocab.json", "merges.txt")
+"""What a directory of theirs may hold that is read here: patterns."""
 _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",

@@ -7,7 +7,17 @@ shows how well it fits a text (``inspection``).
 """
 
 from gpt2lab.tokenizer.bpe import train_naively
-from gpt2lab.tokenizer.inspection import Fit, longest_tokens, measure_fit, show_token
+from gpt2lab.tokenizer.inspection import Fit, longest_tokens, measure_fit, show_token, split_text
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, EXPORTS, Tokenizer
 
-__all__ = ["END_OF_TEXT", "EXPORTS", "Fit", "Tokenizer", "longest_tokens", "measure_fit", "show_token", "train_naively"]
+__all__ = [
+    "END_OF_TEXT",
+    "EXPORTS",
+    "Fit",
+    "Tokenizer",
+    "longest_tokens",
+    "measure_fit",
+    "show_token",
+    "split_text",
+    "train_naively",
+]

@@ -13,11 +13,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_atomically
+from gpt2lab.hub import find_model
 from gpt2lab.tokenizer.alphabet import BYTE_ORDER, spell, unspell
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern
 from gpt2lab.tokenizer.vocabulary import Vocabulary, ranks_of_tokens
@@ -38,25 +41,54 @@ _GPT2_FILES = (
 )
 
 
+def find_gpt2(source: Path | str) -> Path:
+    """Return the directory of GPT-2's files: ``source`` itself, tiktoken's cache, or what the Hub has.
+
+    Raises:
+        InputError: ``source`` is no directory, and the Hub does not have it either.
+    """
+    if source == "tiktoken" and not Path(source).is_dir():
+        return _tiktokens_cache()
+    return find_model(source, ("vocab.json", "merges.txt"))
+
+
+def _tiktokens_cache() -> Path:
+    """Return where tiktoken keeps what it has fetched."""
+    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        if directory := os.environ.get(variable):
+            return Path(directory)
+    return Path(tempfile.gettempdir()) / "data-gym-cache"
+
+
+def holds_gpt2(directory: Path) -> bool:
+    """Say whether a directory holds GPT-2's vocabulary, under whichever names."""
+    return _pair_of_files(directory) is not None
+
+
+def _pair_of_files(directory: Path) -> tuple[Path, Path] | None:
+    pairs = [(directory / vocabulary, directory / merges) for vocabulary, merges in _GPT2_FILES]
+    return next((pair for pair in pairs if all(file.exists() for file in pair)), None)
+
+
 def read_gpt2(directory: Path) -> Vocabulary:
     """Read GPT-2's vocabulary from a directory with its two files, under OpenAI's, Hugging Face's or tiktoken's names.
 
     Raises:
         InputError: the files are missing or damaged.
     """
-    for vocabulary_name, merges_name in _GPT2_FILES:
-        vocabulary_file, merges_file = directory / vocabulary_name, directory / merges_name
-        if vocabulary_file.exists() and merges_file.exists():
-            ids = read_json(vocabulary_file)
-            if not isinstance(ids, dict):
-                raise InputError(f"{vocabulary_file}: not a JSON object of tokens and ids; fetch it again")
-            try:
-                return from_spellings(ids, _read_merges(merges_file), None, GPT2)
-            except InputError as error:
-                raise InputError(f"{directory}: {error}") from None
-    raise InputError(
-        f"{directory} holds no GPT-2 vocabulary; it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"
-    )
+    pair = _pair_of_files(directory)
+    if pair is None:
+        raise InputError(
+            f"{directory} holds no GPT-2 vocabulary; it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"
+        )
+    vocabulary_file, merges_file = pair
+    ids = read_json(vocabulary_file)
+    if not isinstance(ids, dict):
+        raise InputError(f"{vocabulary_file}: not a JSON object of tokens and ids; fetch it again")
+    try:
+        return from_spellings(ids, _read_merges(merges_file), None, GPT2)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

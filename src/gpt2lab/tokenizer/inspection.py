@@ -47,6 +47,12 @@ def measure_fit(tokenizer: Tokenizer, texts: Iterable[str]) -> Fit:
     return Fit(n_tokens, n_bytes, len(used), tokenizer.n_vocab)
 
 
+def split_text(tokenizer: Tokenizer, text: str) -> list[bytes]:
+    """Return the tokens of a text as their bytes, in order; they join to the text."""
+    vocabulary = tokenizer.vocab
+    return [vocabulary[number] for number in tokenizer.encode(text)]
+
+
 def longest_tokens(tokenizer: Tokenizer, number: int) -> list[tuple[int, bytes]]:
     """Return the ordinary tokens of most bytes, the longest first, each with its id."""
     special = set(tokenizer.special_tokens.values())

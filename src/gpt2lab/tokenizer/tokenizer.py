@@ -23,10 +23,10 @@ from gpt2lab.tokenizer.alphabet import BYTE_ORDER
 from gpt2lab.tokenizer.bpe import Merge
 from gpt2lab.tokenizer.counting import count_words
 from gpt2lab.tokenizer.encoder import Encoder
-from gpt2lab.tokenizer.formats import read_gpt2, write_gpt2, write_tiktoken
+from gpt2lab.tokenizer.formats import find_gpt2, holds_gpt2, read_gpt2, write_gpt2, write_tiktoken
 from gpt2lab.tokenizer.pretokenize import find_pattern, special_pattern
 from gpt2lab.tokenizer.streaming import cut_stream
-from gpt2lab.tokenizer.tokenizer_json import read_tokenizer_json, write_tokenizer_json
+from gpt2lab.tokenizer.tokenizer_json import TOKENIZER_FILE, read_tokenizer_json, write_tokenizer_json
 from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -101,22 +101,31 @@ class Tokenizer:
         return cls(in_gpt2_order(_as_bytes(pairs), names, splitting))
 
     @classmethod
-    def gpt2(cls, directory: Path | str) -> Tokenizer:
-        """Read GPT-2's own vocabulary: encoder.json and vocab.bpe, vocab.json and merges.txt, or tiktoken's cache.
+    def gpt2(cls, source: Path | str) -> Tokenizer:
+        """Read GPT-2's own vocabulary.
+
+        Args:
+            source: A directory with encoder.json and vocab.bpe, or vocab.json and merges.txt; ``"tiktoken"`` for what
+                tiktoken has fetched; or a name on the Hugging Face Hub, such as ``"openai-community/gpt2"``.
 
         Raises:
-            InputError: a file is missing or damaged.
+            InputError: a file is missing or damaged, or cannot be fetched.
         """
-        return cls(read_gpt2(Path(directory)))
+        return cls(read_gpt2(find_gpt2(source)))
 
     @classmethod
     def load(cls, directory: Path | str) -> Tokenizer:
         """Read what :meth:`save` wrote, or any byte-level BPE in Hugging Face's format (``tokenizer.json``).
 
+        Where there is none but GPT-2's pair of files, read those.
+
         Raises:
             InputError: the file is missing or damaged, or not a byte-level BPE.
         """
-        return cls(read_tokenizer_json(Path(directory)))
+        path = Path(directory)
+        if holds_gpt2(path) and not (path / TOKENIZER_FILE).exists():
+            return cls(read_gpt2(path))
+        return cls(read_tokenizer_json(path))
 
     def save(self, directory: Path | str) -> None:
         """Write ``tokenizer.json``, in Hugging Face's format, into a directory (made where missing).

@@ -7,10 +7,10 @@ from typing import Any
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory, write_atomically, write_json
+from gpt2lab.hub import find_model
 from gpt2lab.lab.model_card import model_card
 from gpt2lab.model import GPT
-from gpt2lab.model.hub import find_model
-from gpt2lab.model.weights import write_hf
+from gpt2lab.model.weights import FILES, write_hf
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2lab.training import load_model, save_imported
@@ -24,17 +24,12 @@ def import_model(source: str, path: Path, tokenizer: Path | None) -> Run:
     """
     if path.exists():
         raise InputError(f"{path} exists; give the run another name")
-    folder = find_model(source)
+    folder = find_model(source, FILES)
     model = GPT.from_hf(folder)
-    run = save_imported(model, _tokenizer_in(tokenizer or folder), path, source)
+    run = save_imported(model, Tokenizer.load(tokenizer or folder), path, source)
     print(f"{path}: {model.n_params:,} parameters, a vocabulary of {model.config.vocab_size:,}, from {source}")
     print(f"next: gpt2lab sample {path}, or gpt2lab train --init {path} --data DIR --out NEW")
     return run
-
-
-def _tokenizer_in(folder: Path) -> Tokenizer:
-    """Read tokenizer.json, or the pair of files that GPT-2 was published with."""
-    return Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else Tokenizer.gpt2(folder)
 
 
 def export_run(path: Path, out: Path, which: str) -> None:
