@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt2lab import __version__
-from gpt2lab.cli import data, evaluation, lab, tokenizer, training, weights
+from gpt2lab.cli import compare, data, evaluation, lab, tokenizer, training, weights
 from gpt2lab.cli.parsing import call
 from gpt2lab.errors import InputError, did_you_mean
 
@@ -59,6 +59,7 @@ VERBS: dict[str, Any] = {
     "train": training.train,
     "sample": evaluation.sample,
     "eval": {"perplexity": evaluation.perplexity, "positions": evaluation.positions},
+    "compare": compare.compare,
     "report": lab.report,
     "import-hf": weights.import_hf,
     "export-hf": weights.export_hf,
@@ -80,7 +81,7 @@ def _dispatch(argv: list[str], verbs: dict[str, Any], prog: str) -> int:
     verb = verbs[name]
     if isinstance(verb, dict):
         return _dispatch(rest, verb, f"{prog} {name}")
-    return verb(rest) if verb is training.train else call(verb, rest, f"{prog} {name}")
+    return verb(rest) if verb in (training.train, compare.compare) else call(verb, rest, f"{prog} {name}")
 
 
 def _overview(verbs: dict[str, Any], prog: str) -> str:

@@ -18,11 +18,19 @@ T = TypeVar("T")
 
 def parse(what: Callable[..., T], argv: list[str], prog: str, default: T | None = None) -> T:
     """Let tyro build ``what`` from the arguments; its framed message on bad ones becomes one line."""
+    return _by_tyro(what, argv, prog, {} if default is None else {"default": default})
+
+
+def parse_known(what: Callable[..., T], argv: list[str], prog: str) -> tuple[T, list[str]]:
+    """Do the same, and return the arguments that are not those of ``what`` as well."""
+    return _by_tyro(what, argv, prog, {"return_unknown_args": True})
+
+
+def _by_tyro(what: Callable[..., Any], argv: list[str], prog: str, options: dict[str, Any]) -> Any:
     framed = io.StringIO()
-    defaults = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(framed):
-            return tyro.cli(what, args=argv, prog=prog, **defaults)  # type: ignore[call-overload]
+            return tyro.cli(what, args=argv, prog=prog, **options)
     except SystemExit as stop:
         if stop.code != 2:
             raise

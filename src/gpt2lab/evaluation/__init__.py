@@ -3,6 +3,7 @@
 from gpt2lab.evaluation.detokenise import DETOKENISERS
 from gpt2lab.evaluation.perplexity import Perplexity, perplexity_of
 from gpt2lab.evaluation.positions import PositionLosses, loss_by_position
+from gpt2lab.evaluation.recall import Recall, recall_probe, repeat_losses
 from gpt2lab.evaluation.stories import Break, StoryQuality, judge_stories
 
 __all__ = [
@@ -10,8 +11,11 @@ __all__ = [
     "Break",
     "Perplexity",
     "PositionLosses",
+    "Recall",
     "StoryQuality",
     "judge_stories",
     "loss_by_position",
     "perplexity_of",
+    "recall_probe",
+    "repeat_losses",
 ]

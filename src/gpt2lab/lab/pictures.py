@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def draw_positions(curve: PositionLosses, title: str) -> Figure:
 
     figure = Figure(figsize=(7.0, 3.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*_stretches(curve), color=LINE, lw=1.6, marker="o", ms=3)
+    axes.plot(*stretches(curve.losses, curve.tokens), color=LINE, lw=1.6, marker="o", ms=3)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens before it in the window")
@@ -50,15 +51,15 @@ def draw_positions(curve: PositionLosses, title: str) -> Figure:
     return figure
 
 
-def _stretches(curve: PositionLosses) -> tuple[list[float], list[float]]:
+def stretches(losses: Sequence[float], tokens: Sequence[int]) -> tuple[list[float], list[float]]:
     """Return the mean position and mean loss of stretches between evenly spaced powers, weighted by tokens."""
-    last = len(curve.losses)
+    last = len(losses)
     edges = sorted({round(last ** (n / SMOOTHED)) for n in range(SMOOTHED + 1)} | {last + 1})
     points: list[tuple[float, float]] = []
     for begin, end in pairwise(edges):
-        places = [t for t in range(begin, end) if curve.tokens[t - 1]]
-        if tokens := sum(curve.tokens[t - 1] for t in places):
-            loss = sum(curve.losses[t - 1] * curve.tokens[t - 1] for t in places) / tokens
+        places = [t for t in range(begin, end) if tokens[t - 1]]
+        if total := sum(tokens[t - 1] for t in places):
+            loss = sum(losses[t - 1] * tokens[t - 1] for t in places) / total
             points.append((sum(places) / len(places), loss))
     return [x for x, _ in points], [y for _, y in points]
 

@@ -9,24 +9,17 @@ reads well on a page, a phone and paper, light and dark.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import write_atomically
 from gpt2lab.lab import figures
 from gpt2lab.lab.content import KeyFigure, Report, RunContent
 from gpt2lab.lab.gather import gather
+from gpt2lab.lab.page import GENERATOR, page
 from gpt2lab.runs import Run
-
-GENERATOR = "gpt2lab report"
-"""What the file's generator tag begins with: the sign that it is ours and may be replaced."""
-_TEMPLATES = Path(__file__).parent / "templates"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -61,23 +54,15 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
 
 def render(report: Report) -> str:
     """Set a report as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals.update(
+    return page(
+        "report.html.jinja",
         report=report,
         figures=_figures(report.runs),
         generator=GENERATOR,
-        css=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         strip=_strip,
         labels=_labels,
         has_prompt=_has_prompt,
     )
-    return _printable(environment.get_template("report.html.jinja").render())
 
 
 def _require_replaceable(out: Path) -> None:
@@ -124,9 +109,3 @@ def _labels(runs: Sequence[RunContent]) -> list[str]:
 
 def _has_prompt(run: RunContent) -> bool:
     return any(sample.prompt for strategy in run.strategies for sample in strategy.samples)
-
-
-def _printable(html: str) -> str:
-    """Replace what HTML cannot hold: control characters by pictures of them, halves of surrogate pairs by U+FFFD."""
-    visible = _CONTROL.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", html)
-    return visible.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,7 +15,8 @@ from gpt2lab.data import TokenDataset, micro_steps
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runtime import Runtime
-from gpt2lab.training.config import LENGTHS, TrainConfig, to_dict
+from gpt2lab.training.config import LENGTHS, TrainConfig
+from gpt2lab.training.options import flat
 
 DEFAULT_STEPS = 1_000
 CPU_PASS_TOKENS = 4_096
@@ -138,7 +138,7 @@ def merge_for_resume(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
     if asked.given_length is None:
         changes |= {name: getattr(saved, name) for name in LENGTHS}
     merged = dataclasses.replace(saved, **changes)
-    given, kept = _flat(asked), _flat(merged)
+    given, kept = flat(asked), flat(merged)
     for name, value in given.items():
         before = kept[name]
         unset = value == "auto" or (name in LENGTHS and value is None)
@@ -150,13 +150,6 @@ def merge_for_resume(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
 
 def _preset_vocabulary(config: TrainConfig) -> int:
     return PRESETS[config.preset].vocab_size
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    values = to_dict(config)
-    for group in ("model", "optim"):
-        values.update({f"{group}.{name}": value for name, value in values.pop(group).items()})
-    return values
 
 
 def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:

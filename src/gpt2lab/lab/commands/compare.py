@@ -1,0 +1,66 @@
+"""What ``gpt2lab compare`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from gpt2lab.lab import console
+from gpt2lab.lab.compare import Comparison, compare, in_own_process, make_plan, parse_variations
+from gpt2lab.lab.compare.table import lines
+from gpt2lab.training import Interrupted, TrainConfig
+
+
+def run_comparison(
+    base: str,
+    vary: Sequence[str],
+    seeds: int,
+    out: Path,
+    to_loss: float | None,
+    dry_run: bool,
+    configure: Callable[[str], TrainConfig],
+) -> None:
+    """Plan a comparison and print its commands, or run it and print what was found.
+
+    Args:
+        base: Preset that the runs start from.
+        vary: ``OPTION=VALUE,VALUE``; ``preset`` may be one of them.
+        seeds: Runs of each arm.
+        out: Directory of the comparison.
+        to_loss: Validation loss to count steps and seconds to.
+        dry_run: Print the command of each run and do nothing.
+        configure: Gives what the runs of a preset have in common.
+
+    Raises:
+        InputError: Something asked for cannot be done.
+        Interrupted: A signal came.
+    """
+    varied = parse_variations(vary)
+    bases = [configure(str(preset)) for preset in varied.pop("preset", [base])]
+    if dry_run:
+        for job in make_plan(bases, varied, seeds, out).jobs:
+            print(job.command)
+        return
+    console.log_to_console()
+    try:
+        comparison = compare(bases, varied, seeds, out, to_loss, in_own_process)
+    except Interrupted:
+        print("stopped; start the same comparison again to go on: what is finished is not repeated")
+        raise
+    _print(comparison)
+    print(f"{out}: comparison.html comparison.json table.md table.csv, pictures, and the run directories")
+
+
+def _print(comparison: Comparison) -> None:
+    table = Table(title=f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}")
+    table.add_column("")
+    for arm in comparison.arms:
+        table.add_column(arm, justify="right")
+    for line in lines(comparison):
+        cells = [f"{e.value} {e.spread}\n{e.difference}\n{e.verdict}".strip() for e in line.entries]
+        table.add_row(f"{line.title}\n{line.unit}".strip(), *cells, end_section=True)
+    console.console.print(table)
+    for text in (*comparison.findings, *comparison.remarks):
+        console.console.print(f"- {text}", markup=False)

@@ -1,0 +1,150 @@
+"""Running a plan: what is finished stays as it is, what was interrupted goes on, what fails does not stop the rest.
+
+Each run has a process of its own, so that its peak memory is its own and a run that the system kills takes nothing with
+it. When the parent goes, so does the run: it saves its state and can be gone on with.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from gpt2lab import runtime
+from gpt2lab.errors import InputError
+from gpt2lab.lab import console
+from gpt2lab.lab.compare.measure import is_measured, measure
+from gpt2lab.lab.compare.plan import Job, Plan, require_same_options
+from gpt2lab.lab.training import train
+from gpt2lab.runs import Run
+from gpt2lab.training import Interrupted, TrainConfig, saved_config
+from gpt2lab.training.checkpoint import complete, find_newest_sound
+
+log = logging.getLogger("gpt2lab")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    error: str | None = None
+    """What went wrong, in one line; None where nothing did."""
+    signal: int | None = None
+    """The signal that interrupted it; its state was saved."""
+
+
+Worker = Callable[[TrainConfig], Ended]
+
+
+def run_plan(plan: Plan, work: Worker) -> dict[str, str]:
+    """Bring every run of a plan to its end; return what went wrong, in a line, by the run's path.
+
+    Args:
+        plan: What to run.
+        work: Trains and measures one run: `in_own_process`, or `in_this_process`.
+
+    Raises:
+        InputError: A run of other options stands where one of the plan belongs; nothing was run.
+        Interrupted: A signal came; what was finished stays, and the same call goes on.
+    """
+    jobs = plan.jobs
+    for job in jobs:
+        if (job.path / "config.json").is_file() and _is_sound(Run(job.path)):
+            require_same_options(job, saved_config(Run(job.path)))
+    failures: dict[str, str] = {}
+    for number, job in enumerate(jobs, start=1):
+        title = f"run {number} of {len(jobs)}: {job.arm}, seed {job.config.seed}"
+        if _is_over(job):
+            log.info("%s: done before", title)
+            continue
+        log.info("%s", title)
+        ended = work(job.config)
+        if ended.signal is not None:
+            raise Interrupted(ended.signal, Run(job.path), _newest_step(job))
+        if ended.error is not None:
+            failures[str(job.path)] = ended.error
+            log.error("%s: %s", title, ended.error)
+    return failures
+
+
+def in_this_process(config: TrainConfig) -> Ended:
+    """Train a run, or go on with it, and measure it."""
+    assert config.out is not None
+    try:
+        if _prepare_place(Run(config.out)):
+            config = dataclasses.replace(config, resume="last")
+        with console.training_bar() as on_step:
+            run = train(config, on_step)
+        if not is_measured(run):
+            measure(run)
+    except InputError as error:
+        return Ended(error=str(error))
+    except Interrupted as stop:
+        return Ended(signal=stop.signal)
+    return Ended()
+
+
+def in_own_process(config: TrainConfig) -> Ended:
+    """Do the same in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_begin_process) as pool:
+        future = pool.submit(in_this_process, config)
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            return Ended(error="its process was killed, perhaps for want of memory; try a lower --micro-batch")
+        except KeyboardInterrupt:  # the terminal tells the run's process too, which saves and ends
+            return Ended(signal=signal.SIGINT)
+
+
+def _begin_process() -> None:
+    runtime.tune_allocator()
+    console.log_to_console()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ask this process to save and end when the one that started it has gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_over(job: Job) -> bool:
+    """Return whether a run was trained to its end and measured."""
+    checkpoints = complete(Run(job.path))
+    if not checkpoints or not (job.path / "config.json").is_file():
+        return False
+    return checkpoints[-1].state["finished"] is not None and is_measured(Run(job.path))
+
+
+def _prepare_place(run: Run) -> bool:
+    """Return whether there is a run to go on with; what cannot be gone on with is put aside under another name."""
+    if not run.path.exists():
+        return False
+    if (run.path / "config.json").is_file() and _is_sound(run):
+        return True
+    aside = run.path.rename(Run.unused(run.path.with_name(f"{run.path.name}.unusable")))
+    log.warning("%s has no sound checkpoint to go on from: kept as %s, begun anew", run.path, aside.name)
+    return False
+
+
+def _is_sound(run: Run) -> bool:
+    try:
+        find_newest_sound(run, lambda _: None)
+    except InputError:
+        return False
+    return True
+
+
+def _newest_step(job: Job) -> int:
+    checkpoints = complete(Run(job.path))
+    return checkpoints[-1].step if checkpoints else 0
