@@ -1,7 +1,7 @@
 """Every option of training, once: the command line's flags, its help and ``config.json`` are all made from this tree.
 
 A preset names a recipe: an architecture together with the learning rate and batch that suit it. Options given on top
-replace the recipe's values one by one.
+replace the recipe's values one by one. A run that begins from another's weights has that one's architecture.
 """
 
 from __future__ import annotations
@@ -17,82 +17,12 @@ from typing import Any, Literal, TypeVar, cast
 
 from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.runs import Run
+from gpt2lab.training.recipes import FINE_TUNING, RECIPES, OptimConfig, require
 
 T = TypeVar("T")
 LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that say how long a run is: one of them at most is given."""
-
-
-def _require(true: bool, name: str, value: object, allowed: str) -> None:
-    """Raise `InputError` unless an option's value is allowed. Compare so that NaN is not."""
-    if not true:
-        raise InputError(f"{name} is {value}; it must be {allowed}")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimiser and its schedule; the defaults are those of Brown et al. 2020, appendix B."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon on the blocks' matrices with adamw on the rest."""
-    lr: float = 6e-4
-    """AdamW's learning rate at the end of the warm-up."""
-    muon_lr: float | None = None
-    """Muon's learning rate there; None is 0.02. It follows the same schedule."""
-    min_lr: float | None = None
-    """Learning rate at the last step; None is a tenth of lr."""
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """After the warm-up: cosine or linear decay to min_lr, constant, or wsd: constant, then decay at the end."""
-    decay_fraction: float | None = None
-    """Share of the run in which wsd decays; None is 0.2."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up; None is 5 % of the run, at most 2,000."""
-    warmup_tokens: int | None = None
-    """The warm-up in tokens, in place of warmup_steps; rounded up to whole steps."""
-    beta1: float = 0.9
-    """Decay of the gradient's running mean."""
-    beta2: float = 0.95
-    """Decay of the squared gradient's running mean."""
-    eps: float = 1e-8
-    """Added to the denominator."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices only."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient; larger ones are scaled down to it."""
-
-    def __post_init__(self) -> None:
-        one_of("optim.name", self.name, ("adamw", "muon"))
-        if self.muon_lr is not None:
-            _require(0 < self.muon_lr < 1, "optim.muon_lr", self.muon_lr, "above 0 and below 1, such as 0.02")
-            _require(self.name == "muon", "optim.name", self.name, "muon where optim.muon_lr is given")
-        _require(0 < self.lr < 1, "optim.lr", self.lr, "above 0 and below 1, such as 6e-4")
-        _require(0 <= self.final_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr {self.lr}")
-        self._check_schedule()
-        for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "at least 0 and below 1")
-        for name in ("eps", "grad_clip"):
-            _require(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0 and finite")
-        _require(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "at least 0 and finite")
-
-    def _check_schedule(self) -> None:
-        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
-        for name in ("warmup_steps", "warmup_tokens"):
-            _require((getattr(self, name) or 0) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
-        if self.warmup_steps is not None and self.warmup_tokens is not None:
-            raise InputError(
-                f"the warm-up is given twice: optim.warmup_steps {self.warmup_steps} and optim.warmup_tokens "
-                f"{self.warmup_tokens}; give one of them"
-            )
-        if self.schedule == "constant" and self.min_lr is not None:
-            raise InputError(f"optim.min_lr is {self.min_lr}, but a constant schedule has no decay; leave it out")
-        if self.decay_fraction is not None:
-            _require(0 < self.decay_fraction <= 1, "optim.decay_fraction", self.decay_fraction, "above 0 and at most 1")
-            _require(self.schedule == "wsd", "optim.schedule", self.schedule, "wsd where optim.decay_fraction is given")
-
-    @property
-    def final_lr(self) -> float:
-        """Learning rate that a decay ends at."""
-        return self.lr / 10 if self.min_lr is None else self.min_lr
 
 
 @dataclass(frozen=True)
@@ -109,6 +39,8 @@ class TrainConfig:
     """Directory of the run, which must not exist; None makes one under runs/."""
     preset: str = "nano"
     """Recipe that the defaults come from: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl."""
+    init: Path | None = None
+    """Run whose best checkpoint gives the first weights, for fine-tuning; the architecture is then that run's."""
     steps: int | None = None
     """Length in optimiser steps; 1,000 where epochs and max_tokens are not given either."""
     epochs: float | None = None
@@ -166,32 +98,39 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of("preset", self.preset, PRESETS)
-        recipe = RECIPES[self.preset]
-        for name, value in (("model", PRESETS[self.preset]), ("optim", recipe.optim)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        if self.batch_tokens is None:
-            object.__setattr__(self, "batch_tokens", recipe.batch_tokens)
+        self._fill_in()
         self._check_length()
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_tokens", "sample_every", "patience"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
-        _require(
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
+        require(
             self.profile_steps is None or self.profiled is not None,
             *("profile_steps", self.profile_steps, "FIRST:LAST, such as 10:15, with 1 <= FIRST <= LAST"),
         )
-        _require(self.micro_batch == "auto" or self.micro_batch >= 1, "micro_batch", self.micro_batch, "auto or 1 up")
+        require(self.micro_batch == "auto" or self.micro_batch >= 1, "micro_batch", self.micro_batch, "auto or 1 up")
         fits = 1 <= self.window <= self.model.n_ctx
-        _require(fits, "seq_len", self.seq_len, f"between 1 and the model's context of {self.model.n_ctx}")
+        require(fits, "seq_len", self.seq_len, f"between 1 and the model's context of {self.model.n_ctx}")
+
+    def _fill_in(self) -> None:
+        """Take what is left out from the preset, or from the run whose weights are the first."""
+        if self.init is not None and self.preset != "nano":
+            raise InputError(f"preset {self.preset} and init {self.init} both say what the model is; give one of them")
+        recipe = RECIPES[self.preset] if self.init is None else FINE_TUNING
+        if self.model is None:
+            model = PRESETS[self.preset] if self.init is None else saved_config(Run.open(self.init)).model
+            object.__setattr__(self, "model", model)
+        for name in ("optim", "batch_tokens"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(recipe, name))
 
     def _check_length(self) -> None:
         given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
         if len(given) > 1:
             raise InputError(f"the length is given twice: {given}; give one of {', '.join(LENGTHS)}")
         for name, value in given.items():
-            _require(0 < value < math.inf, name, value, "above 0 and finite")
+            require(0 < value < math.inf, name, value, "above 0 and finite")
 
     @property
     def given_length(self) -> str | None:
@@ -211,32 +150,16 @@ class TrainConfig:
         return self.model.n_ctx if self.seq_len is None else self.seq_len
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What suits a preset besides its architecture."""
-
-    optim: OptimConfig
-    batch_tokens: int
-
-
-RECIPES: dict[str, Recipe] = {
-    # Ours, tuned on a CPU.
-    "nano": Recipe(OptimConfig(lr=3e-3), batch_tokens=4_096),
-    "tiny": Recipe(OptimConfig(lr=2e-3), batch_tokens=8_192),
-    # Batches and learning rates of Brown et al. 2020, table 2.1, for the sizes nearest to GPT-2's.
-    "distilgpt2": Recipe(OptimConfig(), batch_tokens=524_288),
-    "gpt2": Recipe(OptimConfig(), batch_tokens=524_288),
-    "gpt2-medium": Recipe(OptimConfig(lr=3e-4), batch_tokens=524_288),
-    "gpt2-large": Recipe(OptimConfig(lr=2.5e-4), batch_tokens=524_288),
-    "gpt2-xl": Recipe(OptimConfig(lr=2e-4), batch_tokens=1_048_576),
-}
-
-
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return the tree as plain values, for JSON."""
     return dataclasses.asdict(
         config, dict_factory=lambda items: {k: str(v) if isinstance(v, Path) else v for k, v in items}
     )
+
+
+def saved_config(run: Run) -> TrainConfig:
+    """Return the configuration that a run was started with, each ``auto`` resolved."""
+    return from_dict(run.config, where=str(run.path / "config.json"))
 
 
 def from_dict(values: Any, where: str = "config.json") -> TrainConfig:

@@ -12,8 +12,8 @@ from gpt2lab.model import GPT
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
-from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.recipes import OptimConfig
 from gpt2lab.training.state import Progress
 
 

@@ -16,8 +16,8 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.muon import MUON_LR, MUON_MOMENTUM, Muon
+from gpt2lab.training.recipes import OptimConfig
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from gpt2lab.training.config import OptimConfig
+from gpt2lab.training.recipes import OptimConfig
 
 WSD_DECAY_FRACTION = 0.2
 """Between the tenth that Hu et al. 2024 decay over and the longer decays that train a little better."""

@@ -14,12 +14,13 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import remove_temporary, write_json
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint
-from gpt2lab.training.config import TrainConfig, from_dict, to_dict
+from gpt2lab.training.config import TrainConfig, saved_config, to_dict
 from gpt2lab.training.hooks import HooksFor
 from gpt2lab.training.loop import Data, Trainer
 from gpt2lab.training.setup import (
     Plan,
     explain_out_of_memory,
+    initial_weights,
     merge_for_resume,
     require_same_data,
     resolve,
@@ -27,11 +28,6 @@ from gpt2lab.training.setup import (
 )
 
 log = logging.getLogger("gpt2lab")
-
-
-def saved_config(run: Run) -> TrainConfig:
-    """Return the configuration that a run was started with, each ``auto`` resolved."""
-    return from_dict(run.config, where=str(run.path / "config.json"))
 
 
 def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
@@ -43,16 +39,23 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
     """
     runtime.tune_allocator()
     dataset = TokenDataset(config.data)
+    begin = initial_weights(config, dataset)
     plan = resolve(config, dataset)
-    path = config.out or Run.unused(Path("runs") / f"{config.preset}-{config.data.resolve().name}")
+    name = config.preset if config.init is None else config.init.resolve().name
+    path = config.out or Run.unused(Path("runs") / f"{name}-{config.data.resolve().name}")
     Run.require_unused(path)
     data, tokenizer = Data.open(dataset, config), dataset.tokenizer()  # all is checked before anything is written
     kept = dataclasses.replace(plan.config, out=path, data=config.data.resolve(), profile_steps=None)
+    if config.init is not None:
+        kept = dataclasses.replace(kept, init=config.init.resolve())
     run = Run.create(path, to_dict(kept), runtime.environment())
     tokenizer.save(run.tokenizer)
     with _log_file(run), explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
         trainer = Trainer(plan, data, run, hooks_for(run))
         _describe(trainer)
+        if begin is not None:
+            checkpoint.load_into(begin, trainer.model)
+            log.info("weights of %s", begin.path)
         trainer.fit()
     return run
 
@@ -146,7 +149,12 @@ def _go_back(run: Run, step: int) -> None:
 
 def _describe(trainer: Trainer) -> None:
     config = trainer.config
-    log.info("%s: %s parameters, %s steps", config.preset, f"{trainer.model.n_params:,}", f"{trainer.plan.steps:,}")
+    log.info(
+        "%s: %s parameters, %s steps",
+        config.preset if config.init is None else "fine-tuning",
+        f"{trainer.model.n_params:,}",
+        f"{trainer.plan.steps:,}",
+    )
     for note in trainer.plan.notes:
         log.info("%s", note)
     log.info("peak %.0f GFLOP/s: %s", trainer.peak / 1e9, trainer.peak_source)

@@ -14,8 +14,11 @@ from gpt2lab import runtime
 from gpt2lab.data import TokenDataset, micro_steps
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
-from gpt2lab.training.config import LENGTHS, TrainConfig
+from gpt2lab.training import checkpoint
+from gpt2lab.training.checkpoint import Checkpoint
+from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config
 from gpt2lab.training.options import flat
 
 DEFAULT_STEPS = 1_000
@@ -27,6 +30,8 @@ MAY_CHANGE_ON_RESUME = {
     "sample_prompt", "checkpoint_every", "keep_last", "patience", "on_spike", "spike_z", "tracker", "profile_steps",
 }  # fmt: skip
 """Options that may differ when a run goes on; every other one would make it another run."""
+MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
+"""Options of the architecture that may differ from those of the run whose weights are the first."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,30 @@ def resolve(config: TrainConfig, dataset: TokenDataset) -> Plan:
         f"batch {batch_tokens(config):,} tokens = {passes} x {micro_batch} sequences of {config.window}",
     )
     return Plan(config, where, steps, notes)
+
+
+def initial_weights(config: TrainConfig, dataset: TokenDataset) -> Checkpoint | None:
+    """Return the checkpoint that a run begins from, verified; None where it begins from random weights.
+
+    Raises:
+        InputError: It is of another architecture (what differs is listed), or the data of another tokenizer.
+    """
+    if config.init is None:
+        return None
+    run = Run.open(config.init)
+    found = checkpoint.find(run, "best")
+    checkpoint.verify(found)
+    made_with, needed = dataset.manifest.tokenizer.fingerprint, found.state["fingerprints"]["tokenizer"]
+    if made_with != needed:
+        raise InputError(
+            f"{dataset.directory} was made with tokenizer {made_with[:16]}, and {run.path} has {needed[:16]}; "
+            f"prepare the data with --tokenizer {run.path}"
+        )
+    theirs, ours = (dataclasses.asdict(model) for model in (saved_config(run).model, config.model))
+    fixed = theirs.keys() - MAY_CHANGE_ON_INIT
+    if different := [f"{n} {ours[n]} (there {theirs[n]})" for n in theirs if n in fixed and ours[n] != theirs[n]]:
+        raise InputError(f"model options are not those of {run.path}, which gives the weights: {', '.join(different)}")
+    return found
 
 
 def batch_tokens(config: TrainConfig) -> int:
