@@ -22,7 +22,8 @@ def prepare(
     """Turn text into token shards with a manifest, split into train, validation and test.
 
     Args:
-        sources: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, or "stories".
+        sources: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, corpora (see data
+            list), or hub:OWNER/NAME.
         tokenizer: Directory of the tokenizer.
         out: Directory to write; it must not exist.
         max_documents: Take only the first so many documents.
@@ -35,4 +36,12 @@ def prepare(
     from gpt2lab.lab.commands.data import prepare_data
 
     prepare_data(sources, tokenizer, out, max_documents, val_fraction, test_fraction, seed, column, errors)
+    return 0
+
+
+def list_() -> int:
+    """List the corpora known by name: size, documents, licence, what each is for."""
+    from gpt2lab.lab.commands.data import list_corpora
+
+    list_corpora()
     return 0

@@ -55,7 +55,7 @@ VERBS: dict[str, Any] = {
         "encode": tokenizer.encode,
         "decode": tokenizer.decode,
     },
-    "data": {"prepare": data.prepare},
+    "data": {"list": data.list_, "prepare": data.prepare},
     "train": training.train,
     "sample": evaluation.sample,
     "eval": {"perplexity": evaluation.perplexity, "positions": evaluation.positions},

@@ -22,7 +22,8 @@ def train(
     """Learn a byte-level BPE from text.
 
     Args:
-        input: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, or "stories".
+        input: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, corpora (see data
+            list), or hub:OWNER/NAME.
         vocab_size: Entries: 256 bytes, then merges, then the special tokens. 257 gives the byte tokenizer.
         out: Directory to write; it must not exist.
         pattern: How text is split before merging: gpt2, cl100k, or a regular expression.

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from gpt2lab.data.catalogue import CORPORA, Corpus
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.document import Document, FileDocument, TextDocument
 from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps
@@ -14,7 +15,7 @@ from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo
 from gpt2lab.data.permutation import permute
 from gpt2lab.data.prepare import Progress, prepare
 from gpt2lab.data.shards import Shard, ShardFormat, open_shard
-from gpt2lab.data.sources import CORPORA, documents, texts
+from gpt2lab.data.sources import documents, texts
 from gpt2lab.data.split import SPLITS, SplitRule
 from gpt2lab.data.stream import TokenStream
 
@@ -22,6 +23,7 @@ __all__ = [
     "CORPORA",
     "SPLITS",
     "Batch",
+    "Corpus",
     "DataManifest",
     "Document",
     "FileDocument",

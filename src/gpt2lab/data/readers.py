@@ -59,6 +59,25 @@ def read_documents(path: Path, column: str = DEFAULT_COLUMN, errors: str = "stri
         raise InputError(f"{path}: the file holds nothing but white space; give a file that holds text")
 
 
+def read_rows(path: Path, column: str, errors: str) -> Iterator[str]:
+    """Yield the text of every row of a Parquet file, blank or not. Raises `InputError` as `read_documents`."""
+    arrow = need("pyarrow", f"{path}: reading it")
+    parquet = need("pyarrow.parquet", f"{path}: reading it")
+    try:
+        # A bounded buffer and no read-ahead: the pages of a row group pass through memory, not the whole group.
+        with parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
+            schema = file.schema_arrow
+            _require_column(str(path), column, schema.names)
+            if (kind := str(schema.field(column).type).removeprefix("large_")) not in ("string", "string_view"):
+                raise InputError(f'{path}: column "{column}" holds {kind}, not text; name another with --column')
+            row = 0
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+                yield from _texts_of(batch.column(0), path, row, errors)
+                row += batch.num_rows
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); fetch it again") from error
+
+
 def _text_documents(path: Path, column: str, errors: str) -> Iterator[Document]:
     held = _HELD_COMPRESSED if is_compressed(path) else PIECE
     with open_bytes(path) as file:
@@ -149,21 +168,7 @@ def _require_column(where: str, column: str, held: Iterable[str]) -> None:
 
 
 def _parquet_documents(path: Path, column: str, errors: str) -> Iterator[Document]:
-    arrow = need("pyarrow", f"{path}: reading it")
-    parquet = need("pyarrow.parquet", f"{path}: reading it")
-    try:
-        # A bounded buffer and no read-ahead: the pages of a row group pass through memory, not the whole group.
-        with parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
-            schema = file.schema_arrow
-            _require_column(str(path), column, schema.names)
-            if (kind := str(schema.field(column).type).removeprefix("large_")) not in ("string", "string_view"):
-                raise InputError(f'{path}: column "{column}" holds {kind}, not text; name another with --column')
-            row = 0
-            for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
-                yield from map(TextDocument, _texts_of(batch.column(0), path, row, errors))
-                row += batch.num_rows
-    except (arrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); fetch it again") from error
+    return map(TextDocument, read_rows(path, column, errors))
 
 
 def _texts_of(values: Any, path: Path, first: int, errors: str) -> list[str]:

@@ -1,0 +1,153 @@
+"""Fetching from a server on loopback that is slow, busy, broken, or stops half way; and what the hub lists."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback_hub import COMMIT, Hub, loopback_hub
+
+from gpt2lab.data import hub as client
+from gpt2lab.data.download import Patience, Unreachable, fetch, get_json
+from gpt2lab.errors import InputError
+
+CONTENT = random.Random(0).randbytes(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+QUICK = Patience(attempts=3, wait=0.01, longest=1.0, timeout=1.0)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with loopback_hub() as server:
+        server.add("o/n", "data/a.bin", CONTENT)
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+
+
+def get(hub: Hub, folder: Path, sha256: str | None = SHA256, patience: Patience = QUICK) -> Path:
+    url = f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin"
+    fetch(url, folder / "a.bin", len(CONTENT), sha256, patience=patience)
+    return folder / "a.bin"
+
+
+@pytest.mark.parametrize(
+    "faults", [[], ["half"], ["drop", 503], ["slow"], [(429, 0)], ["half", "half", "half", "half"]]
+)
+def test_what_passes_is_tried_again_until_the_file_is_whole(hub: Hub, tmp_path: Path, faults: list) -> None:
+    hub.faults["a.bin"] = list(faults)
+    assert get(hub, tmp_path).read_bytes() == CONTENT
+    assert hub.asked["a.bin"] == len(faults) + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    hub.faults["a.bin"] = ["half", 500, 500, 500]
+    with pytest.raises(Unreachable, match=r"gave up after 3 attempts in 0 s \(HTTP 500"):
+        get(hub, tmp_path, patience=Patience(attempts=3, wait=0.0))
+    assert (tmp_path / "a.bin.partial").stat().st_size == len(CONTENT) // 2
+    assert get(hub, tmp_path).read_bytes() == CONTENT
+    assert f"bytes={len(CONTENT) // 2}-" in hub.ranges
+
+
+def test_a_server_without_ranges_gives_the_whole_file_again(hub: Hub, tmp_path: Path) -> None:
+    hub.faults["a.bin"] = ["half", "no ranges"]
+    assert get(hub, tmp_path).read_bytes() == CONTENT
+
+
+def test_bytes_that_do_not_match_are_thrown_away_and_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    hub.faults["a.bin"] = ["wrong bytes"]
+    assert get(hub, tmp_path).read_bytes() == CONTENT
+    hub.faults["a.bin"] = ["wrong bytes"] * 9
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(Unreachable, match=r"the bytes are not those published: SHA-256 \w{12}..., not"):
+        get(hub, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert hub.asked["a.bin"] <= 5 + 2 * QUICK.attempts
+
+
+def test_retry_after_is_honoured_up_to_a_limit(hub: Hub, tmp_path: Path) -> None:
+    hub.faults["a.bin"] = [(429, 0.4)]
+    began = time.monotonic()
+    get(hub, tmp_path)
+    assert time.monotonic() - began >= 0.4
+    (tmp_path / "a.bin").unlink()
+    hub.faults["a.bin"] = [(503, 3600)]
+    with pytest.raises(
+        Unreachable, match=r"HTTP 503 .*, and asks to be left alone for 3600 s; .* run the same"
+    ):
+        get(hub, tmp_path)
+
+
+@pytest.mark.parametrize(("status", "message"), [(404, "check the name"), (401, "set HF_TOKEN"), (403, "set HF_TOKEN")])
+def test_what_will_not_change_ends_at_once(hub: Hub, tmp_path: Path, status: int, message: str) -> None:
+    hub.faults["a.bin"] = [status]
+    with pytest.raises(InputError, match=message) as caught:
+        get(hub, tmp_path)
+    assert hub.asked["a.bin"] == 1 and "\n" not in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with contextlib.closing(socket.socket()) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/x"
+        with pytest.raises(Unreachable, match=r"gave up after 2 attempts in 0 s \(timed out\)"):
+            get_json(url, patience=Patience(attempts=2, wait=0.0, timeout=0.1))
+    with pytest.raises(Unreachable, match="refused"):
+        get_json(url, patience=Patience(attempts=2, wait=0.0))
+
+
+def test_an_answer_that_is_no_json_is_not_taken_for_one(hub: Hub) -> None:
+    with pytest.raises(Unreachable, match="gave up"):
+        get_json(f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin", patience=QUICK)
+
+
+def test_the_listing_is_pinned_to_a_commit_and_read_page_by_page(hub: Hub) -> None:
+    for number in range(8):
+        hub.add("o/n", f"set/train-{number}.parquet", bytes([number]))
+    files = client.list_files("o/n", "set", patience=QUICK)
+    assert [file.path for file in files] == [f"set/train-{number}.parquet" for number in range(8)]
+    assert files[3].sha256 == hashlib.sha256(b"\3").hexdigest() and files[3].size == 1
+    assert files[3].url == f"{hub.address}/datasets/o/n/resolve/{COMMIT}/set/train-3.parquet"
+
+
+def test_the_token_of_the_user_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    client.list_files("o/n", patience=QUICK)
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+
+
+def test_splits_are_told_by_the_names_of_files_and_folders(hub: Hub) -> None:
+    for path in ("s/train-0.parquet", "s/validation-0.parquet", "s/test.parquet"):
+        hub.add("o/split", path, b"x")
+    assert sorted(client.any_dataset("o/split", QUICK)) == ["test", "train", "val"]
+    hub.revisions[client.CONVERTED] = COMMIT
+    hub.add("o/folders", "default/train/0000.parquet", b"x")
+    hub.add("o/folders", "default/partial-train/0001.parquet", b"x")
+    assert {split: len(files) for split, files in client.any_dataset("o/folders", QUICK).items()} == {"train": 2}
+
+
+REFUSED = {
+    "nothing": "names no data set",
+    "o": "names no data set",
+    "o/none": "there is no such thing",
+    "o/n": "there is no such thing, or not for everyone",  # no Parquet, and no branch of converted files
+    "o/sets": "holds several sets: en, fr; name one: hub:o/sets/en",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_data_set_that_is_not_there_or_not_one_is_refused(hub: Hub, name: str) -> None:
+    hub.add("o/sets", "en/train-0.parquet", b"x")
+    hub.add("o/sets", "fr/train-0.parquet", b"x")
+    with pytest.raises(InputError, match=re.escape(REFUSED[name])) as caught:
+        client.any_dataset(name, QUICK)
+    assert "\n" not in str(caught.value)
