@@ -14,7 +14,15 @@ from gpt2lab.cli import main
 from gpt2lab.cli.parsing import parse
 from gpt2lab.data import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.lab.compare import compare, compare_outcomes, in_this_process, make_plan, outcome_of, parse_variations
+from gpt2lab.lab.compare import (
+    compare,
+    compare_outcomes,
+    in_this_process,
+    make_plan,
+    outcome_of,
+    parse_arms,
+    parse_variations,
+)
 from gpt2lab.lab.compare.execute import Ended
 from gpt2lab.lab.compare.outcome import Outcome, Validated, to_loss
 from gpt2lab.model import GPTConfig
@@ -171,6 +179,40 @@ def test_sizes_compare_by_preset_each_with_its_own_recipe(
     nano, tiny = capsys.readouterr().out.splitlines()
     assert "--preset nano" in nano and "preset=nano" in nano and "--optim.lr" not in nano
     assert "--preset tiny" in tiny and "--optim.lr 0.003" in tiny, "an option that was given holds for every preset"
+
+
+def test_arms_of_several_changes_stand_beside_the_baseline(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["--arm", "baseline:", "--arm", "window: model.mask=window model.window=8", "--vary", "model.n_head=2,1"]
+    options = ["--data", str(data), "--out", str(tmp_path / "out"), "--seeds", "1", "--dry-run"]
+    assert main(["compare", *arms, *options]) == 0
+    found = [line.partition("--out ")[2].split("/")[-2] for line in capsys.readouterr().out.splitlines()]
+    assert found == [f"{name},n_head={n}" for name in ("baseline", "window") for n in (2, 1)]
+    plan = make_plan(base(data), {}, 1, tmp_path / "out", parse_arms(arms[1:4:2]))
+    assert [(arm.config.model.mask, arm.config.model.window) for arm in plan.arms] == [("causal", None), ("window", 8)]
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        (["window"], "is not NAME: OPTION=VALUE"),
+        (["window: model.window"], "is not NAME: OPTION=VALUE"),
+        (["a:", "a: model.n_head=1"], "given before"),
+        (["a:", "b: model.window=8"], "mask causal has none"),
+        (["a:", "b: model.n_kv=1"], 'no option "model.n_kv" (did you mean'),
+        (["a:", "b: seed=3"], "seed cannot vary"),
+        (["a:", "b: model.n_head=1", "--vary", "model.n_head=1,2"], "leave it out of one"),
+        (["a:"], "nothing to compare"),
+    ],
+)
+def test_arm_that_means_nothing_is_refused(
+    arms: list[str], said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for text in arms if "," not in text and text != "--vary" for word in ("--arm", text)]
+    words += arms[arms.index("--vary") :] if "--vary" in arms else []
+    assert main(["compare", *words, "--data", str(data), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_comparison_on_the_command_line_gives_each_run_a_process(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import UseAppendAction
+from tyro.conf import arg as tyro_arg
 
 from gpt2lab.cli.parsing import parse, parse_known
 from gpt2lab.errors import InputError
@@ -22,9 +23,10 @@ def compare(argv: list[str]) -> int:
 
 
 def _compare(
-    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OPTION=VALUE,VALUE")],
     data: Path,
     out: Path,
+    vary: Annotated[UseAppendAction[tuple[str, ...]], tyro_arg(metavar="OPTION=VALUE,VALUE")] = (),
+    arm: Annotated[UseAppendAction[tuple[str, ...]], tyro_arg(metavar='"NAME: OPTION=VALUE ..."')] = (),
     base: str = "nano",
     seeds: int = 3,
     to_loss: float | None = None,
@@ -38,6 +40,8 @@ def _compare(
     Args:
         vary: An option of gpt2lab train and its values, such as model.n_kv_head=4,1; preset=nano,tiny compares sizes.
             May be given several times.
+        arm: A variant of several changes, such as "window: model.mask=window model.window=64"; "baseline:" has none.
+            May be given several times; each is combined with every value of --vary.
         data: Directory that gpt2lab data prepare wrote.
         out: Directory of the comparison; the runs stand in it.
         base: Preset that the runs start from.
@@ -57,7 +61,7 @@ def _compare(
         def configure(preset: str) -> TrainConfig:
             return parse(TrainConfig, ["--data", str(data), *rest], PROG, default=TrainConfig(preset=preset))
 
-        run_comparison(base, vary, seeds, out, to_loss, dry_run, configure)
+        run_comparison(base, vary, arm, seeds, out, to_loss, dry_run, configure)
         return 0
 
     return run

@@ -91,7 +91,7 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.exists():
         raise InputError(
-            f"{file} does not exist; give a directory that a tokenizer was saved in, or GPT-2's vocab.json and merges.txt"
+            f"{file} does not exist; give a directory of a saved tokenizer, or of GPT-2's vocab.json and merges.txt"
         )
     tree = read_json(file)
     try:

@@ -31,7 +31,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def own_share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return, of a whole tensor that every rank has, what this one keeps where ``like`` is shared out; else all of it."""
+    """Return what this rank keeps of a whole tensor that all have: its part where ``like`` is shared out, else all."""
     if not is_shared_out(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor

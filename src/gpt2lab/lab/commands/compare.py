@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from gpt2lab.lab import console
-from gpt2lab.lab.compare import Comparison, compare, in_own_process, make_plan, parse_variations
+from gpt2lab.lab.compare import Comparison, compare, in_own_process, make_plan, parse_arms, parse_variations
 from gpt2lab.lab.compare.table import lines
 from gpt2lab.training import Interrupted, TrainConfig
 
@@ -16,6 +16,7 @@ from gpt2lab.training import Interrupted, TrainConfig
 def run_comparison(
     base: str,
     vary: Sequence[str],
+    arms: Sequence[str],
     seeds: int,
     out: Path,
     to_loss: float | None,
@@ -27,6 +28,7 @@ def run_comparison(
     Args:
         base: Preset that the runs start from.
         vary: ``OPTION=VALUE,VALUE``; ``preset`` may be one of them.
+        arms: ``NAME: OPTION=VALUE ...``.
         seeds: Runs of each arm.
         out: Directory of the comparison.
         to_loss: Validation loss to count steps and seconds to.
@@ -37,15 +39,15 @@ def run_comparison(
         InputError: Something asked for cannot be done.
         Interrupted: A signal came.
     """
-    varied = parse_variations(vary)
+    varied, named = parse_variations(vary), parse_arms(arms)
     bases = [configure(str(preset)) for preset in varied.pop("preset", [base])]
     if dry_run:
-        for job in make_plan(bases, varied, seeds, out).jobs:
+        for job in make_plan(bases, varied, seeds, out, named).jobs:
             print(job.command)
         return
     console.log_to_console()
     try:
-        comparison = compare(bases, varied, seeds, out, to_loss, in_own_process)
+        comparison = compare(bases, varied, seeds, out, to_loss, in_own_process, named)
     except Interrupted:
         print("stopped; start the same comparison again to go on: what is finished is not repeated")
         raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpt2lab.lab.compare.execute import in_own_process, in_this_process, run_plan
 from gpt2lab.lab.compare.outcome import Outcome, outcome_of
-from gpt2lab.lab.compare.plan import Plan, make_plan, parse_variations
+from gpt2lab.lab.compare.plan import Plan, make_plan, parse_arms, parse_variations
 from gpt2lab.lab.compare.results import Comparison, compare_outcomes
 from gpt2lab.lab.compare.study import compare
 from gpt2lab.lab.compare.write import write_comparison
@@ -22,6 +22,7 @@ __all__ = [
     "in_this_process",
     "make_plan",
     "outcome_of",
+    "parse_arms",
     "parse_variations",
     "run_plan",
     "write_comparison",

@@ -80,7 +80,11 @@ class Plan:
 
 
 def make_plan(
-    bases: TrainConfig | Sequence[TrainConfig], vary: Mapping[str, Sequence[Any]], seeds: int, out: Path
+    bases: TrainConfig | Sequence[TrainConfig],
+    vary: Mapping[str, Sequence[Any]],
+    seeds: int,
+    out: Path,
+    named: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Combine base configurations (one for each preset that is compared) with every value of the varied options.
 
@@ -89,6 +93,8 @@ def make_plan(
         vary: Values by the options' flat names, such as ``{"model.n_kv_head": [4, 1]}``.
         seeds: Runs of each arm: the base's seed and those that follow it.
         out: Directory of the comparison.
+        named: Changes that belong together, by the name of the arm that they make, such as
+            ``{"window": {"model.mask": "window", "model.window": 64}}``; each is combined with every varied value.
 
     Raises:
         InputError: An option does not exist or cannot vary, a value is not allowed, there is nothing to compare, or the
@@ -97,24 +103,34 @@ def make_plan(
     bases = [bases] if isinstance(bases, TrainConfig) else bases
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give at least 1, and 3 or more for an interval")
-    for name, values in vary.items():
-        if name in ELSEWHERE:
-            raise InputError(f"{name} cannot vary: {ELSEWHERE[name]}")
-        if len({str(value) for value in values}) < len(values):
-            raise InputError(f"{name} has a value twice in {', '.join(map(str, values))}; give each once")
+    named = named or {"": {}}
+    _check_options(vary, named)
     names = _short(vary)
     arms = []
-    for base, values in itertools.product(bases, itertools.product(*vary.values())):
+    for base, (own_name, own), values in itertools.product(bases, named.items(), itertools.product(*vary.values())):
         changes = dict(zip(vary, values, strict=True))
         spoken = [f"{names[name]}={_spoken(value)}" for name, value in changes.items()]
-        label = [f"preset={base.preset}"] * (len(bases) > 1) + spoken
-        arms.append(Arm(", ".join(label), with_options(base, changes)))
+        label = [f"preset={base.preset}"] * (len(bases) > 1) + [own_name] * bool(own_name) + spoken
+        arms.append(Arm(", ".join(label), with_options(base, {**own, **changes})))
     if len(arms) < 2:
-        raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE")
+        raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
     for data in {arm.config.data for arm in arms}:
         _require_test_split(data)
     first = bases[0].seed
     return Plan(tuple(arms), tuple(range(first, first + seeds)), out)
+
+
+def _check_options(vary: Mapping[str, Sequence[Any]], named: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `InputError` where an option cannot vary, or would vary in two ways."""
+    changed = {name for own in named.values() for name in own}
+    for name in [*vary, *changed]:
+        if name in ELSEWHERE:
+            raise InputError(f"{name} cannot vary: {ELSEWHERE[name]}")
+    for name, values in vary.items():
+        if name in changed:
+            raise InputError(f"{name} is in --vary and in an --arm; leave it out of one")
+        if len({str(value) for value in values}) < len(values):
+            raise InputError(f"{name} has a value twice in {', '.join(map(str, values))}; give each once")
 
 
 def parse_variations(given: Sequence[str]) -> dict[str, list[Any]]:
@@ -133,6 +149,27 @@ def parse_variations(given: Sequence[str]) -> dict[str, list[Any]]:
             raise InputError(f"--vary {name} is given twice; give its values once, parted by commas")
         varied[name] = [value_of(value) for value in values.split(",")]
     return varied
+
+
+def parse_arms(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn ``NAME: OPTION=VALUE OPTION=VALUE`` of a command line into changes by the arm's name.
+
+    Raises:
+        InputError: It has another form, or a name or an option comes twice.
+    """
+    arms: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, colon, rest = (part.strip() for part in text.partition(":"))
+        pairs = [word.partition("=") for word in rest.split()]
+        if not (name and colon) or not all(option and value for option, _, value in pairs):
+            raise InputError(
+                f'--arm "{text}" is not NAME: OPTION=VALUE ..., such as "window: model.mask=window model.window=64"'
+            )
+        changes = {option.replace("-", "_"): value_of(value) for option, _, value in pairs}
+        if name in arms or len(changes) < len(pairs):
+            raise InputError(f'--arm "{text}" gives a name or an option that was given before; give each once')
+        arms[name] = changes
+    return arms
 
 
 def require_same_options(job: Job, saved: TrainConfig) -> None:
