@@ -253,7 +253,7 @@ def test_a_damaged_file_is_refused(content: bytes, message: str, tmp_path: Path)
 
 def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match="does not exist; give a directory that a tokenizer was saved in"):
+        with pytest.raises(InputError, match="does not exist; give a directory of a saved tokenizer"):
             Tokenizer.load(path)
 
 
