@@ -1,8 +1,9 @@
 """The tokenizer against Hugging Face's ``tokenizers`` (training) and tiktoken (encoding), side by side in one run.
 
 Training: 32,000 entries on Python's standard library (one document for each ``.py`` file, site-packages left out) and
-on English; both trainers get the same list of documents and must find the same merges. Encoding: GPT-2's vocabulary;
-the ids must be tiktoken's. Ours and theirs take turns, because a machine's speed drifts; times are medians.
+on English; both trainers get the same list of documents and must find the same merges. Encoding: GPT-2's vocabulary,
+on the same and on 10,000 strings of odd characters; the ids must be tiktoken's. Ours and theirs take turns, because a
+machine's speed drifts; times are medians.
 
     python benchmarks/tokenizer.py --gpt2 DIR --english FILE... [--repeats 5] [--gigabyte]
 
@@ -91,7 +92,7 @@ def compare(
     equal = ours() == theirs()
     turns = [(timed(ours), timed(theirs)) for _ in range(repeats)]
     median = [[statistics.median(turn[who][clock] for turn in turns) for clock in (0, 1)] for who in (0, 1)]
-    size = sum(len(text.encode("utf-8")) for text in texts) / 1e6
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts) / 1e6
     return Timing(name, peer, size, median[0][0], median[1][0], median[0][1], median[1][1], equal)
 
 
@@ -118,6 +119,19 @@ def tiktokens_gpt2(directory: Path) -> tiktoken.Encoding:
     special = {"<|endoftext|>": ids.pop("<|endoftext|>")}
     ranks = {unspell(token): number for token, number in ids.items()}
     return tiktoken.Encoding("gpt2", pat_str=TIKTOKENS_GPT2, mergeable_ranks=ranks, special_tokens=special)
+
+
+def odd_strings(number: int) -> Iterator[str]:
+    """Yield strings of all planes, controls, half surrogate pairs, marks, right to left, and long runs of space."""
+    chance = random.Random(2019)
+    kinds = [
+        lambda: chr(chance.randrange(0x110000)),
+        lambda: chr(chance.randrange(0x20)),
+        lambda: chance.choice(" \n\t\u00a0") * chance.randrange(1, 200),
+        lambda: chance.choice(["e\u0301\u0301", "\u05d0\u05d1\u05d2", "\U0001f469\u200d\U0001f680", "we'll", " 1999"]),
+    ]
+    for _ in range(number):
+        yield "".join(chance.choice(kinds)() for _ in range(chance.randrange(1, 40)))
 
 
 def encode_runs(gpt2: Tokenizer) -> dict[str, float]:
@@ -201,7 +215,13 @@ def training(library: list[str], english: list[str], repeats: int) -> Iterator[T
 def encoding(directory: Path, library: list[str], english: list[str], repeats: int) -> Iterator[Timing]:
     gpt2, peer = Tokenizer.gpt2(directory), tiktokens_gpt2(directory)
     lines = [line for text in english for line in text.splitlines(keepends=True)]
-    for name, texts in (("standard library", library), ("English, whole", english), ("English, by line", lines)):
+    corpora = {
+        "standard library": library,
+        "English, whole": english,
+        "English, by line": lines,
+        "10,000 odd strings": list(odd_strings(10_000)),
+    }
+    for name, texts in corpora.items():
         ours = functools.partial(gpt2.encode_batch, texts)
         theirs = functools.partial(peer.encode_ordinary_batch, texts, num_threads=os.cpu_count() or 1)
         yield compare(f"encode {name}", "tiktoken", texts, ours, theirs, repeats)

@@ -88,6 +88,21 @@ def test_encode_and_decode_are_filters_that_undo_each_other(
     assert out.buffer.getvalue().decode() == text  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("5 6\n7 400\n", "line 2: the id 400 is outside the vocabulary; ids are 0 to 399"),
+        ("5 six\n", 'line 1: "six" is no id; give ids parted by spaces'),
+        ("-5\n", 'line 1: "-5" is no id; give ids parted by spaces'),
+    ],
+)
+def test_what_is_no_id_is_refused_with_its_line(
+    given: str, said: str, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    assert said in refused(capsys, "tokenizer", "decode", work / "tok")
+
+
 def test_a_run_holds_all_its_files(work: Path) -> None:
     run = Run.open(work / "run")
     assert [row["step"] for row in run.metrics()] == [5, 10, 15, 20]

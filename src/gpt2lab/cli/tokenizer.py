@@ -45,20 +45,22 @@ def show(
     gpt2: str | None = None,
     longest: int = 10,
     max_documents: int | None = None,
+    column: str | None = None,
 ) -> int:
     """Show how a tokenizer splits text and how well its vocabulary fits.
 
     Args:
         tokenizer: Directory of a tokenizer, of a run, or of prepared data; or hub:OWNER/NAME.
         text: What to split; by default the beginning of the input, or a sample.
-        input: Text to measure bytes per token on: files, folders of them, or "stories"; by default the text.
+        input: Text to measure bytes per token on: what train takes; by default the text.
         gpt2: Compare with GPT-2's own: its directory, "tiktoken" for tiktoken's cache, or a name on the Hub.
         longest: How many of the longest tokens to list.
         max_documents: Measure only so many documents.
+        column: Where the text of JSON lines and Parquet stands; "text" by default.
     """
     from gpt2lab.lab.commands.tokenizer import show_tokenizer
 
-    show_tokenizer(tokenizer, text, input, gpt2, longest, max_documents)
+    show_tokenizer(tokenizer, text, input, gpt2, longest, max_documents, column)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -69,7 +70,13 @@ _SHOWN = 400
 
 
 def show_tokenizer(
-    path: Path, text: str | None, sources: Sequence[str], gpt2: str | None, longest: int, max_documents: int | None
+    path: Path,
+    text: str | None,
+    sources: Sequence[str],
+    gpt2: str | None,
+    longest: int,
+    max_documents: int | None,
+    column: str | None,
 ) -> None:
     """Print how a tokenizer splits a text, how well it and GPT-2's own fit it, and its longest tokens.
 
@@ -78,8 +85,11 @@ def show_tokenizer(
     """
     if longest < 0:
         raise InputError(f"--longest is {longest}; it must be 0 or more")
-    if max_documents is not None and not sources:
-        raise InputError("--max-documents is of no use without --input; give both or neither")
+    if not sources and (max_documents, column) != (None, None):
+        raise InputError("--max-documents and --column say how to read --input; give that too")
+    read = functools.partial(texts, sources, max_documents=max_documents, column=column)
+    if text is None:
+        text = _beginning(read()) if sources else _SAMPLE
     tokenizers = {str(path): open_tokenizer(path)}
     if gpt2 is not None:
         tokenizers["GPT-2"] = Tokenizer.gpt2(gpt2)
@@ -89,13 +99,11 @@ def show_tokenizer(
     print(
         f"special tokens: {special}; splitting pattern: {tokenizer.pattern}; fingerprint {tokenizer.fingerprint[:16]}"
     )
-    if text is None:
-        text = _beginning(texts(sources, max_documents=max_documents)) if sources else _SAMPLE
     for name, one in tokenizers.items():
         print(f"\n{name}:")
         console.print_tokens([show_token(token) for token in split_text(one, text)])
     print()
-    _print_fits(tokenizers, lambda: texts(sources, max_documents=max_documents) if sources else [text])
+    _print_fits(tokenizers, read if sources else lambda: [text])
     if longest:
         print(f"\nlongest tokens of {path}:")
     for number, token in longest_tokens(tokenizer, longest):
@@ -159,6 +167,12 @@ def decode_lines(path: Path, source: BinaryIO, out: BinaryIO) -> None:
     tokenizer = open_tokenizer(path)
     for number, line in enumerate(source, start=1):
         try:
-            out.write(tokenizer.decode_bytes([int(word) for word in line.decode("ascii").split()]))
-        except ValueError as error:
-            raise InputError(f"standard input: line {number}: {error}; give ids parted by spaces") from error
+            out.write(tokenizer.decode_bytes(map(_as_id, line.split())))
+        except InputError as error:
+            raise InputError(f"standard input: line {number}: {error}") from None
+
+
+def _as_id(word: bytes) -> int:
+    if not word.isdigit():
+        raise InputError(f'"{word.decode("utf-8", "replace")}" is no id; give ids parted by spaces')
+    return int(word)
