@@ -117,7 +117,7 @@ def _columns(
         if cache.length == n_ctx:
             cache.clear()
             window = unread = window[:, -((n_ctx + 1) // 2) :]
-        elif model.config.attention_mask.looks_ahead:  # each new token changes what those before it are
+        elif cache.looks_ahead:  # each new token changes what those before it are
             cache.clear()
             unread = window
 

@@ -2,8 +2,23 @@
 
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import PRESETS, GPTConfig
-from gpt2lab.model.flops import flops_per_token, mfu, peak_flops
+from gpt2lab.model.flops import cache_bytes, flops_per_token, mfu, peak_flops
 from gpt2lab.model.gpt import GPT, GPTOutput
+from gpt2lab.model.grouping import pool_heads
 from gpt2lab.model.modes import evaluating
+from gpt2lab.model.view import choose_kernel
 
-__all__ = ["GPT", "PRESETS", "GPTConfig", "GPTOutput", "KVCache", "evaluating", "flops_per_token", "mfu", "peak_flops"]
+__all__ = [
+    "GPT",
+    "PRESETS",
+    "GPTConfig",
+    "GPTOutput",
+    "KVCache",
+    "cache_bytes",
+    "choose_kernel",
+    "evaluating",
+    "flops_per_token",
+    "mfu",
+    "peak_flops",
+    "pool_heads",
+]

@@ -137,5 +137,5 @@ def fold_bias(bias: torch.Tensor, B: int, K: int, G: int) -> torch.Tensor:
     """Return an additive mask that broadcasts to (B, H, T, S) for queries folded to (B * K, G * T, D)."""
     T, S = bias.shape[-2:]
     if bias.numel() == T * S:
-        return bias.view(T, S).repeat(G, 1)
+        return bias.view(T, S) if G == 1 else bias.view(T, S).repeat(G, 1)
     return bias.expand(B, K * G, T, S).reshape(B * K, G * T, S)

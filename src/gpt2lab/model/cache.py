@@ -88,6 +88,8 @@ class KVCache:
         if mask.leading and padding is not None:
             self._leading += int(padding.max())  # each row's own leading tokens are among these
         self._reach = config.n_ctx if mask.reach is None else mask.reach
+        self.looks_ahead = mask.looks_ahead
+        """Whether the mask lets places read later ones: then the cache serves one pass and no more."""
         self.rolling = mask.reach is not None and self._leading + self._reach < config.n_ctx
         """Whether it forgets what has gone out of the mask's reach."""
         self.endless = self.rolling and config.position != "learned"

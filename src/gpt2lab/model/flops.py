@@ -3,7 +3,8 @@
 Model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B) counts the operations that the model needs, not those
 that an implementation repeats: 6 per parameter that takes part in a matrix product (2 forward, 4 backward), and for
 attention's two products over the whole context 12 * n_layer * n_embd * T. Lookups in the embeddings cost nothing; the
-tied head does.
+tied head does. As there, a causal mask counts as the whole context; a window of W counts as min(T, W), and a mask
+without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in attention.
 """
 
 from __future__ import annotations
@@ -37,9 +38,20 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 
 def flops_per_token(config: GPTConfig, T: int) -> float:
     """Return the operations of one training token (forward and backward) in sequences of T tokens."""
-    block = 4 * config.n_embd**2 + 2 * config.n_embd * config.inner  # c_attn 3 C^2, attn.c_proj C^2, the feed-forward
+    c_attn = config.n_embd * (config.n_head + 2 * config.kv_heads) * config.head_dim
+    block = c_attn + config.n_embd**2 + 2 * config.n_embd * config.inner  # attn.c_proj, the feed-forward
     products = config.n_layer * block + config.vocab_size * config.n_embd
-    return 6.0 * products + 12.0 * config.n_layer * config.n_embd * T
+    keys = config.attention_mask.keys_per_query(T)
+    return 6.0 * products + 12.0 * config.n_layer * config.n_embd * keys
+
+
+def cache_bytes(config: GPTConfig, T: int, dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values that T tokens of a row keep in the cache (T = 1: the bytes of a token).
+
+    Grouped heads store n_kv_head; a mask of limited reach keeps no more than it reaches.
+    """
+    kept = min(T, config.attention_mask.keys_per_query(config.n_ctx))
+    return 2 * config.n_layer * config.kv_heads * config.head_dim * kept * dtype.itemsize
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:

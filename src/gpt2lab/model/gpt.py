@@ -95,7 +95,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.mask = config, config.attention_mask
         self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
@@ -208,7 +208,7 @@ class GPT(nn.Module):
         """Return what the queries of a pass whose embeddings are x (B, T, C) may read."""
         B, H, c = len(x), self.config.n_head, self.config
         if mask is None:
-            allowed = batch_mask(c.attention_mask, documents, positions, padding)
+            allowed = batch_mask(self.mask, documents, positions, padding)
         else:
             allowed = tensor_mask(mask, documents, padding, B, H, queries, keys)
         return make_view(c.kernel, allowed, B, H, queries, keys, x.dtype, torch.is_grad_enabled() and x.requires_grad)
@@ -265,7 +265,7 @@ class GPT(nn.Module):
         if targets is None:
             return GPTOutput(self.head(x), None)
         if self.training:
-            warn_of_leaks(self.config, mask)
+            warn_of_leaks(self.mask if mask is None else mask)
         return GPTOutput(None, fused_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size))
 
 

@@ -9,6 +9,7 @@ import torch
 from gpt2lab.errors import InputError
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.masks import Mask
 
 
 def check_inputs(
@@ -32,20 +33,18 @@ def check_inputs(
         raise InputError(f"positions go up to {int(positions.max())}; the model's context is {n_ctx}")
     if cache is not None and mask is not None and cache.rolling:
         raise InputError(f"the cache of mask {config.mask} forgets keys that a tensor may name; leave one out")
-    if cache is not None and cache.length and mask is None and config.attention_mask.looks_ahead:
+    if cache is not None and cache.length and cache.looks_ahead and mask is None:
         raise InputError(
             f"mask {config.mask} reads ahead: what is cached would change with each new token; "
             "read the whole sequence again"
         )
 
 
-def warn_of_leaks(config: GPTConfig, mask: torch.Tensor | None) -> None:
-    """Warn where a mask, the configuration's or a tensor in its place, lets a token read what it is to predict."""
-    leaks = config.attention_mask.looks_ahead if mask is None else bool(mask.triu(1).any())
-    if leaks:
-        what = f"mask {config.mask}" if mask is None else "the mask"
+def warn_of_leaks(mask: Mask | torch.Tensor) -> None:
+    """Warn where a mask lets a token read what it is to predict."""
+    if mask.looks_ahead if isinstance(mask, Mask) else bool(mask.triu(1).any()):
         warnings.warn(
-            f"{what} lets tokens read what follows them, which is what they are to predict: the loss leaks and says "
+            "the mask lets tokens read what follows them, which is what they are to predict: the loss leaks and says "
             "nothing of the model",
             stacklevel=3,
         )

@@ -33,17 +33,19 @@ class View(NamedTuple):
     """Queries that may read nothing, boolean, broadcastable to (B, H, T, 1); None: there are none."""
 
 
-def choose_kernel(mask: Mask | torch.Tensor, device: str, dtype: torch.dtype, T: int, S: int, training: bool) -> str:
-    """Return the fastest kernel for T queries over S keys, as measured by benchmarks/attention.py on a CPU.
+def choose_kernel(
+    mask: Mask | torch.Tensor, device: torch.device, dtype: torch.dtype, T: int, S: int, training: bool
+) -> tuple[str, str]:
+    """Return the fastest kernel for T queries over S keys, as measured by benchmarks/attention.py, and why.
 
-    Where a mask reaches back a small part of the sequence, leaving out what is masked wins. SDPA wins wherever it has a
-    fast backward. On a CPU its bf16 backward has none, so short training sequences there go through plain products.
+    Where a mask reaches back over a small part of the sequence, leaving out what is masked wins. SDPA wins wherever it
+    has a fast backward. On a CPU its bf16 backward has none, so short training sequences go through plain products.
     """
     if isinstance(mask, Mask) and bandable(mask) and T == S and BANDED_FROM * mask.keys_per_query(S) <= S:
-        return "banded"
-    if device == "cpu" and training and (dtype == torch.bfloat16 or S < 256) and S <= MATMUL_TO:
-        return "matmul"
-    return "sdpa"
+        return "banded", f"a query reads {mask.keys_per_query(S):,} of {S:,} places"
+    if device.type == "cpu" and training and (dtype == torch.bfloat16 or S < 256) and S <= MATMUL_TO:
+        return "matmul", f"plain products have the fastest gradient on a CPU up to {MATMUL_TO:,} places"
+    return "sdpa", "the fastest wherever no other is known to be faster"
 
 
 def bandable(mask: Mask) -> bool:
@@ -134,7 +136,7 @@ def make_view(
     """
     T, S, device = len(queries), len(keys), queries.device
     if kernel == "auto":
-        kernel = choose_kernel(mask, device.type, dtype, T, S, training)
+        kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
     if kernel in ("banded", "flex"):
         if T == S:
             return (

@@ -13,6 +13,7 @@ import torch
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset, micro_steps
 from gpt2lab.errors import InputError
+from gpt2lab.model import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
@@ -68,6 +69,7 @@ def resolve(config: TrainConfig, dataset: TokenDataset) -> Plan:
         f"device {where.device} ({runtime.device_name(where.device)})",
         f"precision {where.precision}: {where.why_precision}",
         f"compile {config.compile}: {why}",
+        *attention_notes(config, where),
         f"batch {batch_tokens(config):,} tokens = {passes} x {micro_batch} sequences of {config.window}",
     )
     return Plan(config, where, steps, notes)
@@ -95,6 +97,25 @@ def initial_weights(config: TrainConfig, dataset: TokenDataset) -> Checkpoint | 
     if different := [f"{n} {ours[n]} (there {theirs[n]})" for n in theirs if n in fixed and ours[n] != theirs[n]]:
         raise InputError(f"model options are not those of {run.path}, which gives the weights: {', '.join(different)}")
     return found
+
+
+def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
+    """Say which kernel computes attention and why, and warn of a mask under which the loss leaks.
+
+    Raises:
+        InputError: The kernel has no gradient here.
+    """
+    model, T = config.model, config.window
+    kernel, why = model.kernel, "asked for"
+    if kernel == "flex" and where.device.type == "cpu":
+        raise InputError("model.kernel flex has no gradient on a CPU; train there with auto, sdpa, matmul or banded")
+    if kernel == "auto":
+        kernel, why = choose_kernel(model.attention_mask, where.device, where.dtype, T, T, training=True)
+    notes = (f"attention kernel {kernel} under mask {model.mask}: {why}",)
+    if not model.attention_mask.looks_ahead:
+        return notes
+    leak = f"warning: mask {model.mask} lets tokens read what they are to predict; the loss leaks and says nothing"
+    return (*notes, leak)
 
 
 def batch_tokens(config: TrainConfig) -> int:
