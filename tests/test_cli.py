@@ -50,7 +50,11 @@ def test_help_lists_every_verb_with_its_purpose(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    "verb", ["quickstart", "tokenizer train", "data prepare", "sample", "eval perplexity", "eval positions", "train"]
+    "verb",
+    [
+        *("quickstart", "tokenizer train", "data prepare", "sample", "train"),
+        *("eval perplexity", "eval positions", "eval hellaswag", "eval harness"),
+    ],
 )
 def test_each_verb_has_help_with_types_and_defaults(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -201,6 +205,47 @@ def test_the_loss_by_position_is_kept_with_its_picture(
     assert f"{kept['losses'][31]:.4f}" in capsys.readouterr().out
     Run.open(tmp_path / "run").cut_back(10)
     assert not folder.exists()
+
+
+def hellaswag_file(folder: Path, *changes: dict[str, object]) -> Path:
+    item = {
+        "ind": 1,
+        "activity_label": "Boats",
+        "ctx": "Lily saw a",
+        "endings": ["boat.", "tree.", "cat.", "hat."],
+        "label": 0,
+    }
+    lines = [json.dumps({**item, **change}) for change in changes]
+    (folder / "items.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "items.jsonl"
+
+
+def test_hellaswag_is_measured_after_and_during_training(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items, run = hellaswag_file(tmp_path, {}, {"label": 2}), tmp_path / "run"
+    argv = ["train", "--data", str(work / "data"), "--out", str(run), "--steps", "10", *TRAIN]
+    assert main([*argv, "--hellaswag", str(items), "--hellaswag-every", "4"]) == 0
+    assert [(row["step"], row["metric"]) for row in Run.open(run).evals()] == [
+        (str(step), metric) for step in (4, 8, 10) for metric in ("acc", "acc_norm")
+    ]
+    assert "hellaswag at step 8: acc " in capsys.readouterr().out
+    for style in ("completion", "harness"):
+        assert main(["eval", "hellaswag", str(run), "--items", str(items), "--style", style]) == 0
+    rows = Run.open(run).evals()[-4:]
+    assert {row["task"] for row in rows} == {"hellaswag"} and len({row["protocol"] for row in rows}) == 2
+    assert "limit is 0" in refused(capsys, "eval", "hellaswag", run, "--items", items, "--limit", "0")
+
+
+def test_a_bad_hellaswag_line_stops_before_anything_is_made(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = hellaswag_file(tmp_path, {}, {"label": 9})
+    argv = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag", items]
+    assert 'items.jsonl: line 2: field "label" is "9"' in refused(capsys, *argv)
+    assert not (tmp_path / "run").exists()
+    every = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag-every", "5"]
+    assert "hellaswag is None; it must be a file to measure on" in refused(capsys, *every)
 
 
 def test_figures_of_other_data_do_not_pass_for_the_runs_own(

@@ -1,4 +1,4 @@
-"""Models by name: a directory here, or what the Hugging Face Hub has under that name.
+"""Models and data by name: a directory here, or what the Hugging Face Hub has under that name.
 
 The Hub is whatever ``HF_ENDPOINT`` says, https://huggingface.co by default; what was fetched stays in its cache
 (``HF_HOME``) and is not fetched again. Needs the extra ``hub``.
@@ -48,3 +48,20 @@ def find_model(source: Path | str, files: Sequence[str]) -> Path:
     except Exception as error:  # its own errors, its HTTP client's, the disk's: each says why there is no copy
         reason = " ".join(str(error).split())
         raise InputError(f"{name} is no directory, and the Hub did not give it: {reason}; try again") from error
+
+
+def fetch_data(name: str, file: str, revision: str) -> Path:
+    """Return a file of a dataset on the Hub, fetched once and kept in its cache.
+
+    Raises:
+        InputError: huggingface_hub is not installed, or the Hub did not give it.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise InputError(f'to fetch {name} from the Hub, install huggingface_hub: pip install "gpt2lab[hub]"') from None
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+    except Exception as error:  # its own errors, its HTTP client's, the disk's: each says why there is no copy
+        reason = " ".join(str(error).split())
+        raise InputError(f"the Hub did not give {name}: {reason}; try again, or give a file that is here") from error

@@ -58,7 +58,12 @@ VERBS: dict[str, Any] = {
     "data": {"list": data.list_, "prepare": data.prepare},
     "train": training.train,
     "sample": evaluation.sample,
-    "eval": {"perplexity": evaluation.perplexity, "positions": evaluation.positions},
+    "eval": {
+        "perplexity": evaluation.perplexity,
+        "positions": evaluation.positions,
+        "hellaswag": evaluation.hellaswag,
+        "harness": evaluation.harness,
+    },
     "compare": compare.compare,
     "report": lab.report,
     "import-hf": weights.import_hf,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from gpt2lab.cli.options import Checkpoint
 
@@ -109,4 +109,58 @@ def positions(
     from gpt2lab.lab.commands.evaluation import Subject, print_positions
 
     print_positions(Subject.load(run, checkpoint, device, precision), data, split, text, context, by_document)
+    return 0
+
+
+def hellaswag(
+    run: Positional[Path],
+    items: Path | None = None,
+    style: Literal["completion", "harness"] = "completion",
+    limit: int | None = None,
+    checkpoint: Checkpoint = "best",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> int:
+    """Measure how often the model chooses the true one of four endings.
+
+    Args:
+        run: Directory of a run.
+        items: HellaSwag's .jsonl file; without it, the validation split is fetched from the hub (extra hub).
+        style: completion (GPT-2 124M: 29.55 %), or worded as by lm-evaluation-harness (31.14 %).
+        limit: Take only the first so many items.
+        checkpoint: Which weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, bf16 or fp16.
+    """
+    from gpt2lab.lab.commands.evaluation import Subject, print_hellaswag
+
+    print_hellaswag(Subject.load(run, checkpoint, device, precision), items, style, limit)
+    return 0
+
+
+def harness(
+    run: Positional[Path],
+    tasks: Annotated[tuple[str, ...], arg(metavar="TASK")],
+    tasks_dir: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    checkpoint: Checkpoint = "best",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> int:
+    """Let EleutherAI's lm-evaluation-harness measure the model (extra harness).
+
+    Args:
+        run: Directory of a run.
+        tasks: The harness's names of tasks, such as hellaswag lambada_openai.
+        tasks_dir: Folder of task definitions to take in place of its own.
+        limit: Take only the first so many items of each.
+        shots: Examples before each item; without it, the task's own number.
+        checkpoint: Which weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, bf16 or fp16.
+    """
+    from gpt2lab.lab.commands.evaluation import Subject, print_harness
+
+    print_harness(Subject.load(run, checkpoint, device, precision), tasks, tasks_dir, limit, shots)
     return 0

@@ -1,21 +1,41 @@
-"""What a model is worth: perplexity with its protocol, and the share of its stories that the grammar accepts."""
+"""What a model is worth: perplexity with its protocol, HellaSwag, and the share of its stories that are right."""
 
 from gpt2lab.evaluation.detokenise import DETOKENISERS
+from gpt2lab.evaluation.hellaswag import (
+    STYLES,
+    HellaSwag,
+    HellaSwagItem,
+    encode_items,
+    hellaswag,
+    hellaswag_item,
+    read_hellaswag,
+)
 from gpt2lab.evaluation.perplexity import Perplexity, perplexity_of
 from gpt2lab.evaluation.positions import PositionLosses, loss_by_position
 from gpt2lab.evaluation.recall import Recall, recall_probe, repeat_losses
+from gpt2lab.evaluation.scoring import Continuation, Score, score
 from gpt2lab.evaluation.stories import Break, StoryQuality, judge_stories
 
 __all__ = [
     "DETOKENISERS",
+    "STYLES",
     "Break",
+    "Continuation",
+    "HellaSwag",
+    "HellaSwagItem",
     "Perplexity",
     "PositionLosses",
     "Recall",
+    "Score",
     "StoryQuality",
+    "encode_items",
+    "hellaswag",
+    "hellaswag_item",
     "judge_stories",
     "loss_by_position",
     "perplexity_of",
+    "read_hellaswag",
     "recall_probe",
     "repeat_losses",
+    "score",
 ]

@@ -98,7 +98,7 @@ def _columns(
     eot: int | None,
 ) -> Iterator[torch.Tensor]:
     n_ctx = model.config.n_ctx
-    cache = KVCache(model.config, len(tokens), tokens.device, _attention_dtype(model))
+    cache = model.new_cache(len(tokens))
     window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
@@ -128,12 +128,6 @@ def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tenso
     """Read tokens (B, T) behind what the cache holds, a prompt or one token; return the next one's logits (B, V)."""
     with evaluating(model):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
-
-
-def _attention_dtype(model: GPT) -> torch.dtype:
-    """Return the dtype in which keys and values come out of the projection."""
-    device = model.wte.weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.wte.weight.dtype
 
 
 def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: Strategy, eot: int | None) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.data import TokenDataset, prepare, texts
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.evaluation import DETOKENISERS, StoryQuality, judge_stories, perplexity_of
+from gpt2lab.evaluation import DETOKENISERS, HellaSwagItem, StoryQuality, hellaswag, judge_stories, perplexity_of
 from gpt2lab.files import sha256_of
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
@@ -126,6 +126,20 @@ def measure_held_out(
             eot=manifest.tokenizer.eot if by_document else None,
         )
     return Measured("perplexity", held_out.name, held_out.preparation + found.protocol, found.figures)
+
+
+def measure_hellaswag(
+    model: GPT,
+    tokenizer: Tokenizer,
+    items: Sequence[HellaSwagItem],
+    style: str,
+    where: Runtime,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Let a model choose the endings of HellaSwag's items. Raises what `hellaswag` does."""
+    with where.autocast():
+        found = hellaswag(model, tokenizer, items, style, progress)
+    return Measured("hellaswag", "val", found.protocol, found.figures)
 
 
 def measure_stories(texts: list[str], strategy: str) -> tuple[Measured, StoryQuality]:

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 
 from gpt2lab import runtime
+from gpt2lab.evaluation import HellaSwagItem, encode_items, read_hellaswag
 from gpt2lab.generation import STRATEGIES
+from gpt2lab.lab.measure import measure_hellaswag
 from gpt2lab.lab.writing import write_texts
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
@@ -33,8 +35,11 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
 
+    items = None if config.hellaswag is None else read_hellaswag(config.hellaswag)
+
     def hooks(run: Run) -> Hooks:
-        return Hooks(on_step=on_step, sample=_sampler(run, config))
+        choose = None if items is None else _chooser(run, config, items)
+        return Hooks(on_step=on_step, sample=_sampler(run, config), hellaswag=choose)
 
     return start(config, hooks) if config.resume is None else resume(config, hooks)
 
@@ -51,3 +56,17 @@ def _sampler(run: Run, config: TrainConfig) -> Callable[[GPT, int], None]:
         log.info("sample at step %d, %s:\n%s", step, strategy, text)
 
     return sample
+
+
+def _chooser(run: Run, config: TrainConfig, items: list[HellaSwagItem]) -> Callable[[GPT, int], None]:
+    """Return the hook that measures on HellaSwag. Raises `InputError` where an ending is too long for the model."""
+    tokenizer = Tokenizer.load(run.tokenizer)
+    encode_items(tokenizer, items, "completion", config.model.n_ctx)
+    where = runtime.resolve(config.device, config.precision)
+
+    def choose(model: GPT, step: int) -> None:
+        measured = measure_hellaswag(model, tokenizer, items, "completion", where)
+        measured.record(run, step)
+        log.info("hellaswag at step %d: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in measured.figures.items()))
+
+    return choose

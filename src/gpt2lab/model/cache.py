@@ -69,6 +69,7 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
         padding: torch.Tensor | None = None,
+        room: int | None = None,
     ) -> None:
         """Make room for ``batch`` rows.
 
@@ -78,12 +79,13 @@ class KVCache:
             device: Where the model is.
             dtype: Of keys and values, as the projection gives them.
             padding: Empty places before each row's first token, (B,), integers; None where all rows are of one length.
+            room: Places at most; None is the model's context.
         """
         mask = config.attention_mask
         self.padding = padding
         self.length = 0
         """How many places it was given; a rolling one has forgotten some of them."""
-        self._n_ctx = config.n_ctx
+        self._room = config.n_ctx if room is None else room
         self._leading = mask.leading
         if mask.leading and padding is not None:
             self._leading += int(padding.max())  # each row's own leading tokens are among these
@@ -94,7 +96,7 @@ class KVCache:
         """Whether it forgets what has gone out of the mask's reach."""
         self.endless = self.rolling and config.position != "learned"
         """Whether it takes more places than the context: it rolls, and positions have no table that ends."""
-        capacity = self._leading + self._reach if self.rolling else config.n_ctx
+        capacity = self._leading + self._reach if self.rolling else self._room
         shape = (2, config.n_layer, batch, config.kv_heads, capacity, config.head_dim)
         keys, values = torch.empty(shape, device=device, dtype=dtype)
         self.layers = [LayerCache(k, v) for k, v in zip(keys, values, strict=True)]
@@ -104,9 +106,9 @@ class KVCache:
 
     def require_room(self, T: int) -> None:
         """Raise `InputError` unless T more places fit; the caller then drops the oldest and fills a new cache."""
-        if not self.endless and self.length + T > self._n_ctx:
+        if not self.endless and self.length + T > self._room:
             raise InputError(
-                f"the cache holds {self.length} of {self._n_ctx} positions and {T} more were asked for; "
+                f"the cache holds {self.length} of {self._room} positions and {T} more were asked for; "
                 "drop the oldest and fill it anew"
             )
 
@@ -137,6 +139,17 @@ class KVCache:
     def end(self, T: int) -> None:
         """Count T places that every layer has stored."""
         self.length += T
+
+    def copy_rows(self, source: KVCache, rows: torch.Tensor) -> None:
+        """Hold in row i what ``source`` holds in row ``rows[i]``, and nothing else; ``rows`` (B,) may repeat."""
+        self.clear()
+        self.require_room(source.length)
+        filled = min(source.length, len(source._places))
+        self._places[:filled] = source._places[:filled]
+        for mine, theirs in zip(self.layers, source.layers, strict=True):
+            mine.keys[:, :, :filled] = theirs.keys[rows, :, :filled]
+            mine.values[:, :, :filled] = theirs.values[rows, :, :filled]
+        self.length = source.length
 
     def clear(self) -> None:
         """Forget everything, keep the memory."""

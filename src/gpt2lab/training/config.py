@@ -87,6 +87,10 @@ class TrainConfig:
     """Steps between samples; 0 writes them at the end only."""
     sample_prompt: str = ""
     """What samples begin with."""
+    hellaswag: Path | None = None
+    """A HellaSwag .jsonl file, to measure on while the run goes on."""
+    hellaswag_every: int = 0
+    """Steps between measurements on it; 0 measures at the end only."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     keep_last: int = 2
@@ -102,8 +106,9 @@ class TrainConfig:
         self._check_length()
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("eval_tokens", "sample_every", "patience"):
+        for name in ("eval_tokens", "sample_every", "hellaswag_every", "patience"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(not self.hellaswag_every or self.hellaswag is not None, "hellaswag", None, "a file to measure on")
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
         require(
             self.profile_steps is None or self.profiled is not None,

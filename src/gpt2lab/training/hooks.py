@@ -39,6 +39,8 @@ class Hooks:
     """Called with each row of metrics.csv, and ``data_wait``, the share of the time that was spent waiting for data."""
     sample: Callable[[GPT, int], None] | None = None
     """Called with the model, in evaluation mode, and the step, every ``sample_every`` steps and at the end."""
+    hellaswag: Callable[[GPT, int], None] | None = None
+    """Called like ``sample``, every ``hellaswag_every`` steps and at the end."""
 
 
 HooksFor = Callable[[Run], Hooks]

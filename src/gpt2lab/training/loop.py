@@ -109,8 +109,13 @@ class Trainer:
             over, signal = progress.finished is not None, signals()
             if step % config.log_every == 0 or progress.val_loss is not None or over:
                 self._write_row(update, tokens_per_s)
-            if over or (config.sample_every and step % config.sample_every == 0):
-                self._sample()
+            for hook, every in (
+                (self.hooks.sample, config.sample_every),
+                (self.hooks.hellaswag, config.hellaswag_every),
+            ):
+                if hook is not None and (over or (every and step % every == 0)):
+                    with self._evaluating():
+                        hook(self.model, step)
             improved = progress.val_loss is not None and progress.evals_since_best == 0
             if step % config.checkpoint_every == 0 or improved or over or signal is not None:
                 self.save()
@@ -248,11 +253,6 @@ class Trainer:
             *(100 * data_wait, f"{tokens_per_s:,.0f}"),
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
-
-    def _sample(self) -> None:
-        if self.hooks.sample is not None:
-            with self._evaluating():
-                self.hooks.sample(self.model, self.progress.step)
 
     def save(self) -> None:
         """Write a checkpoint, then drop those that are no longer kept."""

@@ -11,15 +11,19 @@ from pathlib import Path
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import loss_by_position
+from gpt2lab.evaluation import HellaSwagItem, hellaswag_item, loss_by_position, read_hellaswag
+from gpt2lab.hub import fetch_data
 from gpt2lab.lab import console
-from gpt2lab.lab.measure import HeldOut, Measured, held_out_text, measure_held_out
+from gpt2lab.lab.measure import HeldOut, Measured, held_out_text, measure_held_out, measure_hellaswag
 from gpt2lab.lab.pictures import save_positions
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import Checkpoint, TrainConfig, load_model, saved_config
+
+HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
+"""Of the author's copy on the Hub: the same items for everyone."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,46 @@ def print_positions(
     print(f"protocol: {curve.protocol}")
     for path in save_positions(subject.run, subject.checkpoint.step, held_out.name, curve):
         print(path)
+
+
+def print_hellaswag(subject: Subject, file: Path | None, style: str, limit: int | None) -> None:
+    """Measure a run on HellaSwag, print the figures with their protocol and add them to the run's evals.csv."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; give at least 1, or leave it out for all items")
+    items = (hellaswag_from_hub() if file is None else read_hellaswag(file))[:limit]
+    with console.bar("endings") as progress:
+        measured = measure_hellaswag(subject.model, subject.tokenizer, items, style, subject.where, progress)
+    subject.print_and_record(measured)
+
+
+def hellaswag_from_hub() -> list[HellaSwagItem]:
+    """Return the 10,042 validation items from Hugging Face's Hub.
+
+    Raises:
+        InputError: The extra ``hub`` is not installed, or the Hub cannot be reached.
+    """
+    file = fetch_data("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", HELLASWAG_REVISION)
+    from pyarrow import parquet
+
+    rows = parquet.read_table(file).to_pylist()
+    return [hellaswag_item(row, f"Rowan/hellaswag, item {n}", n) for n, row in enumerate(rows)]
+
+
+def print_harness(
+    subject: Subject, tasks: tuple[str, ...], tasks_dir: Path | None, limit: int | None, shots: int | None
+) -> None:
+    """Let lm-evaluation-harness measure a run, print its figures and add them to the run's evals.csv.
+
+    Raises:
+        InputError: The extra ``harness`` is not installed, or it does not know a task.
+    """
+    try:
+        from gpt2lab.lab.harness import HarnessModel, run_harness
+    except ImportError as error:
+        raise InputError(f'{error}; install lm-evaluation-harness: pip install "gpt2lab[harness]"') from error
+    model = HarnessModel(subject.model, subject.tokenizer, subject.where)
+    for measured in run_harness(model, tasks, tasks_dir, limit, shots):
+        subject.print_and_record(measured)
 
 
 def _powers_of_two(last: int) -> list[int]:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation import Continuation, score, scoring
+from gpt2lab.model import GPT, GPTConfig
+
+V, N_CTX = 61, 24
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=3, n_embd=24, n_ctx=N_CTX, vocab_size=V, dropout=0.2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def make(contexts: int, endings: int, seed: int) -> list[Continuation]:
+    """Contexts of 1 to 30 tokens, each with several endings of 1 to 12."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(longest: int) -> tuple[int, ...]:
+        length = int(torch.randint(1, longest + 1, (1,), generator=generator))
+        return tuple(torch.randint(V, (length,), generator=generator).tolist())
+
+    return [Continuation(context, ids(12)) for context in [ids(30) for _ in range(contexts)] for _ in range(endings)]
+
+
+@torch.no_grad()
+def alone(theirs: Any, continuation: Continuation) -> tuple[float, bool]:
+    """One continuation through Hugging Face's model, all of it read."""
+    whole = torch.tensor([*continuation.context, *continuation.ids])[-(N_CTX + 1) :]
+    log_probabilities = theirs(whole[None, :-1]).logits[0].log_softmax(-1)[-len(continuation.ids) :]
+    wanted = whole[-len(continuation.ids) :]
+    chosen = log_probabilities.gather(1, wanted[:, None])
+    return -float(chosen.sum()), bool((log_probabilities.argmax(-1) == wanted).all())
+
+
+@pytest.mark.parametrize("pass_tokens", [30, 200, 4096])
+def test_equals_reading_each_alone_with_hugging_faces_model(
+    model: GPT,
+    hugging_face_twin: Callable[[GPT], Any],
+    pass_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scoring, "PASS_TOKENS", pass_tokens)
+    theirs = hugging_face_twin(model)
+    continuations = make(9, 4, seed=pass_tokens)
+    found = score(model, continuations)
+    expected = [alone(theirs, continuation) for continuation in continuations]
+    assert [s.nats for s in found] == pytest.approx([nats for nats, _ in expected], abs=1e-3)
+    assert [s.greedy for s in found] == [greedy for _, greedy in expected]
+
+
+@torch.no_grad()
+def test_what_greedy_decoding_writes_is_called_greedy(model: GPT) -> None:
+    context = (3, 1, 4)
+    ids: list[int] = []
+    for _ in range(5):
+        logits = model.eval()(torch.tensor([[*context, *ids]])).logits
+        assert logits is not None
+        ids.append(int(logits[0, -1].argmax()))
+    other = (*ids[:4], (ids[4] + 1) % V)
+    found = score(model, [Continuation(context, tuple(ids)), Continuation(context, other)])
+    assert [s.greedy for s in found] == [True, False]
+
+
+def test_runs_in_evaluation_mode_and_counts_to_the_last(model: GPT) -> None:
+    seen: list[tuple[int, int]] = []
+    continuations = make(5, 3, seed=1)
+    expected = [s.nats for s in score(model.eval(), continuations)]
+    assert [s.nats for s in score(model.train(), continuations, lambda *now: seen.append(now))] == expected
+    assert model.training
+    assert seen == sorted(seen) and seen[-1] == (15, 15)
+
+
+@given(st.lists(st.integers(1, 80), max_size=60), st.integers(1, 400), st.integers(0, 30))
+def test_batches_hold_every_row_once_and_pad_little(lengths: list[int], budget: int, before: int) -> None:
+    batches = scoring.batches_by_length(lengths, budget, before)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        rows = [lengths[index] for index in batch]
+        assert min(rows) >= 0.8 * max(rows)
+        assert len(rows) == 1 or len(rows) * (max(rows) + before) <= budget
+
+
+@pytest.mark.parametrize(
+    ("context", "ids", "message"),
+    [
+        ((), (1,), "need at least one token each"),
+        ((1,), (), "need at least one token each"),
+        ((1,), (1,) * 25, "a continuation of 25 tokens; the model reads 24"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    model: GPT, context: tuple[int, ...], ids: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        score(model, [Continuation((1, 2), (3,)), Continuation(context, ids)])
