@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def loopback_hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
-    """Serve the files of models, by OWNER/NAME and then by file name; yield the address for ``HF_ENDPOINT``."""
+    """Serve the files of models, by NAME or OWNER/NAME and then by file name; yield the address for ``HF_ENDPOINT``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -55,7 +55,7 @@ def loopback_hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
 
 def _find(path: str, models: Mapping[str, Mapping[str, bytes]]) -> tuple[bytes, str]:
     """Return what lies at an address, and what the Hub calls the error where nothing does."""
-    if asked := re.match(r"/api/models/([^/]+/[^/]+)/(revision|tree)/", path):
+    if asked := re.match(r"/api/models/([^/]+(?:/[^/]+)?)/(revision|tree)/", path):
         name, what = asked.groups()
         if name not in models:
             return b"", "RepoNotFound"
@@ -67,7 +67,7 @@ def _find(path: str, models: Mapping[str, Mapping[str, bytes]]) -> tuple[bytes, 
             return json.dumps(tree).encode(), ""
         siblings = [{"rfilename": file} for file in models[name]]
         return json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), ""
-    if asked := re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+    if asked := re.match(r"/([^/]+(?:/[^/]+)?)/resolve/[^/]+/(.+)", path):
         name, file = asked.groups()
         if file in models.get(name, {}):
             return models[name][file], ""

@@ -15,6 +15,7 @@ from gpt2lab import GPT, Tokenizer, generate
 from gpt2lab.cli import main
 from gpt2lab.runs import Run
 from gpt2lab.training import load_model
+from loopback_hub import gpt2lab_with, loopback_hub
 
 TEXT = "One day, Lily's  naïve cat 🐈 said:\n\n\t“1,234!”   <|endoftext|> x"
 SMALL = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.n-ctx", "32"]
@@ -171,3 +172,24 @@ def test_an_imported_run_has_no_data_and_no_training_to_go_on_with(
     assert main(["import-hf", str(work / "out"), str(run)]) == 0
     assert "give --data" in refused(capsys, "eval", "perplexity", run)
     assert "begin one with --init" in refused(capsys, "train", "--resume", "--out", run, "--data", work / "data")
+
+
+def test_models_are_imported_by_their_name_on_the_hub(work: Path, tmp_path: Path) -> None:
+    """`gpt2` in one file; a larger one in shards; one with a pickle only."""
+    files = {path.name: path.read_bytes() for path in (work / "out").iterdir()}
+    AutoModelForCausalLM.from_pretrained(work / "out").save_pretrained(tmp_path / "large", max_shard_size="20KB")
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "large").iterdir()}
+    pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"\x80\x04."}
+    models = {"gpt2": files, "owner/large": {**files, **shards}, "owner/old": pickled}
+    del models["owner/large"]["model.safetensors"]
+    names = {name: tmp_path / name.replace("/", "-") for name in models}
+    with loopback_hub(models) as endpoint:
+        done = {name: gpt2lab_with(endpoint, tmp_path / "home", "import-hf", name, str(names[name])) for name in names}
+    expected = load_model(Run.open(work / "run"))[0].state_dict()
+    for name in ("gpt2", "owner-large"):
+        found = load_model(Run.open(tmp_path / name))[0].state_dict()
+        assert all(torch.equal(weight, found[key]) for key, weight in expected.items())
+    assert done["owner/old"].returncode == 2
+    assert "pytorch_model.bin" in done["owner/old"].stderr.splitlines()[-1]
+    assert not names["owner/old"].exists()
+    assert list((tmp_path / "home").rglob("pytorch_model.bin")) == []  # it was not even fetched

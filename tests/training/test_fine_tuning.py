@@ -10,11 +10,14 @@ import torch
 from support import SMALL, nothing, small
 
 from gpt2lab.cli import main
+from gpt2lab.cli.parsing import parse
 from gpt2lab.data import TokenDataset
 from gpt2lab.errors import InputError
+from gpt2lab.lab.commands.training import training_defaults
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import OptimConfig, TrainConfig, load_model, resume, save_imported, saved_config, start
+from gpt2lab.training.options import flags
 from gpt2lab.training.validation import validation_loss
 
 STILL = OptimConfig(lr=1e-9, min_lr=0.0, warmup_steps=0, weight_decay=0.0)
@@ -101,6 +104,13 @@ def test_a_run_without_a_checkpoint_gives_no_weights(
 def test_a_preset_beside_it_would_be_ignored_and_is_refused(finished: Run, data: Path) -> None:
     with pytest.raises(InputError, match="both say what the model is"):
         TrainConfig(data=data, init=finished.path, preset="gpt2")
+
+
+def test_the_flags_of_a_fine_tuning_make_it_again(finished: Run, data: Path) -> None:
+    config = TrainConfig(data=data, init=finished.path, steps=7)
+    words = flags(config)
+    start_config, rest = training_defaults(words)
+    assert parse(TrainConfig, rest, "gpt2lab train", default=start_config) == config
 
 
 def test_the_command_line_fine_tunes(

@@ -48,9 +48,9 @@ def value_of(text: str) -> Any:
 
 
 def flags(config: TrainConfig) -> list[str]:
-    """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from its preset's."""
-    start = flat(TrainConfig(preset=config.preset))
-    words = ["--preset", config.preset]
+    """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from where it starts."""
+    start = flat(TrainConfig(preset=config.preset, init=config.init))
+    words = ["--preset", config.preset] if config.init is None else ["--init", str(config.init)]
     for name, value in flat(config).items():
         if value == start[name]:
             continue
