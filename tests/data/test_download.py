@@ -80,9 +80,7 @@ def test_retry_after_is_honoured_up_to_a_limit(hub: Hub, tmp_path: Path) -> None
     assert time.monotonic() - began >= 0.4
     (tmp_path / "a.bin").unlink()
     hub.faults["a.bin"] = [(503, 3600)]
-    with pytest.raises(
-        Unreachable, match=r"HTTP 503 .*, and asks to be left alone for 3600 s; .* run the same"
-    ):
+    with pytest.raises(Unreachable, match=r"HTTP 503 .*, and asks to be left alone for 3600 s; .* run the same"):
         get(hub, tmp_path)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from gpt2lab.data.catalogue import CORPORA, Corpus
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.document import Document, FileDocument, TextDocument
-from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps
+from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps, within_documents
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo
 from gpt2lab.data.permutation import permute
+from gpt2lab.data.prefetch import Prefetcher
 from gpt2lab.data.prepare import Progress, prepare
 from gpt2lab.data.shards import Shard, ShardFormat, open_shard
 from gpt2lab.data.sources import documents, texts
@@ -28,6 +29,7 @@ __all__ = [
     "Document",
     "FileDocument",
     "Loader",
+    "Prefetcher",
     "Progress",
     "Shard",
     "ShardFormat",
@@ -46,4 +48,5 @@ __all__ = [
     "permute",
     "prepare",
     "texts",
+    "within_documents",
 ]

@@ -12,6 +12,13 @@ Sequences are numbered from the first of the first step on. A step has S of them
     number = step * S + (m * world + r) * micro_batch + b        epoch = number // n
     window = permutation of that epoch (number mod n)
 
+Where attention is to stay within documents a batch also says, for each token, which document of its row it stands in
+and at which place there. A document begins at ``<|endoftext|>``; a row may begin amid one, which counts from 0 there.
+
+    tokens     a  b  |  c  d  e  |  f        | is <|endoftext|>
+    documents  0  0  1  1  1  1  2  2
+    positions  0  1  0  1  2  3  0  1
+
 So each window is read once an epoch, in an order that is neither stored nor advanced: the loader's whole state is the
 step, and a step reads the same sequences however many processes share it.
 """
@@ -30,10 +37,24 @@ from gpt2lab.errors import InputError
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and what follows each of them: ``targets[b, t]`` comes after ``tokens[b, t]``. Both (B, T), int64."""
+    """Inputs and what follows each of them: ``targets[b, t]`` comes after ``tokens[b, t]``. Both (B, T), int64.
+
+    ``documents`` and ``positions``, of the same shape, are there where attention is to stay within documents.
+    """
 
     tokens: torch.Tensor
     targets: torch.Tensor
+    documents: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
+        if self.documents is None or self.positions is None:
+            return Batch(tokens, targets)
+        return Batch(
+            tokens, targets, *(part.to(device, non_blocking=True) for part in (self.documents, self.positions))
+        )
 
 
 class Loader:
@@ -48,8 +69,9 @@ class Loader:
         seed: int,
         world: int = 1,
         rank: int = 0,
+        eot: int | None = None,
     ) -> None:
-        """Read ``stream`` in windows of ``seq_len``.
+        """Read ``stream`` in windows of ``seq_len``; with ``eot``, the id that documents begin with, tell them apart.
 
         Raises:
             InputError: The stream is shorter than a window, or the step does not divide (see `micro_steps`).
@@ -65,11 +87,16 @@ class Loader:
         self._seed = seed
         self._world = world
         self._rank = rank
+        self._eot = eot
 
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
         starts = self.windows(step, micro_step) * self._seq_len
-        return Batch(*_inputs_and_targets(self._stream, starts, self._seq_len))
+        rows = self._stream.read(starts, self._seq_len + 1)  # (B, T + 1)
+        tokens, targets = (torch.from_numpy(part.astype(np.int64)) for part in (rows[:, :-1], rows[:, 1:]))
+        if self._eot is None:
+            return Batch(tokens, targets)
+        return Batch(tokens, targets, *within_documents(tokens, self._eot))
 
     def windows(self, step: int, micro_step: int) -> np.ndarray:
         """Return the numbers of the windows of that batch, (B,); window k begins with token k * seq_len."""
@@ -88,10 +115,12 @@ class Loader:
         return step * self._sequences_per_step / self.windows_per_epoch
 
 
-def _inputs_and_targets(stream: TokenStream, starts: np.ndarray, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = stream.read(starts, seq_len + 1)  # (B, T + 1)
-    tokens, targets = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
-    return torch.from_numpy(tokens), torch.from_numpy(targets)
+def within_documents(tokens: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which document of its row each token (B, T) stands in, and its place there: both (B, T), int64."""
+    begins = tokens == eot
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    starts = torch.where(begins, places, 0).cummax(1).values  # where the document of each token begins
+    return begins.cumsum(1), places - starts
 
 
 def count_windows(stream: TokenStream, seq_len: int) -> int:

@@ -57,6 +57,10 @@ class TrainConfig:
     """Architecture."""
     optim: OptimConfig = cast(OptimConfig, None)  # noqa: RUF009  filled in from the preset
     """Optimiser."""
+    mask_documents: bool = False
+    """Let attention and positions begin anew at each <|endoftext|>, in training and in its validation."""
+    loader_workers: int = 2
+    """Threads that read batches ahead; the batches are the same for any number."""
     seed: int = 1337
     """Decides the initial weights, the order of the data and dropout."""
     device: str = "auto"
@@ -106,7 +110,7 @@ class TrainConfig:
         self._check_length()
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("eval_tokens", "sample_every", "hellaswag_every", "patience"):
+        for name in ("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(not self.hellaswag_every or self.hellaswag is not None, "hellaswag", None, "a file to measure on")
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data import Loader
+from gpt2lab.data import Loader, Prefetcher
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, evaluating, mfu, peak_flops
 from gpt2lab.runs import Run
@@ -55,7 +55,9 @@ class Trainer:
             self.config.seed,
             self.runtime.world,
             self.runtime.rank,
+            data.eot,
         )
+        self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
         self.optimiser = make_optimiser(self.model, self.config.optim)
@@ -87,7 +89,7 @@ class Trainer:
             InputError: The loss or gradient is not finite, or the disk is full.
         """
         tracing = Profiler(self.config.profiled, self.run.path, self.runtime.device)
-        with catch_signals() as signals, tracing as profiler:
+        with catch_signals() as signals, tracing as profiler, self.batches:
             self._fit(signals, profiler)
         log.info("finished: %s", self.progress.finished)
 
@@ -163,13 +165,12 @@ class Trainer:
     def _accumulate(self, step: int, micro_step: int) -> torch.Tensor:
         """Add a micro-batch's part to the gradients; return its part of the step's loss, shape ()."""
         begin = time.perf_counter()
-        batch = self.loader.batch(step, micro_step)
+        batch = self.batches.batch(step, micro_step)
         self._data_wait += time.perf_counter() - begin
-        tokens = batch.tokens.to(self.runtime.device, non_blocking=True)
-        targets = batch.targets.to(self.runtime.device, non_blocking=True)
+        batch = batch.to(self.runtime.device)
         runtime.seed_step(self.config.seed, step + 1, micro_step, self.runtime.rank)  # dropout
         with self.runtime.autocast():
-            mean = self.model(tokens, targets).loss
+            mean = self.model(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
         assert mean is not None  # targets were given
         part = mean / self.loader.micro_steps
         self.scaler.scale(part).backward()
@@ -212,7 +213,9 @@ class Trainer:
         if not due or self.data.val is None:
             return
         with self._evaluating():
-            loss = validation_loss(self.model, self.data.val, self.config.window, self.config.eval_tokens)
+            loss = validation_loss(
+                self.model, self.data.val, self.config.window, self.config.eval_tokens, self.data.eot
+            )
         progress.val_loss = self._newest_val = loss
         if progress.best_val_loss is None or loss < progress.best_val_loss:
             progress.best_val_loss, progress.evals_since_best = loss, 0

@@ -29,7 +29,7 @@ GPU_PASS_TOKENS = 65_536
 MAY_CHANGE_ON_RESUME = {
     "data", "out", "resume", "steps", "epochs", "max_tokens", "log_every", "eval_every", "sample_every",
     "sample_prompt", "hellaswag", "hellaswag_every", "checkpoint_every", "keep_last", "patience", "on_spike", "spike_z",
-    "tracker", "profile_steps",
+    "tracker", "profile_steps", "loader_workers",
 }  # fmt: skip
 """Options that may differ when a run goes on; every other one would make it another run."""
 MAY_CHANGE_ON_INIT = {"dropout", "kernel"}

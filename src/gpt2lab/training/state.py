@@ -19,6 +19,8 @@ class Data:
     val: TokenStream | None
     fingerprints: dict[str, str]
     """Of the ``data`` and of its ``tokenizer``."""
+    eot: int | None = None
+    """The id that documents begin with, where attention stays within them."""
 
     @classmethod
     def open(cls, dataset: TokenDataset, config: TrainConfig) -> Data:
@@ -37,7 +39,8 @@ class Data:
         for stream in (train, val):
             if stream is not None:
                 count_windows(stream, config.window)
-        return cls(train, val, cls.fingerprints_of(dataset))
+        eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
+        return cls(train, val, cls.fingerprints_of(dataset), eot)
 
     @staticmethod
     def fingerprints_of(dataset: TokenDataset) -> dict[str, str]:

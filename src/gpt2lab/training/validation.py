@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gpt2lab.data import TokenStream, count_windows
+from gpt2lab.data import TokenStream, count_windows, within_documents
 from gpt2lab.model import GPT
 
 PASS_TOKENS = 4_096
 """Tokens of a pass: fixed, so that the loss has the same bits whatever the training batch."""
 
 
-def validation_loss(model: GPT, stream: TokenStream, seq_len: int, max_tokens: int) -> float:
+def validation_loss(model: GPT, stream: TokenStream, seq_len: int, max_tokens: int, eot: int | None = None) -> float:
     """Return the mean loss in nats over whole windows spread evenly over a stream: the same ones at every call.
 
     Args:
@@ -20,6 +20,7 @@ def validation_loss(model: GPT, stream: TokenStream, seq_len: int, max_tokens: i
         stream: The validation split.
         seq_len: Tokens of a window.
         max_tokens: Use at most so many; 0 uses every whole window.
+        eot: The id that documents begin with, where attention is to stay within them.
     """
     windows = count_windows(stream, seq_len)
     used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
@@ -28,6 +29,8 @@ def validation_loss(model: GPT, stream: TokenStream, seq_len: int, max_tokens: i
     device = model.wte.weight.device
     total = 0.0
     for part in np.array_split(starts, -(-used // rows)):
-        tokens = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
-        total += model.token_losses(tokens[:, :-1], tokens[:, 1:]).double().sum().item()
+        rows = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        apart = (None, None) if eot is None else within_documents(tokens, eot)
+        total += model.token_losses(tokens, targets, *apart).double().sum().item()
     return total / (used * seq_len)
