@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation import STRATEGIES, Strategy, generate, next_logits, sample_next, seeded, stream
-from gpt2lab.model import GPT, GPTConfig, KVCache
+from gpt2lab.generation import STRATEGIES, Strategy, generate, next_logits, pad_left, sample_next, seeded, stream
+from gpt2lab.model import GPT, GPTConfig, KVCache, cache_bytes
 
 CPU = torch.device("cpu")
 GREEDY = STRATEGIES["greedy"]
@@ -196,3 +197,70 @@ def test_a_generator_of_another_device_is_refused() -> None:
     with pytest.raises(InputError, match="the generator is on cpu and the tokens on meta; use one device"):
         from_meta = small().to("meta")
         stream(from_meta, torch.zeros(1, 1, dtype=torch.long, device="meta"), 1, GREEDY, seeded(0, CPU))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "rotary": {"position": "rope", "n_kv_head": 1},
+    "window": {"mask": "window", "window": 5},
+    "rotary window": {"position": "rope", "mask": "window", "window": 5},
+    "sinusoidal window with global places": {"position": "sinusoidal", "mask": "global", "window": 4, "prefix": 2},
+    "prefix": {"position": "none", "mask": "prefix", "prefix": 6},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_prompts_of_different_lengths_continue_as_each_would_alone(name: str) -> None:
+    model = small(n_ctx=32, **{"n_kv_head": 3, **VARIANTS[name]})
+    prompts = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
+    tokens, padding = pad_left(prompts)
+    together = generate(model, tokens, 20, greedy=True, padding=padding)
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, torch.tensor([prompt]), 20, greedy=True)[0]
+        assert together[row, int(padding[row]) :].tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "rotary", "window"])
+def test_windows_of_different_lengths_slide_with_the_longest(name: str) -> None:
+    model = small(n_ctx=8, **VARIANTS[name])
+    tokens, padding = pad_left([[3, 1, 4, 1, 5], [6, 2]])
+    found = generate(model, tokens, 30, greedy=True, padding=padding)
+    full = 8 - tokens.shape[1] + 1  # tokens that the longest row writes before its window slides
+    alone = generate(model, torch.tensor([[6, 2]]), full, greedy=True)[0]
+    assert found[1, 3 : 5 + full].tolist() == alone.tolist()
+    longest = generate(model, torch.tensor([[3, 1, 4, 1, 5]]), 30, greedy=True)
+    assert found[0].tolist() == longest[0].tolist()
+
+
+@pytest.mark.parametrize("prompt", [1, 4, 7, 40])
+@pytest.mark.parametrize("name", ["rotary window", "sinusoidal window with global places"])
+def test_a_rolling_cache_goes_on_for_ever_as_if_it_had_kept_all(name: str, prompt: int) -> None:
+    model = small(n_ctx=16, **VARIANTS[name])
+    long = GPT(dataclasses.replace(model.config, n_ctx=400))
+    long.load_state_dict(model.state_dict())
+    tokens = torch.randint(61, (2, prompt), generator=seeded(3, CPU))
+    found = generate(model, tokens, 100, greedy=True)
+    with torch.no_grad():
+        predicted = long.eval()(found[:, :-1]).logits[:, prompt - 1 :].argmax(-1)
+    assert torch.equal(predicted, found[:, prompt:])
+
+
+def test_the_cache_of_a_window_is_constant_over_ten_thousand_tokens() -> None:
+    model = small(n_ctx=64, vocab_size=11, position="rope", mask="window", window=16).eval()
+    cache = KVCache(model.config, 1, CPU, torch.float32)
+    assert cache.nbytes == 2 * 2 * 16 * 24 * 4  # keys and values, layers, places, width, bytes
+    assert cache.nbytes == cache_bytes(model.config, 10_000, torch.float32)
+    for start in range(0, 10_000, 100):
+        next_logits(model, torch.arange(start, start + 100)[None] % 11, cache)
+    found = next_logits(model, torch.tensor([[5]]), cache)
+    assert cache.length == 10_001
+    assert found.isfinite().all()
+    assert all(layer.keys.shape[2] == 16 for layer in cache.layers)
+
+
+def test_padding_that_leaves_no_token_is_refused() -> None:
+    for padding in ([0, 3], [-1, 0], [0]):
+        with pytest.raises(
+            InputError, match=r"padding is \[.*\]; give one number for each of the 2 rows, from 0 to below"
+        ):
+            generate(small(), torch.ones(2, 3, dtype=torch.long), 1, padding=torch.tensor(padding))

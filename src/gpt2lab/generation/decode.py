@@ -14,7 +14,7 @@ mask is a window, and whose positions are not learned, needs none of this: its c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -38,14 +38,15 @@ def generate(
     greedy: bool = False,
     generator: torch.Generator | None = None,
     eot: int | None = None,
+    padding: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Continue prompts (B, T) by up to ``max_new_tokens``; return (B, T + new), prompts included.
+    """Continue prompts (B, T) by up to ``max_new_tokens``; return (B, T + new), prompts and padding included.
 
     A row that has written ``eot`` is filled with it, and when all have, it stops. For the other rules, and what is
     raised, see `stream`; for the values of the strategy, `Strategy`.
     """
     strategy = Strategy(temperature, top_k, top_p, greedy)
-    columns = list(stream(model, tokens, max_new_tokens, strategy, generator, eot))
+    columns = list(stream(model, tokens, max_new_tokens, strategy, generator, eot, padding))
     return torch.cat([tokens, *(column[:, None] for column in columns)], dim=1)
 
 
@@ -56,6 +57,7 @@ def stream(
     strategy: Strategy,
     generator: torch.Generator | None = None,
     eot: int | None = None,
+    padding: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """Continue prompts, and hand out each column of new tokens as soon as it is made.
 
@@ -72,13 +74,16 @@ def stream(
         generator: Drawn from, on the model's device; None is a new one, seeded by the system. The global generator is
             left alone.
         eot: A row that has written this token is filled with it, and when all have, it stops. None: never.
+        padding: How many places at the beginning of each row are empty, (B,), where prompts are of different lengths
+            (`pad_left` makes both). A row writes what it would write alone, as long as no window slides: the rows'
+            windows slide together, when the longest is full.
 
     Yields:
         The next token of each row, shape (B,).
 
     Raises:
         InputError: At the call: no prompt, an id outside the vocabulary, a negative number of tokens, a generator on
-            another device, a top_k beyond the vocabulary.
+            another device, a top_k beyond the vocabulary, padding that leaves a row without a token.
     """
     if generator is None:
         generator = torch.Generator(tokens.device)
@@ -86,7 +91,14 @@ def stream(
     if generator.device.type != tokens.device.type:
         raise InputError(f"the generator is on {generator.device} and the tokens on {tokens.device}; use one device")
     _check(model, tokens, max_new_tokens, strategy, eot)
-    return _columns(model, tokens, max_new_tokens, strategy, generator, eot)
+    if padding is not None and (
+        padding.shape != tokens.shape[:1] or not 0 <= padding.min() <= padding.max() < tokens.shape[1]
+    ):
+        raise InputError(
+            f"padding is {padding.tolist()}; give one number for each of the {len(tokens)} rows, from 0 to below their "
+            f"{tokens.shape[1]} places"
+        )
+    return _columns(model, tokens, max_new_tokens, strategy, generator, eot, padding)
 
 
 def _columns(
@@ -96,10 +108,12 @@ def _columns(
     strategy: Strategy,
     generator: torch.Generator,
     eot: int | None,
+    padding: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
     n_ctx = model.config.n_ctx
-    cache = model.new_cache(len(tokens))
+    cache = model.new_cache(len(tokens), padding)
     window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
+    cache.clear(tokens.shape[1] - window.shape[1])
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
         column = sample_next(next_logits(model, unread, cache), strategy, generator)
@@ -115,11 +129,24 @@ def _columns(
         window = torch.cat([window, column[:, None]], dim=1)
         unread = window[:, cache.length :]
         if cache.length == n_ctx:
-            cache.clear()
-            window = unread = window[:, -((n_ctx + 1) // 2) :]
+            kept = (n_ctx + 1) // 2
+            cache.clear(window.shape[1] - kept)
+            window = unread = window[:, -kept:]
         elif cache.looks_ahead:  # each new token changes what those before it are
             cache.clear()
             unread = window
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return prompts of different lengths flush right in one tensor (B, T), and their ``padding`` (B,).
+
+    >>> pad_left([[7, 8, 9], [5]])
+    (tensor([[7, 8, 9],
+            [0, 0, 5]]), tensor([0, 2]))
+    """
+    T = max(map(len, prompts))
+    rows = [[0] * (T - len(prompt)) + list(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor([T - len(prompt) for prompt in prompts], device=device)
 
 
 # Not inference_mode: a model that is later trained on these tokens could not save them for its backward pass.

@@ -150,7 +150,10 @@ class KVCache:
             mine.keys[:, :, :filled] = theirs.keys[rows, :, :filled]
             mine.values[:, :, :filled] = theirs.values[rows, :, :filled]
         self.length = source.length
+        self.padding = None if source.padding is None else source.padding[rows]
 
-    def clear(self) -> None:
-        """Forget everything, keep the memory."""
+    def clear(self, dropped: int = 0) -> None:
+        """Forget everything, keep the memory; the rows have lost so many places at their beginning."""
         self.length = 0
+        if self.padding is not None and dropped:
+            self.padding = (self.padding - dropped).clamp(min=0)

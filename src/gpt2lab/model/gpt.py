@@ -217,12 +217,12 @@ class GPT(nn.Module):
         """Return the logits (.., V) of the final stream x (.., C)."""
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
 
-    def new_cache(self, batch: int, room: int | None = None) -> KVCache:
+    def new_cache(self, batch: int, padding: torch.Tensor | None = None, room: int | None = None) -> KVCache:
         """Return an empty cache for ``batch`` rows, on the model's device, in the dtype that keys and values have."""
         weight = self.wte.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        return KVCache(self.config, batch, weight.device, dtype, room=room)
+        return KVCache(self.config, batch, weight.device, dtype, padding, room)
 
     def token_losses(
         self,
