@@ -26,6 +26,7 @@ LEVELS = {
     "training": 7,
     "lab": 8,
     "cli": 9,
+    "__main__": 10,
 }
 """A part may import parts of lower levels only. Parts of one level do not know one another."""
 STRANGERS = {("data", "model"), ("model", "tokenizer"), ("model", "runs")}

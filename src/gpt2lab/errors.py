@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Something given cannot be used. The message is one line: what was given, what is allowed, what to do."""
 
 
+class ReportedElsewhere(InputError):
+    """What another process of the same run says too, so that this one need not."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean "X"?)`` for the nearest allowed name, or nothing where none is near."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)

@@ -17,7 +17,7 @@ from support import checkpoint as folder_of
 from gpt2lab.errors import InputError
 from gpt2lab.files import sha256_of
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, checkpoint, load_model, loop, saved_config
+from gpt2lab.training import TrainConfig, checkpoint, load_model, loop, moments, saved_config
 
 Copied = tuple[Run, TrainConfig]
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -101,7 +101,8 @@ def test_a_damaged_file_is_named_before_a_tensor_is_loaded(
 ) -> None:
     run, config = copied
     damage(folder_of(run, 16) / name)
-    monkeypatch.setattr(checkpoint, "load_tensors", lambda path: pytest.fail(f"{path} was loaded"))
+    for reader in (checkpoint, moments):
+        monkeypatch.setattr(reader, "load_tensors", lambda path: pytest.fail(f"{path} was loaded"))
     before = snapshot(run.path)
     for read in (lambda: go_on(config, 16), lambda: load_model(run, "16")):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):

@@ -151,8 +151,6 @@ def test_rows_figures_and_samples_of_later_steps_are_dropped(copied: Copied) -> 
         ({"model": GPTConfig(3, 2, 16, 16)}, "model.n_layer was 2 when the run began and cannot be 3"),
         ({"seed": 1}, "seed was 1337 when the run began and cannot be 1"),
         ({"batch_tokens": 256}, "batch_tokens was 128 when the run began and cannot be 256"),
-        ({"micro_batch": 2}, "micro_batch was 4 when the run began and cannot be 2"),
-        ({"precision": "bf16"}, "precision was fp32 when the run began and cannot be bf16"),
         ({"seq_len": 8}, "seq_len was None when the run began and cannot be 8"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -163,6 +161,24 @@ def test_an_option_that_would_make_it_another_run_is_refused(copied: Copied, cha
     with pytest.raises(InputError, match=said):
         go_on(config, 8, **change)
     assert snapshot(run.path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"micro_batch": 2}, "micro_batch was 4 and is 2: from here on equal to an unbroken run but for rounding"),
+        ({"precision": "bf16"}, "precision was fp32 and is bf16: "),
+    ],
+    ids=["micro_batch", "precision"],
+)
+def test_a_run_may_move_to_another_machine_with_a_warning(
+    copied: Copied, caplog: pytest.LogCaptureFixture, change: dict, said: str
+) -> None:
+    run, config = copied
+    go_on(config, 20, **change)
+    assert said in caplog.text
+    assert saved_steps(run)[-1] == 24
+    assert {name: getattr(saved_config(run), name) for name in change} == change
 
 
 def test_what_is_left_at_auto_keeps_what_it_was_resolved_to(copied: Copied, finished: Run) -> None:

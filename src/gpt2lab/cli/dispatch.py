@@ -11,7 +11,7 @@ from typing import Any
 from gpt2lab import __version__
 from gpt2lab.cli import compare, data, evaluation, lab, tokenizer, training, weights
 from gpt2lab.cli.parsing import call
-from gpt2lab.errors import InputError, did_you_mean
+from gpt2lab.errors import InputError, ReportedElsewhere, did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments, VERBS, "gpt2lab") or 0
     except InputError as error:
-        print(f"gpt2lab: {error}", file=sys.stderr)
+        if not isinstance(error, ReportedElsewhere):
+            print(f"gpt2lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gpt2lab: interrupted", file=sys.stderr)
@@ -37,11 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpt2lab: {error.filename or 'a file'}: {error.strerror}; make room and try again", file=sys.stderr)
         return 2
     except Exception as error:
-        from gpt2lab.training import Interrupted
+        from gpt2lab.training import Interrupted, Processes
 
         if not isinstance(error, Interrupted):
             raise
-        print(error)
+        if Processes.from_environment().main:
+            print(error)
         return 128 + error.signal
 
 

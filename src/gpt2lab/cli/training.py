@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from gpt2lab.cli.parsing import parse
 
 
@@ -14,11 +16,14 @@ def train(argv: list[str]) -> int:
     defaults, rest = training_defaults(argv)
     config = parse(TrainConfig, rest, "gpt2lab train", default=defaults)
     from gpt2lab.lab import console, train
+    from gpt2lab.training import Processes
 
+    main = Processes.from_environment().main
     console.log_to_console()
-    with console.training_bar() as on_step:
+    with console.training_bar() if main else nullcontext() as on_step:
         run = train(config, on_step)
-    print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
+    if main:
+        print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
     return 0
 
 

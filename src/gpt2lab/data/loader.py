@@ -98,11 +98,15 @@ class Loader:
             return Batch(tokens, targets)
         return Batch(tokens, targets, *within_documents(tokens, self._eot))
 
-    def windows(self, step: int, micro_step: int) -> np.ndarray:
-        """Return the numbers of the windows of that batch, (B,); window k begins with token k * seq_len."""
+    def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
+        """Return the numbers of the windows of that batch, (B,); window k begins with token k * seq_len.
+
+        With a rank, those of that process's batch.
+        """
+        rank = self._rank if rank is None else rank
         if step < 0 or not 0 <= micro_step < self.micro_steps:
             raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
-        first = step * self._sequences_per_step + (micro_step * self._world + self._rank) * self._micro_batch
+        first = step * self._sequences_per_step + (micro_step * self._world + rank) * self._micro_batch
         epochs, positions = np.divmod(np.arange(first, first + self._micro_batch), self.windows_per_epoch)
         windows = np.empty_like(positions)
         for epoch in np.unique(epochs):

@@ -11,6 +11,7 @@ from gpt2lab.training.config import TrainConfig, from_dict, saved_config, to_dic
 from gpt2lab.training.hooks import Hooks, HooksFor, StepReport
 from gpt2lab.training.imported import save_imported
 from gpt2lab.training.interrupt import Interrupted
+from gpt2lab.training.processes import Processes
 from gpt2lab.training.recipes import RECIPES, OptimConfig
 from gpt2lab.training.session import resume, start
 
@@ -21,6 +22,7 @@ __all__ = [
     "HooksFor",
     "Interrupted",
     "OptimConfig",
+    "Processes",
     "StepReport",
     "TrainConfig",
     "from_dict",

@@ -2,19 +2,21 @@
 
     checkpoints/step_00001000/
         model.safetensors        weights
-        optimizer.safetensors    the optimiser's state of each parameter: NAME.exp_avg, NAME.exp_avg_sq, NAME.step;
-                                 NAME.momentum_buffer of those that Muon trains
+        optimizer.safetensors    the optimiser's state of each parameter; under fsdp a folder, optimizer/, with a file
+                                 of each rank (see `moments`)
         state.json               step, losses, settings and the fingerprints of tokenizer and data
         manifest.json            SHA-256 and size of each of the above
 
 A checkpoint is written into a folder with a temporary name, synced, and renamed; to be removed it is renamed back
 first, so that at every moment it is there whole or not at all. `verify` tells one that was damaged later. Nothing is
-ever unpickled. There is no random state to keep: dropout is seeded from (seed, step, micro-step, rank), and the order
-of the data is a function of the step.
+ever unpickled. Weights are always whole, and state in either form can be read by any number of processes. There is no
+random state to keep: dropout is seeded from (seed, step, micro-step, rank), and the order of the data is a function of
+the step.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -32,12 +34,14 @@ from gpt2lab.files import read_json, sha256_of, sync_directory, temporary_name, 
 from gpt2lab.model import GPT
 from gpt2lab.model.weights import load_tensors
 from gpt2lab.runs import Run
+from gpt2lab.training import moments
 from gpt2lab.training.config import from_dict
-from gpt2lab.training.optim import state_names
+from gpt2lab.training.parallel import whole_weights
+from gpt2lab.training.processes import ALONE, Processes
+from gpt2lab.training.shares import is_shared_out, own_share
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclass(frozen=True)
@@ -60,48 +64,68 @@ class Checkpoint:
         return self.state["fingerprints"].get("data")
 
 
-def save(run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> Checkpoint:
-    """Write the checkpoint of ``state["step"]``, of which there must be none yet.
+def save(
+    run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any], processes: Processes = ALONE
+) -> Checkpoint:
+    """Write the checkpoint of ``state["step"]``, of which there must be none yet. Every process must call it.
 
     Raises:
         InputError: The disk is full, or the folder cannot be written; what was there is as it was.
     """
     final = run.checkpoints / f"step_{state['step']:08d}"
-    beside = temporary_name(final)
+    beside = Path(processes.from_main(str(temporary_name(final))))
+    kept = moments.of(model, optimiser)
+    shared_out = any(is_shared_out(value) for value in kept.values())
+    weights = whole_weights(model, keep=processes.main)
+
+    def write() -> None:
+        _save_tensors(weights, beside / "model.safetensors")
+        if not shared_out:
+            _save_tensors({name: value.contiguous().cpu() for name, value in kept.items()}, beside / moments.WHOLE)
+        write_json(beside / "state.json", state)
+
     try:
-        beside.mkdir()
-        _write(beside, model, optimiser, state)
-        beside.rename(final)
-        sync_directory(run.checkpoints)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise InputError(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
+        processes.on_main(beside.mkdir)
+        if shared_out:
+            moments.write_shares(kept, beside / moments.SHARES)
+        processes.on_main(write)
+        manifest = {"format": FORMAT, "files": _written(beside, processes)}
+        processes.on_main(lambda: _publish(beside, manifest, final))
+    except (OSError, InputError) as error:
+        if processes.main:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise processes.error(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
     return Checkpoint(final, state["step"], state["val_loss"])
 
 
-def _write(folder: Path, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    _save_tensors(weights, folder / "model.safetensors")
-    _save_tensors(_moments(model, optimiser), folder / "optimizer.safetensors")
-    write_json(folder / "state.json", state)
-    files = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES}
-    write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
-    sync_directory(folder)
-
-
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _moments(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state by parameter name, such as ``wpe.weight.exp_avg``."""
-    return {
-        f"{name}.{key}": value.contiguous().cpu()
-        for name, parameter in model.named_parameters()
-        for key, value in optimiser.state[parameter].items()
+def _written(folder: Path, processes: Processes) -> dict[str, dict[str, str | int]]:
+    """Return size and SHA-256 of each file of a folder; every rank reads what it wrote."""
+    own = [*folder.glob(f"{moments.SHARES}/shard-{processes.rank + 1:05d}-*")]
+    if processes.main:
+        own += [path for path in folder.iterdir() if path.is_file()]
+    entries = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in own
     }
+    parts = processes.texts(json.dumps(entries))
+    return {name: entry for part in parts for name, entry in json.loads(part).items()}
+
+
+def _publish(beside: Path, manifest: dict[str, Any], final: Path) -> None:
+    """Make a folder whose files are all written a checkpoint: its manifest, then its name."""
+    write_json(beside / "manifest.json", manifest)
+    for folder in (*(path for path in beside.iterdir() if path.is_dir()), beside):
+        sync_directory(folder)
+    beside.rename(final)
+    sync_directory(final.parent)
 
 
 def complete(run: Run) -> list[Checkpoint]:
@@ -134,7 +158,8 @@ def verify(checkpoint: Checkpoint) -> None:
     Raises:
         InputError: A file is missing, truncated or altered (named).
     """
-    for name, (size, sha256) in _manifest(checkpoint.path / "manifest.json").items():
+    files = _manifest(checkpoint.path / "manifest.json")
+    for name, (size, sha256) in files.items():
         path = checkpoint.path / name
         if not path.is_file():
             raise InputError(f"{path} is missing: the checkpoint is incomplete; use an earlier one")
@@ -145,6 +170,9 @@ def verify(checkpoint: Checkpoint) -> None:
             )
         if sha256_of(path) != sha256:
             raise InputError(f"{path} does not match its SHA-256: it was altered; use an earlier checkpoint")
+    for path in checkpoint.path.glob(f"{moments.SHARES}/*"):  # all of them would be read
+        if path.relative_to(checkpoint.path).as_posix() not in files:
+            raise InputError(f"{path} is not named by the manifest; move it elsewhere")
     if (step := checkpoint.state["step"]) != checkpoint.step:
         raise InputError(f"{checkpoint.path} holds step {step}: it was renamed; give it its own name again")
 
@@ -155,9 +183,15 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
     try:
         if manifest["format"] != FORMAT:
             raise InputError(f"{path}: format {manifest['format']}; this version reads format {FORMAT}")
-        return {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _FILES}
-    except (KeyError, TypeError) as error:
+        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); use an earlier checkpoint") from error
+    shares = [name for name in files if re.fullmatch(rf"{moments.SHARES}/shard-\d+-[\w.-]+\.safetensors", name)]
+    expected = {"model.safetensors", "state.json", *(shares or [moments.WHOLE])}
+    if files.keys() != expected:
+        odd = ", ".join(sorted(files.keys() ^ expected))
+        raise InputError(f"{path} is damaged: it lacks, or should not name, {odd}; use an earlier checkpoint")
+    return files
 
 
 def find(run: Run, which: str) -> Checkpoint:
@@ -201,7 +235,7 @@ def find_newest_sound(run: Run, warn: Callable[[str], None]) -> Checkpoint:
 
 
 def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimizer | None = None) -> None:
-    """Load weights, and the optimiser's state where one is given. Call `verify` first.
+    """Load weights, and the optimiser's state where one is given, of each rank what it keeps. Call `verify` first.
 
     Raises:
         InputError: Names or shapes differ from the model's (listed).
@@ -212,18 +246,9 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
     different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
     if different:
         raise InputError(f"{checkpoint.path}: the weights are another architecture's: {', '.join(different[:8])}")
-    model.load_state_dict(weights)
-    if optimiser is None:
-        return
-    moments = load_tensors(checkpoint.path / "optimizer.safetensors")
-    kept = state_names(optimiser)
-    for name, parameter in model.named_parameters():
-        keys = {key: moments.get(f"{name}.{key}") for key in kept[parameter]}
-        missing = [f"{name}.{key}" for key, value in keys.items() if value is None]
-        if missing:
-            raise InputError(f"{checkpoint.path / 'optimizer.safetensors'} lacks {', '.join(missing)}; use another one")
-        # A fused optimiser keeps its step count beside the moments, on the parameter's device.
-        optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in keys.items() if v is not None}
+    model.load_state_dict({n: own_share(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
+    if optimiser is not None:
+        moments.load(checkpoint.path, model, optimiser)
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:

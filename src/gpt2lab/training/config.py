@@ -69,6 +69,9 @@ class TrainConfig:
     """What the products run in; weights and optimiser are fp32. tf32 and fp16 are for CUDA."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the blocks; auto does where it can and the run is long enough to repay it."""
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """How the processes that torchrun starts share the work: ddp copies the model, fsdp shares it out too; auto does
+    where a copy would not leave half of a GPU free."""
     activation_checkpointing: bool = False
     """Keep only each block's input and run the block again in the backward pass: less memory, a third more work."""
     deterministic: bool = False

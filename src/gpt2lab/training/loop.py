@@ -12,6 +12,7 @@ a checkpoint holds, because batches and dropout are functions of (seed, step, mi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -31,6 +32,8 @@ from gpt2lab.training.activation_checkpointing import checkpoint_blocks
 from gpt2lab.training.hooks import Hooks, StepReport
 from gpt2lab.training.interrupt import Interrupted, catch_signals
 from gpt2lab.training.optim import make_optimiser, set_learning_rate
+from gpt2lab.training.parallel import MODES, clip_gradients
+from gpt2lab.training.processes import ALONE, Processes
 from gpt2lab.training.profiling import Profiler
 from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.setup import Plan, batch_tokens
@@ -43,8 +46,8 @@ log = logging.getLogger("gpt2lab")
 class Trainer:
     """One run: a model, its optimiser, its data, and where they stand."""
 
-    def __init__(self, plan: Plan, data: Data, run: Run, hooks: Hooks) -> None:
-        self.plan, self.config, self.runtime = plan, plan.config, plan.runtime
+    def __init__(self, plan: Plan, data: Data, run: Run, hooks: Hooks, processes: Processes = ALONE) -> None:
+        self.plan, self.config, self.runtime, self.processes = plan, plan.config, plan.runtime, processes
         self.data, self.run, self.hooks = data, run, hooks
         assert isinstance(self.config.micro_batch, int)  # resolved
         self.loader = Loader(
@@ -60,7 +63,6 @@ class Trainer:
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
-        self.optimiser = make_optimiser(self.model, self.config.optim)
         self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         self.peak, self.peak_source = peak_flops(self.runtime.device, self.runtime.precision)
         self.progress = Progress()
@@ -71,6 +73,8 @@ class Trainer:
         if self.config.compile == "on":
             for block in self.model.h:
                 block.compile()
+        self.parallel = MODES[self.config.parallel](self.model, self.runtime)
+        self.optimiser = make_optimiser(self.model, self.config.optim)  # of what this rank keeps of each parameter
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Take up the state of a checkpoint that was verified, to train on from it."""
@@ -88,7 +92,7 @@ class Trainer:
             Interrupted: A signal came; the state was saved.
             InputError: The loss or gradient is not finite, or the disk is full.
         """
-        tracing = Profiler(self.config.profiled, self.run.path, self.runtime.device)
+        tracing = Profiler(self.config.profiled if self.processes.main else None, self.run.path, self.runtime.device)
         with catch_signals() as signals, tracing as profiler, self.batches:
             self._fit(signals, profiler)
         log.info("finished: %s", self.progress.finished)
@@ -108,25 +112,25 @@ class Trainer:
             eval_due = last or step % config.eval_every == 0
             self._validate(eval_due)
             self._stop_early(last)
-            over, signal = progress.finished is not None, signals()
+            over, signal = progress.finished is not None, self.processes.highest(signals() or 0)
             if step % config.log_every == 0 or progress.val_loss is not None or over:
                 self._write_row(update, tokens_per_s)
             for hook, every in (
                 (self.hooks.sample, config.sample_every),
                 (self.hooks.hellaswag, config.hellaswag_every),
             ):
-                if hook is not None and (over or (every and step % every == 0)):
-                    with self._evaluating():
-                        hook(self.model, step)
+                due = over or (every and step % every == 0)
+                if due and self.processes.highest(hook is not None):  # rank 0 has the hooks
+                    self._show(hook)
             improved = progress.val_loss is not None and progress.evals_since_best == 0
-            if step % config.checkpoint_every == 0 or improved or over or signal is not None:
+            if step % config.checkpoint_every == 0 or improved or over or signal:
                 self.save()
-            if eval_due or over or signal is not None:
+            if self.processes.main and (eval_due or over or signal):
                 curves.draw(self.run)
             self._tell(update, tokens_per_s)
             if progress.loss_count == 0:  # a row was written: its rate leaves out what else was done since
                 row_clock, row_step = time.perf_counter(), step
-            if signal is not None and not over:
+            if signal and not over:
                 raise Interrupted(signal, self.run, step)
 
     def _tell(self, update: Update, tokens_per_s: float) -> None:
@@ -146,11 +150,11 @@ class Trainer:
         self.model.train()
         parts = [self._accumulate(step, micro_step) for micro_step in range(self.loader.micro_steps)]
         self.scaler.unscale_(self.optimiser)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip).item()
-        losses = torch.stack(parts).tolist()
-        loss = math.fsum(losses)
+        grad_norm = clip_gradients(self.model, config.optim.grad_clip)
+        losses: list[list[float]] = self.processes.by_rank(torch.stack(parts)).tolist()  # of each rank's micro-steps
+        loss = math.fsum(itertools.chain(*losses)) / len(losses)
         self._require_finite(losses, grad_norm, step)
-        skip = self._spikes(loss, step)
+        skip = self._spikes(loss, losses, step)
         lr = learning_rate(config.optim, step, self.plan.steps, batch_tokens(config))
         set_learning_rate(self.optimiser, lr)
         if not skip:
@@ -163,34 +167,42 @@ class Trainer:
         return Update(loss, lr, grad_norm)
 
     def _accumulate(self, step: int, micro_step: int) -> torch.Tensor:
-        """Add a micro-batch's part to the gradients; return its part of the step's loss, shape ()."""
+        """Add a micro-batch's part to the gradients; return its part of the rank's loss, shape ()."""
+        self.parallel.exchange_gradients(micro_step == self.loader.micro_steps - 1)
         begin = time.perf_counter()
         batch = self.batches.batch(step, micro_step)
         self._data_wait += time.perf_counter() - begin
         batch = batch.to(self.runtime.device)
         runtime.seed_step(self.config.seed, step + 1, micro_step, self.runtime.rank)  # dropout
         with self.runtime.autocast():
-            mean = self.model(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
+            mean = self.parallel.network(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
         assert mean is not None  # targets were given
         part = mean / self.loader.micro_steps
         self.scaler.scale(part).backward()
         return part.detach()
 
-    def _require_finite(self, losses: list[float], grad_norm: float, step: int) -> None:
+    def _require_finite(self, losses: list[list[float]], grad_norm: float, step: int) -> None:
         """Stop before a broken update. In fp16 an overflowing gradient is the scaler's to skip."""
         broken = watch.first_broken(losses)
         if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
-        micro_steps = range(self.loader.micro_steps) if broken is None else [broken]
-        windows = np.concatenate([self.loader.windows(step, micro_step) for micro_step in micro_steps])
-        where = "" if broken is None else f"micro-step {broken + 1}, "
+        rank, micro_step = broken or (None, None)  # a gradient is the ranks' mean, and no longer one rank's
         raise InputError(
-            f"step {step + 1}: loss {math.fsum(losses)}, gradient norm {grad_norm}, on rank {self.runtime.rank} in "
-            f"{where}{watch.name_windows(windows)}: training diverged and the update was not made; "
+            f"step {step + 1}: loss {math.fsum(itertools.chain(*losses)) / len(losses)}, gradient norm {grad_norm}, "
+            f"{self._where(step, rank, micro_step)}: training diverged and the update was not made; "
             f"start anew with a lower --optim.lr (now {self.config.optim.lr}), or see docs/troubleshooting.md"
         )
 
-    def _spikes(self, loss: float, step: int) -> bool:
+    def _where(self, step: int, rank: int | None, micro_step: int | None) -> str:
+        """Return the windows that a step read, for a message: on one rank or all, in one micro-step or all."""
+        ranks = range(self.runtime.world) if rank is None else [rank]
+        micro_steps = range(self.loader.micro_steps) if micro_step is None else [micro_step]
+        windows = [self.loader.windows(step, m, r) for r in ranks for m in micro_steps]
+        where = "on every rank" if len(ranks) > 1 else f"on rank {ranks[0]}"
+        where += "" if micro_step is None else f" in micro-step {micro_step + 1}"
+        return f"{where}, {watch.name_windows(np.concatenate(windows))}"
+
+    def _spikes(self, loss: float, losses: list[list[float]], step: int) -> bool:
         """Say where a loss stands out from those before it; return whether its update is to be skipped."""
         recent, config = self.progress.recent_losses, self.config
         if config.on_spike == "off":
@@ -199,10 +211,10 @@ class Trainer:
         watch.remember(loss, recent)
         if spike is None:
             return False
-        windows = [self.loader.windows(step, micro_step) for micro_step in range(self.loader.micro_steps)]
+        highest = max(range(len(losses)), key=lambda rank: sum(losses[rank]))
         log.warning(
-            "step %d: loss %.4f is %.1f deviations above the mean of the last steps, %.4f (rank %d: %s)%s",
-            *(step + 1, loss, spike.z, spike.mean, self.runtime.rank, watch.name_windows(np.concatenate(windows))),
+            "step %d: loss %.4f is %.1f deviations above the mean of the last steps, %.4f (highest %s)%s",
+            *(step + 1, loss, spike.z, spike.mean, self._where(step, highest, None)),
             ": its update is skipped" if config.on_spike == "skip" else "",
         )
         return config.on_spike == "skip"
@@ -214,7 +226,8 @@ class Trainer:
             return
         with self._evaluating():
             loss = validation_loss(
-                self.model, self.data.val, self.config.window, self.config.eval_tokens, self.data.eot
+                *(self.model, self.data.val, self.config.window, self.config.eval_tokens, self.data.eot),
+                self.processes,
             )
         progress.val_loss = self._newest_val = loss
         if progress.best_val_loss is None or loss < progress.best_val_loss:
@@ -239,11 +252,12 @@ class Trainer:
             "lr": update.lr,
             "grad_norm": update.grad_norm,
             "tokens_per_s": round(tokens_per_s, 1),
-            "mfu": round(mfu(config.model, config.window, tokens_per_s, self.peak), 4),
+            "mfu": round(mfu(config.model, config.window, tokens_per_s, self.peak * self.runtime.world), 4),
             "peak_memory_mb": round(runtime.peak_memory_mb(self.runtime.device), 1),
             "seconds": round(progress.seconds, 3),
         }
-        self.run.add_metrics(row)
+        if self.processes.main:
+            self.run.add_metrics(row)
         seconds = batch_tokens(config) / tokens_per_s * progress.loss_count
         data_wait, self._data_wait = self._data_wait / seconds, 0.0
         if self.hooks.on_row is not None:
@@ -257,13 +271,21 @@ class Trainer:
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
 
+    def _show(self, hook: Callable[[GPT, int], None] | None) -> None:
+        """Let rank 0 show its hook the model, with all weights; every rank must call it."""
+        with self._evaluating():
+            model = self.parallel.whole_model(keep=self.processes.main)
+            if model is not None and hook is not None:
+                hook(model, self.progress.step)
+
     def save(self) -> None:
         """Write a checkpoint, then drop those that are no longer kept."""
         if self.scaler.is_enabled():
             self.progress.scaler = self.scaler.state_dict()
-        state = dataclasses.asdict(self.progress) | {"fingerprints": self.data.fingerprints}
-        checkpoint.save(self.run, self.model, self.optimiser, state)
-        checkpoint.prune(self.run, self.config.keep_last)
+        state = dataclasses.asdict(self.progress)
+        state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
+        checkpoint.save(self.run, self.model, self.optimiser, state, self.processes)
+        self.processes.on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -271,3 +293,4 @@ class Trainer:
         uncompiled = runtime.eager() if self.config.compile == "on" else nullcontext()
         with evaluating(self.model), uncompiled, self.runtime.autocast():
             yield
+        self.parallel.drop_gathered()

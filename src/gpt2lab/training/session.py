@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from gpt2lab import runtime
@@ -15,14 +15,16 @@ from gpt2lab.files import remove_temporary, write_json
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint
 from gpt2lab.training.config import TrainConfig, saved_config, to_dict
-from gpt2lab.training.hooks import HooksFor
+from gpt2lab.training.elastic import began, default_path, of_launch, started_before
+from gpt2lab.training.going_on import merge_for_resume, moved, require_same_data
+from gpt2lab.training.hooks import Hooks, HooksFor
 from gpt2lab.training.loop import Data, Trainer
+from gpt2lab.training.processes import Processes, joined
 from gpt2lab.training.setup import (
     Plan,
+    agreed,
     explain_out_of_memory,
     initial_weights,
-    merge_for_resume,
-    require_same_data,
     resolve,
     total_steps,
 )
@@ -38,25 +40,38 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
         Interrupted: A signal ended it; the state was saved.
     """
     runtime.tune_allocator()
-    dataset = TokenDataset(config.data)
-    begin = initial_weights(config, dataset)
-    plan = resolve(config, dataset)
-    name = config.preset if config.init is None else config.init.resolve().name
-    path = config.out or Run.unused(Path("runs") / f"{name}-{config.data.resolve().name}")
-    Run.require_unused(path)
-    data, tokenizer = Data.open(dataset, config), dataset.tokenizer()  # all is checked before anything is written
+    with _processes(config.device) as processes:
+        if (own := started_before(config, processes)) is not None:
+            return _resume(dataclasses.replace(config, out=own.path, resume="last"), hooks_for, processes)
+        return _start(config, hooks_for, processes)
+
+
+def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
+    path = Path(processes.from_main(str(config.out or Run.unused(default_path(config)))))
+    with processes.together():
+        dataset = TokenDataset(config.data)
+        begin = initial_weights(config, dataset)
+        plan = resolve(config, dataset, processes)
+    plan = agreed(plan, config, dataset, Data.fingerprints_of(dataset), processes)
+    processes.on_main(lambda: Run.require_unused(path))
+    with processes.together():  # all is checked before anything is written
+        data, tokenizer = Data.open(dataset, plan.config), dataset.tokenizer()
     kept = dataclasses.replace(plan.config, out=path, data=config.data.resolve(), profile_steps=None)
     if config.init is not None:
         kept = dataclasses.replace(kept, init=config.init.resolve())
-    run = Run.create(path, to_dict(kept), runtime.environment())
-    tokenizer.save(run.tokenizer)
-    with _log_file(run), explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
-        trainer = Trainer(plan, data, run, hooks_for(run))
+    run = Run(path)
+
+    def create() -> None:
+        Run.create(path, to_dict(kept), runtime.environment() | of_launch(processes))
+        tokenizer.save(run.tokenizer)
+
+    processes.on_main(create)
+    with _running(run, plan, processes):
+        trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
         _describe(trainer)
-        if begin is not None:
-            checkpoint.load_into(begin, trainer.model)
-            log.info("weights of %s", begin.path)
-        trainer.fit()
+        _begin_from(begin, trainer, processes)
+        with processes.reported_once():
+            trainer.fit()
     return run
 
 
@@ -71,36 +86,96 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
         Interrupted: A signal ended it; the state was saved.
     """
     runtime.tune_allocator()
-    if config.out is None:
-        raise InputError("--resume needs --out RUN, the directory of the run to go on with")
-    run = Run.open(config.out)
-    saved = saved_config(run)
-    merged = merge_for_resume(config, saved)
-    found, warnings = _checkpoint_to_resume(run, config.resume or "last")
-    if found.data_fingerprint is None:
-        raise InputError(
-            f"{run.path} was imported: there is no training to go on with; begin one with --init {run.path}"
-        )
-    dataset = TokenDataset(config.data)
-    require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
-    plan = resolve(merged, dataset)
-    if why := _why_over(found, plan, saved, total_steps(saved, dataset)):
-        log.info("%s is finished (%s): nothing to do", run.path, why)
+    with _processes(config.device) as processes:
+        return _resume(config, hooks_for, processes)
+
+
+def _resume(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
+    with processes.together():
+        if config.out is None:
+            raise InputError("--resume needs --out RUN, the directory of the run to go on with")
+        run = Run.open(config.out)
+        saved = saved_config(run)
+        merged = merge_for_resume(config, saved, processes)
+        own = began(run, processes)
+    found, warnings = _checkpoint_for_all(run, "last" if own else config.resume or "last", own, processes)
+    with processes.together():
+        if found is not None and found.data_fingerprint is None:
+            raise InputError(
+                f"{run.path} was imported: there is no training to go on with; begin one with --init {run.path}"
+            )
+        dataset = TokenDataset(config.data)
+        if found is not None:
+            require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
+        begin = initial_weights(merged, dataset) if found is None else None
+        plan = resolve(merged, dataset, processes)
+        why_over = found and _why_over(found, plan, saved, total_steps(saved, dataset))
+    if why_over:
+        log.info("%s is finished (%s): nothing to do", run.path, why_over)
         return run
-    _require_ahead(plan.config, found.step)
-    data = Data.open(dataset, plan.config)
-    with _log_file(run), explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
-        trainer = Trainer(plan, data, run, hooks_for(run))
-        trainer.restore(found)
-        for warning in warnings:
+    plan = agreed(plan, merged, dataset, Data.fingerprints_of(dataset), processes)
+    step = 0 if found is None else found.step
+    with processes.together():
+        _require_ahead(plan.config, step)
+        data = Data.open(dataset, plan.config)
+    with _running(run, plan, processes):
+        trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
+        _begin_from(begin, trainer, processes)
+        with processes.together():
+            if found is not None:
+                trainer.restore(found)
+        for warning in [*warnings, *_no_longer_equal(saved, plan, found)]:
             log.warning("%s", warning)
-        _go_back(run, found.step)
-        kept = dataclasses.replace(plan.config, out=run.path, data=config.data.resolve())
-        kept = dataclasses.replace(kept, resume=None, profile_steps=None)  # of this start only
-        write_json(run.path / "config.json", to_dict(kept))
-        log.info("resumed %s at step %d of %d", run.path, found.step, plan.steps)
-        trainer.fit()
+        processes.on_main(lambda: _take_up(run, plan, config, step, processes))
+        log.info("resumed %s at step %d of %d", run.path, step, plan.steps)
+        with processes.reported_once():
+            trainer.fit()
     return run
+
+
+def _begin_from(begin: checkpoint.Checkpoint | None, trainer: Trainer, processes: Processes) -> None:
+    """Take the weights that a run begins from, where it does not begin from random ones."""
+    if begin is not None:
+        with processes.together():
+            checkpoint.load_into(begin, trainer.model)
+        log.info("weights of %s", begin.path)
+
+
+def _take_up(run: Run, plan: Plan, config: TrainConfig, step: int, processes: Processes) -> None:
+    """Bring a run's files to where they were at a step, and write down how it goes on from there."""
+    _go_back(run, step)
+    kept = dataclasses.replace(plan.config, out=run.path, data=config.data.resolve())
+    kept = dataclasses.replace(kept, resume=None, profile_steps=None)  # of this start only
+    write_json(run.path / "config.json", to_dict(kept))
+    if processes.launched:
+        write_json(run.path / "environment.json", run.environment | of_launch(processes))
+
+
+def _no_longer_equal(saved: TrainConfig, plan: Plan, found: checkpoint.Checkpoint | None) -> list[str]:
+    """Return the warning that a run has moved, where it has."""
+    changes = moved(saved, plan.config)
+    world = plan.runtime.world if found is None else found.state.get("world", 1)
+    if world != plan.runtime.world:
+        changes = ", ".join(filter(None, [changes, f"processes were {world} and are {plan.runtime.world}"]))
+    return [f"{changes}: from here on equal to an unbroken run but for rounding, not bit for bit"] if changes else []
+
+
+def _checkpoint_for_all(
+    run: Run, which: str, own: bool, processes: Processes
+) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Return the checkpoint that rank 0 finds, with what is wrong with newer ones.
+
+    None where there is none yet, and this call of torchrun started the run itself: it begins anew.
+    """
+    found: list[tuple[checkpoint.Checkpoint, list[str]]] = []
+    anew = processes.from_main("anew" if own and not checkpoint.complete(run) else "")
+    if anew:
+        return None, []
+    processes.on_main(lambda: found.append(_checkpoint_to_resume(run, which)))
+    step = processes.from_main(str(found[0][0].step) if found else "")
+    if processes.main:
+        return found[0]
+    return checkpoint.Checkpoint(run.checkpoints / f"step_{int(step):08d}", int(step), None), []
 
 
 def _checkpoint_to_resume(run: Run, which: str) -> tuple[checkpoint.Checkpoint, list[str]]:
@@ -158,6 +233,25 @@ def _describe(trainer: Trainer) -> None:
     for note in trainer.plan.notes:
         log.info("%s", note)
     log.info("peak %.0f GFLOP/s: %s", trainer.peak / 1e9, trainer.peak_source)
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[Processes]:
+    """Meet the other processes, and let rank 0 alone print."""
+    with joined(device) as processes:
+        disabled, log.disabled = log.disabled, not processes.main
+        try:
+            yield processes
+        finally:
+            log.disabled = disabled
+
+
+@contextmanager
+def _running(run: Run, plan: Plan, processes: Processes) -> Iterator[None]:
+    """Set up what a training loop runs in."""
+    log_file = _log_file(run) if processes.main else nullcontext()
+    with log_file, explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
+        yield
 
 
 @contextmanager

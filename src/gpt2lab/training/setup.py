@@ -19,19 +19,15 @@ from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config
+from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.options import flat
+from gpt2lab.training.parallel import choose
+from gpt2lab.training.processes import ALONE, Processes
 
 DEFAULT_STEPS = 1_000
 CPU_PASS_TOKENS = 4_096
 """Tokens a forward pass on a CPU: products are efficient, activations still small."""
 GPU_PASS_TOKENS = 65_536
-MAY_CHANGE_ON_RESUME = {
-    "data", "out", "resume", "steps", "epochs", "max_tokens", "log_every", "eval_every", "sample_every",
-    "sample_prompt", "hellaswag", "hellaswag_every", "checkpoint_every", "keep_last", "patience", "on_spike", "spike_z",
-    "tracker", "profile_steps", "loader_workers",
-}  # fmt: skip
-"""Options that may differ when a run goes on; every other one would make it another run."""
 MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
 """Options of the architecture that may differ from those of the run whose weights are the first."""
 
@@ -47,31 +43,38 @@ class Plan:
     """What was chosen and why, for the log."""
 
 
-def resolve(config: TrainConfig, dataset: TokenDataset) -> Plan:
-    """Resolve a configuration for a dataset and this machine.
+def resolve(config: TrainConfig, dataset: TokenDataset, processes: Processes = ALONE) -> Plan:
+    """Resolve a configuration for a dataset, this machine and the processes that share the work.
 
     Raises:
         InputError: Something asked for cannot be had, or does not fit the data.
     """
     where = runtime.resolve(config.device, config.precision)
+    where = dataclasses.replace(where, rank=processes.rank, world=processes.world)
     model = _with_vocabulary(config.model, config.preset, dataset)
     config = dataclasses.replace(config, model=model, device=str(where.device), precision=where.precision)
     steps = total_steps(config, dataset)
     if config.profiled is not None and config.profiled[-1] > steps:
         raise InputError(f"profile_steps is {config.profile_steps}, but the run ends after step {steps}")
     compiled, why = runtime.should_compile(config.compile, where.device, steps)
+    parallel, why_parallel = choose(config.parallel, model, where, processes)
+    _require_shareable(config, where.world)
     micro_batch = config.micro_batch
     if micro_batch == "auto":
         micro_batch = choose_micro_batch(config, where)
     micro_steps(batch_tokens(config), config.window, micro_batch, where.world)
-    config = dataclasses.replace(config, compile="on" if compiled else "off", micro_batch=micro_batch)
-    passes = batch_tokens(config) // config.window // micro_batch
+    config = dataclasses.replace(
+        config, compile="on" if compiled else "off", parallel=parallel, micro_batch=micro_batch
+    )
+    passes = batch_tokens(config) // config.window // micro_batch // where.world
+    shared = f"{where.world} processes x " if where.world > 1 else ""
     notes = (
         f"device {where.device} ({runtime.device_name(where.device)})",
         f"precision {where.precision}: {where.why_precision}",
         f"compile {config.compile}: {why}",
         *attention_notes(config, where),
-        f"batch {batch_tokens(config):,} tokens = {passes} x {micro_batch} sequences of {config.window}",
+        f"parallel {config.parallel}: {why_parallel}",
+        f"batch {batch_tokens(config):,} tokens = {shared}{passes} x {micro_batch} sequences of {config.window}",
     )
     return Plan(config, where, steps, notes)
 
@@ -119,6 +122,28 @@ def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
     return (*notes, leak)
 
 
+def agreed(
+    plan: Plan, config: TrainConfig, dataset: TokenDataset, fingerprints: dict[str, str], processes: Processes
+) -> Plan:
+    """Return a plan that all processes have: where each chose a micro-batch by its memory, with the smallest.
+
+    Raises:
+        InputError: One has other options, versions or data.
+    """
+    if processes.world == 1:
+        return plan
+    assert isinstance(plan.config.micro_batch, int)  # resolved
+    smallest = -processes.highest(-plan.config.micro_batch)
+    plan = resolve(dataclasses.replace(config, micro_batch=smallest), dataset, processes)
+    processes.require_same("data set", fingerprints)
+    versions = {name: runtime.environment()[name] for name in ("gpt2lab", "torch")}
+    options = flat(plan.config)
+    for place in ("data", "out"):  # may lie elsewhere on each machine
+        options.pop(place)
+    processes.require_same("configuration", options | versions)
+    return plan
+
+
 def batch_tokens(config: TrainConfig) -> int:
     """Tokens an optimiser step; the recipe's unless given."""
     assert config.batch_tokens is not None  # filled in by TrainConfig
@@ -142,6 +167,24 @@ def total_steps(config: TrainConfig, dataset: TokenDataset) -> int:
         windows = (dataset.manifest.splits["train"].tokens - 1) // config.window
         return max(1, math.ceil(config.epochs * windows * config.window / batch_tokens(config)))
     return config.steps or DEFAULT_STEPS
+
+
+def _require_shareable(config: TrainConfig, world: int) -> None:
+    """Raise `InputError` unless each process gets as many whole sequences of a step as any other."""
+    sequences, rest = divmod(batch_tokens(config), config.window)
+    if rest or sequences % world == 0:
+        return  # what is no whole number of sequences is `micro_steps`' to refuse
+    if world > sequences:
+        raise InputError(
+            f"{world} processes, but a step of {batch_tokens(config)} tokens has only {sequences} sequences of "
+            f"{config.window}; start at most {sequences}, or give a larger --batch-tokens"
+        )
+    divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
+    below, above = max(n for n in divisors if n < world), min(n for n in divisors if n > world)
+    raise InputError(
+        f"{world} processes cannot share the {sequences} sequences of a step evenly; start {below} or {above}, the "
+        f"nearest that can, or give another --batch-tokens, such as {-(-sequences // world) * world * config.window}"
+    )
 
 
 def _with_vocabulary(model: GPTConfig, preset: str, dataset: TokenDataset) -> GPTConfig:
@@ -175,46 +218,6 @@ def activation_bytes(config: TrainConfig) -> int:
     model, size = config.model, runtime.DTYPES[config.precision].itemsize
     block = (12 * model.n_embd + 2 * model.inner + 2 * model.n_head * config.window) * size
     return model.n_layer * block
-
-
-def merge_for_resume(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the configuration with which a run goes on: the saved one, with those changes that are allowed.
-
-    An option that was left at ``auto`` keeps what it was resolved to.
-
-    Raises:
-        InputError: An option differs that would make it another run (named, with both values).
-    """
-    changes = {name: getattr(asked, name) for name in MAY_CHANGE_ON_RESUME}
-    if asked.given_length is None:
-        changes |= {name: getattr(saved, name) for name in LENGTHS}
-    merged = dataclasses.replace(saved, **changes)
-    given, kept = flat(asked), flat(merged)
-    for name, value in given.items():
-        before = kept[name]
-        unset = value == "auto" or (name in LENGTHS and value is None)
-        if value == before or unset or (name == "model.vocab_size" and value == _preset_vocabulary(asked)):
-            continue
-        raise InputError(f"{name} was {before} when the run began and cannot be {value} when it goes on; leave it out")
-    return merged
-
-
-def _preset_vocabulary(config: TrainConfig) -> int:
-    return PRESETS[config.preset].vocab_size
-
-
-def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
-    """Compare the fingerprints of data and tokenizer that a run began with to those it would go on with.
-
-    Raises:
-        InputError: They differ (both fingerprints are shown).
-    """
-    for what in ("tokenizer", "data"):  # the data's fingerprint covers the tokenizer's
-        if before[what] != now[what]:
-            raise InputError(
-                f"the {what} given is not the run's: its fingerprint is {now[what][:16]}, the run began with "
-                f"{before[what][:16]}; give the --data that it began with"
-            )
 
 
 @contextmanager

@@ -48,9 +48,10 @@ def remember(loss: float, recent: list[float]) -> None:
     del recent[:-SPIKE_WINDOW]
 
 
-def first_broken(losses: Sequence[float]) -> int | None:
-    """Return the first micro-step whose loss is not finite; None where all are."""
-    return next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+def first_broken(losses: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+    """Return rank and micro-step of the first loss that is not finite, of losses by both; None where all are."""
+    every = ((rank, index, loss) for rank, row in enumerate(losses) for index, loss in enumerate(row))
+    return next(((rank, index) for rank, index, loss in every if not math.isfinite(loss)), None)
 
 
 def name_windows(windows: np.ndarray) -> str:
