@@ -25,6 +25,8 @@ from gpt2lab.lab.compare import (
 )
 from gpt2lab.lab.compare.execute import Ended
 from gpt2lab.lab.compare.outcome import Outcome, Validated, to_loss
+from gpt2lab.lab.gather import gather
+from gpt2lab.lab.report import write_report
 from gpt2lab.model import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
@@ -134,6 +136,15 @@ def test_what_is_finished_is_not_repeated_and_what_was_stopped_goes_on(done: Pat
     again = [(o.seed, o.arm, o.figures["test_loss"]) for o in comparison.outcomes]
     first = json.loads((done / "comparison.json").read_text(encoding="utf-8"))["runs"]
     assert again == [(run["seed"], run["arm"], run["figures"]["test_loss"]) for run in first]
+
+
+def test_report_of_a_run_shows_what_its_model_attends_to(done: Path, tmp_path: Path) -> None:
+    run = Run(done / "n_inner=64" / "seed_1337")
+    found = gather([run]).runs[0].attention
+    assert found is not None and found.layers == 1 and found.tokens[0] == "start"
+    assert len(found.tokens) == len(found.first) <= 16
+    assert [sum(row) for row in found.first] == pytest.approx([1.0] * len(found.tokens), abs=1e-5)
+    assert "data:image/png;base64," in write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_run_of_other_options_in_the_way_is_refused(done: Path, data: Path) -> None:

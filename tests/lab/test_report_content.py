@@ -65,8 +65,8 @@ def test_strategies_stand_beside_each_other_though_training_wrote_a_later_sample
 
 def test_strategies_stand_in_the_order_of_the_study_not_of_training(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
-    for strategy in ("nucleus 0.9", "greedy", "top-k 50", "nucleus 0.9"):
-        run.add_sample(300, strategy, "", "text")
+    for number, strategy in enumerate(("nucleus 0.9", "greedy", "top-k 50", "nucleus 0.9")):
+        run.add_sample(300, strategy, "", f"text {number}")
     (content,) = gather([run]).runs
     assert [(s.name, s.written) for s in content.strategies] == [("greedy", 1), ("top-k 50", 1), ("nucleus 0.9", 2)]
 

@@ -37,17 +37,17 @@ def check(data: Path | None = None, device: str = "auto") -> int:
     return 0 if run_checks(data, device) else 1
 
 
-def report(runs: Positional[tuple[Path, ...]], out: Path | None = None) -> int:
-    """Make a self-contained HTML report of runs.
+def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, notes: Path | None = None) -> int:
+    """Make a report of runs, as a PDF or as one self-contained HTML file.
 
     Args:
-        runs: Directories of runs.
-        out: File to write; without it, report.html in the first run's directory.
+        runs: Directories of runs, or of a comparison.
+        out: File to write, .pdf or .html; without it, report.html in the first directory.
+        notes: A text file of your own, such as what could be improved; empty lines part its paragraphs.
     """
-    from gpt2lab.lab.report import write_report
-    from gpt2lab.runs import Run
+    from gpt2lab.lab.report import runs_of, write_report
 
     if not runs:
         raise InputError("no run given; name the directory of a run")
-    print(write_report([Run.open(path) for path in runs], out or runs[0] / "report.html"))
+    print(write_report(runs_of(runs), out or runs[0] / "report.html", notes))
     return 0

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt2lab.lab.attention_map import AttentionMap
+from gpt2lab.lab.compare.results import Comparison
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -50,6 +53,8 @@ class Curves:
     tokens_per_s: Series
     floor: float | None
     """The test set's entropy in nats per token: its loss over 1 + gap."""
+    published: tuple[tuple[str, float], ...]
+    """Validation losses that others published for this text, as reference lines."""
     described: str
 
 
@@ -89,6 +94,8 @@ class RunContent:
 
     name: str
     summary: str
+    task: tuple[str, ...]
+    """The task, the data and what was done to it, in paragraphs."""
     remarks: tuple[str, ...]
     """What is unfinished, missing or damaged."""
     key_figures: tuple[KeyFigure, ...]
@@ -98,11 +105,20 @@ class RunContent:
     other_steps: tuple[Strategy, ...]
     """A text of each of some other steps, which show how the writing changed."""
     model: tuple[Fact, ...]
+    deviations: tuple[str, ...]
+    """Where the model differs from the equations of GPT-2."""
     biases: bool
+    cosine: bool
+    """Whether the learning rate falls along a cosine, as in the equations."""
     training: tuple[Fact, ...]
     configuration: tuple[Fact, ...]
     environment: tuple[Fact, ...]
     commands: tuple[Fact, ...]
+    strengths: tuple[str, ...]
+    weaknesses: tuple[str, ...]
+    published: tuple[Fact, ...]
+    """Figures that others published by the same protocol."""
+    attention: AttentionMap | None
 
 
 @dataclass(frozen=True)
@@ -112,3 +128,8 @@ class Report:
     title: str
     runs: tuple[RunContent, ...]
     version: str
+    comparison: Comparison | None
+    """Of several runs."""
+    notes: tuple[str, ...]
+    """Paragraphs that the author adds."""
+    references: tuple[str, ...]

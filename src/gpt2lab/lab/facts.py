@@ -153,8 +153,15 @@ def _schedule(optim: Mapping[str, Any]) -> tuple[str, str]:
     """Return the peak, and how the rate goes up to it and down again."""
     lowest, warmup = optim.get("min_lr"), optim.get("warmup_steps")
     up = "5 % of the steps, 2,000 at most," if warmup is None else words.plural(warmup, "step")
-    down = "a tenth of it" if lowest is None else words.setting(lowest)
-    return f"{words.setting(optim.get('lr'))} at most", f"linear warm-up over {up} then cosine decay to {down}"
+    low = "a tenth of it" if lowest is None else words.setting(lowest)
+    shapes = {
+        "cosine": f"cosine decay to {low}",
+        "linear": f"a line down to {low}",
+        "constant": "constant",
+        "wsd": "constant until a line down to 0 at the end",
+    }
+    down = shapes.get(str(optim.get("schedule", "cosine")), str(optim.get("schedule")))
+    return f"{words.setting(optim.get('lr'))} at most", f"linear warm-up over {up} then {down}"
 
 
 def _validation(config: Mapping[str, Any]) -> str:

@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING
 
 from gpt2lab.lab import words
 from gpt2lab.lab.content import RunContent, Series
+from gpt2lab.lab.style import DASHES, INK, LINES, RULE, TRAIN, VAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAIN, VAL = "#0072b2", "#d55e00"
-LINES = (TRAIN, VAL, "#009e73", "#aa4499", "#e69f00", "#56b4e9")
-INK, RULE = "#444444", "#cccccc"
 VARIABLES = {INK: "--figure-ink", RULE: "--figure-rule", **{hue: f"--line-{n}" for n, hue in enumerate(LINES, 1)}}
-DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 POINTS = 400
 """Points of a curve; a longer one is drawn as the means of as many stretches."""
 MARKS = 20
@@ -51,6 +48,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def losses(runs: Sequence[RunContent], width: float) -> str:
+    """Return `draw_losses` for a page."""
+    return _svg(draw_losses(runs, width), "wide" if width == WIDE else "narrow")
+
+
+def draw_losses(runs: Sequence[RunContent], width: float) -> Figure:
     """Draw training and validation loss, and below them the learning rate, over training tokens."""
     from matplotlib.ticker import MaxNLocator
 
@@ -69,7 +71,7 @@ def losses(runs: Sequence[RunContent], width: float) -> str:
     bottom.yaxis.set_major_locator(MaxNLocator(3))
     bottom.yaxis.set_major_formatter(lambda y, _: _round_tick(y))
     _token_axis(bottom)
-    return _svg(figure, "wide" if width == WIDE else "narrow")
+    return figure
 
 
 def gradient_norm(runs: Sequence[RunContent]) -> str:
@@ -109,6 +111,8 @@ def _loss_lines(axes: Axes, run: RunContent, index: int, alone: bool) -> None:
         axes.plot(val.x, val.y, color=VAL if alone else hue, label="validation" if alone else run.name, **marked)
     if floor is not None and alone:
         axes.axhline(floor, color=INK, lw=1.1, ls=(0, (4, 3)), label="entropy of the test text")
+    for number, (who, loss) in enumerate(run.curves.published if alone else ()):
+        axes.axhline(loss, color=LINES[2 + number], lw=1.1, ls=DASHES[2 + number], label=f"{who}: {loss:g}")
 
 
 def _loss_axis(axes: Axes) -> None:

@@ -10,9 +10,16 @@ from statistics import median
 
 import gpt2lab
 from gpt2lab.lab import words
+from gpt2lab.lab.attention_map import attention_map
+from gpt2lab.lab.compare.grouping import outcomes_of
+from gpt2lab.lab.compare.results import compare_outcomes
 from gpt2lab.lab.content import Curves, Evaluation, Fact, KeyFigure, Report, RunContent, Sample, Series, Strategy
+from gpt2lab.lab.deviations import deviations
 from gpt2lab.lab.facts import environment, flatten, model_facts, summary, training_facts
+from gpt2lab.lab.judgement import strengths, weaknesses
+from gpt2lab.lab.published import published, published_losses
 from gpt2lab.lab.record import Evaluated, Record, Written, read
+from gpt2lab.lab.task import REFERENCES, task
 from gpt2lab.runs import Run
 
 SHOWN = 3
@@ -23,12 +30,14 @@ LONGEST = 4_000
 """Characters shown of a text."""
 
 
-def gather(runs: Sequence[Run]) -> Report:
-    """Read run directories and return what there is to say of them, in their order."""
+def gather(runs: Sequence[Run], notes: str = "") -> Report:
+    """Read run directories and return what there is to say of them, in their order, with the author's own notes."""
     names = _names(runs)
     contents = tuple(_run_content(read(run), name) for run, name in zip(runs, names, strict=True))
     title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
-    return Report(title, contents, gpt2lab.__version__)
+    comparison = compare_outcomes(outcomes_of(runs)) if len(runs) > 1 else None
+    paragraphs = tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip())
+    return Report(title, contents, gpt2lab.__version__, comparison, paragraphs, REFERENCES)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -48,12 +57,19 @@ def _run_content(record: Record, name: str) -> RunContent:
         evaluations=evaluations(record.evals),
         strategies=_strategies(record.samples),
         other_steps=_others(record.samples),
+        task=task(record),
         model=model_facts(record),
+        deviations=deviations(record.options("model")),
         biases=record.options("model").get("bias") is not False,
+        cosine=record.options("optim").get("schedule", "cosine") == "cosine",
         training=training_facts(record),
         configuration=flatten(record.config),
         environment=environment(record),
         commands=_commands(record.run),
+        strengths=strengths(record),
+        weaknesses=weaknesses(record),
+        published=tuple(Fact(f"{p.who}: {p.what}", words.number(p.value), p.difference) for p in published(record)),
+        attention=attention_map(record),
     )
 
 
@@ -116,7 +132,8 @@ def _curves(record: Record) -> Curves:
     names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
     train, val, lr, norm, speed = (_series(record, name) for name in names)
     floor = _floor(record.test_figures())
-    return Curves(train, val, lr, norm, speed, floor, _describe(train, val, floor))
+    lines = tuple((p.who, p.value) for p in published_losses(record))
+    return Curves(train, val, lr, norm, speed, floor, lines, _describe(train, val, floor))
 
 
 def _floor(figures: Mapping[str, float]) -> float | None:
@@ -227,5 +244,5 @@ def _commands(run: Run) -> tuple[Fact, ...]:
         Fact("Train it again", f"gpt2lab train --config {config} --out {again}"),
         Fact("Measure it", f"gpt2lab eval perplexity {path}"),
         Fact("Let it write", f'gpt2lab sample {path} --prompt "Once upon a time"'),
-        Fact("Make this report", f"gpt2lab report {path} --out report.html"),
+        Fact("Make this report", f"gpt2lab report {path} --out report.pdf"),
     )

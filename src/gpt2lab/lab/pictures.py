@@ -66,6 +66,11 @@ def stretches(losses: Sequence[float], tokens: Sequence[int]) -> tuple[list[floa
 
 def write_png(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically."""
+    write_atomically(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    write_atomically(path, picture.getvalue())
+    return picture.getvalue()

@@ -1,24 +1,31 @@
-"""The report of runs as one HTML file that loads nothing: content first (`gather.py`), then set in type.
+"""The report of runs, as a PDF or as one HTML file that loads nothing: content first (`gather.py`), then set in type.
 
-    run directories ── gather ──> Report ── render ──> HTML
-                                         └─ figures ─> SVG inside it
+    run directories ── gather ──> Report ─┬─ render ─────> HTML, with its figures as SVG inside it
+                                          └─ render_pdf ─> PDF (`pdf.py`)
 
-The file carries its style sheet, its pictures and its equations (MathML), forbids itself to load anything else, and
-reads well on a page, a phone and paper, light and dark.
+The HTML file carries its style sheet, its pictures and its equations (MathML), forbids itself to load anything else,
+and reads well on a page, a phone and paper, light and dark.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import write_atomically
-from gpt2lab.lab import figures
+from gpt2lab.files import read_json, write_atomically
+from gpt2lab.lab import attention_map, figures
+from gpt2lab.lab.compare import figures as comparison_figures
+from gpt2lab.lab.compare.table import NOTE, lines
+from gpt2lab.lab.compare.write import FILE as COMPARISON
+from gpt2lab.lab.compare.write import TITLES
 from gpt2lab.lab.content import KeyFigure, Report, RunContent
 from gpt2lab.lab.gather import gather
 from gpt2lab.lab.page import GENERATOR, page
+from gpt2lab.lab.pdf import render_pdf
+from gpt2lab.lab.pictures import png
 from gpt2lab.runs import Run
 
 
@@ -35,21 +42,51 @@ class Figures:
     """Rows of metrics.csv that a point stands for, at most."""
 
 
-def write_report(runs: Sequence[Run], out: Path) -> Path:
+def write_report(runs: Sequence[Run], out: Path, notes: Path | None = None) -> Path:
     """Write the report of one run, or of several beside each other, and return its path.
 
     Args:
         runs: What to report on; what is unfinished, missing or damaged in one is said in the report.
-        out: An HTML file. An earlier report of that name is replaced.
+        out: A file that ends in .html or .pdf. An earlier report of that name is replaced.
+        notes: A text file that the author adds, such as what could be improved; empty lines part its paragraphs.
 
     Raises:
-        InputError: No run is given; ``out`` is not an .html file, lies in no folder, or exists and is not a report.
+        InputError: No run is given; ``out`` is neither .html nor .pdf, lies in no folder, or exists and is not a
+            report; the notes cannot be read.
     """
     if not runs:
         raise InputError("a report needs at least one run directory; give the one that gpt2lab train --out wrote")
     _require_replaceable(out)
-    write_atomically(out, render(gather(runs)))
+    report = gather(runs, "" if notes is None else _text_of(notes))
+    write_atomically(out, render_pdf(report) if out.suffix.lower() == ".pdf" else render(report))
     return out
+
+
+def runs_of(paths: Sequence[Path]) -> list[Run]:
+    """Open run directories; in place of the directory of a comparison, all of its runs.
+
+    Raises:
+        InputError: One is neither.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        if not (path / COMPARISON).is_file():
+            runs.append(Run.open(path))
+            continue
+        try:
+            runs += [Run.open(path / run["path"]) for run in read_json(path / COMPARISON)["runs"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path / COMPARISON}: damaged ({error!r}); start the comparison again") from error
+    return runs
+
+
+def _text_of(notes: Path) -> str:
+    try:
+        return notes.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{notes}: cannot be read ({error.strerror}); give a text file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{notes}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
 def render(report: Report) -> str:
@@ -59,6 +96,10 @@ def render(report: Report) -> str:
         report=report,
         figures=_figures(report.runs),
         generator=GENERATOR,
+        lines=[] if report.comparison is None else lines(report.comparison),
+        pictures=_pictures(report),
+        titles=TITLES,
+        note=NOTE,
         strip=_strip,
         labels=_labels,
         has_prompt=_has_prompt,
@@ -66,17 +107,15 @@ def render(report: Report) -> str:
 
 
 def _require_replaceable(out: Path) -> None:
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{out}: a report is an HTML file; give a name that ends in .html")
+    if out.suffix.lower() not in (".html", ".htm", ".pdf"):
+        raise InputError(f"{out}: a report is an HTML or PDF file; give a name that ends in .html or .pdf")
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}; make it, or give another --out")
     if not out.exists():
         return
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of an HTML file")
-    with out.open("rb") as file:
-        start = file.read(2_000)
-    if f'<meta name="generator" content="{GENERATOR}'.encode() not in start:
+    if GENERATOR.encode() not in out.read_bytes():
         raise InputError(f"{out} exists and is not a report that gpt2lab wrote; give another --out")
 
 
@@ -95,6 +134,15 @@ def _figures(runs: Sequence[RunContent]) -> Figures | None:
         described=described,
         stretch=figures.stretch(recorded),
     )
+
+
+def _pictures(report: Report) -> dict[str, str]:
+    """Return the pictures of a comparison by name, and the attention map of each run by its place, in Base64."""
+    drawn = {} if report.comparison is None else comparison_figures.draw(report.comparison)
+    for index, run in enumerate(report.runs, start=1):
+        if run.attention is not None:
+            drawn[f"attention-{index}"] = attention_map.draw(run.attention)
+    return {name: base64.b64encode(png(figure)).decode("ascii") for name, figure in drawn.items()}
 
 
 def _strip(run: RunContent) -> list[KeyFigure]:

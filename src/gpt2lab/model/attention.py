@@ -111,6 +111,17 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
+    def project(self, x: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), turned to their places."""
+        H, K = self.n_head, self.n_kv_head
+        heads = self.c_attn(x).view(*x.shape[:2], H + 2 * K, self.head_dim).transpose(1, 2)
+        if rotation is None:
+            q, k, v = heads.split((H, K, K), dim=1)
+            return q, k, v
+        turned, v = heads.split((H + K, K), dim=1)
+        q, k = rotate(turned, rotation).split((H, K), dim=1)
+        return q, k, v
+
     def forward(
         self,
         x: torch.Tensor,
@@ -120,13 +131,7 @@ class CausalSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Map x (B, T, C) to (B, T, C); keys and values of earlier positions come from the cache."""
         B, T, C = x.shape
-        H, K = self.n_head, self.n_kv_head
-        heads = self.c_attn(x).view(B, T, H + 2 * K, self.head_dim).transpose(1, 2)
-        if rotation is None:
-            q, k, v = heads.split((H, K, K), dim=1)
-        else:
-            turned, v = heads.split((H + K, K), dim=1)
-            q, k = rotate(turned, rotation).split((H, K), dim=1)
+        q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D)
         y = attend(q, k, v, view, self.dropout if self.training else 0.0)  # (B, H, T, D)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from gpt2lab.lab import words
 from gpt2lab.lab.compare.outcome import Validated
 from gpt2lab.lab.compare.results import Comparison
-from gpt2lab.lab.figures import DASHES, INK, LINES, RULE
+from gpt2lab.lab.style import DASHES, INK, LINES, RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +62,7 @@ def parameters(comparison: Comparison) -> Figure | None:
         axes.plot(xs, ys, ls="none", marker=_marker(number), color=_hue(number), mfc="none", ms=7, label=arm)
     axes.set_xscale("log")
     _dress(axes, "parameters", "best validation loss, nats per token")
-    _plain_ticks(axes, words.short)
+    _plain_ticks(axes)
     _legend(figure, comparison)
     return figure
 
@@ -134,7 +133,7 @@ def _dress(axes: Axes, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _plain_ticks(axes: Axes, x: Callable[[float], str] | None = None) -> None:
+def _plain_ticks(axes: Axes) -> None:
     """Write the few ticks of a logarithmic axis as plain numbers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -143,7 +142,7 @@ def _plain_ticks(axes: Axes, x: Callable[[float], str] | None = None) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x(value) if x else _short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
 def _short(value: float) -> str:

@@ -8,15 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
 from gpt2lab.lab.compare.measure import POSITIONS, RECALL
 from gpt2lab.lab.pictures import stretches
 from gpt2lab.lab.record import Record, read
-from gpt2lab.model import GPTConfig
-from gpt2lab.model.cache import KVCache
+from gpt2lab.model import GPTConfig, cache_bytes
 from gpt2lab.runs import EVALUATIONS, Run
 from gpt2lab.runtime import DTYPES
 
@@ -180,7 +177,7 @@ def _figures(record: Record, recall: dict[str, Any]) -> dict[str, float]:
         "grammatical": shares.get("grammatical"),
         "consistent": shares.get("consistent"),
         "parameters": record.parameters,
-        "cache_bytes": cache_bytes(record.config),
+        "cache_bytes": _cache_bytes(record.config),
     }
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
@@ -193,14 +190,13 @@ def _gain(recall: dict[str, Any]) -> float | None:
     return sum(gains) / len(gains)
 
 
-def cache_bytes(config: dict[str, Any]) -> float | None:
-    """Return the bytes that a position takes in the key-value cache of a run's model, in the run's precision."""
+def _cache_bytes(config: dict[str, Any]) -> float | None:
+    """Return the bytes that a token of a full context takes in the model's key-value cache, in the run's precision."""
     try:
         model = GPTConfig(**config["model"])
-        cache = KVCache(model, 1, torch.device("meta"), DTYPES[config["precision"]])
+        return cache_bytes(model, model.n_ctx, DTYPES[config["precision"]]) / model.n_ctx
     except (KeyError, TypeError, InputError):
         return None
-    return cache.nbytes / model.n_ctx
 
 
 def _curve(record: Record) -> tuple[Validated, ...]:

@@ -1,0 +1,110 @@
+"""Strengths and weaknesses of a run, each a rule over its numbers and said with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gpt2lab.lab import words
+from gpt2lab.lab.record import Record
+
+NEAR_FLOOR, FAR_FROM_FLOOR = 15.0, 50.0
+"""Percent above the entropy of the text."""
+OVERFITTING = 0.05
+"""Share of the lowest validation loss by which the training loss lies below it, or the last validation above it."""
+FALLING = 0.01
+"""Share by which the validation loss fell over the last fifth of the run."""
+LOOPING = 0.3
+"""Share of the word triples of a text that stand earlier in it."""
+
+
+def strengths(record: Record) -> tuple[str, ...]:
+    """Return what speaks for a run."""
+    return tuple(text for good, text in _judgements(record) if good)
+
+
+def weaknesses(record: Record) -> tuple[str, ...]:
+    """Return what speaks against it."""
+    return tuple(text for good, text in _judgements(record) if not good)
+
+
+def _judgements(record: Record) -> Iterator[tuple[bool, str]]:
+    yield from _against_entropy(record)
+    yield from _generalisation(record)
+    yield from _still_falling(record)
+    yield from _stories(record)
+    yield from _loops(record)
+
+
+def _against_entropy(record: Record) -> Iterator[tuple[bool, str]]:
+    gap = record.test_figures().get("gap_percent", math.nan)
+    said = f"On the test set it spends {words.percent(gap)} more bits than the text's entropy, which no model can beat"
+    if gap <= NEAR_FLOOR:
+        yield True, f"{said}: little is left to learn."
+    elif gap >= FAR_FROM_FLOOR:
+        yield False, f"{said}: much is left to learn."
+
+
+def _generalisation(record: Record) -> Iterator[tuple[bool, str]]:
+    val, train = _held_out(record), record.column("train_loss")
+    if len(val) < 2 or not train:
+        return
+    lowest = min(loss for _, loss in val)
+    step = next(step for step, loss in val if loss == lowest)
+    last = val[-1][1]
+    figures = f"training loss {words.number(train[-1])}, validation loss {words.number(last)}"
+    if last > (1 + OVERFITTING) * lowest:
+        yield (
+            False,
+            f"It overfits: the validation loss was lowest, {words.number(lowest)}, at step {words.count(step)} and "
+            f"rose to {words.number(last)}. The best checkpoint is the one that is measured.",
+        )
+    elif last - train[-1] > OVERFITTING * last:
+        yield False, f"It fits its training text better than others ({figures}): more text or dropout would help."
+    else:
+        yield True, f"It generalises: at the end {figures}."
+
+
+def _still_falling(record: Record) -> Iterator[tuple[bool, str]]:
+    val = _held_out(record)
+    earlier = [loss for step, loss in val if step <= 0.8 * val[-1][0]] if val else []
+    if not earlier:
+        return
+    fall = 1 - val[-1][1] / earlier[-1]
+    if fall > FALLING:
+        yield (
+            False,
+            f"It is not trained out: over about the last fifth of the steps the validation loss still fell by "
+            f"{words.percent(100 * fall)}.",
+        )
+
+
+def _stories(record: Record) -> Iterator[tuple[bool, str]]:
+    shares = {e.metric: e.value for e in record.evals if e.task == "stories"}
+    for metric, meaning in (("grammatical", "follow the grammar"), ("consistent", "agree with themselves throughout")):
+        share = shares.get(metric)
+        if share is not None and not 0.5 < share < 0.9:
+            yield share >= 0.9, f"{words.percent(100 * share)} of the stories that it writes {meaning}."
+
+
+def _loops(record: Record) -> Iterator[tuple[bool, str]]:
+    shares = [repeated(s.text) for s in record.samples if s.strategy == "greedy"]
+    if shares and (share := max(shares)) > LOOPING:
+        yield (
+            False,
+            f"Greedy decoding goes round in circles: {words.percent(100 * share)} of a text's word triples stand "
+            "earlier in it.",
+        )
+
+
+def repeated(text: str) -> float:
+    """Return the share of a text's word triples that stand earlier in it."""
+    spoken = text.split()
+    triples = list(zip(spoken, spoken[1:], spoken[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def _held_out(record: Record) -> list[tuple[float, float]]:
+    """Return step and loss of each validation."""
+    rows = [(row["step"], row["val_loss"]) for row in record.metrics]
+    return [(step, loss) for step, loss in rows if step is not None and loss is not None and math.isfinite(loss)]

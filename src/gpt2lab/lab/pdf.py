@@ -1,0 +1,109 @@
+"""The report as a PDF, set by typst from the same content as the page: values in, no markup, so nothing to escape.
+
+Report ── values ──> report.json ─┐
+       └─ figures ─> *.svg ───────┴─ report.typ ── typst ──> report.pdf
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gpt2lab.lab import attention_map, figures
+from gpt2lab.lab.compare import figures as comparison_figures
+from gpt2lab.lab.compare.table import NOTE, lines
+from gpt2lab.lab.compare.write import TITLES
+from gpt2lab.lab.content import Report, RunContent
+from gpt2lab.lab.page import GENERATOR, TEMPLATES, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LONGEST_SAMPLE = 520
+"""Characters shown of a text."""
+WIDTH = 7.0
+"""Of a figure, in inches."""
+
+
+def render_pdf(report: Report) -> bytes:
+    """Set a report as a PDF: one run at length, and how the others compare with it."""
+    import matplotlib  # slow to import, as typst is, and needed here only
+    import typst
+
+    files, pictures = _pictures(report)
+    values = json.dumps(_values(report, pictures), ensure_ascii=False)
+    files["report.json"] = printable(values).encode("utf-8")
+    files["main.typ"] = (TEMPLATES / "report.typ").read_bytes()
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the figures' text is set in DejaVu Sans
+    return typst.compile(cast(Any, files), format="pdf", font_paths=[fonts], ignore_system_fonts=True)
+
+
+def _values(report: Report, pictures: list[dict[str, Any]]) -> dict[str, Any]:
+    run = report.runs[0]
+    plain = dataclasses.asdict(run)
+    del plain["curves"]
+    comparison = report.comparison
+    return {
+        "title": report.title if comparison is None else f"{len(report.runs)} runs compared",
+        "version": report.version,
+        "generator": GENERATOR,
+        "run": plain,
+        "key": [dataclasses.asdict(f) for f in run.key_figures if f.value is not None or not f.only_where_known][:8],
+        "cosine": run.cosine,
+        "losses": bool(run.curves.train_loss.x),
+        "described": run.curves.described,
+        "stretch": figures.stretch([run]),
+        "samples": _samples(run),
+        "prompted": any(s.prompt for strategy in run.strategies for s in strategy.samples),
+        "notes": report.notes,
+        "references": report.references,
+        "comparison": None
+        if comparison is None
+        else {
+            "arms": comparison.arms,
+            "findings": comparison.findings,
+            "remarks": comparison.remarks,
+            "lines": [dataclasses.asdict(line) for line in lines(comparison)],
+            "note": NOTE,
+            "pictures": pictures,
+        },
+    }
+
+
+def _samples(run: RunContent) -> list[dict[str, Any]]:
+    """Return the first text of each strategy, on one line and cut to what a page has room for."""
+    shown = []
+    for strategy in run.strategies:
+        sample = strategy.samples[0]
+        text = sample.continuation.replace("\n", " ¶ ")
+        cut = sample.cut or len(text) > LONGEST_SAMPLE
+        shown.append({"name": strategy.name, "prompt": sample.prompt, "text": text[:LONGEST_SAMPLE], "cut": cut})
+    return shown
+
+
+def _pictures(report: Report) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """Return the files of the figures, and which of them belong to the comparison."""
+    run, files = report.runs[0], {}
+    if run.curves.train_loss.x:
+        files["losses.svg"] = as_svg(figures.draw_losses([run], WIDTH))
+    if run.attention is not None:
+        files["attention.svg"] = as_svg(attention_map.draw(run.attention))
+    placed = []
+    if report.comparison is not None:
+        for name, figure in comparison_figures.draw(report.comparison).items():
+            files[f"{name}.svg"] = as_svg(figure)
+            placed.append({"file": f"{name}.svg", "caption": TITLES[name], "wide": name == "curves"})
+    return files, placed
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as an SVG whose text is text, in matplotlib's own font."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

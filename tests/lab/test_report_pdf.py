@@ -1,0 +1,154 @@
+"""The report as a PDF, and what both forms say beyond the run's own figures."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from run_directories import CONFIG, ENVIRONMENT, log_steps, make_run
+
+from gpt2lab.errors import InputError
+from gpt2lab.files import read_json, write_json
+from gpt2lab.lab.gather import gather
+from gpt2lab.lab.judgement import repeated
+from gpt2lab.lab.published import SHAKESPEARE_BY_CHARACTER
+from gpt2lab.lab.report import runs_of, write_report
+from gpt2lab.runs import Run
+
+needs_pdftotext = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext (poppler)")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "stories-tiny")
+
+
+def text_of(pdf: Path) -> tuple[str, int]:
+    """The words of a PDF as a reader finds them by searching, and its pages."""
+    said = subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, check=True).stdout.decode()
+    return re.sub(r"\s+", " ", said.replace("\u00a0", " ")), said.count("\f")
+
+
+@needs_pdftotext
+def test_numbers_of_the_run_can_be_searched_in_at_most_five_pages(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("A longer context\nwould help.\n\n#strong[not markup] $x$ \\ <b>", encoding="utf-8")
+    text, pages = text_of(write_report([run], tmp_path / "report.pdf", notes))
+    for figure in ("2.490", "0.3318", "10.0 %", "700 MiB", "40,155", "0.9123", "93.0 %", "1.23 M", "2.13.0"):
+        assert figure in text, figure
+    for title in ("Task and data", "Model", "Training", "Results", "What it writes", "Strengths", "References"):
+        assert title in text, title
+    assert "A longer context would help." in text
+    assert "#strong[not markup] $x$ \\ <b>" in text
+    assert re.search(r"Figure 1: Over 1\.23 M tokens", text) and "Table 1:" in text
+    assert pages <= 6
+
+
+@needs_pdftotext
+@pytest.mark.parametrize("damage", ["metrics.csv", "evals.csv", "samples.jsonl", "config.json", "checkpoints"])
+def test_missing_part_does_not_stop_the_pdf(run: Run, tmp_path: Path, damage: str) -> None:
+    path = run.path / damage
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text, _ = text_of(write_report([run], tmp_path / "report.pdf"))
+    assert "How to reproduce" in text
+
+
+@needs_pdftotext
+def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) -> None:
+    runs = []
+    for kind, lr in (("a", 3e-3), ("b", 1e-3)):
+        for seed in (1, 2):
+            run = make_run(tmp_path / f"{kind}{seed}")
+            optim = {**CONFIG["optim"], "lr": lr}
+            write_json(run.path / "config.json", {**CONFIG, "seed": seed, "optim": optim})
+            runs.append(run)
+    text, _ = text_of(write_report(runs, tmp_path / "report.pdf"))
+    assert "4 runs compared" in text and "lr=0.003" in text and "lr=0.001" in text
+    assert "the same" in text
+
+
+def test_own_pdf_is_replaced_and_no_other(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "report.pdf"
+    first = write_report([run], out).read_bytes()
+    assert write_report([run], out).read_bytes() == first
+    out.write_bytes(b"%PDF-1.7 another")
+    with pytest.raises(InputError, match="exists and is not a report"):
+        write_report([run], out)
+
+
+def test_notes_that_cannot_be_read_are_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"notes\.txt: cannot be read"):
+        write_report([run], tmp_path / "report.html", tmp_path / "notes.txt")
+    (tmp_path / "notes.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="not UTF-8 at byte 3"):
+        write_report([run], tmp_path / "report.html", tmp_path / "notes.txt")
+
+
+def test_runs_of_a_comparison_are_found_from_its_directory(run: Run, tmp_path: Path) -> None:
+    write_json(tmp_path / "comparison.json", {"runs": [{"path": "stories-tiny"}]})
+    assert runs_of([tmp_path]) == [run]
+    write_json(tmp_path / "comparison.json", {"runs": [{}]})
+    with pytest.raises(InputError, match=r"comparison\.json: damaged"):
+        runs_of([tmp_path])
+
+
+def losses(run: Run, values: list[tuple[int, float, float]]) -> None:
+    """Write rows of (step, training loss, validation loss)."""
+    for step, train, val in values:
+        row = dict.fromkeys(("lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb", "seconds", "epoch"), 1.0)
+        run.add_metrics({**row, "step": step, "tokens": step * 100, "train_loss": train, "val_loss": val})
+
+
+@pytest.mark.parametrize(
+    ("values", "weakness"),
+    [
+        ([(10, 5.0, 5.0), (50, 3.0, 3.0), (80, 2.9, 2.95), (100, 2.9, 2.95)], None),
+        ([(10, 5.0, 5.0), (50, 2.0, 3.0), (80, 1.0, 3.5), (100, 0.5, 4.0)], "lowest, 3.000, at step 50 and rose"),
+        ([(10, 5.0, 5.0), (80, 1.0, 3.0), (100, 0.9, 3.0)], "fits its training text better"),
+        ([(10, 5.0, 5.0), (80, 4.0, 4.0), (100, 3.6, 3.6)], "validation loss still fell by 10.0\u00a0%"),
+    ],
+)
+def test_weaknesses_follow_from_the_losses(
+    tmp_path: Path, values: list[tuple[int, float, float]], weakness: str | None
+) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    losses(run, values)
+    found = gather([run]).runs[0].weaknesses
+    assert (not found) if weakness is None else any(weakness in text for text in found)
+
+
+def test_text_that_goes_in_circles_is_a_weakness(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    log_steps(run, 300)
+    run.add_sample(300, "greedy", "", "the cat sat " * 20)
+    assert repeated("a b c a b c a") == pytest.approx(1 - 3 / 5)
+    assert any("goes round in circles" in text for text in gather([run]).runs[0].weaknesses)
+
+
+def test_published_figures_stand_only_beside_the_same_text(run: Run) -> None:
+    assert gather([run]).runs[0].published == ()
+    state = run.checkpoints / "step_00000300" / "state.json"
+    fingerprints = {"data": SHAKESPEARE_BY_CHARACTER, "tokenizer": "t"}
+    write_json(state, {**read_json(state), "fingerprints": fingerprints})
+    (content,) = gather([run]).runs
+    assert [fact.value for fact in content.published] == ["1.880", "1.470"]
+    assert [loss for _, loss in content.curves.published] == [1.88, 1.4697]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, ""),
+        ({"position": "rope"}, "Positions are rotary"),
+        ({"n_kv_head": 1}, "1 head of keys and values serves the 4 heads"),
+        ({"mask": "window", "window": 64}, "64 in all"),
+        ({"norm": "post"}, "Layer norm follows each sum"),
+    ],
+)
+def test_architecture_that_is_not_gpt2s_is_said(tmp_path: Path, options: dict, said: str) -> None:
+    run = Run.create(tmp_path / "run", {**CONFIG, "model": {**CONFIG["model"], **options}}, ENVIRONMENT)
+    found = " ".join(gather([run]).runs[0].deviations)
+    assert said in found and bool(said) == bool(found)
