@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def loopback_hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
-    """Serve the files of models, by NAME or OWNER/NAME and then by file name; yield the address for ``HF_ENDPOINT``."""
+    """Serve files by NAME, OWNER/NAME or datasets/OWNER/NAME, then file name; yield the address for ``HF_ENDPOINT``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -67,7 +67,7 @@ def _find(path: str, models: Mapping[str, Mapping[str, bytes]]) -> tuple[bytes, 
             return json.dumps(tree).encode(), ""
         siblings = [{"rfilename": file} for file in models[name]]
         return json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), ""
-    if asked := re.match(r"/([^/]+(?:/[^/]+)?)/resolve/[^/]+/(.+)", path):
+    if asked := re.match(r"/((?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/[^/]+/(.+)", path):
         name, file = asked.groups()
         if file in models.get(name, {}):
             return models[name][file], ""
