@@ -147,6 +147,15 @@ def test_sampling_is_the_same_for_the_same_seed(work: Path, capsys: pytest.Captu
     assert texts[0].startswith("One day")
 
 
+@pytest.mark.parametrize(("new", "slid"), [("5", False), ("60", True)])
+def test_a_text_longer_than_the_context_is_said_to_have_slid(
+    work: Path, new: str, slid: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, seed = str(work / "run"), "3"  # one that does not end before
+    assert main(["sample", run, "--prompt", "One day", "--max-new-tokens", new, "--seed", seed]) == 0
+    assert ("more than the context of 32: the window slid" in capsys.readouterr().err) == slid
+
+
 def test_several_samples_are_numbered(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [
         "sample",

@@ -1,6 +1,6 @@
 """Writing with a model: sampling strategies, decoding with a cache, streaming of text."""
 
-from gpt2lab.generation.decode import generate, next_logits, pad_left, seeded, stream
+from gpt2lab.generation.decode import generate, next_logits, outgrows, pad_left, seeded, stream
 from gpt2lab.generation.sampling import STRATEGIES, Strategy, filter_top_k, filter_top_p, probabilities, sample_next
 from gpt2lab.generation.text import TextStreamer, encode_prompt
 
@@ -13,6 +13,7 @@ __all__ = [
     "filter_top_p",
     "generate",
     "next_logits",
+    "outgrows",
     "pad_left",
     "probabilities",
     "sample_next",

@@ -149,6 +149,12 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | None = Non
     return torch.tensor(rows, device=device), torch.tensor([T - len(prompt) for prompt in prompts], device=device)
 
 
+def outgrows(model: GPT, length: int) -> bool:
+    """Whether a text of so many tokens, prompt included, is more than the model reads at once, so that parts go."""
+    endless = KVCache(model.config, 0, torch.device("cpu"), torch.float32).endless
+    return length > model.config.n_ctx and not endless
+
+
 # Not inference_mode: a model that is later trained on these tokens could not save them for its backward pass.
 @torch.no_grad()
 def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
-from gpt2lab.generation import STRATEGIES, Strategy, TextStreamer, encode_prompt, seeded, stream
+from gpt2lab.generation import STRATEGIES, Strategy, TextStreamer, encode_prompt, outgrows, seeded, stream
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import load_model
@@ -42,9 +43,11 @@ def print_samples(
     open_texts = dict.fromkeys(range(samples), prompt)
     if samples == 1:
         print(prompt, end="", flush=True)
+    length = tokens.shape[1]
     with where.autocast():
         for column in stream(model, tokens, max_new_tokens, strategy, seeded(seed, where.device), tokenizer.eot):
             ids, pieces = column.tolist(), streamer.feed(column)
+            length += 1
             if samples == 1:
                 print(pieces[0], end="", flush=True)
                 continue
@@ -55,6 +58,12 @@ def print_samples(
     rest = streamer.finish()
     if samples == 1:
         print(rest[0])
-        return
-    for row, text in open_texts.items():
-        print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}{rest[row]}\n")
+    else:
+        for row, text in open_texts.items():
+            print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}{rest[row]}\n")
+    if outgrows(model, length):
+        print(
+            f"{length:,} tokens are more than the context of {model.config.n_ctx:,}: the window slid, and each time "
+            "its older half was forgotten",
+            file=sys.stderr,
+        )
