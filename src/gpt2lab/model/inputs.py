@@ -29,8 +29,11 @@ def check_inputs(
             raise InputError(f"{name} are for whole passes: a cache holds one document a row; leave them out")
         if given is not None and (given.shape != tokens.shape or given.is_floating_point()):
             raise InputError(f"{name} has shape {tuple(given.shape)}, {given.dtype}; give integers like the tokens'")
-    if positions is not None and positions.device.type == "cpu" and not 0 <= int(positions.max()) < n_ctx:
-        raise InputError(f"positions go up to {int(positions.max())}; the model's context is {n_ctx}")
+    if positions is not None and positions.device.type == "cpu":  # elsewhere the question would wait for the device
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= n_ctx:
+            reached = f"down to {low}" if low < 0 else f"up to {high}"
+            raise InputError(f"positions go {reached}; the model's context is {n_ctx}")
     if cache is not None and mask is not None and cache.rolling:
         raise InputError(f"the cache of mask {config.mask} forgets keys that a tensor may name; leave one out")
     if cache is not None and cache.length and cache.looks_ahead and mask is None:

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from gpt2lab.errors import InputError
+from gpt2lab.model import GPT, GPTConfig, KVCache
+from gpt2lab.model.masks import MASKS, Mask, causal, dense, global_window, sliding_window, strided
+
+CPU = torch.device("cpu")
+
+
+def rows(mask: Mask, T: int) -> list[str]:
+    places = torch.arange(T)
+    return ["".join("#" if allowed else "." for allowed in row) for row in dense(mask, 1, 1, places, places)[0, 0]]
+
+
+def test_masks_by_hand() -> None:
+    assert rows(sliding_window(2), 4) == ["#...", "##..", ".##.", "..##"]
+    assert rows(global_window(2, 1), 5) == ["#....", "##...", "###..", "#.##.", "#..##"]
+    assert rows(strided(3), 6) == ["#.....", "##....", "###...", "####..", ".####.", "..####"]
+    assert rows(MASKS["prefix"](prefix=2), 4) == ["##..", "##..", "###.", "####"]
+    assert rows(MASKS["bidirectional"](), 2) == ["##", "##"]
+
+
+def test_masks_combine_and_keep_what_is_known_of_them() -> None:
+    near, wide = sliding_window(2), global_window(4, 3)
+    assert rows(near | Mask(lambda b, h, q, k: k == 0), 4) == ["#...", "##..", "###.", "#.##"]
+    assert ((near & wide).reach, (near & wide).leading) == (2, 0)
+    assert ((near | wide).reach, (near | wide).leading) == (4, 3)
+    assert (near | causal()).reach is None
+    assert not (near & MASKS["bidirectional"]()).looks_ahead
+    assert (near | MASKS["bidirectional"]()).looks_ahead
+
+
+def dilated(window: int) -> Mask:
+    """The example of docs/attention.md."""
+    return causal() & Mask(lambda b, h, q, k: ((q - k) % 2 == 0) & (q - k < 2 * window), reach=2 * window)
+
+
+def own(window: int) -> Mask:
+    """Heads differ: the first reads its window, the others all; place 0 of head 0 reads nothing."""
+    return causal() & Mask(lambda b, h, q, k: ((q - k < window) & (q > 0)) | (h > 0))
+
+
+def model_of(seed: int = 0, **changes: Any) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(
+        GPTConfig(**{"n_layer": 2, "n_head": 4, "n_embd": 16, "n_ctx": 24, "vocab_size": 50, "dropout": 0.0, **changes})
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kernel", ["auto", "matmul", "sdpa", "banded"])
+def test_a_mask_of_ones_own_trains_caches_and_rolls(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKS, "dilated", dilated)
+    changes = {"mask": "dilated", "window": 3, "position": "rope"}
+    model, reference = model_of(kernel=kernel, **changes), model_of(kernel="reference", **changes)
+    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(tokens).logits, reference(tokens).logits, atol=1e-5, rtol=1e-5)
+    cache = KVCache(model.config, 2, CPU, torch.float32)
+    assert cache.rolling
+    with torch.no_grad():
+        for place in range(24):
+            found = model.hidden(tokens[:, place : place + 1], cache=cache)
+            torch.testing.assert_close(found[:, 0], reference.hidden(tokens)[:, place], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "matmul", "sdpa", "reference"])
+def test_heads_may_differ_and_a_head_may_read_nothing(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKS, "own", own)
+    model = model_of(mask="own", window=3, kernel=kernel, n_kv_head=2)
+    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    table = torch.ones(4, 24, 24, dtype=torch.bool).tril()
+    table[0] &= ~torch.ones(24, 24, dtype=torch.bool).tril(-3)
+    table[0, 0] = False
+    expected = model_of(kernel="reference", n_kv_head=2)(tokens, mask=table.expand(2, 4, 24, 24)).logits
+    found = model.train()(tokens, tokens)
+    torch.testing.assert_close(model.eval()(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+    found.loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_a_mask_that_is_not_what_it_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKS, "ahead", lambda: Mask(lambda b, h, q, k: k <= q + (h == 2)))
+    monkeypatch.setitem(MASKS, "far", lambda window: causal() & Mask(lambda b, h, q, k: k == k, reach=window))
+    with pytest.raises(
+        InputError, match='mask "ahead" lets head 2 at place 0 read place 1, which follows it; combine it'
+    ):
+        model_of(mask="ahead")
+    with pytest.raises(
+        InputError, match='mask "far" lets head 0 at place 5 read place 0, further back than its reach of 5'
+    ):
+        model_of(mask="far", window=5)
+
+
+def test_a_mask_with_an_option_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKS, "odd", lambda stride: causal())
+    with pytest.raises(InputError, match="mask odd takes stride; its options can be window and prefix"):
+        model_of(mask="odd")
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "global", "strided", "prefix"])
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_documents_in_a_row_are_read_as_each_would_be_alone(name: str, position: str) -> None:
+    options = {"window": 4} if name in ("window", "strided") else {"prefix": 3} if name == "prefix" else {}
+    options = {"window": 4, "prefix": 2} if name == "global" else options
+    model = model_of(mask=name, position=position, **options)
+    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    lengths = [[9, 15], [5, 19]]
+    documents = torch.stack([torch.repeat_interleave(torch.tensor([7, 3]), torch.tensor(each)) for each in lengths])
+    positions = torch.stack([torch.cat([torch.arange(n) for n in each]) for each in lengths])
+    with torch.no_grad():
+        found = model(tokens, documents=documents, positions=positions).logits
+        for row, (first, _) in enumerate(lengths):
+            for part in (slice(0, first), slice(first, 24)):
+                alone = model(tokens[row : row + 1, part]).logits[0]
+                torch.testing.assert_close(found[row, part], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_documents_narrow_a_tensor_too() -> None:
+    model = model_of()
+    tokens, documents = torch.arange(24)[None], (torch.arange(24) >= 10).long()[None]
+    whole = torch.ones(24, 24, dtype=torch.bool).tril()
+    a, b = model(tokens, mask=whole, documents=documents).logits, model(tokens, documents=documents).logits
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"documents": torch.zeros(1, 23, dtype=torch.long)}, r"documents has shape \(1, 23\)"),
+        ({"positions": torch.zeros(1, 24)}, r"positions has shape \(1, 24\), torch.float32; give integers"),
+        ({"positions": torch.full((1, 24), 24)}, "positions go up to 24; the model's context is 24"),
+        ({"positions": torch.full((1, 24), -1)}, "positions go down to -1"),
+    ],
+)
+def test_documents_and_positions_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model_of()(torch.zeros(1, 24, dtype=torch.long), **given)
+
+
+@torch.no_grad()
+def test_a_cache_refuses_what_it_cannot_serve() -> None:
+    tokens = torch.zeros(1, 5, dtype=torch.long)
+    rolling, ahead = model_of(mask="window", window=3), model_of(mask="prefix", prefix=3)
+    with pytest.raises(InputError, match="the cache of mask window forgets keys that a tensor may name"):
+        rolling.hidden(tokens, torch.ones(5, 5), KVCache(rolling.config, 1, CPU, torch.float32))
+    with pytest.raises(InputError, match="documents are for whole passes"):
+        rolling.hidden(tokens, cache=KVCache(rolling.config, 1, CPU, torch.float32), documents=tokens)
+    cache = KVCache(ahead.config, 1, CPU, torch.float32)
+    ahead.hidden(tokens, cache=cache)
+    with pytest.raises(InputError, match="mask prefix reads ahead: what is cached would change with each new token"):
+        ahead.hidden(tokens, cache=cache)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(5, 5)])
+def test_training_under_a_mask_that_looks_ahead_warns_that_the_loss_leaks(mask: torch.Tensor | None) -> None:
+    model = (model_of(mask="bidirectional") if mask is None else model_of()).train()
+    tokens = torch.zeros(1, 5, dtype=torch.long)
+    with pytest.warns(UserWarning, match="the mask lets tokens read what follows them.*the loss leaks"):
+        model(tokens, tokens, mask)
+    model.eval()(tokens, tokens, mask)
+    model.train()(tokens, tokens, torch.ones(5, 5).tril())

@@ -1,0 +1,239 @@
+"""Positions, grouped heads, norm placement, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gpt2lab.errors import InputError
+from gpt2lab.model import GPT, GPTConfig, cache_bytes, choose_kernel, flops_per_token, pool_heads
+from gpt2lab.model.attention import CausalSelfAttention
+from gpt2lab.model.masks import causal, sliding_window
+from gpt2lab.model.positions import SINUSOID_SCALE, rotate, rotation, sinusoidal
+from gpt2lab.model.view import View
+from gpt2lab.runtime import can_compile
+
+CPU = torch.device("cpu")
+SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 20, "vocab_size": 61, "dropout": 0.0}
+
+
+def model_of(**changes: Any) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**(SHAPE | changes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+def tokens_of(rows: int = 3) -> torch.Tensor:
+    return torch.randint(61, (rows, 20), generator=torch.Generator().manual_seed(1))
+
+
+def test_rotation_equals_hugging_faces_llama() -> None:
+    from transformers.models.llama.configuration_llama import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
+    x = torch.randn(2, 3, 9, 8)
+    positions = torch.arange(5, 14)
+    cos, sin = LlamaRotaryEmbedding(config)(x, positions[None])
+    expected, _ = apply_rotary_pos_emb(x, x, cos, sin)
+    torch.testing.assert_close(rotate(x, rotation(positions, 8, 500.0, torch.float32)), expected)
+
+
+def test_rotation_keeps_lengths_and_makes_products_depend_on_the_distance() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
+    products = []
+    for start in (0, 3, 1000):
+        by = rotation(torch.tensor([start, start + 7]), 16, 10_000.0, torch.float64)
+        turned_q, turned_k = rotate(q.expand(1, 1, 2, 16), by)[0, 0, 1], rotate(k.expand(1, 1, 2, 16), by)[0, 0, 0]
+        torch.testing.assert_close(turned_q.norm(), q.norm())
+        products.append(turned_q @ turned_k)
+    torch.testing.assert_close(products[1:], [products[0]] * 2, atol=1e-3, rtol=0)  # angles are fp32
+
+
+def test_sinusoids_by_hand() -> None:
+    found = sinusoidal(torch.tensor([0, 3]), 4) / SINUSOID_SCALE
+    by_hand = [[0.0, 1.0, 0.0, 1.0], [math.sin(3), math.cos(3), math.sin(3 / 100), math.cos(3 / 100)]]
+    torch.testing.assert_close(found, torch.tensor(by_hand))
+    assert sinusoidal(torch.arange(3), 5).shape == (3, 5)
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+def test_positions_tell_orders_apart_where_the_mask_does_not(position: Any) -> None:
+    tokens = torch.tensor([[5, 6, 7]])
+    model, without = (model_of(mask="bidirectional", position=p) for p in (position, "none"))
+    for each, same in (model, False), (without, True):
+        a, b = each(tokens).logits[0, 2], each(tokens[:, [1, 0, 2]]).logits[0, 2]
+        assert torch.allclose(a, b, atol=1e-5) == same
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel", ["reference", "matmul", "sdpa"])
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_grouped_heads_are_torch_multihead_attention_with_repeated_keys(K: int, kernel: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    ours = CausalSelfAttention(GPTConfig(1, 4, 32, n_kv_head=K, bias=bias, dropout=0.0))
+    theirs = nn.MultiheadAttention(32, 4, bias=bias, batch_first=True)
+
+    def repeated(rows: torch.Tensor) -> torch.Tensor:
+        q, k, v = rows.detach().split((32, 8 * K, 8 * K))
+        return torch.cat([q, *(x.view(K, 8, -1).repeat_interleave(4 // K, 0).reshape(32, -1) for x in (k, v))]).squeeze(
+            1
+        )
+
+    copies = {"in_proj_weight": repeated(ours.c_attn.weight), "out_proj.weight": ours.c_proj.weight}
+    if bias:
+        nn.init.normal_(ours.c_attn.bias)
+        copies |= {"in_proj_bias": repeat_bias(repeated, ours), "out_proj.bias": ours.c_proj.bias}
+    theirs.load_state_dict({name: weight.detach() for name, weight in copies.items()})
+    x, y = (torch.randn(2, 11, 32, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    found, ahead = ours(x, View(kernel)), torch.ones(11, 11, dtype=torch.bool).triu(1)
+    expected, _ = theirs(y, y, y, attn_mask=ahead, need_weights=False)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-4)
+
+
+def repeat_bias(repeated: Any, ours: CausalSelfAttention) -> torch.Tensor:
+    return repeated(ours.c_attn.bias[:, None]).flatten()
+
+
+def test_pooling_heads_that_are_alike_changes_nothing() -> None:
+    model = model_of()
+    with torch.no_grad():
+        for block in model.h:
+            for parameter in block.get_submodule("attn.c_attn").parameters():
+                heads = parameter[32:].view(2, 2, 2, 8, -1)
+                heads[:, :, 1] = heads[:, :, 0]
+    pooled = pool_heads(model, 2)
+    assert pooled.config == dataclasses.replace(model.config, n_kv_head=2)
+    torch.testing.assert_close(pooled(tokens_of()).logits, model(tokens_of()).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_pooling_takes_the_mean_of_each_group() -> None:
+    model = model_of()
+    weight = model.h[0].get_parameter("attn.c_attn.weight")
+    pooled = pool_heads(model, 1).h[0].get_parameter("attn.c_attn.weight")
+    assert torch.equal(pooled[:32], weight[:32])
+    torch.testing.assert_close(pooled[32:40], weight[32:64].view(4, 8, 32).mean(0))
+    torch.testing.assert_close(pooled[40:], weight[64:].view(4, 8, 32).mean(0))
+    with pytest.raises(InputError, match=r"n_kv_head 3 does not divide the 4 there are; choose from \[1, 2, 4\]"):
+        pool_heads(model, 3)
+
+
+def test_post_norm_equals_hugging_faces_gpt_1() -> None:
+    from transformers import OpenAIGPTConfig, OpenAIGPTModel
+
+    ours = model_of(norm="post")
+    theirs = OpenAIGPTModel(OpenAIGPTConfig(vocab_size=61, n_positions=20, n_embd=32, n_layer=2, n_head=4)).eval()
+    names = {"tokens_embed.weight": "wte.weight", "positions_embed.weight": "wpe.weight"}
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            weight = ours.get_parameter(names.get(name, name))
+            weight = weight.T if name.startswith("h.") and weight.dim() == 2 else weight
+            parameter.copy_(weight[: len(parameter)])
+        expected = theirs(tokens_of()).last_hidden_state
+        torch.testing.assert_close(ours.hidden(tokens_of()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_post_norm_begins_without_scaled_projections_and_has_no_final_norm() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(6, 4, 128, 256, 1000, norm="post"))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and name != "wte.weight":
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.03), name
+    assert not any(name.startswith("ln_f") for name, _ in model.named_parameters())
+
+
+def test_parameters_of_the_variants_by_hand() -> None:
+    plain = model_of().n_params
+    assert model_of(position="rope").n_params == plain - 20 * 32
+    assert model_of(n_kv_head=1).n_params == plain - 2 * (2 * 3 * 8) * (32 + 1)  # layers, k and v heads less, weights
+    assert model_of(norm="post").n_params == plain - 2 * 32
+    assert model_of(mask="window", window=3).n_params == plain
+
+
+def test_operations_and_cache_of_the_variants_by_hand() -> None:
+    plain = GPTConfig(2, 4, 32, 64, 100)
+    grouped, window = dataclasses.replace(plain, n_kv_head=1), dataclasses.replace(plain, mask="window", window=16)
+    assert flops_per_token(plain, 64) - flops_per_token(grouped, 64) == 6 * 2 * (32 * 2 * 3 * 8)
+    assert flops_per_token(plain, 64) - flops_per_token(window, 64) == 12 * 2 * 32 * (64 - 16)
+    assert flops_per_token(plain, 8) == flops_per_token(window, 8)
+    assert cache_bytes(plain, 1, torch.bfloat16) == 2 * 2 * 4 * 8 * 2
+    assert cache_bytes(grouped, 1, torch.bfloat16) * 4 == cache_bytes(plain, 1, torch.bfloat16)
+    assert cache_bytes(window, 64, torch.float32) == cache_bytes(plain, 16, torch.float32)
+
+
+def test_the_automatic_choice() -> None:
+    bf16, fp32 = torch.bfloat16, torch.float32
+    chosen = [
+        choose_kernel(causal(), CPU, bf16, 256, 256, True)[0],
+        choose_kernel(causal(), CPU, fp32, 256, 256, True)[0],
+        choose_kernel(causal(), CPU, bf16, 256, 256, False)[0],
+        choose_kernel(causal(), CPU, bf16, 4096, 4096, True)[0],
+        choose_kernel(sliding_window(256), CPU, bf16, 4096, 4096, True)[0],
+        choose_kernel(sliding_window(256), CPU, bf16, 1, 4096, False)[0],
+    ]
+    assert chosen == ["matmul", "sdpa", "sdpa", "sdpa", "banded", "sdpa"]
+
+
+@pytest.mark.skipif(not can_compile(CPU)[0], reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, inside the compiler
+@pytest.mark.parametrize("kernel", ["banded", "flex"])
+def test_compiled_kernels_equal_the_reference(kernel: str) -> None:
+    changes = {"mask": "window", "window": 5, "n_kv_head": 2, "position": "rope", "n_layer": 1}
+    model, reference = model_of(kernel=kernel, **changes), model_of(kernel="reference", **changes)
+    backward = kernel == "banded"
+    if backward:  # block by block, as training does, but without the slow last stage; flex is compiled by itself
+        for block in model.h:
+            block.compile(backend="aot_eager")
+    with torch.set_grad_enabled(backward):
+        found, expected = (each(tokens_of(), tokens_of().roll(-1, 1)).loss for each in (model, reference))
+    torch.testing.assert_close(found, expected)
+    if backward:
+        found.backward()
+        expected.backward()
+        for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_kv_head": 3}, r"n_kv_head is 3; it must divide n_head 4: choose from \[1, 2, 4\]"),
+        ({"n_kv_head": 0}, "n_kv_head is 0; it must divide"),
+        ({"mask": "window"}, "mask window needs window: give it, from 1 to the context of 20"),
+        ({"mask": "window", "window": 0}, "window is 0; it must be between 1 and the context of 20"),
+        ({"mask": "window", "window": 21}, "window is 21; it must be between 1 and the context of 20"),
+        ({"window": 5}, "window is 5, but mask causal has none; take mask window or global or strided"),
+        ({"mask": "strided", "window": 5, "prefix": 2}, "prefix is 2, but mask strided has none; take mask global or"),
+        ({"mask": "windoww"}, r'unknown mask "windoww" \(did you mean "window"\?\)'),
+        ({"position": "rotary"}, 'unknown position "rotary"'),
+        ({"position": "rope", "n_embd": 36}, "36 / n_head 4 = 9 a head is odd; choose another n_head or n_embd"),
+        ({"position": "rope", "rope_base": 1.0}, "rope_base is 1.0; it must be above 1"),
+        ({"norm": "both"}, 'unknown norm "both"'),
+        ({"kernel": "banded"}, "kernel banded needs a causal mask of limited reach, and mask causal has none"),
+        ({"kernel": "flex", "dropout": 0.1}, "kernel flex cannot drop attention weights; set dropout 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        GPTConfig(**(SHAPE | values))
+    assert "\n" not in str(caught.value)
+
+
+def test_kernels_refuse_what_they_cannot_do() -> None:
+    banded = model_of(kernel="banded", mask="window", window=4)
+    with pytest.raises(InputError, match="kernel banded takes masks of limited reach"):
+        banded(tokens_of(), mask=torch.ones(20, 20).tril())
+    with pytest.raises(InputError, match="kernel flex has no gradient on a CPU"):
+        model_of(kernel="flex")(tokens_of(), tokens_of())
