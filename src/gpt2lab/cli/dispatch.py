@@ -67,6 +67,7 @@ VERBS: dict[str, Any] = {
         "harness": evaluation.harness,
     },
     "compare": compare.compare,
+    "plan": lab.plan,
     "report": lab.report,
     "import-hf": weights.import_hf,
     "export-hf": weights.export_hf,

@@ -1,10 +1,11 @@
-"""``gpt2lab quickstart``, ``check`` and ``report``."""
+"""``gpt2lab quickstart``, ``check``, ``plan`` and ``report``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from gpt2lab.errors import InputError
 
@@ -35,6 +36,55 @@ def check(data: Path | None = None, device: str = "auto") -> int:
     from gpt2lab.lab.check import run_checks
 
     return 0 if run_checks(data, device) else 1
+
+
+def plan(
+    preset: str | None = None,
+    gpu: str | None = None,
+    gpus: int = 1,
+    tokens: int | None = None,
+    seq_len: int | None = None,
+    batch_tokens: int | None = None,
+    micro_batch: int | None = None,
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto",
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None,
+    mfu: float | None = None,
+    from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None,
+    json: bool = False,
+) -> int:
+    """Say what a run will take, before it is paid for: memory, time, operations, disk.
+
+    Args:
+        preset: Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; gpt2 unless given.
+        gpu: H100 and others by their name, or cpu for this machine; H100 unless given, cpu with --from.
+        gpus: How many.
+        tokens: Tokens to train on; without it, 20 for each parameter.
+        seq_len: Tokens a sequence; without it, the model's context.
+        batch_tokens: Tokens a step; without it, the recipe's.
+        micro_batch: Sequences a pass of one GPU; without it, the most that fit.
+        parallel: ddp keeps the whole model on each GPU, fsdp a share of it; auto takes ddp where that fits.
+        precision: What the products run in; bf16 unless given.
+        mfu: Share of the peak rate that the run reaches; 0.4 unless given.
+        from_: A short run whose architecture and measured speed to go by.
+        json: Print every figure as JSON, in bytes and seconds.
+    """
+    from gpt2lab.lab import plan as planning
+    from gpt2lab.lab.commands.plan import print_forecast
+    from gpt2lab.runs import Run
+
+    if from_ is None:
+        question = planning.ask(
+            *(preset or "gpt2", gpu or "H100", gpus, precision or "bf16", parallel, seq_len, batch_tokens, tokens),
+            *(micro_batch, 0.4 if mfu is None else mfu),
+        )
+    else:
+        fixed = {"preset": preset, "seq-len": seq_len, "batch-tokens": batch_tokens, "micro-batch": micro_batch}
+        fixed |= {"precision": precision, "mfu": mfu}
+        if given := [f"--{name}" for name, value in fixed.items() if value is not None]:
+            raise InputError(f"--from takes the run's own {', '.join(given)}; leave out either")
+        question = planning.ask_run(Run.open(from_), gpu or "cpu", gpus, tokens)
+    print_forecast(planning.forecast(question), json)
+    return 0
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, notes: Path | None = None) -> int:

@@ -23,6 +23,8 @@ CHUNK_ROWS = 512
 """Rows of logits held at once: enough to keep the matrix unit busy, 51 MB at GPT-2's vocabulary in bf16."""
 SOFTMAX_NUMBERS = 1 << 21
 """Logits turned into fp32 at once on a CPU: 8 MB, 40 rows of GPT-2's vocabulary, stay in the cache."""
+WEIGHT_ROWS = 8192
+"""Rows of the weight's gradient added at once on a CPU: all at once take its size again twice over in bf16."""
 
 
 def plain_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -86,13 +88,14 @@ class _FusedLoss(torch.autograd.Function):
             grad_x = torch.empty_like(x)
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
             loss = torch.zeros((), dtype=torch.float32, device=x.device)
+            buffer = x.new_empty(min(len(x), CHUNK_ROWS), len(w))  # one for all: fresh ones would leave holes behind
             for rows in _chunks(len(x), CHUNK_ROWS):
-                logits = x[rows] @ w.T  # (R, padded V)
+                logits = torch.mm(x[rows], w.T, out=buffer[: len(x[rows])])  # (R, padded V)
                 for part in _chunks(len(logits), _softmax_rows(logits)):
                     loss += _loss_and_gradient_(logits[part], targets[rows][part], vocab_size)
                 torch.mm(logits, w, out=grad_x[rows])
-                grad_weight += logits.T @ x[rows]
-                del logits  # or the next chunk's would be made beside it
+                for part in _chunks(len(w), WEIGHT_ROWS if x.device.type == "cpu" else len(w)):
+                    grad_weight[part] += logits[:, part].T @ x[rows]
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss / len(x)

@@ -20,6 +20,7 @@ from gpt2lab.runtime import Runtime
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.config import TrainConfig, saved_config
+from gpt2lab.training.memory import Shape, largest_micro_batch
 from gpt2lab.training.options import flat
 from gpt2lab.training.parallel import choose
 from gpt2lab.training.processes import ALONE, Processes
@@ -28,6 +29,8 @@ DEFAULT_STEPS = 1_000
 CPU_PASS_TOKENS = 4_096
 """Tokens a forward pass on a CPU: products are efficient, activations still small."""
 GPU_PASS_TOKENS = 65_536
+MEMORY_SHARE = 0.8
+"""Of the memory that is free: the rest is for validation, samples and other programs."""
 MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
 """Options of the architecture that may differ from those of the run whose weights are the first."""
 
@@ -197,27 +200,25 @@ def _with_vocabulary(model: GPTConfig, preset: str, dataset: TokenDataset) -> GP
 
 
 def choose_micro_batch(config: TrainConfig, where: Runtime) -> int:
-    """Return the most sequences a pass that divide the step, are fast on the device and leave half its memory free.
+    """Return the most sequences a pass that divide the step, are fast on the device and fit into its memory.
 
     Raises:
         InputError: The step is not made of whole sequences.
     """
     sequences = micro_steps(batch_tokens(config), config.window, 1, where.world)
     limit = (CPU_PASS_TOKENS if where.device.type == "cpu" else GPU_PASS_TOKENS) // config.window
-    room = runtime.available_memory(where.device) / 2 / (activation_bytes(config) * config.window)
-    limit = max(1, min(limit, int(room)))
+    room = int(runtime.available_memory(where.device) * MEMORY_SHARE)
+    limit = max(1, min(limit, largest_micro_batch(memory_shape(config, where), room)))
     return max(n for n in range(1, min(sequences, limit) + 1) if sequences % n == 0)
 
 
-def activation_bytes(config: TrainConfig) -> int:
-    """Return a rough count of the bytes that a token of a training pass keeps until its backward pass.
-
-    A block keeps the inputs of each product, norm and activation function, and, where attention is not fused, each
-    token's row of weights twice (after Korthikanti et al. 2022, section 4.1).
-    """
-    model, size = config.model, runtime.DTYPES[config.precision].itemsize
-    block = (12 * model.n_embd + 2 * model.inner + 2 * model.n_head * config.window) * size
-    return model.n_layer * block
+def memory_shape(config: TrainConfig, where: Runtime) -> Shape:
+    """Return what the memory of a run depends on, with one sequence a pass."""
+    return Shape(
+        *(config.model, config.window, 1, where.precision, where.device.type, config.activation_checkpointing),
+        micro_steps=2,
+        optimiser=config.optim.name,
+    )
 
 
 @contextmanager
