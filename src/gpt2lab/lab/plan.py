@@ -26,7 +26,7 @@ from gpt2lab.errors import InputError, one_of
 from gpt2lab.model import GPTConfig, flops_per_token, peak_flops
 from gpt2lab.model.flops import PEAK_FLOPS
 from gpt2lab.runs import Run
-from gpt2lab.training import RECIPES, TrainConfig, saved_config
+from gpt2lab.training import RECIPES, TrainConfig, checkpoint, saved_config
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, parameters
 
 GB = 10**9
@@ -146,7 +146,8 @@ def ask_run(run: Run, gpu: str, gpus: int, tokens: int | None) -> Question:
 
 def run_devices(run: Run) -> int:
     """Return how many processes a run was trained by."""
-    return int(run.environment.get("world", 1))
+    checkpoints = checkpoint.complete(run)
+    return checkpoints[-1].state.get("world", 1) if checkpoints else 1
 
 
 def forecast(question: Question) -> Forecast:

@@ -133,8 +133,8 @@ def _attention(shape: Shape) -> int:
     weights = (3 if model.dropout else 1) * model.n_head * shape.T  # softmax, dropout's mask, their product
     kernel = model.kernel
     if kernel == "auto":
-        dtype = DTYPES[shape.precision]
-        kernel = choose_kernel(model.attention_mask, shape.device, dtype, shape.T, shape.T, training=True)
+        device, dtype = torch.device(shape.device), DTYPES[shape.precision]
+        kernel, _ = choose_kernel(model.attention_mask, device, dtype, shape.T, shape.T, training=True)
     if kernel in ("matmul", "reference"):
         return (heads + weights) * size
     if kernel == "sdpa" and shape.device == "cpu" and (model.dropout or model.mask != "causal"):
