@@ -53,7 +53,7 @@ def test_help_lists_every_verb_with_its_purpose(capsys: pytest.CaptureFixture[st
     "verb",
     [
         *("quickstart", "tokenizer train", "data prepare", "sample", "train"),
-        *("eval perplexity", "eval positions", "eval hellaswag", "eval harness"),
+        *("eval perplexity", "eval positions", "eval hellaswag", "eval harness", "eval text"),
     ],
 )
 def test_each_verb_has_help_with_types_and_defaults(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +255,17 @@ def test_a_bad_hellaswag_line_stops_before_anything_is_made(
     assert not (tmp_path / "run").exists()
     every = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag-every", "5"]
     assert "hellaswag is None; it must be a file to measure on" in refused(capsys, *every)
+
+
+def test_the_quality_of_texts_is_printed_and_kept(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "run", tmp_path / "run")
+    assert main(["eval", "text", str(tmp_path / "run"), "--samples", "3"]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("held-out text", "nucleus 0.95", "repetition", "protocol: 3 beginnings"))
+    folder = tmp_path / "run" / "evaluations" / "step_00000020"
+    assert {path.name for path in folder.iterdir()} == {"text.json", "text.png"}
 
 
 def test_figures_of_other_data_do_not_pass_for_the_runs_own(

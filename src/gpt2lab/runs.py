@@ -9,7 +9,7 @@
     curves.png         loss and learning rate, redrawn as the run goes on
     tokenizer/         the data's tokenizer
     checkpoints/       step_00001000/ ...; see training/checkpoint.py
-    evaluations/       step_00001000/: what is more than a figure, with its picture (positions.json, positions.png)
+    evaluations/       step_00001000/: what is more than a figure, with its picture (positions, text)
     report.html        where a report was made
 
 Rows are appended line by line and cut back to the checkpoint's step when a run resumes, so that a run that was

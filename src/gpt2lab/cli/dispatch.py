@@ -65,6 +65,7 @@ VERBS: dict[str, Any] = {
         "positions": evaluation.positions,
         "hellaswag": evaluation.hellaswag,
         "harness": evaluation.harness,
+        "text": evaluation.text,
     },
     "compare": compare.compare,
     "plan": lab.plan,

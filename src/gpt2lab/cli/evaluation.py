@@ -164,3 +164,36 @@ def harness(
 
     print_harness(Subject.load(run, checkpoint, device, precision), tasks, tasks_dir, limit, shots)
     return 0
+
+
+def text(
+    run: Positional[Path],
+    data: Path | None = None,
+    split: Literal["train", "val", "test"] = "test",
+    samples: int = 64,
+    prompt_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 1337,
+    checkpoint: Checkpoint = "best",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> int:
+    """Let the model complete held-out beginnings by each strategy, and measure the texts beside the true endings.
+
+    Args:
+        run: Directory of a run.
+        data: Prepared data; without it, what the run was trained on.
+        split: Which part of it the beginnings are from.
+        samples: Beginnings.
+        prompt_tokens: Length of a beginning in tokens; without it, 32 or a quarter of the context.
+        max_new_tokens: Longest continuation in tokens; without it, 256 or what the context leaves.
+        seed: Same seed, same texts.
+        checkpoint: Which weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, bf16 or fp16.
+    """
+    from gpt2lab.lab.commands.evaluation import Subject, print_text_quality
+
+    subject = Subject.load(run, checkpoint, device, precision)
+    print_text_quality(subject, data, split, samples, prompt_tokens, max_new_tokens, seed)
+    return 0

@@ -15,19 +15,27 @@ from gpt2lab.evaluation.positions import PositionLosses, loss_by_position
 from gpt2lab.evaluation.recall import Recall, recall_probe, repeat_losses
 from gpt2lab.evaluation.scoring import Continuation, Score, score
 from gpt2lab.evaluation.stories import Break, StoryQuality, judge_stories
+from gpt2lab.evaluation.text_stats import METRICS, PROTOCOL, Metric, Text, Writing, text_stats
+from gpt2lab.evaluation.windows import document_begins
 
 __all__ = [
     "DETOKENISERS",
+    "METRICS",
+    "PROTOCOL",
     "STYLES",
     "Break",
     "Continuation",
     "HellaSwag",
     "HellaSwagItem",
+    "Metric",
     "Perplexity",
     "PositionLosses",
     "Recall",
     "Score",
     "StoryQuality",
+    "Text",
+    "Writing",
+    "document_begins",
     "encode_items",
     "hellaswag",
     "hellaswag_item",
@@ -38,4 +46,5 @@ __all__ = [
     "recall_probe",
     "repeat_losses",
     "score",
+    "text_stats",
 ]

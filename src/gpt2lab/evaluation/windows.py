@@ -84,7 +84,7 @@ def cut(stream: TokenStream, context: int, stride: int, eot: int | None = None) 
     """
     if not 1 <= stride <= context:
         raise InputError(f"stride is {stride}; it must be between 1 and the window's {context} tokens")
-    begins = np.zeros(1, dtype=np.int64) if eot is None else _begins(stream, eot)
+    begins = np.zeros(1, dtype=np.int64) if eot is None else document_begins(stream, eot)
     sizes = np.diff(begins, append=len(stream) - 1)  # targets of each stretch
     begins, sizes = begins[sizes > 0], sizes[sizes > 0]
     counts = np.maximum(-(-(sizes - context) // stride), 0) + 1
@@ -95,8 +95,12 @@ def cut(stream: TokenStream, context: int, stride: int, eot: int | None = None) 
     return Windows(begins + offsets, np.minimum(sizes, context), seen - offsets)
 
 
-def _begins(stream: TokenStream, eot: int) -> np.ndarray:
-    """Return the positions of the tokens that begin documents."""
+def document_begins(stream: TokenStream, eot: int) -> np.ndarray:
+    """Return the positions of the tokens that begin documents, (documents,).
+
+    Raises:
+        InputError: The stream does not begin with one.
+    """
     found = [
         start + np.flatnonzero(stream.read(np.array([start]), min(_BLOCK, len(stream) - start))[0] == eot)
         for start in range(0, len(stream), _BLOCK)

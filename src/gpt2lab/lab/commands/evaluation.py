@@ -16,6 +16,8 @@ from gpt2lab.hub import fetch_data
 from gpt2lab.lab import console
 from gpt2lab.lab.measure import HeldOut, Measured, held_out_text, measure_held_out, measure_hellaswag
 from gpt2lab.lab.pictures import save_positions
+from gpt2lab.lab.text_pictures import save_text_quality, table_of
+from gpt2lab.lab.text_quality import choose_prompts, measure_texts
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
@@ -24,6 +26,9 @@ from gpt2lab.training import Checkpoint, TrainConfig, load_model, saved_config
 
 HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 """Of the author's copy on the Hub: the same items for everyone."""
+
+TABLE_WIDTH = 130
+"""Columns that the table of texts takes in a file; a narrower terminal wraps its lines."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,29 @@ def print_harness(
     model = HarnessModel(subject.model, subject.tokenizer, subject.where)
     for measured in run_harness(model, tasks, tasks_dir, limit, shots):
         subject.print_and_record(measured)
+
+
+def print_text_quality(
+    subject: Subject,
+    data: Path | None,
+    split: str,
+    samples: int,
+    prompt_tokens: int | None,
+    max_new_tokens: int | None,
+    seed: int,
+) -> None:
+    """Measure a run's texts by strategy, print the table, and keep it with its picture in the run directory."""
+    held_out = subject.split(data, split)
+    prompts = choose_prompts(
+        held_out.dataset, split, subject.model.config.n_ctx, samples, prompt_tokens, max_new_tokens
+    )
+    with console.bar("strategies") as progress:
+        quality = measure_texts(subject.model, subject.tokenizer, prompts, subject.where, seed, progress)
+    table = table_of(quality, f"{held_out.name}, checkpoint of step {subject.checkpoint.step}")
+    console.console.print(table, width=max(console.console.width, TABLE_WIDTH), crop=False)
+    print(f"protocol: {quality.protocol}")
+    for path in save_text_quality(subject.run, subject.checkpoint.step, held_out.name, quality):
+        print(path)
 
 
 def _powers_of_two(last: int) -> list[int]:

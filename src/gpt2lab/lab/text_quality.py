@@ -1,0 +1,221 @@
+"""What each decoding strategy makes of a model: held-out beginnings completed, and measured beside their true endings.
+
+    held-out document    eot b b b b b | e e e e e e e ...
+    the model writes     eot b b b b b | w w w w w ...      with greedy, temperature, top-k, nucleus at some settings
+
+All texts have the same beginnings and at most the same length, and the held-out text is measured by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gpt2lab.data import TokenDataset
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation import PROTOCOL, Continuation, Text, Writing, document_begins, score, text_stats
+from gpt2lab.generation import Strategy, seeded, stream
+from gpt2lab.model import GPT
+from gpt2lab.runtime import Runtime
+from gpt2lab.tokenizer import Tokenizer
+
+HELD_OUT = "held-out text"
+SETTINGS = (
+    Strategy(greedy=True),
+    *(Strategy(temperature=t) for t in (0.5, 0.8, 1.0)),
+    *(Strategy(top_k=k) for k in (5, 20, 50)),
+    *(Strategy(top_p=p) for p in (0.5, 0.8, 0.9, 0.95)),
+)
+"""What is tried; a top-k beyond the vocabulary is left out."""
+BATCH = 64
+"""Texts written at once."""
+EXAMPLES = 4
+"""Beginnings whose completions are kept to be read."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Beginnings of one length, and how the held-out text goes on."""
+
+    beginnings: np.ndarray
+    """Ids, (samples, T); where they begin documents, the first is the end-of-text token."""
+    endings: tuple[tuple[int, ...], ...]
+    """Ids of each, with the end-of-text token where the document ends there."""
+    max_new_tokens: int
+    whole: bool
+    """Whether beginning and ending are a whole document; else they are a stretch of the text."""
+    stories: bool
+    """Whether the text is the embedded corpus."""
+    eot: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one strategy, or of the held-out text."""
+
+    name: str
+    strategy: Strategy | None
+    """None for the held-out text."""
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A beginning, its true ending, and what each strategy made of it."""
+
+    prompt: str
+    held_out: str
+    completions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """The held-out text's figures first, then those of each strategy."""
+
+    rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    protocol: str
+
+
+def choose_prompts(
+    dataset: TokenDataset,
+    split: str,
+    n_ctx: int,
+    samples: int,
+    prompt_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Prompts:
+    """Take beginnings that are spread evenly over a split: of documents that fit, or of stretches where those are few.
+
+    Args:
+        dataset: The data.
+        split: Which part of it.
+        n_ctx: Tokens that the model reads: beginning and continuation fit into it.
+        samples: How many.
+        prompt_tokens: Tokens of a beginning; None is 32, or a quarter of the context.
+        max_new_tokens: Tokens that follow at most; None is 256, or what the context leaves.
+
+    Raises:
+        InputError: A number is out of range, or the split is too short.
+    """
+    P = min(32, max(1, n_ctx // 4)) if prompt_tokens is None else prompt_tokens
+    N = min(256, n_ctx - P) if max_new_tokens is None else max_new_tokens
+    if samples < 2:
+        raise InputError(f"samples is {samples}; give at least 2")
+    if P < 1 or N < 1 or n_ctx < P + N:
+        raise InputError(
+            f"prompt_tokens is {P} and max_new_tokens {N}; each must be at least 1, and both together at most the "
+            f"{n_ctx} tokens that the model reads"
+        )
+    eot, tokens = dataset.manifest.tokenizer.eot, dataset.stream(split)
+    begins = document_begins(tokens, eot)
+    sizes = np.diff(begins, append=len(tokens))  # with the token that begins each
+    fitting = np.flatnonzero((sizes > P + 1) & (sizes <= P + N))
+    stories = dataset.manifest.source.names == ("stories",)
+    if len(fitting) >= samples:
+        chosen = fitting[np.arange(samples) * len(fitting) // samples]
+        ends = [(*tokens.read(begins[[i]] + P + 1, int(sizes[i]) - P - 1)[0].tolist(), eot) for i in chosen.tolist()]
+        return Prompts(tokens.read(begins[chosen], P + 1), tuple(ends), N, True, stories, eot)
+    last = len(tokens) - P - N
+    if last < samples:
+        raise InputError(
+            f"{tokens.name}: {len(tokens)} tokens are too few for {samples} beginnings of {P} and {N} that follow; ask "
+            "for fewer samples or tokens, or prepare more held-out text"
+        )
+    stretches = tokens.read(np.arange(samples) * last // samples, P + N)
+    return Prompts(
+        stretches[:, :P], tuple(_until(row, eot) for row in stretches[:, P:].tolist()), N, False, stories, eot
+    )
+
+
+def measure_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    where: Runtime,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> TextQuality:
+    """Let a model complete beginnings by every setting of `SETTINGS`, and measure all texts.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompts: The beginnings.
+        where: Device and precision.
+        seed: Each strategy draws from a generator of its own, made from it.
+        progress: Called with the strategies done and their number.
+    """
+    strategies = [s for s in SETTINGS if s.top_k is None or s.top_k <= model.config.vocab_size]
+    made: dict[str, tuple[Strategy | None, Writing]] = {
+        HELD_OUT: (None, _writing(model, tokenizer, prompts, prompts.endings, where))
+    }
+    for number, strategy in enumerate(strategies):
+        written = _write(model, prompts, strategy, where, seed + number)
+        made[str(strategy)] = strategy, _writing(model, tokenizer, prompts, written, where)
+        if progress is not None:
+            progress(number + 1, len(strategies))
+    rows = tuple(Row(name, strategy, text_stats(writing)) for name, (strategy, writing) in made.items())
+    return TextQuality(rows, _examples(made), _protocol(prompts))
+
+
+def _write(model: GPT, prompts: Prompts, strategy: Strategy, where: Runtime, seed: int) -> list[tuple[int, ...]]:
+    """Return the ids that the model writes behind each beginning, with the end-of-text token where it came to one."""
+    generator, rows = seeded(seed, where.device), []
+    for begin in range(0, len(prompts.beginnings), BATCH):
+        ids = torch.from_numpy(prompts.beginnings[begin : begin + BATCH].astype(np.int64)).to(where.device)
+        with where.autocast():
+            columns = list(stream(model, ids, prompts.max_new_tokens, strategy, generator, prompts.eot))
+        rows += torch.stack(columns, dim=1).tolist()
+    return [_until(row, prompts.eot) for row in rows]
+
+
+def _writing(
+    model: GPT, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
+) -> Writing:
+    """Put texts together with what the model thinks of them."""
+    beginnings = [tuple(row) for row in prompts.beginnings.tolist()]
+    with where.autocast():
+        scores = score(model, [Continuation(*pair) for pair in zip(beginnings, rows, strict=True)])
+
+    def decoded(ids: Sequence[int]) -> str:
+        return tokenizer.decode([i for i in ids if i != prompts.eot])
+
+    texts = tuple(
+        Text(decoded(beginning), decoded(ids), ids, s.nats, ids[-1] == prompts.eot)
+        for beginning, ids, s in zip(beginnings, rows, scores, strict=True)
+    )
+    return Writing(texts, tuple(map(decoded, prompts.endings)), prompts.stories and prompts.whole)
+
+
+def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
+    """Cut a row of ids behind its first end-of-text token."""
+    return tuple(row[: row.index(eot) + 1] if eot in row else row)
+
+
+def _examples(made: dict[str, tuple[Strategy | None, Writing]]) -> tuple[Example, ...]:
+    held_out = made[HELD_OUT][1].texts
+    return tuple(
+        Example(
+            held_out[i].prompt,
+            held_out[i].continuation,
+            {name: writing.texts[i].continuation for name, (strategy, writing) in made.items() if strategy is not None},
+        )
+        for i in range(min(EXAMPLES, len(held_out)))
+    )
+
+
+def _protocol(prompts: Prompts) -> str:
+    samples, T = prompts.beginnings.shape
+    taken = (
+        f"the first {T - 1} tokens of documents of at most {T - 1 + prompts.max_new_tokens}, spread evenly"
+        if prompts.whole
+        else f"{T} tokens, spread evenly over the text"
+    )
+    return (
+        f"{samples} beginnings from held-out text ({taken}), each continued by at most {prompts.max_new_tokens} "
+        f"tokens; {PROTOCOL}."
+    )

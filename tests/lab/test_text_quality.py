@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2lab import runtime
+from gpt2lab.data import TokenDataset, prepare
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation import METRICS
+from gpt2lab.lab.text_pictures import save_text_quality, table_of
+from gpt2lab.lab.text_quality import HELD_OUT, TextQuality, choose_prompts, measure_texts
+from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer import Tokenizer
+
+N_CTX = 256
+SMALL = {"samples": 8, "prompt_tokens": 140, "max_new_tokens": 48}
+"""Most of a story is given, so that little is left to write."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    from gpt2lab.data import texts
+
+    tokenizer = Tokenizer.train(texts(["stories"], max_documents=200), 1024)
+    return prepare(["stories"], tokenizer, tmp_path_factory.mktemp("quality") / "data", max_documents=600)
+
+
+@pytest.fixture(scope="module")
+def model(dataset: TokenDataset) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(n_layer=1, n_head=1, n_embd=16, n_ctx=N_CTX, vocab_size=dataset.manifest.tokenizer.n_vocab))
+
+
+@pytest.fixture(scope="module")
+def quality(model: GPT, dataset: TokenDataset) -> TextQuality:
+    prompts = choose_prompts(dataset, "test", N_CTX, **SMALL)
+    return measure_texts(model, dataset.tokenizer(), prompts, runtime.resolve("cpu", "fp32"), seed=1)
+
+
+def test_prompts_begin_documents_that_fit_whole(dataset: TokenDataset) -> None:
+    prompts = choose_prompts(dataset, "test", N_CTX, 8, prompt_tokens=20)
+    tokenizer, held_out = dataset.tokenizer(), set(dataset.documents("test"))
+    assert prompts.beginnings.shape == (8, 21) and prompts.whole and prompts.stories
+    for beginning, ending in zip(prompts.beginnings.tolist(), prompts.endings, strict=True):
+        assert (beginning[0], ending[-1]) == (prompts.eot, prompts.eot)
+        assert len(beginning) + len(ending) <= N_CTX + 1
+        assert tokenizer.decode([*beginning[1:], *ending[:-1]]) in held_out
+
+
+def test_of_few_long_documents_stretches_are_taken(tmp_path: Path, dataset: TokenDataset) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text(" ".join(f"word{n % 97}" for n in range(3000)), encoding="utf-8")
+    one = prepare([str(text)], dataset.tokenizer(), tmp_path / "data", val_fraction=0, test_fraction=0.5)
+    prompts = choose_prompts(one, "test", 64, 5)
+    assert prompts.beginnings.shape == (5, 16) and not prompts.whole and not prompts.stories
+    assert [len(ending) for ending in prompts.endings] == [48] * 5
+
+
+def test_every_setting_is_measured_beside_the_held_out_text(quality: TextQuality) -> None:
+    names = [row.name for row in quality.rows]
+    assert names[:2] == [HELD_OUT, "greedy"] and len(names) == len(set(names)) == 12
+    assert {"temperature 0.8", "top-k 50", "nucleus 0.95"} <= set(names)
+    for row in quality.rows:
+        assert row.figures.keys() <= METRICS.keys() and "perplexity" in row.figures and "grammatical" in row.figures
+    held_out = quality.rows[0].figures
+    assert (held_out["grammatical"], held_out["consistent"], held_out["repetition"]) == (1.0, 1.0, 0.0)
+    by_name = {row.name: row.figures for row in quality.rows}
+    assert by_name["greedy"]["perplexity"] < by_name["top-k 5"]["perplexity"] < by_name["temperature 1.0"]["perplexity"]
+    assert "8 beginnings" in quality.protocol
+
+
+def test_the_same_seed_writes_the_same_texts(quality: TextQuality, model: GPT, dataset: TokenDataset) -> None:
+    prompts = choose_prompts(dataset, "test", N_CTX, **SMALL)
+    where = runtime.resolve("cpu", "fp32")
+    again = measure_texts(model, dataset.tokenizer(), prompts, where, seed=1)
+    other = measure_texts(model, dataset.tokenizer(), prompts, where, seed=2)
+    assert again.examples == quality.examples
+    assert other.examples != quality.examples
+    assert [e.held_out for e in other.examples] == [e.held_out for e in quality.examples]
+
+
+def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path) -> None:
+    file, picture = save_text_quality(Run(tmp_path), 30, "test", quality)
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert (kept["step"], kept["split"], kept["protocol"]) == (30, "test", quality.protocol)
+    assert [row["name"] for row in kept["rows"]] == [row.name for row in quality.rows]
+    assert kept["rows"][0]["strategy"] is None and kept["rows"][1]["strategy"]["greedy"] is True
+    assert kept["rows"][3]["figures"] == quality.rows[3].figures
+    assert kept["examples"][0]["completions"].keys() == {row.name for row in quality.rows[1:]}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert table_of(quality, "a title").row_count == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"samples": 1}, "samples is 1"),
+        ({"prompt_tokens": 0}, "prompt_tokens is 0"),
+        ({"prompt_tokens": 200, "max_new_tokens": 57}, "both together at most the 256 tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"samples": 100_000}, "too few for 100000 beginnings"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(values: dict[str, int], message: str, dataset: TokenDataset) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_prompts(dataset, "test", N_CTX, **{"samples": 4, **values})
