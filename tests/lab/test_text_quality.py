@@ -17,7 +17,7 @@ from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
 
 N_CTX = 256
-SMALL = {"samples": 8, "prompt_tokens": 140, "max_new_tokens": 48}
+SMALL = {"samples": 8, "prompt_tokens": 205, "max_new_tokens": 48}
 """Most of a story is given, so that little is left to write."""
 
 
@@ -26,7 +26,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     from gpt2lab.data import texts
 
     tokenizer = Tokenizer.train(texts(["stories"], max_documents=200), 1024)
-    return prepare(["stories"], tokenizer, tmp_path_factory.mktemp("quality") / "data", max_documents=600)
+    return prepare(
+        ["stories"], tokenizer, tmp_path_factory.mktemp("quality") / "data", max_documents=400, test_fraction=0.5
+    )
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOKS = {
-    "greedy": ("#444444", "X"),
-    "temperature": ("#0072B2", "o"),
-    "top-k": ("#D55E00", "s"),
-    "nucleus": ("#009E73", "^"),
+    "greedy": ("#444444", "X", (7, 5)),
+    "temperature": ("#0072B2", "o", (-9, 8)),
+    "top-k": ("#D55E00", "s", (8, -12)),
+    "nucleus": ("#009E73", "^", (-4, -16)),
 }
-"""Colour (Okabe & Ito 2008) and mark of each family of strategies."""
+"""Colour (Okabe & Ito 2008) and mark of each family of strategies, and where its settings are written, in points."""
 
 
 def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> tuple[Path, Path]:
@@ -72,8 +72,8 @@ def draw_text_quality(quality: TextQuality, title: str) -> Figure:
     axes.axvline(x, color="#999999", lw=0.8, ls="--")
     axes.axhline(y, color="#999999", lw=0.8, ls="--")
     axes.plot(x, y, "*", color="black", ms=15, ls="none", label=human.name)
-    for family, (colour, mark) in LOOKS.items():
-        _line(axes, [row for row in rows if row.strategy and _family(row.strategy) == family], family, colour, mark)
+    for family in LOOKS:
+        _line(axes, [row for row in rows if row.strategy and _family(row.strategy) == family], family)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
@@ -87,14 +87,15 @@ def draw_text_quality(quality: TextQuality, title: str) -> Figure:
     return figure
 
 
-def _line(axes: Axes, rows: Sequence[Row], family: str, colour: str, mark: str) -> None:
+def _line(axes: Axes, rows: Sequence[Row], family: str) -> None:
     if not rows:
         return
+    colour, mark, beside = LOOKS[family]
     xs, ys = zip(*map(_place, rows), strict=True)
     axes.plot(xs, ys, color=colour, marker=mark, ms=7, lw=1.2, label=family)
     for row, x, y in zip(rows, xs, ys, strict=True):
         setting = row.name.removeprefix(family).strip()
-        axes.annotate(setting, (x, y), textcoords="offset points", xytext=(7, 5), fontsize=8, color=colour)
+        axes.annotate(setting, (x, y), textcoords="offset points", xytext=beside, fontsize=8, color=colour)
 
 
 def _place(row: Row) -> tuple[float, float]:
