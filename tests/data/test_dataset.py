@@ -132,6 +132,7 @@ def test_folders_without_prepared_data_are_told_apart(tmp_path: Path, copy: Path
     (tmp_path / "empty").mkdir()
     assert "holds no prepared data" in refused(tmp_path / "empty")
     (copy / "manifest.json").unlink()
+    (copy / "preparing").mkdir()
     assert "half-written" in refused(copy)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from gpt2lab.data.catalogue import CORPORA, Corpus
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.document import Document, FileDocument, TextDocument
+from gpt2lab.data.download import Unreachable
 from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps, within_documents
 from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo
 from gpt2lab.data.permutation import permute
+from gpt2lab.data.planning import Recipe
 from gpt2lab.data.prefetch import Prefetcher
-from gpt2lab.data.prepare import Progress, prepare
+from gpt2lab.data.prepare import Progress, prepare, prepare_share
 from gpt2lab.data.shards import Shard, ShardFormat, open_shard
 from gpt2lab.data.sources import documents, texts
 from gpt2lab.data.split import SPLITS, SplitRule
@@ -31,6 +33,7 @@ __all__ = [
     "Loader",
     "Prefetcher",
     "Progress",
+    "Recipe",
     "Shard",
     "ShardFormat",
     "ShardInfo",
@@ -41,12 +44,14 @@ __all__ = [
     "TokenDataset",
     "TokenStream",
     "TokenizerInfo",
+    "Unreachable",
     "count_windows",
     "documents",
     "micro_steps",
     "open_shard",
     "permute",
     "prepare",
+    "prepare_share",
     "texts",
     "within_documents",
 ]

@@ -16,6 +16,8 @@ from gpt2lab.files import read_json, sync_directory, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+WORK = "preparing"
+"""The folder in which an unfinished preparation keeps its journal; see `journal`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class SourceInfo:
     max_documents: int | None
     column: str | None = None
     errors: str = "strict"
+    min_length: int = 0
+    deduplicate: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,15 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Documents left out on request, and those of validation and test that stand in train as well."""
+
+    short: int = 0
+    duplicates: int = 0
+    held_out_in_train: int = 0
+
+
+@dataclass(frozen=True)
 class DataManifest:
     """The contents of ``manifest.json``."""
 
@@ -71,6 +84,7 @@ class DataManifest:
     split_rule: SplitRule
     splits: dict[str, SplitInfo]
     shards: tuple[ShardInfo, ...]
+    left_out: LeftOut = LeftOut()
 
     @property
     def fingerprint(self) -> str:
@@ -104,16 +118,14 @@ class DataManifest:
 
 def is_half_written(directory: Path) -> bool:
     """Return whether preparing this folder was stopped before it was complete."""
-    return not (directory / MANIFEST).exists() and any(
-        next(directory.glob(f"{split}_[0-9]*.bin*"), None) for split in SPLITS
-    )
+    return not (directory / MANIFEST).exists() and (directory / WORK).is_dir()
 
 
 def _why_no_manifest(directory: Path) -> str:
     if not directory.is_dir():
         return f"{directory}: no such folder of prepared data; make it with: gpt2lab data prepare"
     if is_half_written(directory):
-        return f"{directory}: half-written, as preparing it was stopped; delete the folder and prepare it again"
+        return f"{directory}: half-written, as preparing it was stopped; run the same command again to go on"
     return f"{directory}: holds no prepared data (no {MANIFEST}); make it with: gpt2lab data prepare"
 
 
@@ -127,6 +139,7 @@ def _parse(tree: dict[str, Any]) -> DataManifest:
         split_rule=SplitRule(**tree["split_rule"]),
         splits={name: SplitInfo(**tree["splits"][name]) for name in SPLITS if name in tree["splits"]},
         shards=tuple(ShardInfo(**shard) for shard in tree["shards"]),
+        left_out=LeftOut(**tree.get("left_out", {})),
     )
     for name, split in manifest.splits.items():
         held = sum(shard.tokens for shard in manifest.shards if shard.split == name)

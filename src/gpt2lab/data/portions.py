@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,22 @@ def story_portions(seed: int, count: int) -> list[Portion]:
     return [Portion(cut="stories", seed=seed, start=n, stop=min(n + _STORIES, count)) for n in starts]
 
 
-def file_portions(files: Iterable[SourceFile], **how: Any) -> list[Portion]:
-    """Return files of this machine as portions of about `_TOGETHER` bytes, in order."""
-    portions: list[Portion] = []
-    group: list[SourceFile] = []
-    for file in files:
-        if group and sum(f.size for f in group) + file.size > _TOGETHER:
-            portions.append(Portion(tuple(group), **how))
-            group = []
-        group.append(file)
-    return [*portions, Portion(tuple(group), **how)] if group else portions
+def grouped(portions: Iterable[Portion]) -> list[Portion]:
+    """Return the same with neighbouring files of this machine put together, up to `_TOGETHER` bytes."""
+    groups: list[Portion] = []
+    for portion in portions:
+        last = groups[-1] if groups else None
+        if last is not None and _fit(last, portion):
+            groups[-1] = replace(last, files=last.files + portion.files)
+        else:
+            groups.append(portion)
+    return groups
+
+
+def _fit(one: Portion, other: Portion) -> bool:
+    if one.download or not one.files or replace(one, files=()) != replace(other, files=()):
+        return False
+    return sum(file.size for file in one.files + other.files) <= _TOGETHER and not other.download
 
 
 def read_portion(portion: Portion, paths: Iterable[Path]) -> Iterator[Document]:

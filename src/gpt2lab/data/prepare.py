@@ -1,6 +1,7 @@
-"""From text to a folder of token files: read, assign to a split, encode, write, and describe in a manifest.
+"""From text to a folder of token files: portion by portion, to be stopped at any moment and gone on with.
 
-    documents -> parts of splits -> batches of pieces -> ids -> shards          one pass, bounded memory
+    sources -> portions     for each: fetch -> documents -> splits -> ids -> token files -> delete what was fetched
+                            in the end: names, manifest                         bounded memory, a given amount of disk
 
 Every document begins with ``<|endoftext|>``, as in llm.c's files:
 
@@ -9,34 +10,37 @@ Every document begins with ``<|endoftext|>``, as in llm.c's files:
 so what is predicted of a document has a context that begins where it does, and a split of D documents has D tokens more
 than its text. All but the first token are predicted: every token of the text once, and D - 1 ends. By the chain rule
 their loss is on average at least the documents' -log2 probabilities (an end that is certain costs nothing).
+
+A token file holds documents of one portion, so any number of processes can share the portions out: portion i is done
+by process i mod world. No process waits for another. Whichever completes the last portion writes the manifest, and a
+process that fails stops nobody else: what it lacks is done when the command is run again.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
-from gpt2lab.data.dataset import TOKENIZER, TokenDataset
-from gpt2lab.data.document import Document
-from gpt2lab.data.manifest import DataManifest, ShardInfo, SourceInfo, SplitInfo, TokenizerInfo, is_half_written
-from gpt2lab.data.shards import ShardWriter, checked_sha256, format_for, open_shard
-from gpt2lab.data.sources import documents
-from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
+from gpt2lab.data.cleaning import Cleaner, read_hashes
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.disk import DiskBudget, DiskFull, bytes_below, explaining_full_disk
+from gpt2lab.data.download import Unreachable
+from gpt2lab.data.finishing import finish, is_complete
+from gpt2lab.data.journal import SOURCE, Journal, Plan, Record
+from gpt2lab.data.manifest import is_half_written
+from gpt2lab.data.planning import Recipe, make_plan, output_bytes
+from gpt2lab.data.portions import Portion, read_portion
+from gpt2lab.data.sources import fetched, here
+from gpt2lab.data.split import SPLITS
+from gpt2lab.data.writing import Writing, take_tokens, write_documents
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
-from gpt2lab.tokenizer.pretokenize import PATTERNS
 
-Progress: TypeAlias = Callable[[int, int, int], None]
-"""Called with the documents, bytes of text and tokens written so far."""
-
-_BATCH_CHARACTERS = 1 << 21
-"""Text encoded at once: enough to keep every thread of the encoder busy."""
+Progress: TypeAlias = Callable[[int, int, int, int], None]
+"""Called with the documents, bytes of text and tokens written so far, and about how many bytes it will be in all."""
 
 
 def prepare(
@@ -48,162 +52,157 @@ def prepare(
     max_documents: int | None = None,
     column: str | None = None,
     errors: str = "strict",
-    val_fraction: float = 0.05,
-    test_fraction: float = 0.05,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    min_length: int = 0,
+    deduplicate: bool = False,
     shard_tokens: int = 100_000_000,
+    max_disk: int | None = None,
     progress: Progress | None = None,
 ) -> TokenDataset:
-    """Write the sources' tokens to the new folder ``out`` and open it. The same arguments give the same bytes.
+    """Write the sources' tokens to the folder ``out`` and open it. The same arguments give the same bytes.
 
     Args:
-        sources: Files, folders, patterns, names of corpora; see `documents`.
+        sources: Files, folders, patterns, names of corpora, data sets of the hub; see `documents`.
         tokenizer: Encodes the text; saved with the data.
-        out: Folder to make; it must not exist. Removed again if preparing fails.
-        seed: Seed of the embedded corpus.
+        out: Folder to make; it must not exist, unless an earlier call with the same arguments was stopped.
+        seed: Seed of the stories.
         max_documents: Take only the first so many documents.
         column: Where the text of JSON lines and Parquet stands; ``text`` by default.
         errors: What to do with files that are not UTF-8: ``"strict"`` or ``"replace"``.
-        val_fraction: Share held out for validation; 0 for none. See `split` for how.
-        test_fraction: Share held out for the test; 0 for none.
+        val_fraction: Share held out for validation; 0 for none. By default what the catalogue says, else 0.05.
+        test_fraction: Share held out for the test; 0 for none. The same.
+        min_length: Leave out documents of fewer characters.
+        deduplicate: Leave out documents that came before; takes 8 bytes of memory a document (see `cleaning`).
         shard_tokens: Tokens in a file.
+        max_disk: Bytes that downloads and token files may take at any moment.
         progress: Told how far it is after each batch.
 
     Raises:
-        InputError: ``out`` exists, a source cannot be read, an argument is out of range, or a split would be
-            empty, or the tokenizer has no ``<|endoftext|>``.
+        InputError: ``out`` holds something else, a source cannot be read, an argument is out of range, a split would
+            be empty, or the tokenizer has no ``<|endoftext|>``.
+        DiskFull: It does not fit; what is finished is kept.
+        Unreachable: A download failed again and again; what is finished is kept.
     """
-    eot = _end_of_text(tokenizer)
-    found = documents(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
-    first = list(islice(found, FEW_DOCUMENTS))
-    rule = SplitRule("position" if len(first) < FEW_DOCUMENTS else "hash", val_fraction, test_fraction)
-    form = format_for(tokenizer.n_vocab)
-    outputs = {split: _Output(ShardWriter(out, split, form, shard_tokens), eot) for split in rule.wanted()}
-    _make_folder(out)
-    try:
-        tokenizer.save(out / TOKENIZER)
-        _write(chain(first, found), rule, tokenizer, outputs, progress)
-        _require_all(outputs, rule)
-        DataManifest(
-            source=SourceInfo(tuple(sources), seed, max_documents, column, errors),
-            tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, eot),
-            split_rule=rule,
-            splits={split: output.info() for split, output in outputs.items()},
-            shards=tuple(
-                _describe(path, output, tokenizer) for output in outputs.values() for path in output.writer.paths
-            ),
-        ).save(out)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)  # it is ours: it did not exist before
-        raise
-    return TokenDataset(out)
+    recipe = Recipe(
+        names=tuple(sources),
+        seed=seed,
+        max_documents=max_documents,
+        column=column,
+        errors=errors,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        min_length=min_length,
+        deduplicate=deduplicate,
+        shard_tokens=shard_tokens,
+    )
+    dataset = prepare_share(recipe, tokenizer, out, max_disk=max_disk, progress=progress)
+    assert dataset is not None  # the only process does every portion
+    return dataset
 
 
-def _end_of_text(tokenizer: Tokenizer) -> int:
+def prepare_share(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    max_disk: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+) -> TokenDataset | None:
+    """Do process ``rank``'s share of `prepare`; return the data where that completes it, else None.
+
+    All processes write to the same folder, each in its own subfolders, and keep to ``max_disk / world``.
+    """
     if tokenizer.eot is None:
         raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; train one with it")
-    return tokenizer.eot
-
-
-def _make_folder(out: Path) -> None:
+    if world > 1 and (recipe.deduplicate or recipe.max_documents):
+        option = "--deduplicate" if recipe.deduplicate else "--max-documents"
+        raise InputError(f"{option} goes through all documents in order; prepare with one process, not {world}")
+    is_new = not is_half_written(out)
+    if is_new and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if world > 1 and is_complete(out, recipe, tokenizer):
+            return TokenDataset(out)
+        raise InputError(f"{out}: exists already and is left as it is; choose a folder that does not exist")
+    journal = Journal(out)
+    plan = journal.plan(recipe.arguments(tokenizer), partial(make_plan, recipe, tokenizer, max_disk, world))
+    own = range(rank, len(plan.portions), world)
     try:
-        out.mkdir(parents=True)
-    except FileExistsError as error:
-        raise InputError(f"{out}: {_what_exists(out)}") from error
-    except OSError as error:
-        raise InputError(f"{out}: the folder cannot be made ({error.strerror}); choose another") from error
+        _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
+        return finish(plan, journal, tokenizer, recipe, out)
+    except (DiskFull, Unreachable):
+        raise
+    except InputError:
+        if is_new and world == 1 and not any(map(journal.is_complete, own)):
+            shutil.rmtree(out, ignore_errors=True)  # it is ours, and nothing in it is of use
+        raise
 
 
-def _what_exists(out: Path) -> str:
-    if is_half_written(out):
-        return "half-written, as preparing it was stopped; delete the folder and try again"
-    return "exists already and is left as it is; choose a folder that does not exist"
+class _Preparation:
+    """One process's part of preparing a folder."""
 
+    def __init__(self, plan: Plan, journal: Journal, tokenizer: Tokenizer, max_disk: int | None, own: range) -> None:
+        self._plan = plan
+        self._journal = journal
+        self._tokenizer = tokenizer
+        self._own = own
+        for index in own:
+            if journal.of(index).exists() and not journal.is_complete(index):
+                journal.begin(index)
+        self._budget = DiskBudget(max_disk, sum(bytes_below(journal.of(index)) for index in own))
+        self._done: list[Record] = []
 
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of a document's text; ``begins`` marks the first, which carries the document's bits."""
+    def run(self, progress: Progress | None) -> None:
+        """Write every portion of the process that is not complete."""
+        for index in self._own:
+            if not self._journal.is_complete(index):
+                left = [self._plan.portions[i] for i in self._own if i >= index]
+                needed = output_bytes(left, self._tokenizer) + max(portion.download for portion in left)
+                with explaining_full_disk(self._journal.folder, needed):
+                    self._write(index, progress)
+            self._done.append(self._journal.record(index))
 
-    split: str
-    text: str
-    begins: bool
-    bits: float | None
-
-
-class _Output:
-    """One split while it is written: its files and what they hold so far."""
-
-    def __init__(self, writer: ShardWriter, eot: int) -> None:
-        self.writer = writer
-        self._eot = eot
-        self.documents = self.bytes = self.tokens = 0
-        self._bits: float | None = 0.0
-
-    def add(self, piece: _Piece, ids: list[int]) -> None:
-        if piece.begins:
-            ids = [self._eot, *ids]
-            self.documents += 1
-            self._bits = None if self._bits is None or piece.bits is None else self._bits + piece.bits
-        self.bytes += len(piece.text.encode("utf-8"))
-        self.tokens += len(ids)
-        self.writer.write(np.array(ids, dtype=self.writer.form.dtype))
-
-    def info(self) -> SplitInfo:
-        return SplitInfo(self.documents, self.tokens, self.bytes, self._bits)
-
-
-def _write(
-    found: Iterable[Document],
-    rule: SplitRule,
-    tokenizer: Tokenizer,
-    outputs: dict[str, _Output],
-    progress: Progress | None,
-) -> None:
-    try:
-        whole = tokenizer.pattern not in PATTERNS  # words of one's own pattern may go on where pieces are cut
-        for batch in _batches(_pieces(found, rule, whole)):
-            encoded = tokenizer.encode_batch([piece.text for piece in batch])
-            for piece, ids in zip(batch, encoded, strict=True):
-                outputs[piece.split].add(piece, ids)
-            if progress is not None:
-                done = outputs.values()
-                progress(sum(o.documents for o in done), sum(o.bytes for o in done), sum(o.tokens for o in done))
-        for output in outputs.values():
-            output.writer.finish()
-    finally:
-        for output in outputs.values():
-            output.writer.abandon()
-
-
-def _pieces(found: Iterable[Document], rule: SplitRule, whole: bool) -> Iterator[_Piece]:
-    for document in found:
-        for part in rule.parts(document):
-            for index, text in enumerate(["".join(part.pieces)] if whole else part.pieces):
-                yield _Piece(part.split, text, index == 0, part.bits if index == 0 else None)
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _require_all(outputs: dict[str, _Output], rule: SplitRule) -> None:
-    empty = [split for split, output in outputs.items() if not output.documents]
-    if empty:
-        total = sum(output.documents for output in outputs.values())
-        raise InputError(
-            f"no text is left for the {' and '.join(empty)} split: {total} parts of documents, val fraction "
-            f"{rule.val_fraction}, test fraction {rule.test_fraction}; give more text, a larger fraction, or 0 for none"
+    def _write(self, index: int, progress: Progress | None) -> None:
+        portion, arguments = self._plan.portions[index], self._plan.arguments
+        limit = arguments["max_documents"]
+        if limit is not None and (limit := limit - sum(record.documents for record in self._done)) == 0:
+            self._journal.begin(index)
+            self._journal.complete(index, Record(0, 0, 0, {}, ()))
+            return
+        folder = self._journal.begin(index)
+        paths = self._fetch(portion, folder / SOURCE) if portion.download else here(portion)
+        seen = [self._journal.of(i) for i in range(index)] if arguments["deduplicate"] else []
+        writing = Writing(
+            folder=folder,
+            tokenizer=self._tokenizer,
+            rule=self._plan.rule,
+            split=portion.split,
+            shard_tokens=arguments["shard_tokens"],
+            reserve=self._budget.reserve,
+            advance=self._teller(index, progress),
+            cleaner=Cleaner(arguments["min_length"], arguments["deduplicate"], read_hashes(seen, SPLITS)),
+            keeps_hashes=self._plan.keeps_hashes,
         )
+        if portion.cut == "tokens":
+            record = take_tokens(paths[0], writing)
+        else:
+            record = write_documents(read_portion(portion, paths), writing, limit)
+        self._journal.complete(index, record)
+        if portion.cut != "tokens":
+            self._budget.release(portion.download)
 
+    def _fetch(self, portion: Portion, folder: Path) -> list[Path]:
+        folder.mkdir(exist_ok=True)
+        self._budget.reserve(portion.download - bytes_below(folder))
+        return fetched(portion, folder)
 
-def _describe(path: Path, output: _Output, tokenizer: Tokenizer) -> ShardInfo:
-    shard = open_shard(path)
-    return ShardInfo(path.name, output.writer.split, shard.tokens, checked_sha256(shard, tokenizer.n_vocab))
+    def _teller(self, index: int, progress: Progress | None) -> Callable[[int, int, int], None]:
+        """Return what adds a portion's counts to those of the portions before it."""
+        if progress is None:
+            return lambda documents, size, tokens: None
+        before = [split for record in self._done for split in record.splits.values()]
+        documents, size, tokens = (sum(getattr(s, name) for s in before) for name in ("documents", "bytes", "tokens"))
+        after = sum(self._plan.portions[i].text_bytes for i in self._own if i > index)
+        here = self._plan.portions[index].text_bytes
+        return lambda d, b, t: progress(documents + d, size + b, tokens + t, size + max(here, b) + after)

@@ -11,8 +11,10 @@ they read ours.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,13 +114,22 @@ class ShardWriter:
     A file has a temporary name until it is complete and on the disk. Nothing but the open file's buffer is in memory.
     """
 
-    def __init__(self, directory: Path, split: str, form: ShardFormat, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        form: ShardFormat,
+        shard_tokens: int,
+        reserve: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """Write to ``directory``; ``reserve`` is told how many bytes are about to be written, and may refuse."""
         if not 1 <= shard_tokens < 1 << 31:
             raise InputError(f"shard_tokens is {shard_tokens}; the format holds 1 to {(1 << 31) - 1} tokens in a file")
         self._directory = directory
         self.split = split
         self.form = form
         self._shard_tokens = shard_tokens
+        self._reserve = reserve
         self._file = None
         self._in_file = 0
         self.paths: list[Path] = []
@@ -130,6 +141,7 @@ class ShardWriter:
                 self._begin()
             assert self._file is not None
             part = ids[: self._shard_tokens - self._in_file]
+            self._reserve(len(part) * self.form.dtype.itemsize)
             self._file.write(part.astype(self.form.dtype, copy=False).tobytes())
             self._in_file += len(part)
             ids = ids[len(part) :]
@@ -137,6 +149,7 @@ class ShardWriter:
                 self.finish()
 
     def _begin(self) -> None:
+        self._reserve(HEADER_BYTES)
         path = self._directory / f"{self.split}_{len(self.paths):06d}.bin"
         self._file = path.with_suffix(".bin.partial").open("wb")
         self._file.write(bytes(HEADER_BYTES))
@@ -159,5 +172,6 @@ class ShardWriter:
     def abandon(self) -> None:
         """Close the file being written without completing it."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, which was told already, or all is on the disk
+                self._file.close()
             self._file = None

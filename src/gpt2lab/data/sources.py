@@ -20,7 +20,7 @@ from gpt2lab.data.document import Document
 from gpt2lab.data.download import fetch, token_header
 from gpt2lab.data.hub import HubFile, any_dataset, endpoint, matching
 from gpt2lab.data.opening import COMPRESSED, open_bytes
-from gpt2lab.data.portions import Portion, SourceFile, file_portions, read_portion, story_portions
+from gpt2lab.data.portions import Portion, SourceFile, grouped, read_portion, story_portions
 from gpt2lab.data.readers import DEFAULT_COLUMN, format_of
 from gpt2lab.errors import InputError, did_you_mean, one_of
 
@@ -79,7 +79,10 @@ def _documents_of(portion: Portion) -> Iterator[Document]:
 
 
 def here(portion: Portion) -> list[Path]:
-    """Return where the files of a portion of this machine lie."""
+    """Return where the files of a portion of this machine lie. Raises `InputError` where one was changed since."""
+    for file in portion.files:
+        if _source_file(Path(file.name)) != file:
+            raise InputError(f"{file.name}: changed since preparing began; delete what is half-written and begin anew")
     return [Path(file.name) for file in portion.files]
 
 
@@ -118,7 +121,7 @@ def resolve(
     has_columns = any(format_of(Path(file.name)) != ".txt" for portion in portions for file in portion.files)
     if column is not None and not has_columns:
         raise InputError(f'column "{column}" is given, but no source has columns; leave --column out')
-    return portions
+    return grouped(portions)
 
 
 def _portions(source: str, seed: int, max_documents: int | None, column: str | None, errors: str) -> list[Portion]:
@@ -126,12 +129,12 @@ def _portions(source: str, seed: int, max_documents: int | None, column: str | N
         return _of_hub(any_dataset(source.removeprefix(HUB)), column=column or DEFAULT_COLUMN, errors=errors)
     corpus = CORPORA.get(source)
     if corpus is None:
-        files = [_source_file(path) for path in find_files(source)]
-        return file_portions(files, column=column or DEFAULT_COLUMN, errors=errors)
+        files = map(_source_file, find_files(source))
+        return [Portion((file,), column=column or DEFAULT_COLUMN, errors=errors) for file in files]
     if corpus.cut == "stories":
         return story_portions(seed, max_documents or corpus.documents)
     if corpus.cut == "pystdlib":
-        return file_portions(map(_source_file, _standard_library()))
+        return [Portion((_source_file(path),)) for path in _standard_library()]
     if corpus.url:
         return [Portion((SourceFile(source + ".txt", corpus.size, corpus.sha256, corpus.url),))]
     return _of_corpus(corpus, column, errors)

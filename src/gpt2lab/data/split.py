@@ -29,9 +29,9 @@ FEW_DOCUMENTS = 100
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How documents are divided: by ``"hash"`` (whole) or by ``"position"`` (each cut in three)."""
+    """How documents are divided: by ``"hash"`` (whole), by ``"position"`` (each cut in three), or as they came."""
 
-    by: Literal["hash", "position"]
+    by: Literal["hash", "position", "given"]
     val_fraction: float
     test_fraction: float
 
@@ -46,14 +46,22 @@ class SplitRule:
             )
 
     def wanted(self) -> tuple[str, ...]:
-        """Return the splits that must not be empty, in the order of `SPLITS`."""
+        """Return the splits that must not be empty, in the order of `SPLITS`; none where they are given."""
+        if self.by == "given":
+            return ()
         fractions = (1.0, self.val_fraction, self.test_fraction)
         return tuple(split for split, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0.0)
 
-    def parts(self, document: Document) -> Iterator[Part]:
-        """Yield what of the document goes to which split; read a part before asking for the next."""
+    def parts(self, document: Document, hashed: int | None = None) -> Iterator[Part]:
+        """Yield what of the document goes to which split; read a part before asking for the next.
+
+        Args:
+            document: A document.
+            hashed: Its hash, where that is known already.
+        """
         if self.by == "hash":
-            yield Part(self._split_of(document), document.pieces(), document.bits)
+            split = self._split_of(hash_of(document) if hashed is None else hashed)
+            yield Part(split, document.pieces(), document.bits)
             return
         n = sum(map(len, document.pieces()))
         held_out = self.val_fraction + self.test_fraction
@@ -62,14 +70,19 @@ class SplitRule:
             if start < stop:
                 yield Part(split, _section(document.pieces(), start, stop), None)
 
-    def _split_of(self, document: Document) -> str:
-        digest = hashlib.blake2b(digest_size=8)
-        for piece in document.pieces():
-            digest.update(piece.encode("utf-8"))
-        u = int.from_bytes(digest.digest(), "big") / 2**64
+    def _split_of(self, hashed: int) -> str:
+        u = hashed / 2**64
         if u < self.val_fraction:
             return "val"
         return "test" if u < self.val_fraction + self.test_fraction else "train"
+
+
+def hash_of(document: Document) -> int:
+    """Return 64 bits of BLAKE2b of a document's text."""
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in document.pieces():
+        digest.update(piece.encode("utf-8"))
+    return int.from_bytes(digest.digest(), "big")
 
 
 @dataclass(frozen=True)

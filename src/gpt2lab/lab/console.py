@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -75,6 +76,28 @@ def counting(title: str) -> Iterator[Callable[[str], None]]:
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
         task = progress.add_task(title)
         yield lambda text: progress.update(task, description=f"{title}  {text}")
+
+
+@contextmanager
+def preparing_bar() -> Iterator[Callable[[int, int, int, int], None]]:
+    """Yield a function ``(documents, bytes, tokens, bytes expected)`` that draws a bar with MB/s and the time left."""
+    if not console.is_terminal:
+        yield lambda documents, size, tokens, expected: None
+        return
+    columns = (TextColumn("[bold]preparing"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        first: list[tuple[int, float]] = []
+
+        def show(documents: int, size: int, tokens: int, expected: int) -> None:
+            if not first:
+                first.append((size, time.monotonic()))
+            seconds = time.monotonic() - first[0][1]
+            rate = f"  {(size - first[0][0]) / seconds / 1e6:.1f} MB/s" if seconds > 0 else ""
+            figures = f"{documents:,} documents  {tokens:,} tokens{rate}"
+            progress.update(task, completed=size, total=expected, description=figures)
+
+        yield show
 
 
 @contextmanager

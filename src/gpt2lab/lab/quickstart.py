@@ -112,7 +112,7 @@ def _prepare(text: Path | None, folder: Path) -> TokenDataset:
             tokenizer,
             folder,
             max_documents=documents,
-            progress=lambda n, size, _: show(f"{n:,} documents, {size / 1e6:.1f} MB"),
+            progress=lambda n, size, *_: show(f"{n:,} documents, {size / 1e6:.1f} MB"),
         )
     _require_windows(dataset)
     part = dataset.manifest.splits["train"]

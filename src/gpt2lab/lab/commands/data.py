@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
-from gpt2lab.data import CORPORA, Corpus, TokenDataset, prepare
+from gpt2lab.data import CORPORA, Corpus, Recipe, TokenDataset, Unreachable, prepare_share
+from gpt2lab.errors import InputError
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.tokenizer import open_tokenizer
 
 
-def prepare_data(
-    sources: Sequence[str],
-    tokenizer: Path,
-    out: Path,
-    max_documents: int | None,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    column: str | None,
-    errors: str,
-) -> TokenDataset:
-    """Prepare token shards, and print what they hold."""
-    with console.counting("preparing") as show:
-        dataset = prepare(
-            sources,
-            open_tokenizer(tokenizer),
-            out,
-            seed=seed,
-            max_documents=max_documents,
-            column=column,
-            errors=errors,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            progress=lambda n, size, tokens: show(f"{n:,} documents, {size / 1e6:,.1f} MB, {tokens:,} tokens"),
-        )
+def prepare_data(recipe: Recipe, tokenizer: Path, out: Path, max_disk: str | None, fall_back: bool) -> None:
+    """Prepare token shards, as one process or as one of torchrun's, and print what they hold.
+
+    Raises:
+        InputError: Something given cannot be used (see `prepare`).
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    allowed = None if max_disk is None else size_of(max_disk)
+    opened = open_tokenizer(tokenizer)
+
+    def prepare(wanted: Recipe) -> TokenDataset | None:
+        with console.preparing_bar() as show:
+            return prepare_share(wanted, opened, out, max_disk=allowed, rank=rank, world=world, progress=show)
+
+    try:
+        dataset = prepare(recipe)
+    except Unreachable as error:
+        wanted = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in recipe.names)
+        if wanted == recipe.names or out.exists():
+            raise
+        if not fall_back:
+            raise InputError(f"{error}; --fall-back takes {' '.join(wanted)} instead") from error
+        print(f"{' '.join(recipe.names)} cannot be reached ({error}); taking {' '.join(wanted)} instead")
+        dataset = prepare(replace(recipe, names=wanted))
+    if dataset is None:
+        print(f"process {rank} of {world} has done its share; another completes {out}")
+    else:
+        _print_contents(dataset)
+
+
+def _print_contents(dataset: TokenDataset) -> None:
     for split, info in dataset.manifest.splits.items():
         counts = f"{info.documents:,} documents  {info.tokens:,} tokens  {info.bytes:,} bytes"
         print(f"{split:5}  {counts} ({info.bytes / info.tokens:.2f} a token)")
-    print(f"{out}: fingerprint {dataset.fingerprint[:16]}")
-    return dataset
+    left_out = dataset.manifest.left_out
+    if left_out.short:
+        print(f"{left_out.short:,} documents left out: they are short")
+    if left_out.duplicates:
+        print(f"{left_out.duplicates:,} documents left out: they came before")
+    if left_out.held_out_in_train:
+        count = f"{left_out.held_out_in_train:,} documents of validation and test"
+        print(f"{count} stand in train as well; --deduplicate leaves them out there")
+    print(f"{dataset.directory}: fingerprint {dataset.fingerprint[:16]}")
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a size such as 20GB, 500 MB or 5GiB.
+
+    Raises:
+        InputError: It is no size.
+    """
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+    found = re.fullmatch(r"([\d.]+)\s*([KMGT]?I?)B?", text.strip().upper())
+    try:
+        assert found is not None
+        return int(float(found[1]) * units[found[2]])
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB') from error
 
 
 def list_corpora() -> None:

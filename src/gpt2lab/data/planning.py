@@ -1,0 +1,116 @@
+"""What is asked for, and the plan that follows: portions, the rule of the splits, and whether the disk suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from typing import Any
+
+from gpt2lab.data.catalogue import CORPORA
+from gpt2lab.data.disk import DiskFull
+from gpt2lab.data.journal import Plan
+from gpt2lab.data.portions import Portion, read_portion
+from gpt2lab.data.shards import format_for
+from gpt2lab.data.sources import here, resolve
+from gpt2lab.data.split import FEW_DOCUMENTS, SplitRule
+from gpt2lab.errors import InputError
+from gpt2lab.tokenizer import Tokenizer
+
+DEFAULT_FRACTION = 0.05
+_SAMPLE = """The town lies where two rivers meet, and for three hundred years its people have lived from what they
+carry. "Nobody plans a harbour here," said Dr. Ines Walker, who has studied the region since 1994. "It grew, one
+warehouse at a time." In the last decade, however, the number of ships has fallen by 38%, and the council must decide by
+September whether to spend $12 million on a new bridge. What would visitors see? A market, a museum of clocks, and some
+of the best bread in the country: small reasons, perhaps, but they're enough for us to come back every year.
+"""
+"""English as it stands on the web: how many bytes a tokenizer's token has there, before anything is downloaded."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The arguments of `prepare` that decide what is written."""
+
+    names: tuple[str, ...]
+    seed: int = 0
+    max_documents: int | None = None
+    column: str | None = None
+    errors: str = "strict"
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+    min_length: int = 0
+    deduplicate: bool = False
+    shard_tokens: int = 100_000_000
+
+    def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return them as they are written down, with the tokenizer's fingerprint."""
+        return {**asdict(self), "names": list(self.names), "tokenizer": tokenizer.fingerprint}
+
+
+def make_plan(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None, world: int) -> Plan:
+    """Look at every source and plan its portions.
+
+    Raises:
+        InputError: A source or an argument cannot be used.
+        DiskFull: The output and the largest download of each process will not fit in ``max_disk``.
+    """
+    if recipe.min_length < 0 or (max_disk is not None and max_disk < 1):
+        raise InputError(f"min_length {recipe.min_length} must be 0 or more, max_disk {max_disk} 1 or more")
+    portions = tuple(
+        resolve(
+            recipe.names,
+            seed=recipe.seed,
+            max_documents=recipe.max_documents,
+            column=recipe.column,
+            errors=recipe.errors,
+        )
+    )
+    if any(portion.cut == "tokens" for portion in portions):
+        _refuse_for_tokens(recipe)
+    rule = _rule(recipe, portions)
+    needed = world * max(portion.download for portion in portions) + output_bytes(portions, tokenizer)
+    if max_disk is not None and recipe.max_documents is None and needed > max_disk:
+        raise DiskFull(
+            f"about {needed:,} bytes are needed (token files and one download for each of {world} processes), "
+            f"--max-disk allows {max_disk:,}; give more, or take a smaller corpus"
+        )
+    return Plan(recipe.arguments(tokenizer), rule, portions)
+
+
+def output_bytes(portions: Sequence[Portion], tokenizer: Tokenizer) -> int:
+    """Return about how many bytes of token files the portions will make."""
+    size = format_for(tokenizer.n_vocab).dtype.itemsize
+    rate = len(tokenizer.encode(_SAMPLE)) / len(_SAMPLE.encode())
+    text = sum(portion.text_bytes for portion in portions if portion.cut != "tokens")
+    return int(text * rate) * size + sum(portion.download for portion in portions if portion.cut == "tokens")
+
+
+def _refuse_for_tokens(recipe: Recipe) -> None:
+    given = [name for name in ("max_documents", "min_length", "deduplicate", "column") if getattr(recipe, name)]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise InputError(f"{', '.join(recipe.names)}: comes as tokens, which are taken as they are; leave {option} out")
+
+
+def _rule(recipe: Recipe, portions: Sequence[Portion]) -> SplitRule:
+    if all(portion.split for portion in portions):
+        if recipe.val_fraction is not None or recipe.test_fraction is not None:
+            raise InputError(
+                f"{', '.join(recipe.names)}: comes in splits of its own; leave --val-fraction and --test-fraction out"
+            )
+        return SplitRule("given", 0.0, 0.0)
+    default = CORPORA[recipe.names[0]].held_out if recipe.names[0] in CORPORA else DEFAULT_FRACTION
+    val = default if recipe.val_fraction is None else recipe.val_fraction
+    test = default if recipe.test_fraction is None else recipe.test_fraction
+    few = _count(portions, recipe.max_documents) < FEW_DOCUMENTS
+    return SplitRule("position" if few else "hash", val, test)
+
+
+def _count(portions: Sequence[Portion], limit: int | None) -> int:
+    """Return the number of documents, or `FEW_DOCUMENTS` where it is that or more."""
+    if any(file.url and not file.name.endswith(".txt") for portion in portions for file in portion.files):
+        return FEW_DOCUMENTS
+    fetched = sum(bool(file.url) for portion in portions for file in portion.files)  # a text of the catalogue is one
+    local = chain.from_iterable(read_portion(p, here(p)) for p in portions if not p.download)
+    found = fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS))
+    return min(found, FEW_DOCUMENTS if limit is None else limit)

@@ -1,0 +1,255 @@
+"""Preparing that is stopped, shared out, or short of disk: it goes on, and the result is that of an unbroken run."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from loopback_datasets import Hub, loopback_hub
+
+from gpt2lab.cli import main
+from gpt2lab.data import Recipe, TokenDataset, prepare, prepare_share
+from gpt2lab.data.disk import DiskFull, bytes_below
+from gpt2lab.data.download import Unreachable
+from gpt2lab.errors import InputError
+from gpt2lab.tokenizer import Tokenizer
+
+FILES = 6
+ARGUMENTS: dict[str, Any] = {"val_fraction": 0.1, "test_fraction": 0.1, "shard_tokens": 20_000}
+
+
+def parquet(number: int) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"file {number}, text {n}, {'word ' * (n % 50)}" for n in range(400)]}), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with loopback_hub() as server:
+        for number in range(FILES):
+            server.add("o/n", f"data/{number:03d}.parquet", parquet(number))
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def unbroken(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> dict[str, bytes]:
+    prepare(["hub:o/n"], tokenizer, tmp_path / "unbroken", **ARGUMENTS)
+    return folder_bytes(tmp_path / "unbroken")
+
+
+def test_downloads_are_deleted_and_only_shards_manifest_and_tokenizer_stay(unbroken: dict[str, bytes]) -> None:
+    assert {Path(name).suffix for name in unbroken} == {".bin", ".json"}
+    assert {Path(name).parts[0] for name in unbroken if name.endswith(".json")} == {"manifest.json", "tokenizer"}
+    assert [name for name in unbroken if name.startswith("train")][:2] == ["train_000000.bin", "train_000001.bin"]
+
+
+def test_a_download_that_fails_keeps_what_is_finished_and_goes_on(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    hub.faults["003.parquet"] = ["half", (503, 3600)]
+    with pytest.raises(Unreachable, match="run the same command"):
+        prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
+    with pytest.raises(InputError, match=r"out: half-written, .* run the same command again to go on"):
+        TokenDataset(out)
+    hub.asked.clear()
+    prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
+    assert folder_bytes(out) == unbroken
+    assert hub.asked["002.parquet"] == 0 and hub.ranges  # nothing was fetched twice
+
+
+def test_other_arguments_do_not_go_on_with_a_half_written_folder(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    hub.faults["003.parquet"] = [(503, 3600)]
+    with pytest.raises(Unreachable):
+        prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS)
+    with pytest.raises(InputError, match=r"half-written with val_fraction 0\.1, now 0\.2; go on with the same"):
+        prepare(["hub:o/n"], tokenizer, tmp_path / "out", **{**ARGUMENTS, "val_fraction": 0.2})
+    other = Tokenizer.train(["a b " * 9], 258)
+    with pytest.raises(InputError, match="half-written with tokenizer"):
+        prepare(["hub:o/n"], other, tmp_path / "out", **ARGUMENTS)
+
+
+@pytest.mark.parametrize("world", [2, 4, 9])
+def test_several_processes_make_the_same_files_in_any_order(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes], world: int
+) -> None:
+    recipe = Recipe(("hub:o/n",), **ARGUMENTS)
+    out = tmp_path / "out"
+    found = [prepare_share(recipe, tokenizer, out, rank=rank, world=world) for rank in reversed(range(world))]
+    assert [dataset is not None for dataset in found][-1]
+    assert folder_bytes(out) == unbroken
+    assert prepare_share(recipe, tokenizer, out, rank=world - 1, world=world) is not None  # comes late, nothing to do
+
+
+def test_a_rank_whose_download_fails_does_not_hold_up_the_others(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
+) -> None:
+    recipe, out = Recipe(("hub:o/n",), **ARGUMENTS), tmp_path / "out"
+    hub.faults["001.parquet"] = [404]
+    with pytest.raises(InputError, match="HTTP 404"):
+        prepare_share(recipe, tokenizer, out, rank=1, world=2)
+    assert prepare_share(recipe, tokenizer, out, rank=0, world=2) is None
+    assert prepare_share(recipe, tokenizer, out, rank=1, world=2) is not None
+    assert folder_bytes(out) == unbroken
+
+
+def test_what_goes_through_documents_in_order_is_not_shared_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name, recipe in (
+        ("--deduplicate", Recipe(("stories",), deduplicate=True)),
+        ("--max-documents", Recipe(("stories",), max_documents=9)),
+    ):
+        with pytest.raises(InputError, match=f"{name} goes through all documents in order"):
+            prepare_share(recipe, tokenizer, tmp_path / "out", rank=0, world=2)
+
+
+def test_the_disk_is_kept_within_its_bounds_at_every_moment(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
+) -> None:
+    output = sum(len(content) for name, content in unbroken.items() if name.endswith(".bin"))
+    largest = max(len(content) for content in hub.files.values())
+    most = 0
+
+    def watch(*_: int) -> None:
+        nonlocal most
+        most = max(most, bytes_below(tmp_path / "out"))
+
+    limit = output + largest + 100_000  # the estimate of what Parquet holds is coarse for files as small
+    prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS, max_disk=3 * limit, progress=watch)
+    assert 0 < most <= limit
+    assert folder_bytes(tmp_path / "out") == unbroken
+
+
+def test_what_cannot_fit_is_refused_before_it_begins(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DiskFull, match=r"about [\d,]+ bytes are needed .* --max-disk allows 1,000;"):
+        prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS, max_disk=1000)
+    assert not (tmp_path / "out").exists()
+    assert not any(name.endswith(".parquet") for name in hub.asked)
+
+
+def test_what_turns_out_not_to_fit_stops_and_goes_on_with_more(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for number in range(2):  # compresses far better than text: the estimate is too low
+        rows = [f"{number} {n} " + "a" * 5000 for n in range(200)]
+        pq.write_table(pa.table({"text": rows}), tmp_path / f"{number}.parquet", compression="zstd")
+    sources = [str(tmp_path / "*.parquet")]
+    with pytest.raises(DiskFull, match=r"bytes are written and [\d,]+ more would go beyond the 500,000 of --max-disk"):
+        prepare(sources, tokenizer, tmp_path / "out", max_disk=500_000)
+    assert bytes_below(tmp_path / "out") < 500_000
+    prepare(sources, tokenizer, tmp_path / "out", max_disk=9_000_000)
+    prepare(sources, tokenizer, tmp_path / "unbroken")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "unbroken")
+
+
+def test_a_file_that_changed_since_preparing_began_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"{n} " + "a" * 5000 for n in range(200)]}), source, compression="zstd")
+    with pytest.raises(DiskFull):
+        prepare([str(source)], tokenizer, tmp_path / "out", max_disk=500_000)
+    os.utime(source, (0, 0))
+    with pytest.raises(InputError, match=r"a\.parquet: changed since preparing began"):
+        prepare([str(source)], tokenizer, tmp_path / "out")
+
+
+LIMITED = """
+import resource, sys
+from gpt2lab.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_full_disk_is_told_with_the_bytes_needed_and_free(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "tok")
+    arguments = ["data", "prepare", "stories", "--max-documents", "400", "--tokenizer", str(tmp_path / "tok")]
+    command = [*arguments, "--out", str(tmp_path / "out")]
+    said = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, check=False)
+    assert said.returncode == 2, said.stderr
+    assert said.stderr.count("\n") == 1 and "the disk is full" in said.stderr and "are free" in said.stderr
+    assert main(command) == 0
+    assert main([*arguments, "--out", str(tmp_path / "unbroken")]) == 0
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "unbroken")
+
+
+def start(out: Path, tok: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "import sys; from gpt2lab.cli import main; sys.exit(main(sys.argv[1:]))"]
+    options = ["--tokenizer", str(tok), "--out", str(out), "--val-fraction", "0.1", "--test-fraction", "0.1"]
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    return subprocess.Popen([*command, "data", "prepare", "hub:o/n", *options], env=environment)
+
+
+@pytest.mark.fault
+def test_killed_at_random_moments_the_result_is_that_of_an_unbroken_run(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tokenizer.save(tmp_path / "tok")
+    out = tmp_path / "out"
+    began = time.monotonic()
+    assert start(tmp_path / "unbroken", tmp_path / "tok").wait() == 0
+    whole = time.monotonic() - began
+    kills = 0
+    for attempt in range(40):
+        process = start(out, tmp_path / "tok")
+        try:
+            process.wait(timeout=whole * (0.6 + 0.02 * attempt))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if (out / "manifest.json").exists():
+            break
+    assert kills > 0
+    if (out / "preparing").exists():  # killed after the manifest, before the journal went: nothing is lost by it
+        shutil.rmtree(out / "preparing")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "unbroken")
+
+
+@pytest.mark.fault
+def test_ranks_at_the_same_time_make_the_files_of_one(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "tok")
+    assert start(tmp_path / "unbroken", tmp_path / "tok").wait() == 0
+    ranks = [start(tmp_path / "out", tmp_path / "tok", rank, 3) for rank in range(3)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "unbroken")
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting takes the rights of root")
+def test_a_small_file_system_that_fills_loses_nothing(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "tok")
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this machine mounts no file system for us")
+    try:
+        with pytest.raises(DiskFull, match=r"the disk is full .* bytes are needed, .* are free"):
+            prepare(["hub:o/n"], tokenizer, small / "out", **ARGUMENTS)
+        finished = list((small / "out" / "preparing").glob("*/record.json"))
+        assert finished
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        hub.asked.clear()
+        prepare(["hub:o/n"], tokenizer, small / "out", **ARGUMENTS)
+        assert hub.asked["000.parquet"] == 0
+        prepare(["hub:o/n"], tokenizer, tmp_path / "unbroken", **ARGUMENTS)
+        assert folder_bytes(small / "out") == folder_bytes(tmp_path / "unbroken")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
