@@ -182,8 +182,9 @@ def test_the_automatic_choice() -> None:
         choose_kernel(causal(), CPU, bf16, 4096, 4096, True)[0],
         choose_kernel(sliding_window(256), CPU, bf16, 4096, 4096, True)[0],
         choose_kernel(sliding_window(256), CPU, bf16, 1, 4096, False)[0],
+        choose_kernel(sliding_window(16), CPU, bf16, 128, 128, True)[0],
     ]
-    assert chosen == ["matmul", "sdpa", "sdpa", "sdpa", "banded", "sdpa"]
+    assert chosen == ["matmul", "sdpa", "sdpa", "sdpa", "banded", "sdpa", "matmul"]
 
 
 @pytest.mark.skipif(not can_compile(CPU)[0], reason="no C++ compiler")

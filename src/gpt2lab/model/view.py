@@ -14,11 +14,11 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gpt2lab.errors import InputError
-from gpt2lab.model.banded import Band, make_bands
+from gpt2lab.model.banded import BLOCK, Band, make_bands
 from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, grid, without_empty_rows
 
-BANDED_FROM = 4
-"""The banded kernel takes over where the sequence is this many times the keys that a query reads, as measured."""
+BANDED_FROM = 2
+"""The banded kernel takes over where the sequence is this many times the keys that a band reads, as measured."""
 MATMUL_TO = 512
 """On a CPU the gradient through plain products is faster than SDPA's up to this length, as measured."""
 
@@ -41,8 +41,10 @@ def choose_kernel(
     Where a mask reaches back over a small part of the sequence, leaving out what is masked wins. SDPA wins wherever it
     has a fast backward. On a CPU its bf16 backward has none, so short training sequences go through plain products.
     """
-    if isinstance(mask, Mask) and bandable(mask) and T == S and BANDED_FROM * mask.keys_per_query(S) <= S:
-        return "banded", f"a query reads {mask.keys_per_query(S):,} of {S:,} places"
+    if isinstance(mask, Mask) and bandable(mask) and T == S:
+        keys = mask.keys_per_query(S)
+        if BANDED_FROM * (keys + BLOCK) <= S:
+            return "banded", f"a query reads {keys:,} of {S:,} places"
     if device.type == "cpu" and training and (dtype == torch.bfloat16 or S < 256) and S <= MATMUL_TO:
         return "matmul", f"plain products have the fastest gradient on a CPU up to {MATMUL_TO:,} places"
     return "sdpa", "the fastest wherever no other is known to be faster"
