@@ -71,3 +71,33 @@ def list_() -> int:
 
     list_corpora()
     return 0
+
+
+def adopt(directory: Positional[Path], tokenizer: Path, raw: bool = False) -> int:
+    """Make a folder of token files from elsewhere prepared data: check them, write a manifest beside them.
+
+    Args:
+        directory: Holds .bin files of llm.c's format (modded-nanogpt's too) or .npy files (build-nanogpt's), each with
+            train, val or test in its name.
+        tokenizer: Directory of the tokenizer that the tokens are of, or hub:OWNER/NAME.
+        raw: The .bin files have no header: uint16 and nothing else, as nanoGPT writes them.
+    """
+    from gpt2lab.lab.commands.data_survey import adopt_data
+
+    adopt_data(directory, tokenizer, raw)
+    return 0
+
+
+def show(directory: Positional[Path], documents: int = 3, tokens: int = 10, picture: Path | None = None) -> int:
+    """Show what prepared data holds: counts, common tokens, lengths of documents, duplicates, some documents.
+
+    Args:
+        directory: Prepared data.
+        documents: How many documents of each split to show, cut in tokens.
+        tokens: How many of the most frequent tokens to list.
+        picture: Also draw token frequencies and document lengths to this PNG, which must not exist.
+    """
+    from gpt2lab.lab.commands.data_survey import show_data
+
+    show_data(directory, documents, tokens, picture)
+    return 0

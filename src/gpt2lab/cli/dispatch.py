@@ -57,7 +57,7 @@ VERBS: dict[str, Any] = {
         "encode": tokenizer.encode,
         "decode": tokenizer.decode,
     },
-    "data": {"list": data.list_, "prepare": data.prepare},
+    "data": {"list": data.list_, "prepare": data.prepare, "adopt": data.adopt, "show": data.show},
     "train": training.train,
     "sample": evaluation.sample,
     "eval": {

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from gpt2lab.data.adopt import adopt
 from gpt2lab.data.catalogue import CORPORA, Corpus
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.document import Document, FileDocument, TextDocument
@@ -21,6 +22,7 @@ from gpt2lab.data.shards import Shard, ShardFormat, open_shard
 from gpt2lab.data.sources import documents, texts
 from gpt2lab.data.split import SPLITS, SplitRule
 from gpt2lab.data.stream import TokenStream
+from gpt2lab.data.survey import Survey, survey
 
 __all__ = [
     "CORPORA",
@@ -40,11 +42,13 @@ __all__ = [
     "SourceInfo",
     "SplitInfo",
     "SplitRule",
+    "Survey",
     "TextDocument",
     "TokenDataset",
     "TokenStream",
     "TokenizerInfo",
     "Unreachable",
+    "adopt",
     "count_windows",
     "documents",
     "micro_steps",
@@ -52,6 +56,7 @@ __all__ = [
     "permute",
     "prepare",
     "prepare_share",
+    "survey",
     "texts",
     "within_documents",
 ]

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from gpt2lab.data.foreign import OPENERS
 from gpt2lab.data.manifest import DataManifest, ShardInfo
-from gpt2lab.data.shards import Shard, checked_sha256, open_shard
+from gpt2lab.data.shards import Shard, checked_sha256
 from gpt2lab.data.stream import TokenStream
+from gpt2lab.data.survey import split_documents
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
-_BLOCK = 1 << 20
-"""Tokens decoded at once."""
 
 
 class TokenDataset:
@@ -51,7 +49,7 @@ class TokenDataset:
         return TokenStream(f"{self.directory} ({split})", [self._checked(info) for info in infos])
 
     def _checked(self, info: ShardInfo) -> Shard:
-        shard = open_shard(self.directory / info.name)
+        shard = OPENERS[info.form](self.directory / info.name)
         if shard.tokens != info.tokens:
             raise InputError(f"{shard.path}: {shard.tokens} tokens, the manifest says {info.tokens}; prepare it again")
         sha256 = checked_sha256(shard, self.manifest.tokenizer.n_vocab)
@@ -64,16 +62,9 @@ class TokenDataset:
 
     def documents(self, split: str) -> Iterator[str]:
         """Yield the text of each document of a split. Raises what `stream` and `tokenizer` do."""
-        stream, tokenizer, eot = self.stream(split), self.tokenizer(), self.manifest.tokenizer.eot
-        held: list[np.ndarray] = []  # of the document that a block ends in
-        for start in range(0, len(stream), _BLOCK):
-            block = stream.read(np.array([start]), min(_BLOCK, len(stream) - start))[0]
-            first, *rest = np.split(block, np.flatnonzero(block == eot))
-            held.append(first)
-            for following in rest:
-                yield from _text(tokenizer, held)
-                held = [following[1:]]
-        yield from _text(tokenizer, held)
+        tokenizer = self.tokenizer()
+        for ids in split_documents(self.stream(split), self.manifest.tokenizer.eot):
+            yield tokenizer.decode(ids.tolist())
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer saved with the data. Raises `InputError` where it is not the one of the manifest."""
@@ -89,9 +80,3 @@ class TokenDataset:
                 f"{self.directory}: made with tokenizer {made_with}, given is {tokenizer.fingerprint}; "
                 f"use {self.directory / TOKENIZER} or prepare the data with yours"
             )
-
-
-def _text(tokenizer: Tokenizer, parts: list[np.ndarray]) -> Iterator[str]:
-    """Yield the text of a document's ids, unless there is none: so it is before the first document."""
-    if ids := np.concatenate(parts).tolist():
-        yield tokenizer.decode(ids)

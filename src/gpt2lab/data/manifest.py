@@ -64,6 +64,8 @@ class ShardInfo:
     split: str
     tokens: int
     sha256: str
+    form: str = "llm.c"
+    """One of `foreign.OPENERS`."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ def _why_no_manifest(directory: Path) -> str:
         return f"{directory}: no such folder of prepared data; make it with: gpt2lab data prepare"
     if is_half_written(directory):
         return f"{directory}: half-written, as preparing it was stopped; run the same command again to go on"
+    if any(directory.glob("*.bin")) or any(directory.glob("*.npy")):
+        return (
+            f"{directory}: holds token files, but no {MANIFEST} that says whose tokens they are; say it with: "
+            f"gpt2lab data adopt {directory} --tokenizer TOKENIZER"
+        )
     return f"{directory}: holds no prepared data (no {MANIFEST}); make it with: gpt2lab data prepare"
 
 

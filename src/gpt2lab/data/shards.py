@@ -48,11 +48,12 @@ def format_for(n_vocab: int) -> ShardFormat:
 
 @dataclass(frozen=True)
 class Shard:
-    """A token file whose header agrees with its size."""
+    """A token file whose header agrees with its size; ``offset`` is the byte at which its tokens begin."""
 
     path: Path
     tokens: int
     dtype: np.dtype[np.unsignedinteger]
+    offset: int = HEADER_BYTES
 
 
 def open_shard(path: Path) -> Shard:
@@ -72,7 +73,10 @@ def open_shard(path: Path) -> Shard:
     magic, version, tokens = (int(value) for value in header[:3])
     if magic not in _FORMATS:
         known = " or ".join(map(str, _FORMATS))
-        raise InputError(f"{path}: begins with {magic} where a token file has {known}; name a token file")
+        raise InputError(
+            f"{path}: begins with {magic} where a token file has {known}; name a token file "
+            "(one of nanoGPT, without header, can be adopted with --raw)"
+        )
     form = _FORMATS[magic]
     if version != form.version:
         raise InputError(f"{path}: version {version} of the token file's format; version {form.version} can be read")
@@ -94,7 +98,7 @@ def checked_sha256(shard: Shard, n_vocab: int) -> str:
     """
     digest = hashlib.sha256()
     with shard.path.open("rb") as file:
-        digest.update(file.read(HEADER_BYTES))
+        digest.update(file.read(shard.offset))
         while block := file.read(_BLOCK):
             ids = np.frombuffer(block[: len(block) // shard.dtype.itemsize * shard.dtype.itemsize], dtype=shard.dtype)
             if ids.size and ids.max() >= n_vocab:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt2lab.data.shards import HEADER_BYTES, Shard
+from gpt2lab.data.shards import Shard
 from gpt2lab.errors import InputError
 
 
@@ -70,7 +70,7 @@ class TokenStream:
             with shard.path.open("rb", buffering=0) as file:
                 for row, start in zip(touched.tolist(), (starts[touched] - begins).tolist(), strict=True):
                     target = rows[row, max(0, -start) : shard.tokens - start]
-                    file.seek(HEADER_BYTES + max(0, start) * shard.dtype.itemsize)
+                    file.seek(shard.offset + max(0, start) * shard.dtype.itemsize)
                     if file.readinto(target.data) != target.nbytes:
                         raise InputError(f"{shard.path}: became shorter while in use; copy or prepare it again")
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,9 +69,9 @@ def in_gpt2_order(merges: Sequence[Merge], special_tokens: Iterable[str], patter
 def unique_special_tokens(names: Iterable[str]) -> list[str]:
     """Return the names of special tokens as a list. Raises InputError where one is given twice."""
     unique = [names] if isinstance(names, str) else list(names)
-    for name in unique:
-        if unique.count(name) > 1:
-            raise InputError(f"the special token {name!r} is given {unique.count(name)} times; give each once")
+    for name, times in Counter(unique).items():
+        if times > 1:
+            raise InputError(f"the special token {name!r} is given {times} times; give each once")
     return unique
 
 
