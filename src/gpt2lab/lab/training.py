@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from gpt2lab import runtime
 from gpt2lab.evaluation import HellaSwagItem, encode_items, read_hellaswag
 from gpt2lab.generation import STRATEGIES
+from gpt2lab.lab import trackers
 from gpt2lab.lab.measure import measure_hellaswag
 from gpt2lab.lab.writing import write_texts
 from gpt2lab.model import GPT
@@ -36,12 +38,15 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
     """
 
     items = None if config.hellaswag is None else read_hellaswag(config.hellaswag)
+    trackers.require(config.tracker)
+    with ExitStack() as tracked:
 
-    def hooks(run: Run) -> Hooks:
-        choose = None if items is None else _chooser(run, config, items)
-        return Hooks(on_step=on_step, sample=_sampler(run, config), hellaswag=choose)
+        def hooks(run: Run) -> Hooks:
+            choose = None if items is None else _chooser(run, config, items)
+            on_row = tracked.enter_context(trackers.tracking(config.tracker, run))
+            return Hooks(on_step=on_step, on_row=on_row, sample=_sampler(run, config), hellaswag=choose)
 
-    return start(config, hooks) if config.resume is None else resume(config, hooks)
+        return start(config, hooks) if config.resume is None else resume(config, hooks)
 
 
 def _sampler(run: Run, config: TrainConfig) -> Callable[[GPT, int], None]:
