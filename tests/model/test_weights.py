@@ -165,6 +165,33 @@ def test_a_model_without_biases_is_exported_with_biases_of_zero(tmp_path: Path) 
     assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"position": "rope"}, "position rope"),
+        ({"position": "sinusoidal"}, "position sinusoidal"),
+        ({"position": "none"}, "position none"),
+        ({"n_kv_head": 1}, "n_kv_head 1"),
+        ({"mask": "window", "window": 4}, "mask window, window 4"),
+        ({"norm": "post"}, "norm post"),
+        ({"norm": "post", "position": "rope"}, "position rope, norm post"),
+    ],
+    ids=str,
+)
+def test_what_gpt2_does_not_have_is_not_exported_and_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    model = GPT(GPTConfig(**{**SHAPE, "n_embd": 48, **changes}))
+    with pytest.raises(InputError, match=f"it has {said};") as caught:
+        model.save_hf(tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_key_heads_as_query_heads_is_gpt2(tmp_path: Path) -> None:
+    model = random_model(n_kv_head=3)
+    model.save_hf(tmp_path / "out")
+    assert_same_weights(model, GPT.from_hf(tmp_path / "out"))
+
+
 def test_every_published_size_has_hugging_faces_names_and_shapes() -> None:
     for name in ("distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         config = GPTConfig.preset(name)

@@ -139,6 +139,8 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
         InputError: An option that GPT-2 does not have (all are listed).
     """
     gpt2 = GPTConfig()
+    if config.kv_heads == config.n_head:  # given, and as GPT-2 has it
+        config = dataclasses.replace(config, n_kv_head=None)
     other = {
         field.name: value
         for field in dataclasses.fields(config)
