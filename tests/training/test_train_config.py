@@ -42,6 +42,13 @@ models = st.builds(
     bias=st.booleans(),
     dropout=unit,
     kernel=st.sampled_from(["auto", "reference", "matmul", "sdpa"]),
+    position=st.sampled_from(["learned", "sinusoidal", "rope", "none"]),
+    rope_base=st.floats(1.5, 1e9),
+    n_kv_head=st.none() | st.just(1),
+    mask=st.just("global"),
+    window=st.integers(1, 16),
+    prefix=st.integers(1, 16),
+    norm=st.sampled_from(["pre", "post"]),
 )
 lengths = st.fixed_dictionaries({}, optional={"steps": positive}) | st.one_of(
     st.fixed_dictionaries({"epochs": st.floats(1e-6, 1e6)}), st.fixed_dictionaries({"max_tokens": positive})

@@ -139,11 +139,12 @@ def make_view(
     T, S, device = len(queries), len(keys), queries.device
     if kernel == "auto":
         kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
+    whole = T == S > 1
+    if kernel == "banded" and whole:
+        return _banded(mask, B, H, T, device, dtype)
+    if kernel == "flex" and whole:
+        return _flex(mask, B, H, T, device, training)
     if kernel in ("banded", "flex"):
-        if T == S:
-            return (
-                _banded(mask, B, H, T, device, dtype) if kernel == "banded" else _flex(mask, B, H, T, device, training)
-            )
         kernel = "sdpa"  # behind a cache: a few queries, and keys that need not stand in order
     if isinstance(mask, torch.Tensor):
         allowed = mask
