@@ -170,6 +170,7 @@ def _judge(model: GPT, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
     nats, likeliest = [], []
     for part, wanted in zip(x.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
         logits = model.head(part).float()  # (R, V)
-        nats.append(torch.logsumexp(logits, dim=-1) - logits.gather(1, wanted[:, None]).squeeze(1))
-        likeliest.append(logits.argmax(dim=-1) == wanted)
+        chosen, top = logits.gather(1, wanted[:, None]), logits.amax(dim=-1, keepdim=True)
+        likeliest.append((chosen == top).squeeze(1))
+        nats.append((logits.sub_(top).exp_().sum(dim=-1, keepdim=True).log_() + top - chosen).squeeze(1))
     return torch.cat(nats), torch.cat(likeliest)

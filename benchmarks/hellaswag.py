@@ -1,0 +1,173 @@
+"""HellaSwag: our scoring beside lm-evaluation-harness over Hugging Face's GPT-2, and whether they agree item by item.
+
+    python benchmarks/hellaswag.py --items hellaswag_val_1000.jsonl --gpt2 DIR [--limit 100] [--rounds 3] [--threads 2]
+
+Needs `pip install "lm-eval[hf]"`. Both sides read the same random weights of GPT-2's vocabulary in fp32, worded as the
+harness words the task; each measurement is a process of its own, and they take turns. Seconds are those of scoring,
+with tokenizing and without loading; processor seconds tell what a busy machine does to them. DIR holds GPT-2's
+encoder.json and vocab.bpe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "hellaswag.json"
+SHAPES = {"small": (4, 4, 256), "gpt2": (12, 12, 768)}
+"""Layers, heads and width."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=Path, required=True, help="a HellaSwag .jsonl file")
+    parser.add_argument("--gpt2", type=Path, required=True, help="folder of encoder.json and vocab.bpe")
+    parser.add_argument("--limit", type=int, help="take only the first so many items; the result is not kept")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default 3)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side (default 2)")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model (default small)")
+    parser.add_argument("--child", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        side, folder = options.child
+        print(json.dumps(SIDES[side](options, Path(folder))))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = str(Path(scratch) / "weights")
+        make_weights(options.shape, Path(folder))
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for _ in range(options.rounds):
+            for side in SIDES:
+                found[side].append(run_child(side, folder, options.threads))
+                print(f"{side:8} {found[side][-1]['seconds']:8.1f} s", flush=True)
+    report(found, options)
+
+
+def run_child(side: str, folder: str, threads: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--child", side, folder]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_weights(shape: str, folder: Path) -> None:
+    """Save a random GPT-2, spread widely enough that its choices are no ties."""
+    import torch
+
+    from gpt2lab.model import GPT, GPTConfig
+
+    n_layer, n_head, n_embd = SHAPES[shape]
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    model.save_hf(folder)
+
+
+def timed(score: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    wall, processor = time.perf_counter(), time.process_time()
+    found = score()
+    return found, {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
+
+
+def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Score as `gpt2lab eval hellaswag --style harness --precision fp32` does."""
+    from gpt2lab import runtime
+
+    runtime.tune_allocator()
+    from gpt2lab.evaluation import hellaswag, read_hellaswag
+    from gpt2lab.model import GPT
+    from gpt2lab.tokenizer import Tokenizer
+
+    model, tokenizer = GPT.from_hf(folder), Tokenizer.gpt2(options.gpt2)
+    items = read_hellaswag(options.items)[: options.limit]
+    found, times = timed(lambda: hellaswag(model, tokenizer, items, "harness"))
+    return times | {
+        "acc": [a == b for a, b in zip(found.by_sum, found.labels, strict=True)],
+        "acc_norm": [a == b for a, b in zip(found.by_mean, found.labels, strict=True)],
+    }
+
+
+def harness(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Score as the harness does, with its own model class, preprocessing and metrics, over a local definition."""
+    import lm_eval
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks.hellaswag.utils import preprocess
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    def process(documents: Any) -> Any:
+        return documents.map(
+            lambda d: {
+                "query": preprocess(d["activity_label"] + ": " + d["ctx"]),
+                "choices": [preprocess(ending) for ending in d["endings"]],
+                "gold": int(d["label"]),
+            }
+        )
+
+    task = ConfigurableTask(
+        config={
+            "task": "hellaswag_local",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"validation": str(options.items)}, "cache_dir": str(folder / "cache")},
+            "output_type": "multiple_choice",
+            "validation_split": "validation",
+            "process_docs": process,
+            "doc_to_text": "{{query}}",
+            "doc_to_target": "{{label}}",
+            "doc_to_choice": "choices",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }
+    )
+    raw: Any = ByteLevelBPETokenizer(str(options.gpt2 / "encoder.json"), str(options.gpt2 / "vocab.bpe"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw._tokenizer, eos_token="<|endoftext|>")
+    wrap: Any = HFLM  # its decorator hides the signature from type checkers
+    model = wrap(GPT2LMHeadModel.from_pretrained(folder), tokenizer=tokenizer, batch_size=16, device="cpu")
+    evaluate: Any = lm_eval.evaluate
+    found, times = timed(
+        lambda: evaluate(model, {"hellaswag_local": task}, limit=options.limit, log_samples=True, bootstrap_iters=0)
+    )
+    samples = sorted(found["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
+    return times | {metric: [bool(sample[metric]) for sample in samples] for metric in ("acc", "acc_norm")}
+
+
+SIDES: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {"ours": ours, "harness": harness}
+
+
+def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+    """Print medians and agreement; keep them, with machine and versions, where all items were taken."""
+    from gpt2lab.runtime import environment
+
+    a, b = found["ours"][0], found["harness"][0]
+    result = {
+        "shape": options.shape,
+        "threads": options.threads,
+        "items": len(a["acc"]),
+        "same_acc": sum(x == y for x, y in zip(a["acc"], b["acc"], strict=True)),
+        "same_acc_norm": sum(x == y for x, y in zip(a["acc_norm"], b["acc_norm"], strict=True)),
+    }
+    for key in ("seconds", "processor_seconds"):
+        pairs = [(o[key], h[key]) for o, h in zip(found["ours"], found["harness"], strict=True)]
+        result |= {
+            f"ours_{key}": round(statistics.median(o for o, _ in pairs), 2),
+            f"harness_{key}": round(statistics.median(h for _, h in pairs), 2),
+            f"times_faster_{key}": round(statistics.median(h / o for o, h in pairs), 2),
+        }
+    print(json.dumps(result, indent=2))
+    if options.limit is None:
+        RESULTS.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
