@@ -168,6 +168,18 @@ def test_a_file_that_changed_since_preparing_began_is_refused(tmp_path: Path, to
         prepare([str(source)], tokenizer, tmp_path / "out")
 
 
+@pytest.mark.parametrize("size", ["much", "20 GBs", "", "1.2.3GB"])
+def test_a_bound_that_is_no_size_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.save(tmp_path / "tok")
+    command = ["data", "prepare", "stories", "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--max-disk", size]) == 2
+    assert f'"{size}" is no size; give one such as 20GB' in capsys.readouterr().err
+    assert main([*command, "--max-disk", "0.5 kB"]) == 2
+    assert "--max-disk allows 500" in capsys.readouterr().err
+
+
 LIMITED = """
 import resource, sys
 from gpt2lab.cli import main
