@@ -21,9 +21,7 @@ Row = Mapping[str, float | None]
 def require(tracker: str) -> None:
     """Raise `InputError` where the library that a tracker needs is missing."""
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise InputError(
-            f"tracker {tracker} needs the package {tracker}; install it with: pip install gpt2lab[{tracker}]"
-        )
+        raise InputError(f"tracker {tracker} is not installed; install it with: pip install gpt2lab[{tracker}]")
 
 
 @contextmanager
