@@ -73,7 +73,6 @@ def fetch(
     sha256: str | None,
     headers: Mapping[str, str] | None = None,
     patience: Patience = PATIENCE,
-    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Download a file, going on where an earlier call was stopped; it has its name only when it is whole.
 
@@ -84,7 +83,6 @@ def fetch(
         sha256: What its bytes must give, where that is known.
         headers: Sent to the server of ``url``, not to one that it refers to.
         patience: How often to try, and for how long.
-        progress: Told the bytes that are here after each block.
 
     Raises:
         Unreachable: Not to be had within the limit, or again and again with other bytes than published.
@@ -93,7 +91,7 @@ def fetch(
     partial = target.with_name(target.name + ".partial")
 
     def once() -> None:
-        _receive(url, partial, size, headers or {}, patience, progress)
+        _receive(url, partial, size, headers or {}, patience)
         if sha256 is not None and (found := sha256_of(partial)) != sha256:
             partial.unlink()
             raise ConnectionError(f"the bytes are not those published: SHA-256 {found[:12]}..., not {sha256[:12]}...")
@@ -102,14 +100,7 @@ def fetch(
     partial.replace(target)
 
 
-def _receive(
-    url: str,
-    partial: Path,
-    size: int,
-    headers: Mapping[str, str],
-    patience: Patience,
-    progress: Callable[[int], None] | None,
-) -> None:
+def _receive(url: str, partial: Path, size: int, headers: Mapping[str, str], patience: Patience) -> None:
     """Append to ``partial`` what is missing of the file."""
     have = partial.stat().st_size if partial.exists() else 0
     if have > size:
@@ -125,8 +116,6 @@ def _receive(
             while have < size and (block := answer.read(min(_BLOCK, size - have))):
                 file.write(block)
                 have += len(block)
-                if progress is not None:
-                    progress(have)
     if have != size:
         raise ConnectionError(f"the answer ended after {have:,} of {size:,} bytes")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from gpt2lab.data.readers import DEFAULT_COLUMN, format_of
 from gpt2lab.errors import InputError, did_you_mean, one_of
 
 HUB = "hub:"
+log = logging.getLogger("gpt2lab")
 _IN_FOLDERS = (".txt", ".jsonl", ".parquet")
 
 
@@ -92,6 +94,7 @@ def fetched(portion: Portion, folder: Path) -> list[Path]:
     for file in portion.files:
         path = folder / Path(file.name).name
         if not path.exists():
+            log.info("fetching %s, %s MB", file.name, f"{file.size / 1e6:,.1f}")
             fetch(file.url, path, file.size, file.version or None, _headers(file.url))
         paths.append(path)
     return paths

@@ -22,6 +22,7 @@ def prepare_data(recipe: Recipe, tokenizer: Path, out: Path, max_disk: str | Non
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     allowed = None if max_disk is None else size_of(max_disk)
     opened = open_tokenizer(tokenizer)
+    console.log_to_console()
 
     def prepare(wanted: Recipe) -> TokenDataset | None:
         with console.preparing_bar() as show:
