@@ -104,7 +104,8 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
 
     options: dict[str, Any] = {
         "steps": 100, "model": model, "batch_tokens": B * T, "micro_batch": B, "seq_len": T, "compile": "off",
-        "device": str(where.device), "precision": where.precision, "activation_checkpointing": checkpointed,
+        "parallel": "none", "device": str(where.device), "precision": where.precision,
+        "activation_checkpointing": checkpointed,
     }  # fmt: skip
     loop.peak_flops = lambda device, precision: (1e12, "not measured")  # its product would take memory of its own
     config = TrainConfig(**(options | changes))

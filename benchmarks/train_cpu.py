@@ -153,6 +153,7 @@ def measure_ours(name: str) -> dict[str, Any]:
         device="cpu",
         precision=where.precision,
         compile="off",
+        parallel="none",
     )
     data = Data(RandomStream(), None, {})  # type: ignore[arg-type]
     trainer = Trainer(Plan(config, where, steps, ()), data, Run(Path()), Hooks())
