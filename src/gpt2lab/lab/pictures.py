@@ -54,7 +54,7 @@ def draw_positions(curve: PositionLosses, title: str) -> Figure:
 def stretches(losses: Sequence[float], tokens: Sequence[int]) -> tuple[list[float], list[float]]:
     """Return the mean position and mean loss of stretches between evenly spaced powers, weighted by tokens."""
     last = len(losses)
-    edges = sorted({round(last ** (n / SMOOTHED)) for n in range(SMOOTHED + 1)} | {last + 1})
+    edges = sorted({round(last ** (n / SMOOTHED)) for n in range(SMOOTHED)} | {last + 1})
     points: list[tuple[float, float]] = []
     for begin, end in pairwise(edges):
         places = [t for t in range(begin, end) if tokens[t - 1]]
