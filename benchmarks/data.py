@@ -2,9 +2,10 @@
 
 Preparing from Parquet is compared with tiktoken's own batch encoder on the same text and cores (the difference is
 reading, hashing, splitting, writing). The text is the standard library's sources, which every machine has. The loader
-reads files that were just read, in epochs' random order; resident memory is taken before and after a whole pass.
+reads files that were just read, in epochs' random order; how long a loop waits for
+batches is measured for 0, 2 and 8 threads that read ahead, and resident memory before and during a whole pass.
 
-    python benchmarks/data.py --tokenizer DIR [--tokens 500000000]
+    python benchmarks/data.py --tokenizer DIR [--tokens 500000000]      (5000000000 tokens take 10 GB of disk)
 
 ``DIR`` is a folder of GPT-2's vocabulary or one written by ``gpt2lab tokenizer train``. Prints a table and writes
 `benchmarks/results/data.json`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -25,13 +27,14 @@ import pyarrow.parquet as pq
 import tiktoken
 import torch
 
-from gpt2lab.data import Loader, TokenStream, documents, open_shard, prepare
+from gpt2lab.data import Loader, Prefetcher, TokenStream, documents, open_shard, prepare
 from gpt2lab.data.shards import UINT16, ShardWriter
 from gpt2lab.files import write_json
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.tokenizer.pretokenize import find_pattern
 
 RESULT = Path(__file__).parent / "results" / "data.json"
+WORKERS = (0, 2, 8)
 SHAPES = ((12, 64), (4, 256), (8, 1024), (32, 1024), (64, 1024))  # (micro_batch, seq_len)
 
 
@@ -80,10 +83,38 @@ def loading(folder: Path, tokens: int) -> dict[str, float]:
     for micro_batch, seq_len in SHAPES:
         loader = Loader(stream, seq_len, micro_batch, micro_batch, seed=0)
         found[f"{micro_batch} x {seq_len}, million tokens/s"] = max(rate(loader, 1000) for _ in range(5)) / 1e6
-    before = resident_mb()
-    loader = Loader(stream, 1024, 64, 64, seed=0)
-    rate(loader, loader.windows_per_epoch // 64)
-    return {**found, "resident_mb_before_pass": before, "resident_mb_after_pass": resident_mb()}
+    for eot, what in ((None, ""), (50_256, ", with documents")):
+        loader = Loader(stream, 1024, 64, 64, seed=0, eot=eot)
+        for workers in WORKERS:
+            name = f"{workers} threads{what}, % of time waited"
+            found[name] = 100 * statistics.median(waited(loader, workers) for _ in range(5))
+    return {**found, **one_pass(Loader(stream, 1024, 64, 64, seed=0))}
+
+
+def one_pass(loader: Loader) -> dict[str, float]:
+    """Resident memory in MB before a whole pass, and the most during it."""
+    found = {"resident before a pass, MB": resident_mb()}
+    with Prefetcher(loader, 2) as batches:
+        most = 0.0
+        for step in range(loader.windows_per_epoch // 64):
+            batches.batch(step, 0)
+            most = max(most, resident_mb()) if step % 100 == 0 else most
+    return found | {"resident during a pass, most, MB": most}
+
+
+def waited(loader: Loader, workers: int, steps: int = 200) -> float:
+    """The share of time that a loop waits for batches of 65,536 tokens while it computes some milliseconds for each."""
+    matrix = torch.ones(512, 512)
+    waiting = 0.0
+    with Prefetcher(loader, workers) as batches:
+        start = time.perf_counter()
+        for step in range(steps):
+            begin = time.perf_counter()
+            batches.batch(step, 0)
+            waiting += time.perf_counter() - begin
+            for _ in range(4):
+                torch.mm(matrix, matrix)
+        return waiting / (time.perf_counter() - start)
 
 
 def rate(loader: Loader, steps: int) -> float:

@@ -83,6 +83,30 @@ def test_what_a_thread_could_not_read_is_an_error_of_the_batch_asked_for(tmp_pat
                 batches.batch(step, 0)
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/status").read_text(encoding="ascii").split("VmRSS:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resident_memory_stays_flat_over_a_pass(workers: int, tmp_path: Path) -> None:
+    """64 MB of token files: if pages that were read counted, they would be there at the end."""
+    tokens = 32_000_000
+    writer = ShardWriter(tmp_path, "train", UINT16, tokens // 4)
+    for _ in range(8):
+        writer.write(np.zeros(tokens // 8, dtype=np.uint16))
+    writer.finish()
+    loader = Loader(TokenStream("train", [open_shard(path) for path in writer.paths]), 1024, 64, 64, seed=5)
+    steps = loader.windows_per_epoch // 64
+    resident = []
+    with Prefetcher(loader, workers) as batches:
+        for step in range(steps):
+            batches.batch(step, 0)
+            if step >= steps // 4:
+                resident.append(resident_bytes())
+    assert max(resident) - resident[0] < 12_000_000  # of the 48 MB that were read since
+
+
 def test_fewer_threads_than_none_are_refused(loader: Loader) -> None:
     with pytest.raises(InputError, match="workers is -1; it must be 0 or more"):
         Prefetcher(loader, -1)
