@@ -11,6 +11,7 @@ folder that holds nothing else; `checkpoint.verify` sees to it. Files hold tenso
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -93,7 +94,9 @@ def _read_shares(folder: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
         name: torch.empty(1, device=parameter.device) if key == "step" else torch.empty_like(parameter.detach())
         for name, (parameter, key) in wanted.items()
     }
-    read_into(rows, storage_reader=reader, no_dist=True)  # each rank finds the rows it keeps by itself
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        read_into(rows, storage_reader=reader, no_dist=True)  # as it is meant: each rank finds its rows by itself
     return {name: value.reshape(()) if wanted[name][1] == "step" else value for name, value in rows.items()}
 
 

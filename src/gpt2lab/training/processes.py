@@ -11,9 +11,11 @@ Without torchrun there is one process; then each function here gives back what i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,8 +193,23 @@ def joined(device: str) -> Iterator[Processes]:
     _meet("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", processes)
     try:
         yield processes
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an exception hold.
+
+    DDP's reducer must go before the process group does: where it is the last to hold the group, it waits for gloo's
+    thread, which waits for the interpreter's lock, for ever.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _take_device(device: torch.device, processes: Processes) -> None:
