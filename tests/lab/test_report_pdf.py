@@ -57,6 +57,22 @@ def test_missing_part_does_not_stop_the_pdf(run: Run, tmp_path: Path, damage: st
 
 
 @needs_pdftotext
+def test_figures_of_texts_stand_beside_those_of_the_held_out_text(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"name": "held-out text", "strategy": None, "figures": {"perplexity": 3.25, "self_bleu": 41.5}},
+        {"name": "greedy", "strategy": {"greedy": True}, "figures": {"perplexity": 1.125}},
+    ]
+    path = run.evaluations(300) / "text.json"
+    write_json(path, {"step": 300, "split": "test", "rows": rows, "examples": [], "protocol": "100 beginnings."})
+    text, _ = text_of(write_report([run], tmp_path / "report.pdf"))
+    assert re.search(r"held-out text *3\.25 *41\.5 greedy *1\.12", text) and "100 beginnings." in text
+    html = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "41.5" in html and "self bleu" in html
+    write_json(path, {"rows": [{}]})
+    assert any("text.json is damaged" in remark for remark in gather([run]).runs[0].remarks)
+
+
+@needs_pdftotext
 def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) -> None:
     runs = []
     for kind, lr in (("a", 3e-3), ("b", 1e-3)):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gpt2lab.lab.attention_map import AttentionMap
 from gpt2lab.lab.compare.results import Comparison
+from gpt2lab.lab.text_table import TextTable
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class RunContent:
     key_figures: tuple[KeyFigure, ...]
     curves: Curves
     evaluations: tuple[Evaluation, ...]
+    texts: TextTable | None
+    """Figures of the texts of each strategy, where they were taken."""
     strategies: tuple[Strategy, ...]
     other_steps: tuple[Strategy, ...]
     """A text of each of some other steps, which show how the writing changed."""

@@ -55,6 +55,7 @@ def _run_content(record: Record, name: str) -> RunContent:
         key_figures=_key_figures(record),
         curves=_curves(record),
         evaluations=evaluations(record.evals),
+        texts=record.texts,
         strategies=_strategies(record.samples),
         other_steps=_others(record.samples),
         task=task(record),

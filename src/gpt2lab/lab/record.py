@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
+from gpt2lab.lab.text_table import TextTable, text_table
 from gpt2lab.runs import Row, Run
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class Record:
     """The newest checkpoint's scalars; empty where there is none."""
     parameters: int | None
     """Of the unpadded vocabulary, the tied head counted once; None where there are no weights."""
+    texts: TextTable | None
+    """Figures of the texts of each strategy; None where they were not taken."""
     damage: tuple[str, ...]
 
     def options(self, group: str) -> dict[str, Any]:
@@ -100,6 +103,7 @@ def read(run: Run) -> Record:
         parameters=attempt(lambda: _count_parameters(checkpoint / "model.safetensors", config), None)
         if checkpoint
         else None,
+        texts=attempt(lambda: text_table(run), None),
         damage=tuple(damage),
     )
 

@@ -13,9 +13,13 @@ from gpt2lab.files import read_json
 from gpt2lab.lab.compare.measure import POSITIONS, RECALL
 from gpt2lab.lab.pictures import stretches
 from gpt2lab.lab.record import Record, read
+from gpt2lab.lab.text_table import text_figures
 from gpt2lab.model import GPTConfig, cache_bytes
 from gpt2lab.runs import EVALUATIONS, Run
 from gpt2lab.runtime import DTYPES
+
+TEXTS = "nucleus 0.9"
+"""The strategy whose texts are compared, where their quality was measured."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ METRICS = (
     Metric("tokens_per_s", "Speed", "tokens/s", "higher"),
     Metric("peak_memory_mb", "Peak memory", "MiB", "lower"),
     Metric("recall_gain", "Recall: gain on the second occurrence", "nats", "higher", True),
+    Metric("repetition", f"Texts at {TEXTS} that end in a loop", "share", "lower"),
+    Metric("self_bleu", f"Self-BLEU of texts at {TEXTS}", "0 to 100"),
+    Metric("relevance", f"Relevance of texts at {TEXTS}", "share", "higher"),
     Metric("grammatical", "Stories that are grammatical", "share", "higher"),
     Metric("consistent", "Stories that are consistent too", "share", "higher"),
     Metric("parameters", "Parameters", "", ""),
@@ -164,6 +171,7 @@ def _figures(record: Record, recall: dict[str, Any]) -> dict[str, float]:
     curve = _curve(record)
     seconds, speeds, memory = (record.column(name) for name in ("seconds", "tokens_per_s", "peak_memory_mb"))
     shares = {e.metric: e.value for e in record.evals if e.task == "stories"}
+    texts = text_figures(record.run).get(TEXTS, {})
     found = {
         "test_loss": test.get("loss"),
         "test_perplexity": test.get("perplexity"),
@@ -174,8 +182,11 @@ def _figures(record: Record, recall: dict[str, Any]) -> dict[str, float]:
         "tokens_per_s": median(speeds) if speeds else None,
         "peak_memory_mb": max(memory, default=None),
         "recall_gain": _gain(recall),
-        "grammatical": shares.get("grammatical"),
-        "consistent": shares.get("consistent"),
+        "repetition": texts.get("repetition"),
+        "self_bleu": texts.get("self_bleu"),
+        "relevance": texts.get("relevance"),
+        "grammatical": texts.get("grammatical", shares.get("grammatical")),
+        "consistent": texts.get("consistent", shares.get("consistent")),
         "parameters": record.parameters,
         "cache_bytes": _cache_bytes(record.config),
     }

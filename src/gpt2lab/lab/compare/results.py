@@ -159,4 +159,5 @@ def signed(x: float) -> str:
     """Return a difference with its sign: +0.0123, −4.56."""
     if x == 0:
         return "0"
-    return f"{'+' if x > 0 else '−'}{words.number(abs(x), 3)}"
+    size = f"{abs(x):.3g}" if 1e-4 <= abs(x) < 1e-2 else words.number(abs(x), 3)
+    return f"{'+' if x > 0 else '−'}{size}"

@@ -98,4 +98,8 @@ def _entry(cell: Cell) -> Entry:
 
 
 def _value(x: float) -> str:
+    if x < 0:
+        return f"−{_value(-x)}"
+    if 1e-4 <= x < 1e-2:
+        return f"{x:.3g}"
     return words.short(x) if x >= 1e5 else words.count(x) if x == round(x) else words.number(x)
