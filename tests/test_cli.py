@@ -299,6 +299,8 @@ def test_report_is_one_file(work: Path, tmp_path: Path, capsys: pytest.CaptureFi
 BAD = [
     (["trian"], 'did you mean "train"'),
     (["tokenizer", "tran"], 'did you mean "train"'),
+    (["train", "--step", "5"], '--step, 5 (did you mean "--steps"?); see gpt2lab train --help'),
+    (["train", "--lr=3"], '--lr=3 (did you mean "--optim.lr"?); see'),
     (["train", "--preset", "gtp2"], 'did you mean "gpt2"'),
     (["train", "--model.n-lyer", "2"], "--model.n-layer"),
     (["train", "--model.n-embd", "10", "--model.n-head", "3"], "not divisible by n_head 3"),

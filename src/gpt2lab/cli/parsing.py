@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import re
@@ -34,7 +35,32 @@ def _by_tyro(what: Callable[..., Any], argv: list[str], prog: str, options: dict
     except SystemExit as stop:
         if stop.code != 2:
             raise
-    raise InputError(_one_line(framed.getvalue(), prog))
+    said = _one_line(framed.getvalue(), prog)
+    raise InputError(_name_the_nearest(said, lambda: _flags(what, options)))
+
+
+def _flags(what: Callable[..., Any], options: dict[str, Any]) -> list[str]:
+    """Return the flags that ``what`` takes, from its help."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(what, args=["--help"], **options)
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
+
+
+def _name_the_nearest(said: str, flags: Callable[[], list[str]]) -> str:
+    """Put the flag that is spelt most alike, by its whole name or its last part, behind one that is unknown.
+
+    >>> _name_the_nearest("train: Unrecognized options: --step, 5; see ...", lambda: ["--steps", "--optim.steps"])
+    'train: Unrecognized options: --step, 5 (did you mean "--steps"?); see ...'
+    """
+    match = re.match(r"([^:]*: Unrecognized options: (--[\w.-]+)[^;]*)(?:;.*)?(; see .*)", said)
+    if match is None:
+        return said
+    spelt = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in flags()}
+    spelt |= {flag: flag for flag in spelt.values()}
+    near = difflib.get_close_matches(match[2], spelt, n=1, cutoff=0.5)
+    hint = f' (did you mean "{spelt[near[0]]}"?)' if near else ""
+    return f"{match[1]}{hint}{match[3]}"
 
 
 def call(verb: Callable[..., int], argv: list[str], prog: str) -> int:
