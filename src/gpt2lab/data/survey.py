@@ -12,7 +12,7 @@ import numpy as np
 from gpt2lab.data.stream import TokenStream
 
 _BLOCK = 1 << 20
-"""Tokens read at once."""
+"""Tokens read, and counted, at once."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,19 @@ def _whole(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def survey(stream: TokenStream, n_vocab: int, eot: int) -> Survey:
-    """Read a split once. Memory: 16 bytes a document, one document's ids, and the counts."""
+    """Read a split once. Memory: 16 bytes a document, the ids of a few, and the counts."""
     lengths, hashes = array("q"), array("Q")
     counts = np.zeros(n_vocab, dtype=np.int64)
+    size, waiting = 0, list[np.ndarray]()  # to be counted together, for the vocabulary is longer than a document
     for ids in split_documents(stream, eot):
         lengths.append(len(ids))
         hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "big"))
-        _add(counts, ids)
+        waiting.append(ids)
+        size += len(ids)
+        if size >= _BLOCK:
+            counts += np.bincount(np.concatenate(waiting), minlength=n_vocab)
+            size, waiting = 0, []
+    if waiting:
+        counts += np.bincount(np.concatenate(waiting), minlength=n_vocab)
     counts[eot] = len(stream) - sum(lengths)  # which no document holds
     return Survey(counts, np.array(lengths), np.array(hashes))
-
-
-def _add(counts: np.ndarray, ids: np.ndarray) -> None:
-    """Count ids; those of a short document one by one, for the vocabulary is longer than it."""
-    if len(ids) < len(counts):
-        values, times = np.unique(ids, return_counts=True)
-        counts[values] += times
-    else:
-        counts += np.bincount(ids, minlength=len(counts))
