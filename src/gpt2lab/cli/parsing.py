@@ -50,7 +50,7 @@ def _flags(what: Callable[..., Any], options: dict[str, Any]) -> list[str]:
 def _name_the_nearest(said: str, flags: Callable[[], list[str]]) -> str:
     """Put the flag that is spelt most alike, by its whole name or its last part, behind one that is unknown.
 
-    >>> _name_the_nearest("train: Unrecognized options: --step, 5; see ...", lambda: ["--steps", "--optim.steps"])
+    >>> _name_the_nearest("train: Unrecognized options: --step, 5; see ...", lambda: ["--optim.lr", "--steps"])
     'train: Unrecognized options: --step, 5 (did you mean "--steps"?); see ...'
     """
     match = re.match(r"([^:]*: Unrecognized options: (--[\w.-]+)[^;]*)(?:;.*)?(; see .*)", said)

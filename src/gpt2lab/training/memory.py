@@ -53,7 +53,7 @@ class Shape:
     shards: int = 1
     """Ranks that the weights, gradients and moments are shared out over: 1 without FSDP."""
     buckets: bool = False
-    """Whether gradients are copied into buckets to be summed over ranks, as DDP does."""
+    """Whether gradients are views of buckets that stay from step to step, as DDP's are."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,15 @@ def estimate(shape: Shape) -> Memory:
     matrices = sum(number for name, number in blocks.items() if len(shapes[name]) == 2)
     kept = -(-total // shape.shards)
     moments = 2 * kept - (matrices // shape.shards if shape.optimiser == "muon" else 0)  # Muon keeps one
-    weights, gradients, optimiser = FP32 * kept, FP32 * kept * (2 if shape.buckets else 1), FP32 * moments
-    gathered = 0 if shape.shards == 1 else FP32 * (embedding + 2 * sum(blocks.values()) // shape.model.n_layer)
-    activations = _kept(shape) + _copies(shape, matrices)
+    # FSDP adds up whole gradients over the micro-steps and shares them out in the last; weights travel in the
+    # products' dtype: the embedding, and a block while the next one comes.
+    weights, optimiser = FP32 * kept, FP32 * moments
+    gradients = FP32 * (total if shape.micro_steps > 1 else kept)
+    a_block = sum(blocks.values()) // shape.model.n_layer
+    gathered = 0 if shape.shards == 1 else DTYPES[shape.precision].itemsize * (embedding + 2 * a_block)
+    activations = _kept(shape) + (_copies(shape, matrices) if shape.shards == 1 else 0)
     head = FP32 * embedding
-    earlier = gradients if shape.micro_steps > 1 else 0
+    earlier = gradients if shape.micro_steps > 1 or shape.buckets else 0
     again = block_activations(shape) if shape.activation_checkpointing else 0
     widest = shape.B * shape.T * shape.model.inner * DTYPES[shape.precision].itemsize
     moments_of_a_step = (
