@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
@@ -95,7 +96,7 @@ def in_own_process(config: TrainConfig) -> Ended:
     """Do the same in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_begin_process) as pool:
-        future = pool.submit(in_this_process, config)
+        future = pool.submit(_in_child, config)
         try:
             return future.result()
         except BrokenProcessPool:
@@ -110,12 +111,23 @@ def _begin_process() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+def _in_child(config: TrainConfig) -> Ended:
+    ended = in_this_process(config)
+    if not _parent().is_alive():
+        os._exit(1)  # nobody is left to be told, and the pool's process would wait for more work for ever
+    return ended
+
+
 def _end_with_parent() -> None:
     """Ask this process to save and end when the one that started it has gone."""
+    _parent().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _parent() -> BaseProcess:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    return parent
 
 
 def _is_over(job: Job) -> bool:
