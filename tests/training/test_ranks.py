@@ -26,7 +26,7 @@ from gpt2lab.training.optim import make_optimiser
 pytestmark = needs_fork
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
 ADAMW = OptimConfig(lr=1e-2, warmup_steps=5)
-MUON = OptimConfig(name="muon", lr=3e-3, warmup_steps=5)
+MUON = OptimConfig(name="muon", lr=3e-3, muon_lr=5e-3, warmup_steps=5)
 
 
 def config(data: Path, out: Path, **changes: object) -> TrainConfig:

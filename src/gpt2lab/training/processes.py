@@ -11,6 +11,7 @@ Without torchrun there is one process; then each function here gives back what i
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -192,7 +193,8 @@ def joined(device: str) -> Iterator[Processes]:
     _take_device(where, processes)
     _meet("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", processes)
     try:
-        yield processes
+        # Of several machines only the one where a process died counts the restart.
+        yield dataclasses.replace(processes, restarts=processes.highest(processes.restarts))
     except BaseException as error:
         _let_go(error)
         raise
@@ -232,11 +234,14 @@ def _meet(backend: str, processes: Processes) -> None:
     try:
         store, rank, world = next(rendezvous("env://", rank, world, timeout=timedelta(seconds=seconds)))
         store.set_timeout(EXCHANGE_TIMEOUT)
+        if world == int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
+            # On one machine the store outlives a restart: addresses of those that died would be found in it.
+            store = dist.PrefixStore(f"restart_{processes.restarts}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=EXCHANGE_TIMEOUT)
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(
             f"rank {rank} of {world} did not meet the others at {where} within {seconds:.0f} s "
-            f"({str(error).splitlines()[0][:120]}); see that rank 0 runs, that this machine reaches that address and "
+            f"({str(error).splitlines()[0][:400]}); see that rank 0 runs, that this machine reaches that address and "
             "port, and that as many processes were started (docs/scaling.md)"
         ) from error
