@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from gpt2lab import runtime
@@ -236,7 +237,7 @@ def _meet(backend: str, processes: Processes) -> None:
         store.set_timeout(EXCHANGE_TIMEOUT)
         if world == int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
             # On one machine the store outlives a restart: addresses of those that died would be found in it.
-            store = dist.PrefixStore(f"restart_{processes.restarts}", store)
+            store = PrefixStore(f"restart_{processes.restarts}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=EXCHANGE_TIMEOUT)
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

@@ -1,0 +1,66 @@
+"""What is refused before several processes begin: worlds that do not fit the batch, and others that never come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import small
+
+from gpt2lab.data import TokenDataset
+from gpt2lab.errors import InputError
+from gpt2lab.training import Processes, TrainConfig
+from gpt2lab.training.processes import joined
+from gpt2lab.training.setup import resolve
+
+
+def of_world(world: int) -> Processes:
+    """The processes of a run as rank 0 sees them."""
+    return Processes(0, world, 0, "a launch")
+
+
+def resolved(config: TrainConfig, processes: Processes) -> str:
+    """The mode that a configuration gets."""
+    return resolve(config, TokenDataset(config.data), processes).config.parallel
+
+
+@pytest.mark.parametrize(
+    ("world", "said"),
+    [
+        (3, r"3 processes cannot share the 8 sequences of a step evenly; start 2 or 4, .* such as 144"),
+        (7, r"start 4 or 8, the nearest that can"),
+        (9, r"9 processes, but a step of 128 tokens has only 8 sequences of 16; start at most 8"),
+    ],
+)
+def test_a_world_that_does_not_divide_the_step_is_told_what_does(
+    data: Path, tmp_path: Path, world: int, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        resolved(small(data, tmp_path / "run", micro_batch=1), of_world(world))
+
+
+def test_modes(data: Path, tmp_path: Path) -> None:
+    def config(mode: str) -> TrainConfig:
+        return small(data, tmp_path / "run", micro_batch=1, parallel=mode)
+
+    assert resolved(config("auto"), Processes()) == "none"
+    assert resolved(config("auto"), of_world(2)) == "ddp"
+    assert resolved(config("fsdp"), of_world(2)) == "fsdp"
+    with pytest.raises(InputError, match="parallel is none, but torchrun started 2 processes"):
+        resolved(config("none"), of_world(2))
+    with pytest.raises(InputError, match="parallel ddp needs torchrun: torchrun --standalone"):
+        resolved(config("ddp"), Processes())
+
+
+def test_processes_that_nobody_meets_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="RANK is set, but not all that torchrun sets with it"), joined("cpu"):
+        pass
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("GPT2LAB_MEETING_SECONDS", "1")
+    with (
+        pytest.raises(InputError, match=r"rank 1 of 2 did not meet the others at .* within 1 s"),
+        joined("cpu"),
+    ):
+        pass
