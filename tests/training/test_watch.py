@@ -78,7 +78,7 @@ def test_a_spike_is_warned_of_or_skipped_as_configured(
     weights: list[torch.Tensor] = []
 
     def hooks(run: Run) -> Hooks:
-        return Hooks(sample=lambda model, step: weights.append(model.ln_f.weight.detach().clone()))
+        return Hooks(sample=lambda model, step: weights.append(model.wte.weight.detach().clone()))
 
     config = spiking(tmp_path / "run", data, monkeypatch, on_spike=on_spike, sample_every=1)
     run = train(config, hooks)
