@@ -154,6 +154,13 @@ def test_published_figures_stand_only_beside_the_same_text(run: Run) -> None:
     assert [loss for _, loss in content.curves.published] == [1.88, 1.4697]
 
 
+def test_hellaswag_of_gpt2_stands_beside_the_same_style_only(run: Run) -> None:
+    run.add_eval(300, "hellaswag", "val", "Worded as by lm-evaluation-harness.", "acc_norm", 0.26)
+    assert gather([run]).runs[0].published == ()
+    run.add_eval(300, "hellaswag", "val", "Completion style.", "acc_norm", 0.26)
+    assert [fact.value for fact in gather([run]).runs[0].published] == ["0.2955"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -35,7 +35,7 @@ NANOGPT = (
         "estimated on 200 batches of the validation split",
     ),
 )
-HELLASWAG = Published("GPT-2 124M", "HellaSwag acc_norm, completion style, %", 29.55, "on all 10,042 items")
+HELLASWAG = Published("GPT-2 124M", "HellaSwag acc_norm, completion style", 0.2955, "on all 10,042 items")
 
 
 def published_losses(record: Record) -> tuple[Published, ...]:
