@@ -1,0 +1,98 @@
+"""A rank killed: under torchrun the run goes on by itself, and a save that was cut off leaves the one before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import launch, needs_fork, this_rank
+from support import nothing, saved_steps, small, train
+
+from gpt2lab.model import GPTConfig
+from gpt2lab.runs import Run
+from gpt2lab.training import TrainConfig, checkpoint, moments, resume, start, to_dict
+
+pytestmark = [needs_fork, pytest.mark.fault]
+MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
+KILLED_ONCE = """
+import json, os, signal, sys
+import torch
+from gpt2lab.training import Hooks, from_dict, loop, start
+torch.set_num_threads(1)
+accumulate = loop.Trainer._accumulate
+def killed(self, step, micro_step):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == "1" and step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return accumulate(self, step, micro_step)
+loop.Trainer._accumulate = killed
+start(from_dict(json.loads(sys.argv[1])), lambda run: Hooks())
+"""
+
+
+def config(data: Path, out: Path, mode: str) -> TrainConfig:
+    """12 steps with a checkpoint every 4."""
+    options = {"model": MODEL, "steps": 12, "batch_tokens": 128, "micro_batch": 2, "log_every": 1, "eval_every": 100}
+    return small(data, out, parallel=mode, **options)
+
+
+@pytest.mark.parametrize(("mode", "step"), [("ddp", 9), ("fsdp", 9), ("fsdp", 2)])
+def test_a_killed_rank_is_restarted_and_the_run_goes_on(data: Path, tmp_path: Path, mode: str, step: int) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(KILLED_ONCE, encoding="utf-8")
+    each = config(data, tmp_path / "run", mode)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "--max-restarts", "1", str(script), json.dumps(to_dict(each)), str(step)]
+    subprocess.run(command, check=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run, alone = Run(tmp_path / "run"), train(config(data, tmp_path / "alone", "auto"))
+    assert [row["step"] for row in run.metrics()] == list(range(1, 13))
+    expected = [row["train_loss"] for row in alone.metrics()]
+    assert [row["train_loss"] for row in run.metrics()] == pytest.approx(expected, abs=1e-5)
+    assert saved_steps(run) == [4, 8, 12]
+
+
+STAGES = ["share", "weights", "state", "manifest", "rename"]
+
+
+def die_while_saving(each: TrainConfig, stage: str) -> None:
+    """Start a run whose second save is cut off by the death of a rank."""
+    names = {"share": "write_shares", "weights": "save_file", "manifest": "_publish"}
+    home = moments if stage == "share" else checkpoint
+    name, nth = names.get(stage, "write_json"), {"state": 3}.get(stage, 2)
+    if stage == "rename":
+        name, nth = "sync_directory", 5  # each save syncs two folders before the rename, and one after
+    real, calls = getattr(home, name), []
+
+    def dying(*arguments: object) -> object:
+        calls.append(name)
+        if len(calls) == nth and this_rank() == (1 if stage == "share" else 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(home, name, dying)
+    start(each, nothing)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rank_killed_during_a_sharded_save(data: Path, tmp_path: Path, stage: str) -> None:
+
+    each = config(data, tmp_path / "run", "fsdp")
+    with pytest.raises(AssertionError):
+        launch(2, die_while_saving, each, stage)
+    run = Run(tmp_path / "run")
+    assert checkpoint.find_newest_sound(run, pytest.fail).step == 4
+    assert launch(2, _resumed, each) == ["", ""]
+    assert saved_steps(run) == [4, 8, 12]
+    assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]
+    assert len(run.metrics()) == 12
+
+
+def _resumed(each: TrainConfig) -> None:
+
+    resume(dataclasses.replace(each, resume="last"), nothing)
