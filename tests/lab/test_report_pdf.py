@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from pypdf import PdfReader
 from run_directories import CONFIG, ENVIRONMENT, log_steps, make_run
 
 from gpt2lab.errors import InputError
@@ -18,8 +18,6 @@ from gpt2lab.lab.published import SHAKESPEARE_BY_CHARACTER
 from gpt2lab.lab.report import runs_of, write_report
 from gpt2lab.runs import Run
 
-needs_pdftotext = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext (poppler)")
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -28,11 +26,11 @@ def run(tmp_path: Path) -> Run:
 
 def text_of(pdf: Path) -> tuple[str, int]:
     """The words of a PDF as a reader finds them by searching, and its pages."""
-    said = subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, check=True).stdout.decode()
-    return re.sub(r"\s+", " ", said.replace("\u00a0", " ")), said.count("\f")
+    pages = PdfReader(pdf).pages
+    said = " ".join(page.extract_text() for page in pages)
+    return re.sub(r"\s+", " ", said.replace("\u00a0", " ")), len(pages)
 
 
-@needs_pdftotext
 def test_numbers_of_the_run_can_be_searched_in_at_most_five_pages(run: Run, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("A longer context\nwould help.\n\n#strong[not markup] $x$ \\ <b>", encoding="utf-8")
@@ -47,7 +45,6 @@ def test_numbers_of_the_run_can_be_searched_in_at_most_five_pages(run: Run, tmp_
     assert pages <= 6
 
 
-@needs_pdftotext
 @pytest.mark.parametrize("damage", ["metrics.csv", "evals.csv", "samples.jsonl", "config.json", "checkpoints"])
 def test_missing_part_does_not_stop_the_pdf(run: Run, tmp_path: Path, damage: str) -> None:
     path = run.path / damage
@@ -56,7 +53,6 @@ def test_missing_part_does_not_stop_the_pdf(run: Run, tmp_path: Path, damage: st
     assert "How to reproduce" in text
 
 
-@needs_pdftotext
 def test_figures_of_texts_stand_beside_those_of_the_held_out_text(run: Run, tmp_path: Path) -> None:
     rows = [
         {"name": "held-out text", "strategy": None, "figures": {"perplexity": 3.25, "self_bleu": 41.5}},
@@ -72,7 +68,6 @@ def test_figures_of_texts_stand_beside_those_of_the_held_out_text(run: Run, tmp_
     assert any("text.json is damaged" in remark for remark in gather([run]).runs[0].remarks)
 
 
-@needs_pdftotext
 def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) -> None:
     runs = []
     for kind, lr in (("a", 3e-3), ("b", 1e-3)):

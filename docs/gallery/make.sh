@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Makes everything in this folder anew, from the root of a checkout:  docs/gallery/make.sh SHAKESPEARE.txt [WORK]
+# SHAKESPEARE.txt is Tiny Shakespeare. Runs go to WORK (runs/gallery), where what is finished is not repeated.
+set -euo pipefail
+text=$1 work=${2:-runs/gallery} gallery=docs/gallery
+mkdir -p "$work"
+
+report() { # RUN NAME: the same report as a paper and as a page
+    rm -f "$gallery/$2.pdf" "$gallery/$2.html"
+    gpt2lab report "$1" --out "$gallery/$2.pdf"
+    gpt2lab report "$1" --out "$gallery/$2.html"
+}
+
+quickstart() {
+    [ -d "$work/quickstart" ] || gpt2lab quickstart --out "$work/quickstart"
+    gpt2lab eval positions "$work/quickstart"
+    gpt2lab eval text "$work/quickstart" # the decoding study
+    report "$work/quickstart" quickstart
+    rm -rf "$gallery/stories" "$work/quickstart-hf"
+    gpt2lab export-hf "$work/quickstart" "$work/quickstart-hf"
+    gpt2lab import-hf "$work/quickstart-hf" "$gallery/stories"
+    cp "$work/quickstart-hf/README.md" "$gallery/stories/README.md"
+}
+
+shakespeare_by_character() {
+    if [ ! -d "$work/characters" ]; then
+        gpt2lab tokenizer train --input "$text" --vocab-size 257 --out "$work/tokenizer-bytes"
+        gpt2lab data prepare "$text" --tokenizer "$work/tokenizer-bytes" --out "$work/characters-data" \
+            --val-fraction 0.1 --test-fraction 0
+        gpt2lab train --data "$work/characters-data" --out "$work/characters" --steps 2000 --batch-tokens 768 \
+            --model.n-layer 4 --model.n-head 4 --model.n-embd 128 --model.n-ctx 64 \
+            --optim.lr 3e-3 --optim.min-lr 1e-4 --optim.warmup-steps 100 --sample-prompt "ROMEO:"
+        gpt2lab eval perplexity "$work/characters" --split val --context 64 --stride 64 --checkpoint last
+    fi
+    report "$work/characters" shakespeare-characters
+}
+
+shakespeare_by_bpe() {
+    [ -d "$work/shakespeare" ] || gpt2lab quickstart --text "$text" --out "$work/shakespeare"
+    report "$work/shakespeare" shakespeare-bpe
+}
+
+comparison() { # NAME OPTIONS...: three seeds of each variant, on the quickstart's stories
+    local name=$1
+    shift
+    gpt2lab compare --base tiny "$@" --seeds 3 --data "$work/quickstart-data" --out "$work/$name" \
+        --model.dropout 0 --optim.name muon --optim.lr 4e-3 --optim.min-lr 4e-5 --optim.warmup-steps 50 \
+        --batch-tokens 2048 --steps 1000 --eval-every 100 --compile off
+    cp "$work/$name/comparison.html" "$gallery/$name.html"
+    cp "$work/$name/table.md" "$gallery/$name.md"
+}
+
+quickstart
+shakespeare_by_character
+shakespeare_by_bpe
+comparison attention --arm "baseline:" --arm "rotary: model.position=rope" --arm "grouped: model.n_kv_head=1" \
+    --arm "window: model.mask=window model.window=64" \
+    --arm "all three: model.position=rope model.n_kv_head=1 model.mask=window model.window=64"
+comparison sizes --vary model.n_embd=64,128,192
