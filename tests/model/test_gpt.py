@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -226,6 +228,36 @@ def test_under_autocast_the_stream_is_narrow_and_the_loss_fp32_and_near(grad: bo
         assert model(tokens).logits.dtype == torch.bfloat16
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
+def test_weights_may_be_narrow_themselves(position: str, norm: str, dtype: torch.dtype) -> None:
+    model, wide = (model_of(position=position, norm=norm).eval() for _ in range(2))
+    tokens, targets = tokens_of(3, T), tokens_of(3, T, seed=1)
+    loss = model.to(dtype)(tokens, targets).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, wide(tokens, targets).loss, atol=0.02, rtol=0.02)
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("length", [T - 1, T + 1])
+def test_targets_that_are_not_one_for_each_token_are_refused(length: int) -> None:
+    with pytest.raises(InputError, match=rf"targets has shape \(2, {length}\); give one for each token, \(2, 17\)"):
+        model_of()(tokens_of(2, T), tokens_of(2, length))
+
+
+def test_tokens_that_are_no_rows_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the tokens have shape \(5,\); give \(B, T\): rows of ids"):
+        model_of()(tokens_of(5))
+
+
+def test_importing_the_model_does_not_import_the_compiler() -> None:
+    """It takes longer than all the rest."""
+    said = "import sys, gpt2lab.model; print('torch._dynamo' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", said], text=True) == "False\n"
 
 
 def test_more_tokens_than_the_context_are_refused() -> None:

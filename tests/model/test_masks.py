@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, GPTConfig, KVCache
-from gpt2lab.model.masks import MASKS, Mask, causal, dense, global_window, sliding_window, strided
+from gpt2lab.model.masks import MASKS, Mask, causal, dense, document, global_window, sliding_window, strided
+from gpt2lab.model.view import make_view
 
 CPU = torch.device("cpu")
 
@@ -43,6 +45,10 @@ def dilated(window: int) -> Mask:
 def own(window: int) -> Mask:
     """Heads differ: the first reads its window, the others all; place 0 of head 0 reads nothing."""
     return causal() & Mask(lambda b, h, q, k: ((q - k < window) & (q > 0)) | (h > 0))
+
+
+def mine_of(window: int) -> Callable[[], Mask]:
+    return lambda: sliding_window(window)
 
 
 def model_of(seed: int = 0, **changes: Any) -> GPT:
@@ -84,6 +90,30 @@ def test_heads_may_differ_and_a_head_may_read_nothing(kernel: Any, monkeypatch: 
     torch.testing.assert_close(model.eval()(tokens).logits, expected, atol=1e-5, rtol=1e-5)
     found.loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("kernel", ["auto", "matmul", "sdpa"])
+def test_a_mask_may_leave_out_what_it_does_not_depend_on(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKS, "first", lambda prefix: Mask(lambda b, h, q, k: k < prefix, looks_ahead=True))
+    model = model_of(mask="first", prefix=5, kernel=kernel, n_kv_head=2)
+    tokens, table = torch.arange(24)[None].repeat(2, 1), (torch.arange(24) < 5).expand(24, 24)
+    expected = model_of(kernel="reference", n_kv_head=2)(tokens, mask=table).logits
+    torch.testing.assert_close(model(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_blocks_that_flex_leaves_out_are_found_for_each_head_and_row_that_differ() -> None:
+    places, documents = torch.arange(24), torch.arange(2 * 24).view(2, 24) // 5
+    for mask, differing in ((causal(), (1, 1)), (own(3), (1, 4)), (causal() & document(documents), (2, 1))):
+        view: Any = make_view("flex", mask, 2, 4, places, places, torch.float32, False)
+        assert view.mask.shape[:2] == differing
+
+
+def test_a_name_may_be_given_to_another_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.arange(24)[None]
+    for window in (3, 7):
+        monkeypatch.setitem(MASKS, "mine", mine_of(window))
+        expected = model_of(mask="window", window=window)(tokens).logits
+        torch.testing.assert_close(model_of(mask="mine")(tokens).logits, expected)
 
 
 def test_a_mask_that_is_not_what_it_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

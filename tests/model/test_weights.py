@@ -251,6 +251,8 @@ def test_a_directory_without_a_model(tmp_path: Path) -> None:
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"resid_pdrop": 0.3}, "'resid_pdrop': 0.3"),
+        ({"attn_pdrop": None}, "'attn_pdrop': None} and must be a number"),
+        ({"attn_pdrop": []}, "'attn_pdrop': []} and must be a number"),
         ({"n_layer": "two"}, "n_layer is 'two' and must be a whole number"),
         ({"n_inner": 2.5}, "n_inner is 2.5"),
         ({"n_head": 5}, "n_embd 24 is not divisible by n_head 5"),

@@ -15,11 +15,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._compile import _disable_dynamo
 from torch.nn.attention.flex_attention import flex_attention
 
 from gpt2lab.model.banded import banded, fold_bias
@@ -36,7 +37,7 @@ def reference(
     """The equation as it stands, with the softmax in fp32."""
     T, S, G = q.shape[-2], k.shape[-2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # (B, H, S, D)
-    scores = (q @ k.transpose(-2, -1)).float() / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    scores = (q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)).float()  # (B, H, T, S); scaled first for fp16's range
     allowed = causal_tensor(T, S, q.device) if mask is None else mask
     weights = F.softmax(scores.masked_fill(~allowed, -math.inf), dim=-1)
     return F.dropout(weights, dropout).to(v.dtype) @ v  # (B, H, T, D)
@@ -81,8 +82,9 @@ KERNELS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": reference,
     "matmul": matmul,
     "sdpa": sdpa,
-    # Its loop, and a gradient written by hand, would only be unrolled by a compiler.
-    "banded": cast(Callable[..., torch.Tensor], torch.compiler.disable(banded)),
+    # Its loop, and a gradient written by hand, would only be unrolled by a compiler. torch.compiler.disable would say
+    # the same, and import the compiler here and now: more than a second, for commands that compile nothing.
+    "banded": _disable_dynamo(banded),
     "flex": flex,
 }
 

@@ -27,7 +27,7 @@ from gpt2lab.hub import find_model
 from gpt2lab.model.attention import CAUSAL, CausalSelfAttention
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.inputs import check_inputs, warn_of_leaks
+from gpt2lab.model.inputs import check_inputs, check_targets, warn_of_leaks
 from gpt2lab.model.loss import fused_loss, token_losses
 from gpt2lab.model.positions import Rotation, rotation, sinusoidal
 from gpt2lab.model.view import View, batch_mask, make_view, tensor_mask
@@ -158,7 +158,7 @@ class GPT(nn.Module):
             end = start + tokens.shape[1]
             x = x + (self.wpe.weight[start:end] if positions is None else self.wpe(positions))
         elif self.config.position == "sinusoidal":
-            x = x + sinusoidal(_positions(tokens, start, positions), self.config.n_embd)
+            x = x + sinusoidal(_positions(tokens, start, positions), self.config.n_embd).to(x.dtype)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -176,8 +176,8 @@ class GPT(nn.Module):
 
         The other arguments are those of `forward`. A cache holds one document a row, and knows its positions.
         """
-        T, start = tokens.shape[1], 0 if cache is None else cache.length
         check_inputs(self.config, tokens, mask, cache, documents, positions)
+        T, start = tokens.shape[1], 0 if cache is None else cache.length
         queries = keys = _positions(tokens, start, None)
         if cache is not None:
             keys = cache.begin(T)
@@ -262,12 +262,14 @@ class GPT(nn.Module):
                 counts from the beginning of the row. The mask of the configuration counts by it within documents.
 
         Raises:
-            InputError: More tokens than the context, or a mask, documents or positions of another shape or with other
-                values.
+            InputError: More tokens than the context, or targets, a mask, documents or positions of another shape or
+                with other values.
 
         Warns:
             UserWarning: In training, where the mask lets a token read what it is to predict.
         """
+        if targets is not None:
+            check_targets(tokens, targets)
         x = self.hidden(tokens, mask, None, documents, positions)
         if targets is None:
             return GPTOutput(self.head(x), None)

@@ -21,6 +21,8 @@ def check_inputs(
     positions: torch.Tensor | None,
 ) -> None:
     """Raise `InputError` where the arguments of a pass do not fit one another or the model."""
+    if tokens.dim() != 2:
+        raise InputError(f"the tokens have shape {tuple(tokens.shape)}; give (B, T): rows of ids")
     n_ctx, T = config.n_ctx, tokens.shape[1]
     if cache is None and n_ctx < T:
         raise InputError(f"{T} tokens are more than the model's context of {n_ctx}")
@@ -41,6 +43,12 @@ def check_inputs(
             f"mask {config.mask} reads ahead: what is cached would change with each new token; "
             "read the whole sequence again"
         )
+
+
+def check_targets(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise `InputError` unless there is a target for each token: one too many would move all that follow."""
+    if targets.shape != tokens.shape:
+        raise InputError(f"targets has shape {tuple(targets.shape)}; give one for each token, {tuple(tokens.shape)}")
 
 
 def warn_of_leaks(mask: Mask | torch.Tensor) -> None:

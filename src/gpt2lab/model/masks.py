@@ -105,12 +105,12 @@ def strided(window: int) -> Mask:
 
 def prefix_lm(prefix: int) -> Mask:
     """Causal, but the first ``prefix`` places read one another both ways (Raffel et al. 2020, section 3.2.1)."""
-    return causal() | Mask(lambda b, h, q, k: (k < prefix) & (q >= 0), looks_ahead=True)
+    return causal() | Mask(lambda b, h, q, k: k < prefix, looks_ahead=True)
 
 
 def bidirectional() -> Mask:
     """Everyone reads everyone (Devlin et al. 2019): the loss of the next token means nothing under it."""
-    return Mask(lambda b, h, q, k: (q >= 0) & (k >= 0), looks_ahead=True)
+    return Mask(lambda b, h, q, k: k >= 0, looks_ahead=True)
 
 
 def document(ids: torch.Tensor) -> Mask:
@@ -134,20 +134,27 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(MASKS[name]).parameters)
 
 
-@functools.lru_cache
 def make_mask(name: str, n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]) -> Mask:
     """Make a mask of the registry and check, on up to 512 places, that it is what it says.
 
     Raises:
         InputError: It lets a query read what follows it, or further back than its reach, and does not say so.
     """
-    mask = MASKS[name](**dict(options))
+    return _checked(name, MASKS[name], n_ctx, n_head, options)
+
+
+@functools.lru_cache
+def _checked(
+    name: str, make: Callable[..., Mask], n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]
+) -> Mask:
+    """Checked once for each function: a name of the registry may be given another one."""
+    mask = make(**dict(options))
     if mask.is_causal:
         return mask
     n = min(n_ctx, CHECKED_PLACES)
     places = torch.arange(n, device="cpu")
-    _, head, q, k = grid(1, n_head, places, places)
-    allowed = mask.allows(torch.zeros_like(head), head, q, k).expand(1, n_head, n, n)
+    q, k = places[:, None], places
+    allowed = dense(mask, 1, n_head, places, places).expand(1, n_head, n, n)
     wrong = {}
     if not mask.looks_ahead:
         wrong["which follows it; combine it with causal(), or say looks_ahead=True"] = k > q
@@ -171,9 +178,10 @@ def grid(
 
 
 def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Return the mask as a boolean tensor that broadcasts to (B, H, T, S); sizes that it does not depend on are 1."""
+    """Return the mask as a boolean tensor (B or 1, H or 1, T, S), 1 where it depends on no row, or no head."""
     allowed = mask.allows(*grid(B, H, q, k))
-    return allowed[(None,) * (4 - allowed.dim())]
+    allowed = allowed[(None,) * (4 - allowed.dim())]
+    return allowed.expand(*allowed.shape[:2], len(q), len(k))
 
 
 def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:

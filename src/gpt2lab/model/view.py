@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.banded import BLOCK, Band, make_bands
-from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, grid, without_empty_rows
+from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, without_empty_rows
 
 BANDED_FROM = 2
 """The banded kernel takes over where the sequence is this many times the keys that a band reads, as measured."""
@@ -171,6 +171,5 @@ def _flex(mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.devic
         table = mask.expand(B, H, T, T)
         return View("flex", create_block_mask(lambda b, h, q, k: table[b, h, q, k], B, H, T, T, device=device))
     one = torch.zeros(1, dtype=torch.long, device=device)
-    shape = mask.allows(*grid(B, H, one, one)).shape  # sizes that it does not depend on are 1, or missing
-    rows, heads = (shape[0], shape[1]) if len(shape) == 4 else (1, 1)
+    rows, heads = dense(mask, B, H, one, one).shape[:2]
     return View("flex", create_block_mask(mask.allows, rows, heads, T, T, device=device))

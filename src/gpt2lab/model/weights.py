@@ -122,7 +122,9 @@ def config_from_hf(values: Any, where: str) -> GPTConfig:
     if inner is not None and type(inner) is not int:
         wrong.append(f"n_inner is {inner!r} and must be a whole number or null")
     dropouts = {name: values.get(name, 0.1) for name in _DROPOUTS}
-    if len(set(dropouts.values())) > 1:
+    if any(type(value) not in (int, float) for value in dropouts.values()):
+        wrong.append(f"the dropouts are {dropouts} and must be a number")
+    elif len(set(dropouts.values())) > 1:
         wrong.append(f"the dropouts differ ({dropouts}) and must be one number, which matters in training only")
     if wrong:
         raise InputError(f"{where}: {'; '.join(wrong)}")
