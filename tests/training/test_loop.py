@@ -185,11 +185,11 @@ def poisoned(step: int, spoil: Any) -> HooksFor:
 
 @torch.no_grad()
 def _infinite_weight(model: GPT) -> None:
-    model.ln_f.weight[0] = math.inf
+    model.get_parameter("ln_f.weight")[0] = math.inf
 
 
 def _infinite_gradient(model: GPT) -> None:
-    model.ln_f.weight.register_hook(lambda gradient: gradient * math.inf)
+    model.get_parameter("ln_f.weight").register_hook(lambda gradient: gradient * math.inf)
 
 
 @pytest.mark.parametrize(
