@@ -45,7 +45,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield beside
         for file in beside.rglob("*"):
-            _sync(file)
+            sync(file)
         beside.rename(path)
         sync_directory(path.parent)
     except BaseException:  # a full disk, or Ctrl-C
@@ -53,7 +53,8 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     if path.is_dir():
         sync_directory(path)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2lab.data.document import Document
+from gpt2lab.files import write_atomically
 
 HASHES = "{split}.hashes"
 """Name of the file that keeps a portion's hashes of a split: 8 bytes a document, in order."""
@@ -50,7 +51,7 @@ def _holds(ordered: np.ndarray, value: int) -> bool:
 def write_hashes(folder: Path, hashes: dict[str, list[int]]) -> None:
     """Keep the hashes of each split's documents."""
     for split, values in hashes.items():
-        np.array(values, dtype="<u8").tofile(folder / HASHES.format(split=split))
+        write_atomically(folder / HASHES.format(split=split), np.array(values, dtype="<u8").tobytes())
 
 
 def read_hashes(folders: list[Path], splits: tuple[str, ...]) -> np.ndarray:

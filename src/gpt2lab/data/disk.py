@@ -38,20 +38,26 @@ class DiskBudget:
         self.used -= size
 
 
+def is_full(error: OSError) -> bool:
+    """Return whether the system says that a disk, a quota or a limit on files is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def explaining_full_disk(folder: Path, needed: int) -> Iterator[None]:
     """Turn what the system says of a full disk into a line with the bytes needed and free.
 
     Args:
-        folder: Where is written.
+        folder: Where is written; it need not be there yet.
         needed: About how many bytes are still to be written.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_full(error):
             raise
-        free = shutil.disk_usage(folder).free
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
         raise DiskFull(
             f"{folder}: the disk is full ({error.strerror}): about {needed:,} bytes are needed, {free:,} are free; "
             f"{_KEPT} with more room"

@@ -23,8 +23,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpt2lab.data.disk import is_full
 from gpt2lab.errors import InputError
-from gpt2lab.files import sha256_of
+from gpt2lab.files import sha256_of, sync
 
 T = TypeVar("T")
 _BLOCK = 1 << 20
@@ -97,6 +98,7 @@ def fetch(
             raise ConnectionError(f"the bytes are not those published: SHA-256 {found[:12]}..., not {sha256[:12]}...")
 
     _persist(url, patience, once, lambda: partial.stat().st_size if partial.exists() else 0)
+    sync(partial)
     partial.replace(target)
 
 
@@ -139,7 +141,7 @@ def _persist(url: str, patience: Patience, once: Callable[[], T], have: Callable
         except urllib.error.HTTPError as error:
             trouble, wait = _of_status(url, error)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if isinstance(error, OSError) and error.filename is not None:
+            if isinstance(error, OSError) and (error.filename is not None or is_full(error)):
                 raise  # our own disk, not the server
             trouble, wait = _in_words(error), None
         attempt, most = (1, have()) if have() > most else (attempt + 1, most)

@@ -25,7 +25,12 @@ def is_complete(out: Path, recipe: Recipe, tokenizer: Tokenizer) -> bool:
     if not (out / MANIFEST).exists():
         return False
     manifest = DataManifest.load(out)
-    return manifest.source == source_info(recipe) and manifest.tokenizer.fingerprint == tokenizer.fingerprint
+    return (
+        manifest.source == source_info(recipe)
+        and manifest.tokenizer.fingerprint == tokenizer.fingerprint
+        and recipe.val_fraction in (None, manifest.split_rule.val_fraction)
+        and recipe.test_fraction in (None, manifest.split_rule.test_fraction)
+    )
 
 
 def source_info(recipe: Recipe) -> SourceInfo:

@@ -122,6 +122,10 @@ class Journal:
     def complete(self, index: int, record: Record) -> None:
         """Write that a portion is done, and delete what was fetched of it."""
         write_json(self.of(index) / "record.json", asdict(record))
+        self.delete_fetched(index)
+
+    def delete_fetched(self, index: int) -> None:
+        """Delete what was fetched of a portion, if it is still there."""
         shutil.rmtree(self.of(index) / SOURCE, ignore_errors=True)
 
     def record(self, index: int) -> Record:

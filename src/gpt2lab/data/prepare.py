@@ -41,6 +41,8 @@ from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
 
 Progress: TypeAlias = Callable[[int, int, int, int], None]
 """Called with the documents, bytes of text and tokens written so far, and about how many bytes it will be in all."""
+_SMALL_FILES = 1 << 23
+"""More bytes than plan, tokenizer and manifest take."""
 
 
 def prepare(
@@ -121,16 +123,19 @@ def prepare_share(
         option = "--deduplicate" if recipe.deduplicate else "--max-documents"
         raise InputError(f"{option} goes through all documents in order; prepare with one process, not {world}")
     is_new = not is_half_written(out)
+    journal = Journal(out)
     if is_new and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if world > 1 and is_complete(out, recipe, tokenizer):
+        if (world > 1 or journal.folder.exists()) and is_complete(out, recipe, tokenizer):
+            journal.remove()  # where a kill came after the manifest
             return TokenDataset(out)
         raise InputError(f"{out}: exists already and is left as it is; choose a folder that does not exist")
-    journal = Journal(out)
-    plan = journal.plan(recipe.arguments(tokenizer), partial(make_plan, recipe, tokenizer, max_disk, world))
+    with explaining_full_disk(out, _SMALL_FILES):
+        plan = journal.plan(recipe.arguments(tokenizer), partial(make_plan, recipe, tokenizer, max_disk, world))
     own = range(rank, len(plan.portions), world)
     try:
         _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
-        return finish(plan, journal, tokenizer, recipe, out)
+        with explaining_full_disk(out, _SMALL_FILES):
+            return finish(plan, journal, tokenizer, recipe, out)
     except (DiskFull, Unreachable):
         raise
     except InputError:
@@ -147,8 +152,10 @@ class _Preparation:
         self._journal = journal
         self._tokenizer = tokenizer
         self._own = own
-        for index in own:
-            if journal.of(index).exists() and not journal.is_complete(index):
+        for index in own:  # what a kill left
+            if journal.is_complete(index):
+                journal.delete_fetched(index)
+            elif journal.of(index).exists():
                 journal.begin(index)
         self._budget = DiskBudget(max_disk, sum(bytes_below(journal.of(index)) for index in own))
         self._done: list[Record] = []
