@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPTConfig, KVCache
+from gpt2lab.model import GPTConfig, KVCache, banded
 from gpt2lab.model.attention import KERNELS, CausalSelfAttention, attend
 from gpt2lab.model.masks import Mask, as_mask, causal, causal_tensor, sliding_window
 from gpt2lab.model.view import make_view
@@ -138,6 +138,29 @@ def test_dropout_takes_attention_weights_out_and_scales_the_rest(kernel: str) ->
     torch.testing.assert_close(kept, kept.round(), atol=1e-3, rtol=0)
     assert 40 < kept.mean() < 56
     assert kept.std() > 1
+
+
+@pytest.mark.parametrize("K", [4, 2])
+def test_the_banded_gradient_under_dropout_is_that_of_its_output(K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banded, "BLOCK", 4)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 10, 3, generator=generator, dtype=torch.float64).requires_grad_() for n in (4, K, K))
+
+    def attention(*inputs: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)  # the same weights are dropped each time
+        return attend_by("banded", *inputs, sliding_window(3), 0.4)
+
+    assert torch.autograd.gradcheck(attention, (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", sorted(KERNELS.keys() - {"flex"}))
+def test_dropout_of_narrow_numbers_has_a_gradient_of_their_dtype(kernel: str, dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(B, H, 9, D, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = sliding_window(3) if kernel == "banded" else causal()
+    attend_by(kernel, q, k, v, mask, 0.2).square().sum().backward()
+    for x in (q, k, v):
+        assert x.grad is not None and x.grad.dtype == dtype and bool(x.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])

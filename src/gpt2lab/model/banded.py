@@ -80,8 +80,8 @@ class _Banded(torch.autograd.Function):
         for band in bands:
             weights = _weights(band, folded[0], folded[1], B)
             if dropout:
-                kept.append(torch.rand_like(weights) >= dropout)
-                weights = weights * kept[-1] / (1.0 - dropout)
+                kept.append(torch.empty_like(weights, dtype=torch.bool).bernoulli_(1.0 - dropout))
+                weights = _dropped(weights, kept[-1], dropout)
             y = torch.bmm(weights, _keys(band, folded[2]))
             out[:, :, band.start : band.end] = y.view(B * K, H // K, -1, D)
         ctx.save_for_backward(*folded)
@@ -100,8 +100,7 @@ class _Banded(torch.autograd.Function):
             grad_weights = torch.bmm(g, _keys(band, v).transpose(1, 2))
             dropped = weights
             if ctx.dropout:
-                scale = ctx.kept[index] / (1.0 - ctx.dropout)
-                dropped, grad_weights = weights * scale, grad_weights * scale
+                dropped, grad_weights = (_dropped(x, ctx.kept[index], ctx.dropout) for x in (weights, grad_weights))
             scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             scores /= math.sqrt(D)
             grad_q[:, :, band.start : band.end] = torch.bmm(scores, _keys(band, k)).view(BK, G, -1, D)
@@ -118,6 +117,11 @@ def _weights(band: Band, q: torch.Tensor, k: torch.Tensor, B: int) -> torch.Tens
     keys = _keys(band, k).transpose(1, 2)
     scores = torch.baddbmm(fold_bias(band.bias, B, BK // B, G), queries, keys, alpha=1.0 / math.sqrt(D))
     return F.softmax(scores, dim=-1)
+
+
+def _dropped(x: torch.Tensor, kept: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Return x, in its own dtype, with 0 where it is not kept and the rest scaled up."""
+    return x * kept / (1.0 - dropout)
 
 
 def _keys(band: Band, x: torch.Tensor) -> torch.Tensor:
