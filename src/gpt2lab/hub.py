@@ -2,6 +2,12 @@
 
 The Hub is whatever ``HF_ENDPOINT`` says, https://huggingface.co by default; what was fetched stays in its cache
 (``HF_HOME``) and is not fetched again. Needs the extra ``hub``.
+
+A name is looked up only where it cannot be a path that was mistyped: one of `PUBLISHED`, ``OWNER/NAME`` where there is
+no directory OWNER, or anything after ``hub:``.
+
+This is huggingface_hub, for what is fetched once and kept: weights, a vocabulary, a benchmark's file. Corpora, which
+pass through a bounded disk and must not be kept twice, are fetched by `gpt2lab.data.hub`.
 """
 
 from __future__ import annotations
@@ -10,8 +16,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, did_you_mean
 
+PREFIX = "hub:"
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+"""Models that the Hub has under a name without an owner."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -19,7 +28,7 @@ def find_model(source: Path | str, files: Sequence[str]) -> Path:
     """Return a directory as it is given, or the copy of a model that is fetched from the Hub by its name.
 
     Args:
-        source: The directory, or a name such as ``gpt2`` or ``OWNER/NAME``.
+        source: The directory, or a name such as ``gpt2``, ``OWNER/NAME`` or ``hub:OWNER/NAME``.
         files: What to fetch, where the model has it: names or patterns.
 
     Raises:
@@ -27,9 +36,7 @@ def find_model(source: Path | str, files: Sequence[str]) -> Path:
     """
     if Path(source).is_dir():
         return Path(source)
-    name = source if isinstance(source, str) else source.as_posix()
-    if not _NAME.fullmatch(name):
-        raise InputError(f"{source} does not exist; give a directory, or a name on the Hub such as gpt2 or user/model")
+    name = _name_of(source)
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -48,6 +55,20 @@ def find_model(source: Path | str, files: Sequence[str]) -> Path:
     except Exception as error:  # its own errors, its HTTP client's, the disk's: each says why there is no copy
         reason = " ".join(str(error).split())
         raise InputError(f"{name} is no directory, and the Hub did not give it: {reason}; try again") from error
+
+
+def _name_of(source: Path | str) -> str:
+    """Return the name that ``source`` has on the Hub. Raises InputError where it must be a path, or is neither."""
+    given = source if isinstance(source, str) else source.as_posix()
+    name = given.removeprefix(PREFIX)
+    owner, slash, _ = name.partition("/")
+    is_meant = given != name or name in PUBLISHED or (slash and not Path(owner).exists())
+    if is_meant and _NAME.fullmatch(name):
+        return name
+    path = Path(given)
+    beside = [str(path.with_name(one.name)) for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(given, [*PUBLISHED, *beside])
+    raise InputError(f"{given} does not exist{hint}; give a directory, or a name on the Hub: gpt2 or hub:OWNER/NAME")
 
 
 def fetch_data(name: str, file: str, revision: str) -> Path:

@@ -75,9 +75,28 @@ def test_tiktokens_cache_is_found_where_tiktoken_looks(
     assert Tokenizer.gpt2("tiktoken").n_vocab == 50257
 
 
-def test_a_source_that_is_neither_directory_nor_name_is_refused() -> None:
-    with pytest.raises(InputError, match=r"\./no/where does not exist; give a directory, or a name on the Hub"):
-        Tokenizer.gpt2("./no/where")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("./no/where", r"\./no/where does not exist; give a directory, or a name on the Hub: gpt2 or hub:OWNER/NAME"),
+        ("tokeniser", r'tokeniser does not exist \(did you mean "tokenizer"\?\); give a directory'),
+        ("runs/tok", r'runs/tok does not exist \(did you mean "runs/toks"\?\); give a directory'),
+        ("gpt2-xxl", r'gpt2-xxl does not exist \(did you mean "gpt2-xl"\?\)'),
+        ("hub:../x", r"hub:\.\./x does not exist"),
+    ],
+)
+def test_what_may_be_a_mistyped_path_is_refused_and_not_asked_of_the_hub(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "runs" / "toks").mkdir(parents=True)
+    with pytest.raises(InputError, match=said):
+        Tokenizer.gpt2(given)
 
 
 def test_load_reads_gpt2s_files_where_there_is_no_tokenizer_json(gpt2_vocabulary: Path) -> None:

@@ -53,7 +53,7 @@ def show(
         tokenizer: Directory of a tokenizer, of a run, or of prepared data; or hub:OWNER/NAME.
         text: What to split; by default the beginning of the input, or a sample.
         input: Text to measure bytes per token on: what train takes; by default the text.
-        gpt2: Compare with GPT-2's own: its directory, "tiktoken" for tiktoken's cache, or a name on the Hub.
+        gpt2: Compare with GPT-2's own: its directory, "tiktoken" for tiktoken's cache, or hub:OWNER/NAME.
         longest: How many of the longest tokens to list.
         max_documents: Measure only so many documents.
         column: Where the text of JSON lines and Parquet stands; "text" by default.

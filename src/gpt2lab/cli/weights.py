@@ -13,7 +13,7 @@ def import_hf(source: Positional[str], run: Positional[Path], tokenizer: Path | 
     """Make a run of a GPT-2 in Hugging Face's form, to sample, measure, fine-tune and report on.
 
     Args:
-        source: Directory that save_pretrained wrote, or a name on the hub: gpt2, gpt2-xl, distilgpt2, user/model.
+        source: Directory that save_pretrained wrote, or a name on the hub: gpt2, gpt2-xl, distilgpt2, hub:user/model.
         run: Directory of the run, which must not exist.
         tokenizer: Directory of the tokenizer; without it, the one that lies with the model.
     """

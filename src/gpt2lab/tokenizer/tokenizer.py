@@ -106,7 +106,7 @@ class Tokenizer:
 
         Args:
             source: A directory with encoder.json and vocab.bpe, or vocab.json and merges.txt; ``"tiktoken"`` for what
-                tiktoken has fetched; or a name on the Hugging Face Hub, such as ``"openai-community/gpt2"``.
+                tiktoken has fetched; or a name on the Hugging Face Hub, such as ``"hub:openai-community/gpt2"``.
 
         Raises:
             InputError: a file is missing or damaged, or cannot be fetched.

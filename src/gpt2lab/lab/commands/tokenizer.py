@@ -9,6 +9,7 @@ from typing import BinaryIO, TextIO
 
 from gpt2lab.data import texts
 from gpt2lab.errors import InputError
+from gpt2lab.hub import PREFIX
 from gpt2lab.lab import console
 from gpt2lab.tokenizer import Tokenizer, longest_tokens, measure_fit, show_token, split_text
 from gpt2lab.tokenizer.pretokenize import find_pattern
@@ -57,8 +58,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: None lies there, or it is damaged.
     """
-    if (name := path.as_posix()).startswith("hub:"):
-        return Tokenizer.gpt2(name.removeprefix("hub:"))
+    if (name := path.as_posix()).startswith(PREFIX):
+        return Tokenizer.gpt2(name)
     return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
 
 
