@@ -98,6 +98,7 @@ def test_encode_and_decode_are_filters_that_undo_each_other(
         ("5 6\n7 400\n", "line 2: the id 400 is outside the vocabulary; ids are 0 to 399"),
         ("5 six\n", 'line 1: "six" is no id; give ids parted by spaces'),
         ("-5\n", 'line 1: "-5" is no id; give ids parted by spaces'),
+        ("5 " + "9" * 5000 + "\n", "is no id; give ids parted by spaces"),
     ],
 )
 def test_what_is_no_id_is_refused_with_its_line(

@@ -115,6 +115,8 @@ def test_wikipedia_out_of_reach_offers_wikitext(
     hub.faults["main"] = [(503, 9999)]
     assert main(command) == 2
     assert "--fall-back takes wikitext2 instead" in capsys.readouterr().err
+    assert main(["data", "prepare", "stories", *command[3:], "--fall-back"]) == 2
+    assert "there is nothing to take instead of stories; leave --fall-back out" in capsys.readouterr().err
     hub.faults["main"] = [(503, 9999)]
     assert main([*command, "--fall-back"]) == 0
     assert "wikipedia cannot be reached" in capsys.readouterr().out

@@ -187,3 +187,10 @@ def test_no_source_and_no_documents_are_refused() -> None:
         documents([])
     with pytest.raises(InputError, match="max_documents is 0"):
         documents(["stories"], max_documents=0)
+
+
+def test_a_seed_is_only_for_stories(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    with pytest.raises(InputError, match="seed 5 is given, but only stories have a seed; leave --seed out"):
+        documents([str(tmp_path / "a.txt")], seed=5)
+    assert next(documents([str(tmp_path / "a.txt"), "stories"], seed=5)).bits is None

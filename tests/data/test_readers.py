@@ -117,6 +117,7 @@ BAD = {
     "not UTF-8": (lines({"text": "a"}) + b'{"text": "\xff"}\n', "line 2: not UTF-8 at its byte 10"),
     "half a pair": (b'{"text": "ab\\ud800"}\n', "line 1: half a surrogate pair at character 2"),
     "too deep": (b'{"text": ' + b"[" * 200_000 + b"\n", "line 1: "),
+    "endless number": (b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", "line 1: JSON that holds a number of too many"),
     "only blanks": (lines({"text": " "}), "nothing but white space"),
 }
 
@@ -166,6 +167,15 @@ def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path: Path,
         with pytest.raises(InputError, match=re.escape(str(whole))) as caught:
             read(whole)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_parquet_that_was_compressed_again_is_refused_before_anything_is_read(tmp_path: Path, packed: str) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["a"] * 9)
+    (tmp_path / f"b.parquet{packed}").write_bytes(PACK[packed]((tmp_path / "a.parquet").read_bytes()))
+    for source in (tmp_path, tmp_path / f"b.parquet{packed}"):
+        with pytest.raises(InputError, match=rf"b\.parquet\{packed}: .* unpack it and give the \.parquet"):
+            documents([str(source)])
 
 
 def test_a_column_where_nothing_has_columns_is_refused(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2lab.data.foreign import OPENERS
-from gpt2lab.data.manifest import DataManifest, ShardInfo
+from gpt2lab.data.manifest import MANIFEST, DataManifest, ShardInfo
 from gpt2lab.data.shards import Shard, checked_sha256
 from gpt2lab.data.stream import TokenStream
 from gpt2lab.data.survey import split_documents
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, one_of
 from gpt2lab.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
@@ -49,6 +49,7 @@ class TokenDataset:
         return TokenStream(f"{self.directory} ({split})", [self._checked(info) for info in infos])
 
     def _checked(self, info: ShardInfo) -> Shard:
+        one_of(f"form of {info.name} in {self.directory / MANIFEST}:", info.form, OPENERS)
         shard = OPENERS[info.form](self.directory / info.name)
         if shard.tokens != info.tokens:
             raise InputError(f"{shard.path}: {shard.tokens} tokens, the manifest says {info.tokens}; prepare it again")
@@ -69,14 +70,21 @@ class TokenDataset:
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer saved with the data. Raises `InputError` where it is not the one of the manifest."""
         tokenizer = Tokenizer.load(self.directory / TOKENIZER)
-        self.require_tokenizer(tokenizer)
+        if tokenizer.fingerprint != self.manifest.tokenizer.fingerprint:
+            raise InputError(
+                f"{self.directory / TOKENIZER}: not the tokenizer that the data was made with "
+                f"({self._made_with}...); copy or prepare the data again"
+            )
         return tokenizer
 
     def require_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise `InputError` unless the data was made with this tokenizer."""
-        made_with = self.manifest.tokenizer.fingerprint
-        if tokenizer.fingerprint != made_with:
+        if tokenizer.fingerprint != self.manifest.tokenizer.fingerprint:
             raise InputError(
-                f"{self.directory}: made with tokenizer {made_with}, given is {tokenizer.fingerprint}; "
+                f"{self.directory}: made with tokenizer {self._made_with}..., given {tokenizer.fingerprint[:16]}...; "
                 f"use {self.directory / TOKENIZER} or prepare the data with yours"
             )
+
+    @property
+    def _made_with(self) -> str:
+        return self.manifest.tokenizer.fingerprint[:16]

@@ -6,6 +6,9 @@
 
 Data is read as files (Parquet, mostly), never by a data set's own script, so nothing that a stranger wrote is run.
 ``HF_ENDPOINT`` names another server, ``HF_TOKEN`` is sent to it.
+
+This is not huggingface_hub, which keeps what it fetches in its cache: corpora pass through a disk that is bounded, are
+fetched to the byte that a stop left, and retried with a limit that is told. `gpt2lab.hub` is for what is kept.
 """
 
 from __future__ import annotations

@@ -130,8 +130,9 @@ def _text_of_line(line: bytes, where: str, column: str, errors: str) -> str:
         raise InputError(f"{where}: not UTF-8 at its byte {error.start}; mend it, or take --errors replace") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at character {error.colno}); mend or remove it") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: JSON that is nested too deeply; mend or remove it") from error
+    except (RecursionError, ValueError) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
+        raise InputError(f"{where}: JSON that {what}; mend or remove it") from error
     if not isinstance(value, dict):
         raise InputError(f"{where}: {_kind(value)}, not a JSON object with a text under a key; mend or remove it")
     _require_column(where, column, value)

@@ -21,6 +21,9 @@ def prepare_data(recipe: Recipe, tokenizer: Path, out: Path, max_disk: str | Non
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     allowed = None if max_disk is None else size_of(max_disk)
+    instead = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in recipe.names)
+    if fall_back and instead == recipe.names:
+        raise InputError(f"there is nothing to take instead of {' '.join(recipe.names)}; leave --fall-back out")
     opened = open_tokenizer(tokenizer)
     console.log_to_console()
 
@@ -31,13 +34,12 @@ def prepare_data(recipe: Recipe, tokenizer: Path, out: Path, max_disk: str | Non
     try:
         dataset = prepare(recipe)
     except Unreachable as error:
-        wanted = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in recipe.names)
-        if wanted == recipe.names or out.exists():
+        if instead == recipe.names or out.exists():
             raise
         if not fall_back:
-            raise InputError(f"{error}; --fall-back takes {' '.join(wanted)} instead") from error
-        print(f"{' '.join(recipe.names)} cannot be reached ({error}); taking {' '.join(wanted)} instead")
-        dataset = prepare(replace(recipe, names=wanted))
+            raise InputError(f"{error}; --fall-back takes {' '.join(instead)} instead") from error
+        print(f"{' '.join(recipe.names)} cannot be reached ({error}); taking {' '.join(instead)} instead")
+        dataset = prepare(replace(recipe, names=instead))
     if dataset is None:
         print(f"process {rank} of {world} has done its share; another completes {out}")
     else:
@@ -66,12 +68,10 @@ def size_of(text: str) -> int:
         InputError: It is no size.
     """
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-    found = re.fullmatch(r"([\d.]+)\s*([KMGT]?I?)B?", text.strip().upper())
-    try:
-        assert found is not None
-        return int(float(found[1]) * units[found[2]])
-    except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB') from error
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
+    if found is None or found[2] not in units:
+        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB')
+    return int(float(found[1]) * units[found[2]])
 
 
 def list_corpora() -> None:

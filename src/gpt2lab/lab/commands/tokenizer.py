@@ -68,6 +68,8 @@ _SAMPLE = (
 )
 _SHOWN = 400
 """Characters of the files shown where no text is given."""
+_ID_DIGITS = 19
+"""Of the largest integer of 64 bits; Python refuses to read one of thousands."""
 
 
 def show_tokenizer(
@@ -174,6 +176,6 @@ def decode_lines(path: Path, source: BinaryIO, out: BinaryIO) -> None:
 
 
 def _as_id(word: bytes) -> int:
-    if not word.isdigit():
-        raise InputError(f'"{word.decode("utf-8", "replace")}" is no id; give ids parted by spaces')
+    if not word.isdigit() or len(word) > _ID_DIGITS:
+        raise InputError(f'"{word[:_SHOWN].decode("utf-8", "replace")}" is no id; give ids parted by spaces')
     return int(word)
