@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from support import digests, rows, small, train
 
 from gpt2lab import runtime
+from gpt2lab.cli import main
 from gpt2lab.data import Loader, TokenDataset, prepare
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, GPTConfig
@@ -92,3 +93,14 @@ def test_a_run_goes_on_with_other_threads_but_not_with_another_mask(short: Path,
     unbroken = train(small(short, tmp_path / "unbroken", steps=8, mask_documents=True))
     assert rows(run)[-1] == rows(unbroken)[-1]
     assert digests(run, 8) == digests(unbroken, 8)
+
+
+def test_a_run_that_was_trained_so_is_measured_so(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mask_documents in (True, False):
+        run = tmp_path / str(mask_documents)
+        train(small(short, run, steps=2, mask_documents=mask_documents))
+        for verb, apart in (("perplexity", "do not cross the borders of documents"), ("positions", "within documents")):
+            assert main(["eval", verb, str(run), "--split", "val"]) == 0
+            assert (apart in capsys.readouterr().out.replace("\n", " ")) == mask_documents

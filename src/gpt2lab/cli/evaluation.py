@@ -70,7 +70,7 @@ def perplexity(
         detokenise: Undo this corpus's own tokenisation of the text first, as GPT-2's paper does.
         context: Tokens that the model sees at most; without it, the length it was trained with.
         stride: Tokens by which the window moves on; without it, half the context.
-        by_document: Let no window cross the border of a document.
+        by_document: Let no window cross the border of a document; always so for a run of --mask-documents.
         checkpoint: Which weights.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto, fp32, bf16 or fp16.
@@ -101,7 +101,7 @@ def positions(
         split: Which part of it; without it, test.
         text: A text file to measure instead.
         context: Tokens of a window; without it, all that the model reads.
-        by_document: Let no window cross the border of a document.
+        by_document: Let no window cross the border of a document; always so for a run of --mask-documents.
         checkpoint: Which weights.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto, fp32, bf16 or fp16.

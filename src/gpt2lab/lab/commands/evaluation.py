@@ -108,6 +108,7 @@ def print_perplexity(
 ) -> None:
     """Measure a run's perplexity, print it with its protocol and add it to the run's evals.csv."""
     context = subject.config.window if context is None and text is None else context
+    by_document = by_document or subject.config.mask_documents  # it never saw two documents at once
     with subject.held_out(data, split, text, detokenise) as held_out, console.bar("tokens") as progress:
         measured = measure_held_out(subject.model, held_out, context, stride, subject.where, progress, by_document)
     subject.print_and_record(measured)
@@ -118,7 +119,8 @@ def print_positions(
 ) -> None:
     """Measure the loss by position, print some of it, and keep all of it with its picture in the run directory."""
     with subject.held_out(data, split, text, None) as held_out, console.bar("tokens") as progress:
-        eot = held_out.dataset.manifest.tokenizer.eot if by_document else None
+        apart = by_document or subject.config.mask_documents
+        eot = held_out.dataset.manifest.tokenizer.eot if apart else None
         with subject.where.autocast():
             curve = loss_by_position(
                 subject.model, held_out.dataset.stream(held_out.split), context, eot=eot, progress=progress
