@@ -146,9 +146,9 @@ def test_the_banded_gradient_under_dropout_is_that_of_its_output(K: int, monkeyp
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 10, 3, generator=generator, dtype=torch.float64).requires_grad_() for n in (4, K, K))
 
-    def attention(*inputs: torch.Tensor) -> torch.Tensor:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same weights are dropped each time
-        return attend_by("banded", *inputs, sliding_window(3), 0.4)
+        return attend_by("banded", q, k, v, sliding_window(3), 0.4)
 
     assert torch.autograd.gradcheck(attention, (q, k, v))
 
