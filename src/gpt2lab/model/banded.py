@@ -95,17 +95,20 @@ class _Banded(torch.autograd.Function):
         grad_out = grads[0].reshape(q.shape)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for index, band in enumerate(ctx.bands):
-            weights = _weights(band, q, k, ctx.B)  # (B * K, G * b, S)
             g = grad_out[:, :, band.start : band.end].reshape(BK, -1, D)
+            weights = _weights(band, q, k, ctx.B)  # (B * K, G * b, S)
             grad_weights = torch.bmm(g, _keys(band, v).transpose(1, 2))
             dropped = weights
             if ctx.dropout:
                 dropped, grad_weights = (_dropped(x, ctx.kept[index], ctx.dropout) for x in (weights, grad_weights))
-            scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            scores /= math.sqrt(D)
-            grad_q[:, :, band.start : band.end] = torch.bmm(scores, _keys(band, k)).view(BK, G, -1, D)
-            _add(band, grad_k, torch.bmm(scores.transpose(1, 2), q[:, :, band.start : band.end].reshape(BK, -1, D)))
             _add(band, grad_v, torch.bmm(dropped.transpose(1, 2), g))
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            del weights, grad_weights, dropped  # before the next band's are made
+            grad_scores /= math.sqrt(D)
+            grad_q[:, :, band.start : band.end] = torch.bmm(grad_scores, _keys(band, k)).view(BK, G, -1, D)
+            queries = q[:, :, band.start : band.end].reshape(BK, -1, D)
+            _add(band, grad_k, torch.bmm(grad_scores.transpose(1, 2), queries))
+            del grad_scores
         shape = (ctx.B, -1, T, D)
         return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape), None, None
 
