@@ -95,6 +95,7 @@ def without(name: str) -> dict[str, Any]:
         (without("activity_label"), 'line 2: field "activity_label" is missing'),
         (without("label"), 'line 2: field "label" is ""; it must be 0, 1, 2 or 3'),
         ({**ITEM, "label": 4}, 'line 2: field "label" is "4"'),
+        ({**ITEM, "ind": "x"}, 'line 2: field "ind" is x; it must be a whole number'),
         ({**ITEM, "ctx": 7}, 'line 2: field "ctx" is 7; it must be text'),
         ({**ITEM, "ctx": " "}, 'line 2: field "ctx" is empty'),
         ({**ITEM, "endings": ["a", "b", "c"]}, 'line 2: field "endings" is .* list of 4 texts'),

@@ -107,3 +107,11 @@ def test_what_cannot_be_scored_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         score(model, [Continuation((1, 2), (3,)), Continuation(context, ids)])
+
+
+@pytest.mark.parametrize("options", [{"mask": "prefix", "prefix": 4}, {"mask": "bidirectional"}])
+@pytest.mark.parametrize("context", [(1,), (1, 2, 3)])
+def test_a_mask_that_looks_ahead_is_refused(options: dict[str, Any], context: tuple[int, ...]) -> None:
+    ahead = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=16, vocab_size=20, **options))
+    with pytest.raises(InputError, match=f"mask {options['mask']} lets a token read what follows it"):
+        score(ahead, [Continuation(context, (4, 5))])

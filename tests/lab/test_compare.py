@@ -300,6 +300,7 @@ def test_steps_to_a_loss_lie_on_the_line_between_two_validations() -> None:
         ("metrics.csv", "broken\n", "damaged"),
         ("checkpoints/step_00000006/state.json", "{", "damaged"),
         ("evaluations/step_00000006/recall.json", "[]", "damaged"),
+        ("evaluations/step_00000006/recall.json", '{"distances": [4], "second": [1.0]}', "damaged"),
         ("config.json", None, "not run yet"),
     ],
 )

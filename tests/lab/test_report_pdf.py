@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pypdf import PdfReader
-from run_directories import CONFIG, ENVIRONMENT, log_steps, make_run
+from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_json
@@ -170,3 +170,26 @@ def test_architecture_that_is_not_gpt2s_is_said(tmp_path: Path, options: dict, s
     run = Run.create(tmp_path / "run", {**CONFIG, "model": {**CONFIG["model"], **options}}, ENVIRONMENT)
     found = " ".join(gather([run]).runs[0].deviations)
     assert said in found and bool(said) == bool(found)
+
+
+def test_options_of_other_architectures_are_shown_only_where_they_differ(tmp_path: Path) -> None:
+    plain = {"position": "learned", "rope_base": 10000.0, "n_kv_head": None, "mask": "causal", "window": None}
+
+    def labels(name: str, options: dict) -> set[str]:
+        model = {**CONFIG["model"], **plain, **options}
+        run = Run.create(tmp_path / name, {**CONFIG, "model": model}, ENVIRONMENT)
+        return {fact.name for fact in gather([run]).runs[0].model}
+
+    usual = labels("plain", {})
+    assert "Layers" in usual and not usual & plain.keys()
+    assert labels("rope", {"position": "rope"}) - usual == {"Positions", "Base of the rotary angles"}
+    assert labels("window", {"mask": "window", "window": 8}) - usual == {"Mask", "Window of the mask, in tokens"}
+
+
+def test_hellaswag_and_perplexity_per_word_are_called_by_their_names(run: Run, tmp_path: Path) -> None:
+    run.add_eval(300, "perplexity", "test", PROTOCOL, "word_perplexity", 31.25)
+    for metric, value in (("acc", 0.28), ("acc_norm", 0.295)):
+        run.add_eval(300, "hellaswag", "val", "Completion style: 10 items.", metric, value)
+    text, _ = text_of(write_report([run], tmp_path / "report.pdf"))
+    assert "Perplexity, per word 31.25" in text and "HellaSwag, after step 300" in text
+    assert "Accuracy normalised by length, share of the items 0.295" in text

@@ -126,8 +126,11 @@ def hellaswag_item(values: dict[str, Any], where: str, number: int) -> HellaSwag
         raise InputError(f'{where}: field "label" is "{label}"; it must be 0, 1, 2 or 3 (the test split has none)')
     if not context.strip():
         raise InputError(f'{where}: field "ctx" is empty; it must be the text before the endings')
+    ind = str(values.get("ind", number))
+    if not ind.isdecimal():
+        raise InputError(f'{where}: field "ind" is {ind[:60]}; it must be a whole number, or be left out')
     halves = (str(values["ctx_a"]), str(values["ctx_b"])) if "ctx_a" in values and "ctx_b" in values else None
-    return HellaSwagItem(int(values.get("ind", number)), activity, context, tuple(endings), int(label), halves)
+    return HellaSwagItem(int(ind), activity, context, tuple(endings), int(label), halves)
 
 
 def hellaswag(

@@ -61,8 +61,14 @@ def score(
         progress: Called with the continuations scored so far and their number.
 
     Raises:
-        InputError: An empty context or continuation, or a continuation longer than the model's context.
+        InputError: An empty context or continuation, a continuation longer than the model's context, or a mask that
+            looks ahead, under which a token is read before it is scored.
     """
+    if model.config.attention_mask.looks_ahead:
+        raise InputError(
+            f"mask {model.config.mask} lets a token read what follows it, so what it gives a continuation is no "
+            "probability; score a model of another mask"
+        )
     fitted = [_fit(continuation, model.config.n_ctx) for continuation in continuations]
     scores: list[Score | None] = [None] * len(fitted)
     done = 0

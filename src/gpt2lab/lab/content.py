@@ -123,6 +123,16 @@ class RunContent:
     """Figures that others published by the same protocol."""
     attention: AttentionMap | None
 
+    @property
+    def strip(self) -> list[KeyFigure]:
+        """The figures that stand at its head: two rows of four."""
+        return [figure for figure in self.key_figures if figure.value is not None or not figure.only_where_known][:8]
+
+    @property
+    def prompted(self) -> bool:
+        """Whether any of its texts was begun for it."""
+        return any(sample.prompt for strategy in self.strategies for sample in strategy.samples)
+
 
 @dataclass(frozen=True)
 class Report:

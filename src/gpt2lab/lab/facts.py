@@ -67,17 +67,33 @@ _MODEL = {
     "bias": ("Biases", ""),
     "dropout": ("Dropout", ""),
     "kernel": ("Attention kernel", ""),
+    "n_kv_head": ("Heads of keys and values", ""),
+    "position": ("Positions", ""),
+    "rope_base": ("Base of the rotary angles", ""),
+    "mask": ("Mask", ""),
+    "window": ("Window of the mask, in tokens", ""),
+    "prefix": ("First tokens that all read", ""),
+    "norm": ("Place of layer norm", ""),
 }
+_GPT2: dict[str, Any] = {"n_kv_head": None, "position": "learned", "mask": "causal", "norm": "pre"}
+_GPT2 |= {"window": None, "prefix": None}
+"""What GPT-2 has of the options that make another architecture of it; these are shown where they differ."""
 
 
 def model_facts(record: Record) -> tuple[Fact, ...]:
-    """Return the architecture's numbers with the symbols of the equations; an option without a label keeps its name."""
+    """Return the architecture's numbers with the symbols of the equations.
+
+    Options that make another architecture are left out where they are GPT-2's; one without a label keeps its name.
+    """
     options = dict(record.options("model"))
     width, heads = options.get("n_embd"), options.get("n_head")
     if isinstance(width, int) and isinstance(heads, int) and heads > 0:
         options["head_dim"] = width // heads
     if isinstance(width, int) and options.get("n_inner", 0) is None:
         options["n_inner"] = 4 * width
+    if options.get("position") != "rope":
+        options.pop("rope_base", None)
+    options = {name: value for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
     order = [*(name for name in _MODEL if name in options), *(name for name in options if name not in _MODEL)]
     labelled = [(*_MODEL.get(name, (name, "")), options[name]) for name in order]
     facts = [Fact(label, words.setting(value), symbol) for label, symbol, value in labelled]

@@ -169,14 +169,17 @@ def _describe(train: Series, val: Series, floor: float | None) -> str:
 _METRICS = {
     "loss": ("Loss", "nats per token"),
     "perplexity": ("Perplexity", "per token"),
+    "word_perplexity": ("Perplexity", "per word"),
     "bits_per_byte": ("Bits per byte", ""),
     "entropy_floor": ("Entropy of the text, which no model can go below", "bits per byte"),
     "gap_percent": ("Above that entropy", ""),
+    "acc": ("Accuracy by the sum", "share of the items"),
+    "acc_norm": ("Accuracy normalised by length", "share of the items"),
     "grammatical": ("Grammatical", "share of the texts"),
     "consistent": ("Grammatical and consistent", "share of the texts"),
 }
 _PERCENT = {"gap_percent": 1, "grammatical": 100, "consistent": 100}
-_TITLES = {("stories", "samples"): "The stories that it writes"}
+_TITLES = {("stories", "samples"): "The stories that it writes", ("hellaswag", "val"): "HellaSwag"}
 _SPLITS = {"test": "the test set", "val": "the validation set", "train": "the training set"}
 
 

@@ -10,11 +10,10 @@ import gpt2lab
 from gpt2lab.lab import words
 from gpt2lab.lab.facts import data_name, model_facts, training_facts
 from gpt2lab.lab.gather import evaluations
+from gpt2lab.lab.page import TEMPLATES
 from gpt2lab.lab.record import Record, read
 from gpt2lab.model import GPTConfig
 from gpt2lab.runs import Run
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def model_card(run: Run, config: GPTConfig, step: int, name: str, eot: str | None) -> str:
@@ -28,7 +27,7 @@ def model_card(run: Run, config: GPTConfig, step: int, name: str, eot: str | Non
         eot: Text of the token that documents begin with, where there is one.
     """
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["cell"] = _cell
     record = read(run)

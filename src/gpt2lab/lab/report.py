@@ -21,7 +21,7 @@ from gpt2lab.lab.compare import figures as comparison_figures
 from gpt2lab.lab.compare.table import NOTE, lines
 from gpt2lab.lab.compare.write import FILE as COMPARISON
 from gpt2lab.lab.compare.write import TITLES
-from gpt2lab.lab.content import KeyFigure, Report, RunContent
+from gpt2lab.lab.content import Report, RunContent
 from gpt2lab.lab.gather import gather
 from gpt2lab.lab.page import GENERATOR, page
 from gpt2lab.lab.pdf import render_pdf
@@ -100,9 +100,7 @@ def render(report: Report) -> str:
         pictures=_pictures(report),
         titles=TITLES,
         note=NOTE,
-        strip=_strip,
         labels=_labels,
-        has_prompt=_has_prompt,
     )
 
 
@@ -145,15 +143,6 @@ def _pictures(report: Report) -> dict[str, str]:
     return {name: base64.b64encode(png(figure)).decode("ascii") for name, figure in drawn.items()}
 
 
-def _strip(run: RunContent) -> list[KeyFigure]:
-    """Return the figures that stand at the head of a run: two rows of four."""
-    return [figure for figure in run.key_figures if figure.value is not None or not figure.only_where_known][:8]
-
-
 def _labels(runs: Sequence[RunContent]) -> list[str]:
     """Return the key figures that any of the runs has, in order."""
     return list(dict.fromkeys(figure.label for run in runs for figure in run.key_figures))
-
-
-def _has_prompt(run: RunContent) -> bool:
-    return any(sample.prompt for strategy in run.strategies for sample in strategy.samples)

@@ -139,14 +139,15 @@ def to_loss(outcome: Outcome, target: float) -> tuple[float, float] | None:
     return None
 
 
-def _recall(run: Run) -> dict[str, Any]:
+def _recall(run: Run) -> dict[str, list[float]]:
     path = _newest(run, RECALL)
     if path is None:
         return {}
     values = read_json(path)
-    if not isinstance(values, dict) or len(values.get("distances", ())) != len(values.get("second", ())):
-        raise InputError(f"{path}: not a recall curve; measure the run again")
-    return values
+    try:
+        return {name: [float(x) for x in values[name]] for name in ("distances", "first", "second")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a recall curve; measure the run again") from error
 
 
 def _positions(run: Run) -> tuple[tuple[float, float], ...]:
@@ -166,7 +167,7 @@ def _newest(run: Run, name: str) -> Path | None:
     return max(run.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
 
-def _figures(record: Record, recall: dict[str, Any]) -> dict[str, float]:
+def _figures(record: Record, recall: dict[str, list[float]]) -> dict[str, float]:
     test = record.test_figures()
     curve = _curve(record)
     seconds, speeds, memory = (record.column(name) for name in ("seconds", "tokens_per_s", "peak_memory_mb"))
@@ -193,7 +194,7 @@ def _figures(record: Record, recall: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
-def _gain(recall: dict[str, Any]) -> float | None:
+def _gain(recall: dict[str, list[float]]) -> float | None:
     """Return how much less the second occurrence costs than the first, in the mean over the distances."""
     if not recall:
         return None
