@@ -19,6 +19,7 @@ from gpt2lab.lab.compare import (
     compare_outcomes,
     in_this_process,
     make_plan,
+    measure,
     outcome_of,
     parse_arms,
     parse_variations,
@@ -122,9 +123,9 @@ def test_what_is_finished_is_not_repeated_and_what_was_stopped_goes_on(done: Pat
     shutil.rmtree(damaged / "checkpoints")
     worked: list[Path | None] = []
 
-    def work(config: TrainConfig) -> Ended:
+    def work(config: TrainConfig, texts: bool) -> Ended:
         worked.append(config.out)
-        return in_this_process(config)
+        return in_this_process(config, texts)
 
     comparison = compare(base(data), VARY, 2, out, work=work)
     assert worked == [stopped, damaged]
@@ -136,6 +137,28 @@ def test_what_is_finished_is_not_repeated_and_what_was_stopped_goes_on(done: Pat
     again = [(o.seed, o.arm, o.figures["test_loss"]) for o in comparison.outcomes]
     first = json.loads((done / "comparison.json").read_text(encoding="utf-8"))["runs"]
     assert again == [(run["seed"], run["arm"], run["figures"]["test_loss"]) for run in first]
+
+
+def test_texts_are_measured_where_they_are_asked_for_and_nothing_else_again(
+    done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SAMPLES", 2)
+    shutil.copytree(done, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*/*.csv")}
+    comparison = compare(base(data), VARY, 2, tmp_path / "out", texts=True)
+    rows = {row.metric.name: row for row in comparison.rows}
+    assert [cell.runs for cell in rows["repetition"].cells] == [2, 2]
+    assert {path: path.read_bytes() for path in before} == before
+    assert "repetition" not in (done / "table.csv").read_text(encoding="utf-8")
+
+
+def test_test_split_too_short_for_texts_is_refused_before_anything_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SAMPLES", 100_000)
+    with pytest.raises(InputError, match="too few for 100000 beginnings"):
+        compare(base(data), VARY, 1, tmp_path / "out", texts=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_report_of_a_run_shows_what_its_model_attends_to(done: Path, tmp_path: Path) -> None:
@@ -153,8 +176,8 @@ def test_run_of_other_options_in_the_way_is_refused(done: Path, data: Path) -> N
 
 
 def test_failed_run_is_named_and_the_rest_goes_on(data: Path, tmp_path: Path) -> None:
-    def work(config: TrainConfig) -> Ended:
-        return Ended(error="out of memory") if config.seed == 1338 else in_this_process(config)
+    def work(config: TrainConfig, texts: bool) -> Ended:
+        return Ended(error="out of memory") if config.seed == 1338 else in_this_process(config, texts)
 
     comparison = compare(base(data), VARY, 2, tmp_path / "out", work=work)
     assert "n_inner=64, seed 1338: failed: out of memory. Left out." in comparison.remarks

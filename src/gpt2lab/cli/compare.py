@@ -30,6 +30,7 @@ def _compare(
     base: str = "nano",
     seeds: int = 3,
     to_loss: float | None = None,
+    texts: bool = False,
     dry_run: bool = False,
 ) -> Callable[[list[str]], int]:
     """Compare variants of a model fairly. Every option of gpt2lab train may be given too and holds for all runs.
@@ -47,6 +48,7 @@ def _compare(
         base: Preset that the runs start from.
         seeds: Runs of each combination: --seed and those that follow it. Three or more give an interval.
         to_loss: Validation loss to count steps and seconds to; without it, the lowest that every run reached.
+        texts: Measure what the texts of each run are like too, as gpt2lab eval text does, which takes time.
         dry_run: Print the command of each run, for a cluster's scheduler, and run nothing.
     """
 
@@ -61,7 +63,7 @@ def _compare(
         def configure(preset: str) -> TrainConfig:
             return parse(TrainConfig, ["--data", str(data), *rest], PROG, default=TrainConfig(preset=preset))
 
-        run_comparison(base, vary, arm, seeds, out, to_loss, dry_run, configure)
+        run_comparison(base, vary, arm, seeds, out, to_loss, texts, dry_run, configure)
         return 0
 
     return run

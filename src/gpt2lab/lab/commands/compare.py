@@ -20,6 +20,7 @@ def run_comparison(
     seeds: int,
     out: Path,
     to_loss: float | None,
+    texts: bool,
     dry_run: bool,
     configure: Callable[[str], TrainConfig],
 ) -> None:
@@ -32,6 +33,7 @@ def run_comparison(
         seeds: Runs of each arm.
         out: Directory of the comparison.
         to_loss: Validation loss to count steps and seconds to.
+        texts: Whether to measure what each run's texts are like.
         dry_run: Print the command of each run and do nothing.
         configure: Gives what the runs of a preset have in common.
 
@@ -47,7 +49,7 @@ def run_comparison(
         return
     console.log_to_console()
     try:
-        comparison = compare(bases, varied, seeds, out, to_loss, in_own_process, named)
+        comparison = compare(bases, varied, seeds, out, to_loss, in_own_process, named, texts)
     except Interrupted:
         print("stopped; start the same comparison again to go on: what is finished is not repeated")
         raise

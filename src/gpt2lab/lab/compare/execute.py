@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
 from gpt2lab.lab import console
-from gpt2lab.lab.compare.measure import is_measured, measure
+from gpt2lab.lab.compare.measure import is_measured, measure, text_prompts
 from gpt2lab.lab.compare.plan import Job, Plan, require_same_options
 from gpt2lab.lab.training import train
 from gpt2lab.runs import Run
@@ -41,32 +41,37 @@ class Ended:
     """The signal that interrupted it; its state was saved."""
 
 
-Worker = Callable[[TrainConfig], Ended]
+Worker = Callable[[TrainConfig, bool], Ended]
+"""Trains and measures a run; with its texts or without."""
 
 
-def run_plan(plan: Plan, work: Worker) -> dict[str, str]:
+def run_plan(plan: Plan, work: Worker, texts: bool = False) -> dict[str, str]:
     """Bring every run of a plan to its end; return what went wrong, in a line, by the run's path.
 
     Args:
         plan: What to run.
         work: Trains and measures one run: `in_own_process`, or `in_this_process`.
+        texts: Whether to measure what each run's texts are like.
 
     Raises:
-        InputError: A run of other options stands where one of the plan belongs; nothing was run.
+        InputError: A test split is too short for texts, or a run of other options stands where one of the plan belongs;
+            nothing was run.
         Interrupted: A signal came; what was finished stays, and the same call goes on.
     """
     jobs = plan.jobs
+    for arm in plan.arms if texts else ():
+        text_prompts(arm.config)
     for job in jobs:
         if (job.path / "config.json").is_file() and _is_sound(Run(job.path)):
             require_same_options(job, saved_config(Run(job.path)))
     failures: dict[str, str] = {}
     for number, job in enumerate(jobs, start=1):
         title = f"run {number} of {len(jobs)}: {job.arm}, seed {job.config.seed}"
-        if _is_over(job):
+        if _is_over(job, texts):
             log.info("%s: done before", title)
             continue
         log.info("%s", title)
-        ended = work(job.config)
+        ended = work(job.config, texts)
         if ended.signal is not None:
             raise Interrupted(ended.signal, Run(job.path), _newest_step(job))
         if ended.error is not None:
@@ -75,7 +80,7 @@ def run_plan(plan: Plan, work: Worker) -> dict[str, str]:
     return failures
 
 
-def in_this_process(config: TrainConfig) -> Ended:
+def in_this_process(config: TrainConfig, texts: bool = False) -> Ended:
     """Train a run, or go on with it, and measure it."""
     assert config.out is not None
     try:
@@ -83,8 +88,8 @@ def in_this_process(config: TrainConfig) -> Ended:
             config = dataclasses.replace(config, resume="last")
         with console.training_bar() as on_step:
             run = train(config, on_step)
-        if not is_measured(run):
-            measure(run)
+        if not is_measured(run, texts):
+            measure(run, texts)
     except InputError as error:
         return Ended(error=str(error))
     except Interrupted as stop:
@@ -92,11 +97,11 @@ def in_this_process(config: TrainConfig) -> Ended:
     return Ended()
 
 
-def in_own_process(config: TrainConfig) -> Ended:
+def in_own_process(config: TrainConfig, texts: bool = False) -> Ended:
     """Do the same in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_begin_process) as pool:
-        future = pool.submit(_in_child, config)
+        future = pool.submit(_in_child, config, texts)
         try:
             return future.result()
         except BrokenProcessPool:
@@ -111,8 +116,8 @@ def _begin_process() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _in_child(config: TrainConfig) -> Ended:
-    ended = in_this_process(config)
+def _in_child(config: TrainConfig, texts: bool) -> Ended:
+    ended = in_this_process(config, texts)
     if not _parent().is_alive():
         os._exit(1)  # nobody is left to be told, and the pool's process would wait for more work for ever
     return ended
@@ -130,12 +135,12 @@ def _parent() -> BaseProcess:
     return parent
 
 
-def _is_over(job: Job) -> bool:
+def _is_over(job: Job, texts: bool) -> bool:
     """Return whether a run was trained to its end and measured."""
     checkpoints = complete(Run(job.path))
     if not checkpoints or not (job.path / "config.json").is_file():
         return False
-    return checkpoints[-1].state["finished"] is not None and is_measured(Run(job.path))
+    return checkpoints[-1].state["finished"] is not None and is_measured(Run(job.path), texts)
 
 
 def _prepare_place(run: Run) -> bool:

@@ -10,20 +10,30 @@ from gpt2lab.evaluation import loss_by_position, recall_probe
 from gpt2lab.files import write_json
 from gpt2lab.lab.measure import measure_perplexity
 from gpt2lab.lab.pictures import save_positions
+from gpt2lab.lab.text_pictures import save_text_quality
+from gpt2lab.lab.text_quality import Prompts, choose_prompts, measure_texts
+from gpt2lab.model import GPT
 from gpt2lab.runs import EVALUATIONS, Run
-from gpt2lab.training import load_model, saved_config
+from gpt2lab.runtime import Runtime
+from gpt2lab.training import TrainConfig, load_model, saved_config
 
-RECALL, POSITIONS = "recall.json", "positions.json"
-"""In the folder of the step's evaluations. The first is written last: a run that has it is measured."""
-
-
-def is_measured(run: Run) -> bool:
-    """Return whether `measure` has been through with a run."""
-    return any(run.path.glob(f"{EVALUATIONS}/step_*/{RECALL}"))
+RECALL, POSITIONS, TEXTS = "recall.json", "positions.json", "text.json"
+"""In the folder of the step's evaluations. The first is written last: a run that has it is measured, but for texts."""
+SAMPLES = 64
+"""Texts of each strategy."""
 
 
-def measure(run: Run) -> None:
-    """Measure test perplexity, loss by position and recall of a run's best checkpoint, and keep them with the run.
+def is_measured(run: Run, texts: bool) -> bool:
+    """Return whether `measure` has been through with a run, with its texts where they are wanted."""
+    return _has(run, RECALL) and (_has(run, TEXTS) or not texts)
+
+
+def measure(run: Run, texts: bool) -> None:
+    """Measure a run's best checkpoint and keep the figures with the run; what is there already is not repeated.
+
+    Args:
+        run: A run that was trained to its end.
+        texts: Whether to measure what its texts are like, besides test perplexity, loss by position and recall.
 
     Raises:
         InputError: The data has no test split, or something is damaged.
@@ -32,10 +42,29 @@ def measure(run: Run) -> None:
     where = runtime.resolve(config.device, config.precision)
     model, checkpoint = load_model(run, "best", where.device)
     dataset = TokenDataset(config.data)
-    measure_perplexity(model, dataset, "test", config.window, None, where).record(run, checkpoint.step)
+    if not _has(run, RECALL):
+        _measure_losses(run, config, model, checkpoint.step, dataset, where)
+    if texts and not _has(run, TEXTS):
+        quality = measure_texts(model, dataset.tokenizer(), text_prompts(config), where, config.seed)
+        save_text_quality(run, checkpoint.step, "test", quality)
+
+
+def text_prompts(config: TrainConfig) -> Prompts:
+    """Return the held-out beginnings that a run completes. Raises `InputError` where its test split is too short."""
+    return choose_prompts(TokenDataset(config.data), "test", config.model.n_ctx, SAMPLES)
+
+
+def _has(run: Run, name: str) -> bool:
+    return any(run.path.glob(f"{EVALUATIONS}/step_*/{name}"))
+
+
+def _measure_losses(
+    run: Run, config: TrainConfig, model: GPT, step: int, dataset: TokenDataset, where: Runtime
+) -> None:
+    measure_perplexity(model, dataset, "test", config.window, None, where).record(run, step)
     with where.autocast():
         positions = loss_by_position(model, dataset.stream("test"), config.window)
         recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
-    values = {"step": checkpoint.step, "protocol": recall.protocol, "chance": recall.chance}
-    save_positions(run, checkpoint.step, "test", positions)
-    write_json(run.evaluations(checkpoint.step) / RECALL, values | dataclasses.asdict(recall))
+    values = {"step": step, "protocol": recall.protocol, "chance": recall.chance}
+    save_positions(run, step, "test", positions)
+    write_json(run.evaluations(step) / RECALL, values | dataclasses.asdict(recall))

@@ -23,6 +23,7 @@ def compare(
     target_loss: float | None = None,
     work: Worker = in_this_process,
     named: Mapping[str, Mapping[str, Any]] | None = None,
+    texts: bool = False,
 ) -> Comparison:
     """Run every combination of options with every seed, compare them, and write what was found into ``out``.
 
@@ -37,13 +38,14 @@ def compare(
         target_loss: Validation loss to count steps and seconds to; None is the lowest that every run reached.
         work: How a run is done.
         named: Arms of several changes each, by name; see `make_plan`.
+        texts: Whether to measure what each run's texts are like, by strategy, which takes time.
 
     Raises:
         InputError: See `make_plan` and `run_plan`; a run that fails does not raise, it is named in the remarks.
         Interrupted: A signal came; the same call goes on.
     """
     plan = make_plan(bases, vary, seeds, out, named)
-    failures = run_plan(plan, work)
+    failures = run_plan(plan, work, texts)
     outcomes = [outcome_of(Run(j.path), j.arm, j.config.seed, failures.get(str(j.path))) for j in plan.jobs]
     comparison = compare_outcomes(outcomes, target_loss, remarks(plan))
     write_comparison(comparison, out)
