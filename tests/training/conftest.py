@@ -8,34 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from support import small, train
+from support import quickly, small, train
 
 from gpt2lab.data import TokenDataset, prepare
 from gpt2lab.files import write_json
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import OptimConfig, TrainConfig, curves, loop, to_dict
+from gpt2lab.training import OptimConfig, TrainConfig, to_dict
 
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(50))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models are fastest so, and two test processes do not get into each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def without_slow_extras() -> Iterator[pytest.MonkeyPatch]:
-    """Leave out what costs more than a small run: measuring the machine's peak, and pictures (a test of their own)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-        patch.setattr(curves, "draw", lambda run: run.path)
-        yield patch
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Train small models quickly in this folder's modules; what other folders test is as it was."""
+    with quickly():
+        yield
 
 
 def prepared(folder: Path, text: str, n_vocab: int = 257, val_fraction: float = 0.2) -> Path:
@@ -83,13 +71,15 @@ KINDS = {
 @pytest.fixture(scope="session", params=KINDS)
 def unbroken(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of each kind that never stopped, with a checkpoint every 4 steps. Read it, do not write to it."""
-    return train(small(data, tmp_path_factory.mktemp("unbroken") / "run", **KINDS[request.param]))
+    with quickly():  # this outlives the module that asks first, and may come before that one's `quick`
+        return train(small(data, tmp_path_factory.mktemp("unbroken") / "run", **KINDS[request.param]))
 
 
 @pytest.fixture(scope="session")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The unbroken run in fp32. Read it, do not write to it."""
-    return train(small(data, tmp_path_factory.mktemp("finished") / "run"))
+    with quickly():
+        return train(small(data, tmp_path_factory.mktemp("finished") / "run"))
 
 
 @pytest.fixture

@@ -5,17 +5,35 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from gpt2lab.model import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.training import Hooks, HooksFor, OptimConfig, StepReport, TrainConfig, resume, start
+from gpt2lab.training import Hooks, HooksFor, OptimConfig, StepReport, TrainConfig, curves, loop, resume, start
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
 SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.1)
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """Leave out what costs more than a small run: threads, measuring the machine's peak, pictures (tested apart)."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
+        patch.setattr(curves, "draw", lambda run: run.path)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def small(data: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import Hooks, HooksFor, OptimConfig, StepReport, curves, loop, saved_config
+from gpt2lab.training import Hooks, HooksFor, OptimConfig, StepReport, curves, saved_config
+from gpt2lab.training.curves import draw
 from gpt2lab.training.schedule import learning_rate
 
 PLAIN = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
@@ -211,22 +211,13 @@ def test_what_is_not_finite_stops_the_run_before_the_update(data: Path, tmp_path
     assert all(bool(t.isfinite().all()) for t in load_file(checkpoint(run, 5) / "model.safetensors").values())
 
 
-@pytest.fixture
-def pictures(without_slow_extras: pytest.MonkeyPatch) -> Iterator[None]:
-    """Draw the curves after all."""
-    instead = curves.draw
-    without_slow_extras.undo()
-    without_slow_extras.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-    yield
-    without_slow_extras.setattr(curves, "draw", instead)
-
-
 @pytest.mark.parametrize("with_val", [True, False], ids=["val", "no val"])
 def test_the_picture_and_the_log_grow_while_it_runs(
-    data: Path, without_val: Path, tmp_path: Path, pictures: None, with_val: bool
+    data: Path, without_val: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_val: bool
 ) -> None:
     from PIL import Image  # comes with matplotlib
 
+    monkeypatch.setattr(curves, "draw", draw)
     seen: list[tuple[int, int]] = []
 
     def on_step(report: StepReport) -> None:

@@ -18,6 +18,7 @@ from gpt2lab.training.config import TrainConfig, saved_config, to_dict
 from gpt2lab.training.elastic import began, default_path, of_launch, started_before
 from gpt2lab.training.going_on import merge_for_resume, moved, require_same_data
 from gpt2lab.training.hooks import Hooks, HooksFor
+from gpt2lab.training.lock import held
 from gpt2lab.training.loop import Data, Trainer
 from gpt2lab.training.processes import Processes, joined
 from gpt2lab.training.setup import (
@@ -66,7 +67,7 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
         tokenizer.save(run.tokenizer)
 
     processes.on_main(create)
-    with _running(run, plan, processes):
+    with held(run, processes), _running(run, plan, processes):
         trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
         _describe(trainer)
         _begin_from(begin, trainer, processes)
@@ -82,7 +83,7 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
     steps are kept under another name. A run that is finished is left as it is, unless it was given more steps.
 
     Raises:
-        InputError: There is no run or no such checkpoint, or the data or an option is another.
+        InputError: There is no run or no such checkpoint, the data or an option is another, or a process trains it now.
         Interrupted: A signal ended it; the state was saved.
     """
     runtime.tune_allocator()
@@ -95,6 +96,12 @@ def _resume(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> R
         if config.out is None:
             raise InputError("--resume needs --out RUN, the directory of the run to go on with")
         run = Run.open(config.out)
+    with held(run, processes):
+        return _go_on(run, config, hooks_for, processes)
+
+
+def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
+    with processes.together():
         saved = saved_config(run)
         merged = merge_for_resume(config, saved, processes)
         own = began(run, processes)
