@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ADAMW_RATES = (1e-3, 3e-3, 6e-3)
+ADAMW_RATES = (1e-3, 3e-3, 6e-3, 1e-2)
 MUON_RATES = (0.01, 0.02, 0.04)
 """Of the matrices; embeddings, norms and biases keep AdamW's 3e-3."""
 RESULTS = Path(__file__).parent / "results" / "muon.json"
