@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 
 from gpt2lab.data import TokenStream, open_shard
 from gpt2lab.data.shards import UINT16, ShardWriter
-from gpt2lab.evaluation import loss_by_position, perplexity_of
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation import loss_by_position, perplexity_of, recall_probe
 from gpt2lab.model import GPT, GPTConfig
 
 V, CONTEXT = 50, 16
@@ -61,3 +63,13 @@ def test_a_place_that_no_document_reaches_has_no_loss(model: GPT, tmp_path: Path
     assert curve.tokens == (4, 4, 2, 1, 0, 0, 0, 0)
     assert np.isnan(curve.losses).tolist() == [False] * 4 + [True] * 4
     assert "within documents" in curve.protocol
+
+
+@pytest.mark.parametrize("options", [{"mask": "prefix", "prefix": 4}, {"mask": "bidirectional"}])
+def test_no_loss_is_measured_under_a_mask_that_looks_ahead(options: dict[str, Any], stream: TokenStream) -> None:
+    ahead = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=CONTEXT, vocab_size=V, **options))
+    for measure in (lambda: perplexity_of(ahead, stream, 1), lambda: loss_by_position(ahead, stream)):
+        with pytest.raises(InputError, match=f"mask {options['mask']} lets a token read what follows it"):
+            measure()
+    with pytest.raises(InputError, match=f"mask {options['mask']} lets a token read what follows it"):
+        recall_probe(ahead)

@@ -236,6 +236,7 @@ def test_arms_of_several_changes_stand_beside_the_baseline(
         (["a:", "b: model.window=8"], "mask causal has none"),
         (["a:", "b: model.n_kv=1"], 'no option "model.n_kv" (did you mean'),
         (["a:", "b: seed=3"], "seed cannot vary"),
+        (["a:", "b: model.mask=bidirectional"], "mask bidirectional lets a token read what follows it"),
         (["a:", "b: model.n_head=1", "--vary", "model.n_head=1,2"], "leave it out of one"),
         (["a:"], "nothing to compare"),
     ],

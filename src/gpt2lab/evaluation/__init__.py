@@ -10,6 +10,7 @@ from gpt2lab.evaluation.hellaswag import (
     hellaswag_item,
     read_hellaswag,
 )
+from gpt2lab.evaluation.leak import require_no_leak
 from gpt2lab.evaluation.perplexity import Perplexity, perplexity_of
 from gpt2lab.evaluation.positions import PositionLosses, loss_by_position
 from gpt2lab.evaluation.recall import Recall, recall_probe, repeat_losses
@@ -45,6 +46,7 @@ __all__ = [
     "read_hellaswag",
     "recall_probe",
     "repeat_losses",
+    "require_no_leak",
     "score",
     "text_stats",
 ]

@@ -22,6 +22,7 @@ import numpy as np
 
 from gpt2lab.data import TokenStream, count_windows
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation.leak import require_no_leak
 from gpt2lab.evaluation.windows import ScoredBatch, Windows, cut
 from gpt2lab.model import GPT, evaluating
 
@@ -127,8 +128,10 @@ def perplexity_of(
         eot: The token that begins a document, to keep windows within documents; None reads across their borders.
 
     Raises:
-        InputError: A stream shorter than a window, a context beyond the model's, no text, a value out of range.
+        InputError: A stream shorter than a window, a context beyond the model's, no text, a value out of range, or a
+            mask that looks ahead, under which a token is read before it is scored.
     """
+    require_no_leak(model.config)
     if text_bytes < 1 or (words is not None and words < 1):
         held = f"{text_bytes} bytes" if text_bytes < 1 else f"{words} words"
         raise InputError(f"{stream.name}: a text of {held}; give one with text in it")

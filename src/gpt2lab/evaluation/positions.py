@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2lab.data import TokenStream
+from gpt2lab.evaluation.leak import require_no_leak
 from gpt2lab.evaluation.perplexity import checked_context, scored_losses
 from gpt2lab.evaluation.windows import cut
 from gpt2lab.model import GPT
@@ -49,6 +50,7 @@ def loss_by_position(
     progress: Callable[[int, int], None] | None = None,
 ) -> PositionLosses:
     """Measure the loss at each place of the context. Arguments and errors are those of `perplexity_of`."""
+    require_no_leak(model.config)
     context = checked_context(model, stream, context)
     windows = cut(stream, context, context, eot)
     sums, counts = np.zeros(context), np.zeros(context, dtype=np.int64)

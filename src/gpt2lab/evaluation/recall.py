@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation.leak import require_no_leak
 from gpt2lab.model import GPT, evaluating
 
 ROWS_AT_ONCE_TOKENS = 8_192
@@ -66,8 +67,9 @@ def repeat_losses(model: GPT, tokens: torch.Tensor) -> tuple[float, float]:
         tokens: (B, d) ids; 2 d is at most the model's context.
 
     Raises:
-        InputError: Sequences of one token, or too long for the context.
+        InputError: Sequences of one token or too long for the context, or a mask that looks ahead.
     """
+    require_no_leak(model.config)
     d, n_ctx = tokens.shape[1], model.config.n_ctx
     if not 2 <= d <= n_ctx // 2:
         raise InputError(f"a repeated sequence of {d} tokens; give 2 to {n_ctx // 2}, half of the model's context")
@@ -94,7 +96,7 @@ def recall_probe(
         seed: Same seed, same sequences: runs of one vocabulary are probed with the same.
 
     Raises:
-        InputError: A distance that does not fit the context.
+        InputError: A distance that does not fit the context, or a mask that looks ahead.
     """
     distances = doubling_distances(model.config.n_ctx) if distances is None else distances
     ids = torch.tensor([i for i in range(model.config.vocab_size) if i not in set(avoid)])

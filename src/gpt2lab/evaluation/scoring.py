@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation.leak import require_no_leak
 from gpt2lab.model import GPT, KVCache, evaluating
 
 PASS_TOKENS = 4_096
@@ -64,11 +65,7 @@ def score(
         InputError: An empty context or continuation, a continuation longer than the model's context, or a mask that
             looks ahead, under which a token is read before it is scored.
     """
-    if model.config.attention_mask.looks_ahead:
-        raise InputError(
-            f"mask {model.config.mask} lets a token read what follows it, so what it gives a continuation is no "
-            "probability; score a model of another mask"
-        )
+    require_no_leak(model.config)
     fitted = [_fit(continuation, model.config.n_ctx) for continuation in continuations]
     scores: list[Score | None] = [None] * len(fitted)
     done = 0

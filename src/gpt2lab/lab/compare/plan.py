@@ -19,6 +19,7 @@ from typing import Any
 
 from gpt2lab.data.manifest import DataManifest
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation import require_no_leak
 from gpt2lab.lab import words
 from gpt2lab.training import TrainConfig
 from gpt2lab.training.options import flags, flat, value_of, with_options
@@ -97,8 +98,8 @@ def make_plan(
             ``{"window": {"model.mask": "window", "model.window": 64}}``; each is combined with every varied value.
 
     Raises:
-        InputError: An option does not exist or cannot vary, a value is not allowed, there is nothing to compare, or the
-            data has no test split.
+        InputError: An option does not exist or cannot vary, a value is not allowed, there is nothing to compare, the
+            data has no test split, or a mask looks ahead, so that its run's loss could not be measured.
     """
     bases = [bases] if isinstance(bases, TrainConfig) else bases
     if seeds < 1:
@@ -114,6 +115,8 @@ def make_plan(
         arms.append(Arm(", ".join(label), with_options(base, {**own, **changes})))
     if len(arms) < 2:
         raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
+    for arm in arms:
+        require_no_leak(arm.config.model)
     for data in {arm.config.data for arm in arms}:
         _require_test_split(data)
     first = bases[0].seed
