@@ -11,6 +11,7 @@
     checkpoints/       step_00001000/ ...; see training/checkpoint.py
     evaluations/       step_00001000/: what is more than a figure, with its picture (positions, text)
     report.html        where a report was made
+    stream/            of a run on stream:CORPUS, what is prepared for it; see data/rounds.py
 
 Rows are appended line by line and cut back to the checkpoint's step when a run resumes, so that a run that was
 killed and resumed has the rows of one that never stopped.
@@ -103,6 +104,11 @@ class Run:
     def tokenizer(self) -> Path:
         """Where the tokenizer lies."""
         return self.path / "tokenizer"
+
+    @property
+    def stream(self) -> Path:
+        """Where a corpus lies that is prepared while the run goes on."""
+        return self.path / "stream"
 
     @property
     def config(self) -> dict[str, Any]:

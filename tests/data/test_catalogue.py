@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loopback_datasets import Hub, loopback_hub
 
 from gpt2lab.cli import main
 from gpt2lab.data import CORPORA, documents
 from gpt2lab.errors import InputError
+from loopback_datasets import Hub, loopback_hub
 
 WANTED = """
 stories pystdlib shakespeare wikitext2 wikitext103 tinystories wikipedia openwebtext fineweb fineweb-edu fineweb-gpt2

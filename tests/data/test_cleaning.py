@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loopback_datasets import Hub, loopback_hub
 
 from gpt2lab.cli import main
 from gpt2lab.data import TokenDataset, prepare
 from gpt2lab.data.shards import UINT16, ShardWriter
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
+from loopback_datasets import Hub, loopback_hub
 
 
 @pytest.fixture

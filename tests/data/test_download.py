@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_datasets import COMMIT, Hub, loopback_hub
 
 from gpt2lab.data import hub as client
 from gpt2lab.data.download import Patience, Unreachable, fetch, get_json
 from gpt2lab.errors import InputError
+from loopback_datasets import COMMIT, Hub, loopback_hub
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

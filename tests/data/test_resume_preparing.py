@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loopback_datasets import Hub, loopback_hub
 
 from gpt2lab.cli import main
 from gpt2lab.data import Recipe, TokenDataset, prepare, prepare_share
@@ -23,6 +22,7 @@ from gpt2lab.data.disk import DiskFull, bytes_below
 from gpt2lab.data.download import Unreachable
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
+from loopback_datasets import Hub, loopback_hub
 
 FILES = 6
 ARGUMENTS: dict[str, Any] = {"val_fraction": 0.1, "test_fraction": 0.1, "shard_tokens": 20_000}

@@ -18,6 +18,9 @@ from gpt2lab.data.permutation import permute
 from gpt2lab.data.planning import Recipe
 from gpt2lab.data.prefetch import Prefetcher
 from gpt2lab.data.prepare import Progress, prepare, prepare_share
+from gpt2lab.data.rolling import RollingDataset
+from gpt2lab.data.round_loader import RoundLoader
+from gpt2lab.data.rounds import HELD_OUT, Rounds
 from gpt2lab.data.shards import Shard, ShardFormat, open_shard
 from gpt2lab.data.sources import documents, texts
 from gpt2lab.data.split import SPLITS, SplitRule
@@ -26,6 +29,7 @@ from gpt2lab.data.survey import Survey, survey
 
 __all__ = [
     "CORPORA",
+    "HELD_OUT",
     "SPLITS",
     "Batch",
     "Corpus",
@@ -36,6 +40,9 @@ __all__ = [
     "Prefetcher",
     "Progress",
     "Recipe",
+    "RollingDataset",
+    "RoundLoader",
+    "Rounds",
     "Shard",
     "ShardFormat",
     "ShardInfo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,3 +68,16 @@ def explaining_full_disk(folder: Path, needed: int) -> Iterator[None]:
 def bytes_below(folder: Path) -> int:
     """Return the bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a size such as 20GB, 500 MB or 5GiB.
+
+    Raises:
+        InputError: It is no size.
+    """
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
+    if found is None or found[2] not in units:
+        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB')
+    return int(float(found[1]) * units[found[2]])

@@ -68,13 +68,18 @@ class Journal:
             plan = make()
             self._make_folder()
             self._write_first(asdict(plan))
-        tree = read_json(self._plan)
+        plan = self.load()
         for name, value in arguments.items():
-            if (begun := tree["arguments"].get(name)) != value:
+            if (begun := plan.arguments.get(name)) != value:
                 raise InputError(
                     f"{self.folder.parent}: half-written with {name} {begun}, now {value}; go on with the same "
                     "arguments, or delete the folder"
                 )
+        return plan
+
+    def load(self) -> Plan:
+        """Return the plan that was begun. Raises `InputError` where there is none."""
+        tree = read_json(self._plan)
         return Plan(tree["arguments"], SplitRule(**tree["rule"]), tuple(map(Portion.parse, tree["portions"])))
 
     def _make_folder(self) -> None:

@@ -70,8 +70,11 @@ class Loader:
         world: int = 1,
         rank: int = 0,
         eot: int | None = None,
+        first_epoch: int = 0,
     ) -> None:
         """Read ``stream`` in windows of ``seq_len``; with ``eot``, the id that documents begin with, tell them apart.
+
+        The first pass is in the permutation of ``first_epoch``.
 
         Raises:
             InputError: The stream is shorter than a window, or the step does not divide (see `micro_steps`).
@@ -88,6 +91,7 @@ class Loader:
         self._world = world
         self._rank = rank
         self._eot = eot
+        self._first_epoch = first_epoch
 
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
@@ -111,8 +115,12 @@ class Loader:
         windows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            windows[rows] = permute(positions[rows], self.windows_per_epoch, self._seed, int(epoch))
+            windows[rows] = permute(positions[rows], self.windows_per_epoch, self._seed, self._first_epoch + int(epoch))
         return windows
+
+    def is_ready(self, step: int) -> bool:
+        """Return whether the batches of a step can be read now: always, as all the data is here."""
+        return step >= 0
 
     def epoch_of(self, step: int) -> float:
         """Return the epochs completed when ``step`` steps are."""

@@ -59,6 +59,11 @@ class Portion:
         return sum(file.size for file in self.files if file.url)
 
     @property
+    def fetched_only(self) -> int:
+        """Bytes that are fetched and deleted again; files of tokens are kept as they are."""
+        return 0 if self.cut == "tokens" else self.download
+
+    @property
     def text_bytes(self) -> int:
         """About how many bytes of text it holds."""
         return (self.stop - self.start) * _STORY_BYTES + sum(map(_text_bytes, self.files))

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from gpt2lab.data.loader import Batch, Loader
+from gpt2lab.data.round_loader import RoundLoader
 from gpt2lab.errors import InputError
 
 _AHEAD = 2
@@ -20,7 +21,7 @@ _AHEAD = 2
 class Prefetcher:
     """Gives a loader's batches, read ahead by ``workers`` threads within a ``with`` block; by none outside of one."""
 
-    def __init__(self, loader: Loader, workers: int) -> None:
+    def __init__(self, loader: Loader | RoundLoader, workers: int) -> None:
         if workers < 0:
             raise InputError(f"workers is {workers}; it must be 0 or more")
         self._loader = loader
@@ -52,5 +53,7 @@ class Prefetcher:
         for _ in range(_AHEAD * self._workers):
             step, micro_step = position
             position = (step, micro_step + 1) if micro_step + 1 < self._loader.micro_steps else (step + 1, 0)
+            if not self._loader.is_ready(position[0]):  # a thread must not wait for data that is being prepared
+                break
             wanted[position] = self._coming.get(position) or pool.submit(self._loader.batch, *position)
         self._coming = wanted  # what nobody asks for any more is dropped

@@ -178,7 +178,6 @@ class _Preparation:
             self._journal.complete(index, Record(0, 0, 0, {}, ()))
             return
         folder = self._journal.begin(index)
-        paths = self._fetch(portion, folder / SOURCE) if portion.download else here(portion)
         seen = [self._journal.of(i) for i in range(index)] if arguments["deduplicate"] else []
         writing = Writing(
             folder=folder,
@@ -191,18 +190,8 @@ class _Preparation:
             cleaner=Cleaner(arguments["min_length"], arguments["deduplicate"], read_hashes(seen, SPLITS)),
             keeps_hashes=self._plan.keeps_hashes,
         )
-        if portion.cut == "tokens":
-            record = take_tokens(paths[0], writing)
-        else:
-            record = write_documents(read_portion(portion, paths), writing, limit)
-        self._journal.complete(index, record)
-        if portion.cut != "tokens":
-            self._budget.release(portion.download)
-
-    def _fetch(self, portion: Portion, folder: Path) -> list[Path]:
-        folder.mkdir(exist_ok=True)
-        self._budget.reserve(portion.download - bytes_below(folder))
-        return fetched(portion, folder)
+        self._journal.complete(index, write_portion(portion, writing, self._budget, limit))
+        self._budget.release(portion.fetched_only)
 
     def _teller(self, index: int, progress: Progress | None) -> Callable[[int, int, int], None]:
         """Return what adds a portion's counts to those of the portions before it."""
@@ -213,3 +202,20 @@ class _Preparation:
         after = sum(self._plan.portions[i].text_bytes for i in self._own if i > index)
         here = self._plan.portions[index].text_bytes
         return lambda d, b, t: progress(documents + d, size + b, tokens + t, size + max(here, b) + after)
+
+
+def write_portion(portion: Portion, how: Writing, budget: DiskBudget, limit: int | None = None) -> Record:
+    """Write the token files of a portion, of at most ``limit`` documents, to ``how.folder``; return what they hold.
+
+    What is fetched lies in its subfolder `SOURCE`: to be deleted, and released from the budget, by who calls this.
+    """
+    paths = _fetch(portion, how.folder / SOURCE, budget) if portion.download else here(portion)
+    if portion.cut == "tokens":
+        return take_tokens(paths[0], how)
+    return write_documents(read_portion(portion, paths), how, limit)
+
+
+def _fetch(portion: Portion, folder: Path, budget: DiskBudget) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    budget.reserve(portion.download - bytes_below(folder))
+    return fetched(portion, folder)

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from gpt2lab.data import HELD_OUT
+from gpt2lab.data.disk import size_of
 from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.training.recipes import FINE_TUNING, RECIPES, OptimConfig, require
 
 T = TypeVar("T")
+STREAM = "stream:"
 LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that say how long a run is: one of them at most is given."""
 
@@ -34,7 +37,7 @@ class TrainConfig:
     """
 
     data: Path = Path("data")
-    """Directory that gpt2lab data prepare wrote."""
+    """Directory that gpt2lab data prepare wrote; or stream:CORPUS, prepared and deleted piece by piece meanwhile."""
     out: Path | None = None
     """Directory of the run, which must not exist; None makes one under runs/."""
     preset: str = "nano"
@@ -47,6 +50,10 @@ class TrainConfig:
     """Length in passes over the training split."""
     max_tokens: int | None = None
     """Length in tokens."""
+    tokenizer: Path | None = None
+    """Directory of the tokenizer that stream:CORPUS is prepared with."""
+    max_disk: str | None = None
+    """What downloads and token files of stream:CORPUS may take at any moment, such as 20GB."""
     seq_len: int | None = None
     """Tokens a sequence; None is the model's context."""
     batch_tokens: int | None = None
@@ -111,6 +118,7 @@ class TrainConfig:
         one_of("preset", self.preset, PRESETS)
         self._fill_in()
         self._check_length()
+        self._check_stream()
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"):
@@ -144,6 +152,25 @@ class TrainConfig:
         for name, value in given.items():
             require(0 < value < math.inf, name, value, "above 0 and finite")
 
+    def _check_stream(self) -> None:
+        if self.stream is None:
+            for name in ("tokenizer", "max_disk"):
+                if (value := getattr(self, name)) is not None:
+                    raise InputError(f"{name} {value} is for --data stream:CORPUS, not for {self.data}; leave it out")
+            return
+        if self.tokenizer is None:
+            raise InputError(f"data {self.data} needs --tokenizer DIR, the tokenizer that it is prepared with")
+        if self.epochs is not None:
+            raise InputError(f"epochs {self.epochs}: {self.data} has no length; give steps or max_tokens")
+        if self.max_disk is not None:
+            size_of(self.max_disk)
+
+    @property
+    def stream(self) -> str | None:
+        """The corpus of ``--data stream:CORPUS``; None where the data is a directory."""
+        name = self.data.as_posix()
+        return name.removeprefix(STREAM) if name.startswith(STREAM) else None
+
     @property
     def given_length(self) -> str | None:
         """Which of steps, epochs and max_tokens is given, if any."""
@@ -172,6 +199,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def saved_config(run: Run) -> TrainConfig:
     """Return the configuration that a run was started with, each ``auto`` resolved."""
     return from_dict(run.config, where=str(run.path / "config.json"))
+
+
+def held_out_data(run: Run, config: TrainConfig) -> Path:
+    """Return the directory of prepared data that holds the validation split of a run."""
+    return config.data if config.stream is None else run.stream / HELD_OUT
 
 
 def from_dict(values: Any, where: str = "config.json") -> TrainConfig:

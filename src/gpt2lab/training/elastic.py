@@ -21,7 +21,8 @@ from gpt2lab.training.processes import Processes
 def default_path(config: TrainConfig) -> Path:
     """Return the directory of a run that was given none, to which a number is added where it exists."""
     name = config.preset if config.init is None else config.init.resolve().name
-    return Path("runs") / f"{name}-{config.data.resolve().name}"
+    data = config.data.resolve().name if config.stream is None else Path(config.stream).name
+    return Path("runs") / f"{name}-{data}"
 
 
 def of_launch(processes: Processes) -> dict[str, str]:

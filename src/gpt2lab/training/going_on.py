@@ -14,7 +14,7 @@ from gpt2lab.training.setup import batch_tokens
 MAY_CHANGE_ON_RESUME = {
     "data", "out", "resume", "steps", "epochs", "max_tokens", "log_every", "eval_every", "sample_every",
     "sample_prompt", "hellaswag", "hellaswag_every", "checkpoint_every", "keep_last", "patience", "on_spike", "spike_z",
-    "tracker", "profile_steps", "loader_workers",
+    "tracker", "profile_steps", "loader_workers", "tokenizer", "max_disk",
 }  # fmt: skip
 """Options that may differ when a run goes on; every other one would make it another run."""
 MAY_MOVE = ("device", "precision", "compile", "micro_batch", "parallel")

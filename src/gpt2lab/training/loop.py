@@ -17,13 +17,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data import Loader, Prefetcher
+from gpt2lab.data import Prefetcher, RoundLoader
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, evaluating, mfu, peak_flops
 from gpt2lab.runs import Run
@@ -49,17 +49,8 @@ class Trainer:
     def __init__(self, plan: Plan, data: Data, run: Run, hooks: Hooks, processes: Processes = ALONE) -> None:
         self.plan, self.config, self.runtime, self.processes = plan, plan.config, plan.runtime, processes
         self.data, self.run, self.hooks = data, run, hooks
-        assert isinstance(self.config.micro_batch, int)  # resolved
-        self.loader = Loader(
-            data.train,
-            self.config.window,
-            batch_tokens(self.config) // self.config.window,
-            self.config.micro_batch,
-            self.config.seed,
-            self.runtime.world,
-            self.runtime.rank,
-            data.eot,
-        )
+        self.loader = data.loader(self.config, self.runtime)
+        self.rounds = self.loader if isinstance(self.loader, RoundLoader) else None
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
@@ -93,9 +84,18 @@ class Trainer:
             InputError: The loss or gradient is not finite, or the disk is full.
         """
         tracing = Profiler(self.config.profiled if self.processes.main else None, self.run.path, self.runtime.device)
-        with catch_signals() as signals, tracing as profiler, self.batches:
+        with catch_signals() as signals, tracing as profiler, self._prepared_ahead(signals), self.batches:
             self._fit(signals, profiler)
         log.info("finished: %s", self.progress.finished)
+
+    def _prepared_ahead(self, signals: Callable[[], int | None]) -> AbstractContextManager[None]:
+        """Have data prepared meanwhile, where it comes in rounds; a signal ends waiting for it, with all saved."""
+
+        def check() -> None:
+            if signal := signals():
+                raise Interrupted(signal, self.run, self.progress.step)
+
+        return nullcontext() if self.rounds is None else self.rounds.prepared_ahead(self.progress.step, check)
 
     def _fit(self, signals: Callable[[], int | None], profiler: Profiler) -> None:
         progress, config = self.progress, self.config
@@ -123,7 +123,8 @@ class Trainer:
                 if due and self.processes.highest(hook is not None):  # rank 0 has the hooks
                     self._show(hook)
             improved = progress.val_loss is not None and progress.evals_since_best == 0
-            if step % config.checkpoint_every == 0 or improved or over or signal:
+            round_ends = self.rounds is not None and self.rounds.begins_round(step)  # so that it can be deleted
+            if step % config.checkpoint_every == 0 or improved or over or signal or round_ends:
                 self.save()
             if self.processes.main and (eval_due or over or signal):
                 curves.draw(self.run)
@@ -286,6 +287,8 @@ class Trainer:
         state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
         checkpoint.save(self.run, self.model, self.optimiser, state, self.processes)
         self.processes.on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
+        if self.rounds is not None:
+            self.rounds.release(self.progress.step, over=self.progress.finished is not None)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from gpt2lab import runtime
-from gpt2lab.data import TokenDataset
+from gpt2lab.data import RollingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import remove_temporary, write_json
 from gpt2lab.runs import Run
@@ -26,6 +26,7 @@ from gpt2lab.training.setup import (
     agreed,
     explain_out_of_memory,
     initial_weights,
+    open_data,
     resolve,
     total_steps,
 )
@@ -50,14 +51,14 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
 def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
     path = Path(processes.from_main(str(config.out or Run.unused(default_path(config)))))
     with processes.together():
-        dataset = TokenDataset(config.data)
+        dataset = open_data(config, path, processes)
         begin = initial_weights(config, dataset)
         plan = resolve(config, dataset, processes)
     plan = agreed(plan, config, dataset, Data.fingerprints_of(dataset), processes)
     processes.on_main(lambda: Run.require_unused(path))
     with processes.together():  # all is checked before anything is written
         data, tokenizer = Data.open(dataset, plan.config), dataset.tokenizer()
-    kept = dataclasses.replace(plan.config, out=path, data=config.data.resolve(), profile_steps=None)
+    kept = dataclasses.replace(plan.config, out=path, data=_absolute(config), profile_steps=None)
     if config.init is not None:
         kept = dataclasses.replace(kept, init=config.init.resolve())
     run = Run(path)
@@ -65,8 +66,12 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
     def create() -> None:
         Run.create(path, to_dict(kept), runtime.environment() | of_launch(processes))
         tokenizer.save(run.tokenizer)
+        if isinstance(dataset, RollingDataset):
+            dataset.move_to(run.stream)
 
     processes.on_main(create)
+    if isinstance(dataset, RollingDataset):
+        data = Data.open(dataset, plan.config)  # where it lies now
     with held(run, processes), _running(run, plan, processes):
         trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
         _describe(trainer)
@@ -111,7 +116,7 @@ def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, processes: Proces
             raise InputError(
                 f"{run.path} was imported: there is no training to go on with; begin one with --init {run.path}"
             )
-        dataset = TokenDataset(config.data)
+        dataset = open_data(merged, run.path, processes)
         if found is not None:
             require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
         begin = initial_weights(merged, dataset) if found is None else None
@@ -151,11 +156,15 @@ def _begin_from(begin: checkpoint.Checkpoint | None, trainer: Trainer, processes
 def _take_up(run: Run, plan: Plan, config: TrainConfig, step: int, processes: Processes) -> None:
     """Bring a run's files to where they were at a step, and write down how it goes on from there."""
     _go_back(run, step)
-    kept = dataclasses.replace(plan.config, out=run.path, data=config.data.resolve())
+    kept = dataclasses.replace(plan.config, out=run.path, data=_absolute(config))
     kept = dataclasses.replace(kept, resume=None, profile_steps=None)  # of this start only
     write_json(run.path / "config.json", to_dict(kept))
     if processes.launched:
         write_json(run.path / "environment.json", run.environment | of_launch(processes))
+
+
+def _absolute(config: TrainConfig) -> Path:
+    return config.data.resolve() if config.stream is None else config.data
 
 
 def _no_longer_equal(saved: TrainConfig, plan: Plan, found: checkpoint.Checkpoint | None) -> list[str]:

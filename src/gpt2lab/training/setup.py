@@ -7,16 +7,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data import TokenDataset, micro_steps
+from gpt2lab.data import RollingDataset, TokenDataset, micro_steps
+from gpt2lab.data.disk import size_of
 from gpt2lab.errors import InputError
 from gpt2lab.model import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
+from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.config import TrainConfig, saved_config
@@ -25,6 +29,7 @@ from gpt2lab.training.options import flat
 from gpt2lab.training.parallel import choose
 from gpt2lab.training.processes import ALONE, Processes
 
+AnyDataset: TypeAlias = TokenDataset | RollingDataset
 DEFAULT_STEPS = 1_000
 CPU_PASS_TOKENS = 4_096
 """Tokens a forward pass on a CPU: products are efficient, activations still small."""
@@ -46,7 +51,27 @@ class Plan:
     """What was chosen and why, for the log."""
 
 
-def resolve(config: TrainConfig, dataset: TokenDataset, processes: Processes = ALONE) -> Plan:
+def open_data(config: TrainConfig, run: Path, processes: Processes) -> AnyDataset:
+    """Open the data of a run, which is to be in the directory ``run``, or is.
+
+    Raises:
+        InputError: There is none, or it cannot be had by several processes.
+    """
+    if config.stream is None:
+        return TokenDataset(config.data)
+    if processes.world > 1:
+        raise InputError(
+            f"{config.data} is prepared by the one process that trains, not by {processes.world}; start one, or "
+            "prepare the data first, with gpt2lab data prepare"
+        )
+    kept, beside = Run(run).stream, run.with_name(f"{run.name}.stream")
+    tokenizer = Run(run).tokenizer if kept.exists() else config.tokenizer
+    assert tokenizer is not None  # required by TrainConfig
+    max_disk = None if config.max_disk is None else size_of(config.max_disk)
+    return RollingDataset(config.stream, Tokenizer.load(tokenizer), kept if kept.exists() else beside, max_disk)
+
+
+def resolve(config: TrainConfig, dataset: AnyDataset, processes: Processes = ALONE) -> Plan:
     """Resolve a configuration for a dataset, this machine and the processes that share the work.
 
     Raises:
@@ -82,7 +107,7 @@ def resolve(config: TrainConfig, dataset: TokenDataset, processes: Processes = A
     return Plan(config, where, steps, notes)
 
 
-def initial_weights(config: TrainConfig, dataset: TokenDataset) -> Checkpoint | None:
+def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | None:
     """Return the checkpoint that a run begins from, verified; None where it begins from random weights.
 
     Raises:
@@ -126,7 +151,7 @@ def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
 
 
 def agreed(
-    plan: Plan, config: TrainConfig, dataset: TokenDataset, fingerprints: dict[str, str], processes: Processes
+    plan: Plan, config: TrainConfig, dataset: AnyDataset, fingerprints: dict[str, str], processes: Processes
 ) -> Plan:
     """Return a plan that all processes have: where each chose a micro-batch by its memory, with the smallest.
 
@@ -153,7 +178,7 @@ def batch_tokens(config: TrainConfig) -> int:
     return config.batch_tokens
 
 
-def total_steps(config: TrainConfig, dataset: TokenDataset) -> int:
+def total_steps(config: TrainConfig, dataset: AnyDataset) -> int:
     """Return the run's length in steps, from whichever of steps, epochs and tokens is given.
 
     Raises:
@@ -190,7 +215,7 @@ def _require_shareable(config: TrainConfig, world: int) -> None:
     )
 
 
-def _with_vocabulary(model: GPTConfig, preset: str, dataset: TokenDataset) -> GPTConfig:
+def _with_vocabulary(model: GPTConfig, preset: str, dataset: AnyDataset) -> GPTConfig:
     n_vocab = dataset.manifest.tokenizer.n_vocab
     if model.vocab_size not in (n_vocab, PRESETS[preset].vocab_size):
         raise InputError(

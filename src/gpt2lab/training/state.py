@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpt2lab.data import TokenDataset, TokenStream, count_windows
+from gpt2lab.data import Loader, RollingDataset, RoundLoader, Rounds, TokenDataset, TokenStream, count_windows
+from gpt2lab.data.round_loader import require_step
 from gpt2lab.errors import InputError
+from gpt2lab.runtime import Runtime
 from gpt2lab.training.config import TrainConfig
 
 
@@ -15,7 +17,7 @@ from gpt2lab.training.config import TrainConfig
 class Data:
     """What a run reads, checked; and what it must be again when the run goes on."""
 
-    train: TokenStream
+    train: TokenStream | Rounds
     val: TokenStream | None
     fingerprints: dict[str, str]
     """Of the ``data`` and of its ``tokenizer``."""
@@ -23,27 +25,39 @@ class Data:
     """The id that documents begin with, where attention stays within them."""
 
     @classmethod
-    def open(cls, dataset: TokenDataset, config: TrainConfig) -> Data:
+    def open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig) -> Data:
         """Check and open the splits that training uses.
 
         Raises:
-            InputError: One is damaged or shorter than a window, or patience has no validation split to go by.
+            InputError: One is damaged or shorter than a window, or patience has no validation split to go by; of a
+                corpus that is prepared meanwhile, what preparing the first round refuses.
         """
-        val = dataset.stream("val") if "val" in dataset.manifest.splits else None
+        held_out = dataset.held_out() if isinstance(dataset, RollingDataset) else dataset
+        val = held_out.stream("val") if "val" in held_out.manifest.splits else None
         if val is None and config.patience:
             raise InputError(
                 f"patience is {config.patience}, but {dataset.directory} has no val split to go by; leave it out, or "
                 "prepare the data with a val fraction"
             )
-        train = dataset.stream("train")
+        train = dataset.rounds() if isinstance(dataset, RollingDataset) else dataset.stream("train")
         for stream in (train, val):
-            if stream is not None:
+            if isinstance(stream, Rounds):
+                assert config.batch_tokens is not None  # filled in by TrainConfig
+                require_step(stream, 0, config.batch_tokens)
+            elif stream is not None:
                 count_windows(stream, config.window)
         eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
         return cls(train, val, cls.fingerprints_of(dataset), eot)
 
+    def loader(self, config: TrainConfig, where: Runtime) -> Loader | RoundLoader:
+        """Return the batches of one process of a resolved run."""
+        assert isinstance(config.micro_batch, int) and config.batch_tokens is not None  # resolved
+        sequences = config.batch_tokens // config.window
+        how = (config.window, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
+        return RoundLoader(self.train, *how) if isinstance(self.train, Rounds) else Loader(self.train, *how)
+
     @staticmethod
-    def fingerprints_of(dataset: TokenDataset) -> dict[str, str]:
+    def fingerprints_of(dataset: TokenDataset | RollingDataset) -> dict[str, str]:
         """Return what tells this data and its tokenizer from others, without reading them."""
         return {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
 

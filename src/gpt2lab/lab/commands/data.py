@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from gpt2lab.data import CORPORA, Corpus, Recipe, TokenDataset, Unreachable, prepare_share
+from gpt2lab.data.disk import size_of
 from gpt2lab.errors import InputError
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.tokenizer import open_tokenizer
@@ -59,19 +59,6 @@ def _print_contents(dataset: TokenDataset) -> None:
         count = f"{left_out.held_out_in_train:,} documents of validation and test"
         print(f"{count} stand in train as well; --deduplicate leaves them out there")
     print(f"{dataset.directory}: fingerprint {dataset.fingerprint[:16]}")
-
-
-def size_of(text: str) -> int:
-    """Return the bytes of a size such as 20GB, 500 MB or 5GiB.
-
-    Raises:
-        InputError: It is no size.
-    """
-    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
-    if found is None or found[2] not in units:
-        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB')
-    return int(float(found[1]) * units[found[2]])
 
 
 def list_corpora() -> None:

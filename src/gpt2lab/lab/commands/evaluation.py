@@ -23,6 +23,7 @@ from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.training import Checkpoint, TrainConfig, load_model, saved_config
+from gpt2lab.training.config import held_out_data
 
 HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 """Of the author's copy on the Hub: the same items for everyone."""
@@ -61,7 +62,7 @@ class Subject:
             raise InputError(
                 f"{self.run.path} was imported and has no data of its own; give --data, prepared with its tokenizer"
             )
-        dataset = TokenDataset(data or self.config.data)
+        dataset = TokenDataset(data or held_out_data(self.run, self.config))
         dataset.require_tokenizer(self.tokenizer)
         held_out = HeldOut.of_split(dataset, split)
         if dataset.fingerprint == self.checkpoint.data_fingerprint:

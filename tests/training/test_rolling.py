@@ -1,0 +1,316 @@
+"""Training on rounds that are prepared meanwhile and deleted: the run of whoever kept them all, on little disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support import assert_same_run, at_step, go_on, saved_steps, small, train
+
+from gpt2lab.cli import main
+from gpt2lab.data import CORPORA, HELD_OUT, RollingDataset, RoundLoader, TokenDataset, permute, prepare
+from gpt2lab.data.stories import stories
+from gpt2lab.data.survey import split_documents
+from gpt2lab.errors import InputError
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.training import Interrupted, TrainConfig, to_dict
+from gpt2lab.training.processes import Processes
+from gpt2lab.training.setup import open_data
+from loopback_datasets import Hub, loopback_hub
+
+FILES, STEPS = 3, 50
+BORDERS = (16, 31, 46)
+"""Steps at which rounds of the three files end."""
+ROWS = 110
+
+
+def parquet(number: int, count: int = ROWS) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"{number}: {n} cats, {n + number} dogs." for n in range(count)]}), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub() -> Iterator[Hub]:
+    """A corpus of three files, ``o/three``, and one of a single file, ``o/one``."""
+    with loopback_hub() as server, pytest.MonkeyPatch.context() as patch:
+        for number in range(FILES):
+            server.add("o/three", f"data/{number:03d}.parquet", parquet(number))
+        server.add("o/one", "data/only.parquet", parquet(7, 103))
+        patch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The byte tokenizer."""
+    folder = tmp_path_factory.mktemp("tok") / "tok"
+    Tokenizer.train([], 257).save(folder)
+    return folder
+
+
+def rolling(tok: Path, out: Path, corpus: str = "hub:o/three", **changes: Any) -> TrainConfig:
+    """A run of 50 steps, with rounds of 16, 15 and 15, and of the first file again."""
+    return small(Path(f"stream:{corpus}"), out, **({"tokenizer": tok, "steps": STEPS} | changes))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tok: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that never stopped. Read it, do not write to it."""
+    return train(rolling(tok, tmp_path_factory.mktemp("rolling") / "run"))
+
+
+def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_path: Path) -> None:
+    (tmp_path / "only.parquet").write_bytes(parquet(7, 103))
+    kept = prepare([str(tmp_path / "only.parquet")], Tokenizer.load(tok), tmp_path / "data")
+    assert (kept.manifest.splits["train"].tokens - 1) // 16 == 128  # 16 steps, and no window is left over
+    plain = train(small(kept.directory, tmp_path / "plain", steps=36))
+    run = train(rolling(tok, tmp_path / "run", "hub:o/one", steps=36))
+    assert_same_run(run, plain, 36)
+    for split in ("val", "test"):
+        (mine,), (theirs,) = (TokenDataset(d).stream(split).shards for d in (run.stream / HELD_OUT, kept.directory))
+        assert mine.path.read_bytes() == theirs.path.read_bytes()
+
+
+def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(tok)
+    dataset = RollingDataset("hub:o/three", tokenizer, tmp_path / "stream")
+    dataset.held_out()
+    rounds = dataset.rounds()
+    kept = []
+    for number in range(FILES):
+        (tmp_path / f"{number}.parquet").write_bytes(parquet(number))
+        prepared = prepare([str(tmp_path / f"{number}.parquet")], tokenizer, tmp_path / str(number))
+        kept.append(prepared.stream("train"))
+    loader = RoundLoader(rounds, 16, 8, 4, seed=5)
+    step = 0
+    for number in range(FILES + 1):
+        rounds.prepare(number)
+        stream = kept[number % FILES]
+        count = (len(stream) - 1) // 16
+        for within in range(count // 8):
+            asked = [loader.batch(step, micro_step) for micro_step in (0, 1)]
+            starts = permute(np.arange(within * 8, within * 8 + 8), count, seed=5, epoch=number) * 16
+            read = torch.from_numpy(stream.read(starts, 17).astype(np.int64))
+            assert torch.equal(torch.cat([batch.tokens for batch in asked]), read[:, :-1])
+            assert torch.equal(torch.cat([batch.targets for batch in asked]), read[:, 1:])
+            assert loader.epoch_of(step) == number + within / (count // 8)
+            step += 1
+        assert loader.begins_round(step) and loader.epoch_of(step) == number + 1
+        rounds.keep_from(number + 1)
+        assert not rounds.is_ready(number)
+    assert step == BORDERS[-1] + BORDERS[0]
+
+
+def test_what_is_trained_on_is_deleted_and_what_is_held_out_stays(unbroken: Run) -> None:
+    assert {*BORDERS, STEPS} <= set(saved_steps(unbroken))
+    assert {path.suffix for path in (unbroken.stream / "preparing").rglob("*") if path.is_file()} == {".json"}
+    assert main(["eval", "perplexity", str(unbroken.path), "--split", "val"]) == 0
+    assert not list(unbroken.path.parent.glob("*.stream"))
+
+
+@pytest.mark.parametrize("stop", [7, 16, 40], ids=["within the first round", "at a border", "in the third round"])
+def test_stopped_and_gone_on_with_it_is_the_unbroken_run(unbroken: Run, tok: Path, tmp_path: Path, stop: int) -> None:
+    config = rolling(tok, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(config, at_step(stop, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert_same_run(go_on(config), unbroken, STEPS)
+
+
+def test_going_back_prepares_again_what_was_deleted(unbroken: Run, tok: Path, tmp_path: Path) -> None:
+    config = rolling(tok, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(config, at_step(33, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert_same_run(go_on(config, 12), unbroken, STEPS)
+
+
+class Watch(threading.Thread):
+    """Measures downloads and token files of a run again and again; ``most`` is what they took at once."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(daemon=True)
+        self.out, self.most, self.over = out, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.001):
+            self.most = max(self.most, sum(map(self._bytes, (self.out / "stream", Path(f"{self.out}.stream")))))
+
+    def _bytes(self, folder: Path) -> int:
+        found = 0
+        for place, _, names in os.walk(folder):
+            for name in names:
+                if not name.endswith((".json", ".tmp")):
+                    with contextlib.suppress(FileNotFoundError):
+                        found += (Path(place) / name).stat().st_size
+        return found
+
+
+def test_the_disk_is_kept_within_its_bound_at_every_moment(unbroken: Run, tok: Path, tmp_path: Path) -> None:
+    watch = Watch(tmp_path / "run")
+    watch.start()
+    run = train(rolling(tok, tmp_path / "run", max_disk="22kB"))
+    watch.over.set()
+    watch.join()
+    assert 6_000 < watch.most <= 22_000  # a round, its download and what is held out; two more would go beyond
+    assert_same_run(run, unbroken, STEPS)
+
+
+def test_a_download_that_fails_ends_training_with_one_line_when_all_is_saved(
+    unbroken: Run, hub: Hub, tok: Path, tmp_path: Path
+) -> None:
+    config = rolling(tok, tmp_path / "run")
+    hub.faults["002.parquet"] = [404]
+    with pytest.raises(InputError, match=r"preparing ahead: .*002\.parquet: HTTP 404 .*go on with --resume") as raised:
+        train(config)
+    assert "\n" not in str(raised.value)
+    assert saved_steps(Run(tmp_path / "run"))[-1] == BORDERS[1]
+    assert_same_run(go_on(config), unbroken, STEPS)
+
+
+def test_a_signal_ends_waiting_for_a_round(unbroken: Run, hub: Hub, tok: Path, tmp_path: Path) -> None:
+    class Stop(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "waiting for round 1 of the data to be prepared":
+                signal.raise_signal(signal.SIGTERM)
+
+    config, log, handler = rolling(tok, tmp_path / "run"), logging.getLogger("gpt2lab"), Stop()
+    hub.faults["001.parquet"] = [(503, 100)]
+    log.addHandler(handler)
+    try:
+        with pytest.raises(Interrupted, match="stopped after step 16 and saved"):
+            train(config)
+    finally:
+        log.removeHandler(handler)
+    hub.faults.clear()  # the preparer may have been ended before it asked
+    assert_same_run(go_on(config), unbroken, STEPS)
+
+
+def test_a_first_download_that_fails_leaves_no_run_and_the_same_command_goes_on(
+    unbroken: Run, hub: Hub, tok: Path, tmp_path: Path
+) -> None:
+    config = rolling(tok, tmp_path / "run")
+    hub.faults["000.parquet"] = [404]
+    with pytest.raises(InputError, match="HTTP 404"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    assert_same_run(train(config), unbroken, STEPS)
+
+
+def test_other_bytes_than_the_first_time_are_refused(tok: Path, tmp_path: Path) -> None:
+    dataset = RollingDataset("hub:o/three", Tokenizer.load(tok), tmp_path / "stream")
+    dataset.held_out()
+    rounds = dataset.rounds()
+    ledger = tmp_path / "stream" / "ledger.json"
+    ledger.write_text(ledger.read_text(encoding="utf-8").replace('"tokens": 2', '"tokens": 3'), encoding="utf-8")
+    rounds.remove_all()
+    with pytest.raises(InputError, match=r"round 0 of hub:o/three .* are not the 3,079 of the first time"):
+        rounds.prepare(0)
+
+
+def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CORPORA, "stories", dataclasses.replace(CORPORA["stories"], documents=100))
+    tokenizer = Tokenizer.load(tok)
+    dataset = RollingDataset("stories", tokenizer, tmp_path / "stream")
+    eot = dataset.manifest.tokenizer.eot
+    dataset.held_out()
+    rounds = dataset.rounds()
+    for number in range(3):
+        rounds.prepare(number)
+        told = [story.text for story in itertools.islice(stories(0, 100 * number), 100)]
+        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(rounds.stream(number), eot)]
+        assert len(found) > 80 and [text for text in told if text in found] == found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corpus": "fineweeb"}, r'"fineweeb" is no file, folder or corpus \(did you mean "fineweb"\?\)'),
+        ({"corpus": "hub:o/none"}, "HTTP 404"),
+        ({"max_disk": "1kB"}, r"hub:o/three: about [\d,]+ bytes are needed .* --max-disk allows 1,000"),
+        ({"max_disk": "much"}, '"much" is no size'),
+        ({"max_disk": "9kB"}, r"take [\d,]+ bytes or more, --max-disk allows 9,000"),
+        ({"tokenizer": None}, "data stream:hub:o/three needs --tokenizer DIR"),
+        ({"steps": None, "epochs": 1.0}, "epochs 1.0: stream:hub:o/three has no length; give steps or max_tokens"),
+        ({"batch_tokens": 4096}, r"round 0 of the data has 2,079 tokens, less than a step of 4,096 takes"),
+    ],
+    ids=["unknown", "not there", "no room", "no size", "too little room", "no tokenizer", "epochs", "small rounds"],
+)
+def test_what_cannot_be_is_refused_before_a_run_is_made(
+    tok: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        train(rolling(tok, tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_rolling_data_are_refused_with_other_data(tok: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"max_disk 5GB is for --data stream:CORPUS"):
+        TrainConfig(data=tmp_path, max_disk="5GB")
+    with pytest.raises(InputError, match="is prepared by the one process that trains, not by 2"):
+        open_data(rolling(tok, tmp_path / "run"), tmp_path / "run", Processes(world=2))
+
+
+KILLED = """
+import json, sys, torch
+torch.set_num_threads(1)
+from gpt2lab.training import Hooks, from_dict, resume, start
+config = from_dict(json.loads(sys.argv[1]))
+(start if config.resume is None else resume)(config, lambda run: Hooks())
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_killed_at_any_moment_and_gone_on_with_it_is_the_unbroken_run(unbroken: Run, tok: Path, tmp_path: Path) -> None:
+    config = rolling(tok, tmp_path / "run", checkpoint_every=1)
+    for step in (3, 15, 16, 24, 31, 40):
+        resumed = dataclasses.replace(config, resume="last") if (tmp_path / "run").exists() else config
+        command = [sys.executable, "-c", KILLED, json.dumps(to_dict(resumed))]
+        with subprocess.Popen(command) as process:
+            while not (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").exists():
+                assert process.poll() is None
+                time.sleep(0.001)
+            process.kill()
+    assert_same_run(go_on(config), unbroken, STEPS)
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_preparer_that_is_killed_ends_training_with_one_line(
+    unbroken: Run, hub: Hub, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr("gpt2lab.data.ahead.subprocess.Popen", Noted)
+    hub.faults["001.parquet"] = [(503, 100)]
+    config = rolling(tok, tmp_path / "run")
+    with pytest.raises(InputError, match=r"prepares ahead ended \(exit status -9\); .* go on with --resume"):
+        train(config, at_step(5, lambda: started[0].kill()))
+    assert saved_steps(Run(tmp_path / "run"))[-1] == BORDERS[0]
+    monkeypatch.undo()
+    hub.faults.clear()
+    assert_same_run(go_on(config), unbroken, STEPS)
