@@ -80,7 +80,7 @@ def test_show_lists_the_longest_tokens(tok: Path, capsys: pytest.CaptureFixture[
     [
         (["--longest", "-1"], "--longest is -1; it must be 0 or more"),
         (["--max-documents", "3"], "--max-documents and --column say how to read --input; give that too"),
-        (["--gpt2", "./nowhere"], "./nowhere does not exist; give a directory, or a name on the Hub"),
+        (["--gpt2", "./nowhere"], "./nowhere does not exist"),
         (["--input", "nowhere.txt"], "nowhere.txt"),
     ],
 )
