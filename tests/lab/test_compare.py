@@ -152,6 +152,21 @@ def test_texts_are_measured_where_they_are_asked_for_and_nothing_else_again(
     assert "repetition" not in (done / "table.csv").read_text(encoding="utf-8")
 
 
+def test_runs_are_measured_by_document_where_they_were_trained_so(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT.replace(". ", ".<|endoftext|>"), encoding="utf-8")
+    tokenizer = Tokenizer.train([TEXT], 257)
+    prepare([str(tmp_path / "text.txt")], tokenizer, tmp_path / "data", val_fraction=0.2, test_fraction=0.2)
+    out = tmp_path / "out"
+    comparison = compare(base(tmp_path / "data"), {"mask_documents": [False, True]}, 1, out)
+    for outcome in comparison.outcomes:
+        apart = outcome.arm == "mask_documents=true"
+        (protocol,) = {row["protocol"] for row in Run(Path(outcome.path)).evals() if row["task"] == "perplexity"}
+        assert ("do not cross the borders of documents" in protocol) == apart
+        (positions,) = Path(outcome.path).glob("evaluations/*/positions.json")
+        assert ("within documents" in positions.read_text(encoding="utf-8")) == apart
+    assert any("differ in mask documents" in remark for remark in comparison.remarks)
+
+
 def test_test_split_too_short_for_texts_is_refused_before_anything_runs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.data import TokenDataset, prepare, texts
+from gpt2lab.data import TokenDataset, TokenStream, prepare, texts
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.evaluation import DETOKENISERS, HellaSwagItem, StoryQuality, hellaswag, judge_stories, perplexity_of
+from gpt2lab.evaluation import (
+    DETOKENISERS,
+    HellaSwagItem,
+    PositionLosses,
+    StoryQuality,
+    hellaswag,
+    judge_stories,
+    loss_by_position,
+    perplexity_of,
+)
 from gpt2lab.files import sha256_of
 from gpt2lab.model import GPT
 from gpt2lab.runs import Run
@@ -50,6 +59,16 @@ class HeldOut:
         """Take a split; its words are counted in what its tokens decode to. Raises what `TokenDataset.stream` does."""
         return cls(dataset, split, split, sum(len(text.split()) for text in dataset.documents(split)))
 
+    @property
+    def stream(self) -> TokenStream:
+        """Its tokens."""
+        return self.dataset.stream(self.split)
+
+    @property
+    def eot(self) -> int:
+        """The token that begins a document."""
+        return self.dataset.manifest.tokenizer.eot
+
 
 @contextmanager
 def held_out_text(file: Path, tokenizer: Tokenizer, detokenise: str | None) -> Iterator[HeldOut]:
@@ -84,19 +103,6 @@ def _text_of(file: Path) -> str:
         raise InputError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
-def measure_perplexity(
-    model: GPT,
-    dataset: TokenDataset,
-    split: str,
-    context: int | None,
-    stride: int | None,
-    where: Runtime,
-    progress: Callable[[int, int], None] | None = None,
-) -> Measured:
-    """Measure a split of prepared data across the borders of its documents; see `measure_held_out`."""
-    return measure_held_out(model, HeldOut.of_split(dataset, split), context, stride, where, progress)
-
-
 def measure_held_out(
     model: GPT,
     held_out: HeldOut,
@@ -111,21 +117,34 @@ def measure_held_out(
     Raises:
         InputError: The text is damaged or too short, or context or stride do not fit.
     """
-    manifest = held_out.dataset.manifest
-    info = manifest.splits[held_out.split]
+    info = held_out.dataset.manifest.splits[held_out.split]
     with where.autocast():
         found = perplexity_of(
             model,
-            held_out.dataset.stream(held_out.split),
+            held_out.stream,
             info.bytes,
             context,
             stride,
             entropy_bits=info.entropy_bits,
             progress=progress,
             words=held_out.words,
-            eot=manifest.tokenizer.eot if by_document else None,
+            eot=held_out.eot if by_document else None,
         )
     return Measured("perplexity", held_out.name, held_out.preparation + found.protocol, found.figures)
+
+
+def measure_positions(
+    model: GPT,
+    held_out: HeldOut,
+    context: int | None,
+    where: Runtime,
+    progress: Callable[[int, int], None] | None = None,
+    by_document: bool = False,
+) -> PositionLosses:
+    """Measure the loss by position on held-out text. Raises what `loss_by_position` does."""
+    eot = held_out.eot if by_document else None
+    with where.autocast():
+        return loss_by_position(model, held_out.stream, context, eot=eot, progress=progress)
 
 
 def measure_hellaswag(

@@ -19,7 +19,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation import STRATEGIES
 from gpt2lab.lab import console
 from gpt2lab.lab.console import log
-from gpt2lab.lab.measure import Measured, measure_perplexity, measure_stories
+from gpt2lab.lab.measure import HeldOut, Measured, measure_held_out, measure_stories
 from gpt2lab.lab.report import write_report
 from gpt2lab.lab.training import train
 from gpt2lab.lab.writing import write_texts
@@ -165,8 +165,9 @@ def _train(config: TrainConfig) -> Run:
 
 def _perplexity(shop: Workshop, dataset: TokenDataset) -> Measured:
     _step(4, "measuring the held-out test split")
+    test = HeldOut.of_split(dataset, "test")
     with console.bar("tokens") as progress:
-        measured = measure_perplexity(shop.model, dataset, "test", MODEL.n_ctx, STRIDE, shop.where, progress)
+        measured = measure_held_out(shop.model, test, MODEL.n_ctx, STRIDE, shop.where, progress)
     measured.record(shop.run, shop.step)
     log.info("protocol: %s", measured.protocol)
     return measured

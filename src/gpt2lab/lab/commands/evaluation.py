@@ -11,10 +11,17 @@ from pathlib import Path
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import HellaSwagItem, hellaswag_item, loss_by_position, read_hellaswag
+from gpt2lab.evaluation import HellaSwagItem, hellaswag_item, read_hellaswag
 from gpt2lab.hub import fetch_data
 from gpt2lab.lab import console
-from gpt2lab.lab.measure import HeldOut, Measured, held_out_text, measure_held_out, measure_hellaswag
+from gpt2lab.lab.measure import (
+    HeldOut,
+    Measured,
+    held_out_text,
+    measure_held_out,
+    measure_hellaswag,
+    measure_positions,
+)
 from gpt2lab.lab.pictures import save_positions
 from gpt2lab.lab.text_pictures import save_text_quality, table_of
 from gpt2lab.lab.text_quality import choose_prompts, measure_texts
@@ -119,13 +126,9 @@ def print_positions(
     subject: Subject, data: Path | None, split: str | None, text: Path | None, context: int | None, by_document: bool
 ) -> None:
     """Measure the loss by position, print some of it, and keep all of it with its picture in the run directory."""
+    by_document = by_document or subject.config.mask_documents
     with subject.held_out(data, split, text, None) as held_out, console.bar("tokens") as progress:
-        apart = by_document or subject.config.mask_documents
-        eot = held_out.dataset.manifest.tokenizer.eot if apart else None
-        with subject.where.autocast():
-            curve = loss_by_position(
-                subject.model, held_out.dataset.stream(held_out.split), context, eot=eot, progress=progress
-            )
+        curve = measure_positions(subject.model, held_out, context, subject.where, progress, by_document)
     print(f"{held_out.name}, checkpoint of step {subject.checkpoint.step}\nposition  loss, nats per token")
     for position in _powers_of_two(len(curve.losses)):
         print(f"{position:8,}  {curve.losses[position - 1]:.4f}")

@@ -6,9 +6,9 @@ import dataclasses
 
 from gpt2lab import runtime
 from gpt2lab.data import TokenDataset
-from gpt2lab.evaluation import loss_by_position, recall_probe
+from gpt2lab.evaluation import recall_probe
 from gpt2lab.files import write_json
-from gpt2lab.lab.measure import measure_perplexity
+from gpt2lab.lab.measure import HeldOut, measure_held_out, measure_positions
 from gpt2lab.lab.pictures import save_positions
 from gpt2lab.lab.text_pictures import save_text_quality
 from gpt2lab.lab.text_quality import Prompts, choose_prompts, measure_texts
@@ -61,9 +61,10 @@ def _has(run: Run, name: str) -> bool:
 def _measure_losses(
     run: Run, config: TrainConfig, model: GPT, step: int, dataset: TokenDataset, where: Runtime
 ) -> None:
-    measure_perplexity(model, dataset, "test", config.window, None, where).record(run, step)
+    test, apart = HeldOut.of_split(dataset, "test"), config.mask_documents  # each run as it was trained
+    measure_held_out(model, test, config.window, None, where, by_document=apart).record(run, step)
+    positions = measure_positions(model, test, config.window, where, by_document=apart)
     with where.autocast():
-        positions = loss_by_position(model, dataset.stream("test"), config.window)
         recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
     values = {"step": step, "protocol": recall.protocol, "chance": recall.chance}
     save_positions(run, step, "test", positions)

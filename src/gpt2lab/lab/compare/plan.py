@@ -194,6 +194,11 @@ def remarks(plan: Plan) -> list[str]:
         if len({getattr(arm.config, name) for arm in plan.arms}) > 1:
             spoken = "sequence length" if name == "window" else name.replace("_", " ")
             said.append(f"The arms differ in {spoken}: runs of one seed do not read the same batches.")
+    if len({arm.config.mask_documents for arm in plan.arms}) > 1:
+        said.append(
+            "The arms differ in mask documents and each is measured as it was trained: where documents are read apart, "
+            "their first tokens have less before them."
+        )
     if len(plan.seeds) == 1:
         said.append("One seed: there is no interval, and a difference may be chance. Three seeds or more give one.")
     return said
