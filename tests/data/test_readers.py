@@ -170,12 +170,17 @@ def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path: Path,
 
 
 @pytest.mark.parametrize("packed", [".gz", ".zst"])
-def test_parquet_that_was_compressed_again_is_refused_before_anything_is_read(tmp_path: Path, packed: str) -> None:
-    write_parquet(tmp_path / "a.parquet", text=["a"] * 9)
-    (tmp_path / f"b.parquet{packed}").write_bytes(PACK[packed]((tmp_path / "a.parquet").read_bytes()))
-    for source in (tmp_path, tmp_path / f"b.parquet{packed}"):
-        with pytest.raises(InputError, match=rf"b\.parquet\{packed}: .* unpack it and give the \.parquet"):
-            documents([str(source)])
+def test_parquet_that_was_compressed_again_is_unpacked(tmp_path: Path, packed: str) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["a", "é"] * 9)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / f"b.parquet{packed}").write_bytes(PACK[packed](data))
+    assert read(tmp_path) == ["a", "é"] * 18
+    (tmp_path / f"c.parquet{packed}").write_bytes(PACK[packed](data)[:-9])
+    with pytest.raises(InputError, match=rf"c\.parquet\{packed}: damaged or cut off"):
+        read(tmp_path / f"c.parquet{packed}")
+    (tmp_path / f"d.parquet{packed}").write_bytes(PACK[packed](data[:-9]))
+    with pytest.raises(InputError, match=rf"d\.parquet\{packed}: not a whole Parquet file"):
+        read(tmp_path / f"d.parquet{packed}")
 
 
 def test_a_column_where_nothing_has_columns_is_refused(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@
     .jsonl .json      a line is a document: the text under one key of a JSON object
     .parquet          a row is a document: the text of one column
 
-each but the last also as ``.gz`` or ``.zst``. What is only white space is no document. Nothing is held but the current
+each also as ``.gz`` or ``.zst``. What is only white space is no document. Nothing is held but the current
 document, and of a long one only its place in the file: memory stays the same however large the files are.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,7 +68,7 @@ def read_rows(path: Path, column: str, errors: str) -> Iterator[str]:
     parquet = need("pyarrow.parquet", f"{path}: reading it")
     try:
         # A bounded buffer and no read-ahead: the pages of a row group pass through memory, not the whole group.
-        with parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
+        with _seekable(path) as whole, parquet.ParquetFile(whole, buffer_size=_BLOCK, pre_buffer=False) as file:
             schema = file.schema_arrow
             _require_column(str(path), column, schema.names)
             if (kind := str(schema.field(column).type).removeprefix("large_")) not in ("string", "string_view"):
@@ -76,6 +79,19 @@ def read_rows(path: Path, column: str, errors: str) -> Iterator[str]:
                 row += batch.num_rows
     except (arrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); fetch it again") from error
+
+
+@contextmanager
+def _seekable(path: Path) -> Iterator[Path | BinaryIO]:
+    """Yield what can be read from its end, as Parquet is: a file, or the unpacked copy of one in a temporary file."""
+    if not is_compressed(path):
+        yield path
+        return
+    with tempfile.TemporaryFile() as copy:
+        with open_bytes(path) as packed:
+            shutil.copyfileobj(packed, copy, _BLOCK)
+        copy.seek(0)
+        yield copy
 
 
 def _text_documents(path: Path, column: str, errors: str) -> Iterator[Document]:

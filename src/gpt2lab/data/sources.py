@@ -20,7 +20,7 @@ from gpt2lab.data.decoding import ERRORS
 from gpt2lab.data.document import Document
 from gpt2lab.data.download import fetch, token_header
 from gpt2lab.data.hub import HubFile, any_dataset, endpoint, matching
-from gpt2lab.data.opening import COMPRESSED, is_compressed, open_bytes
+from gpt2lab.data.opening import COMPRESSED, open_bytes
 from gpt2lab.data.portions import Portion, SourceFile, grouped, read_portion, story_portions
 from gpt2lab.data.readers import DEFAULT_COLUMN, format_of
 from gpt2lab.errors import InputError, did_you_mean, one_of
@@ -166,8 +166,6 @@ def _held_out_first(split: str) -> int:
 
 
 def _source_file(path: Path) -> SourceFile:
-    if is_compressed(path) and format_of(path) == ".parquet":
-        raise InputError(f"{path}: Parquet is read by its end and compressed inside; unpack it and give the .parquet")
     with open_bytes(path) as file:
         if not file.read(4).removeprefix(b"\xef\xbb\xbf"):
             raise InputError(f"{path}: the file is empty; give a file that holds text, or leave it out")
