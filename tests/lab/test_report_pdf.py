@@ -15,7 +15,7 @@ from gpt2lab.files import read_json, write_json
 from gpt2lab.lab.gather import gather
 from gpt2lab.lab.judgement import repeated
 from gpt2lab.lab.published import SHAKESPEARE_BY_CHARACTER
-from gpt2lab.lab.report import runs_of, write_report
+from gpt2lab.lab.report import report_on, write_report
 from gpt2lab.runs import Run
 
 
@@ -98,12 +98,33 @@ def test_notes_that_cannot_be_read_are_refused(run: Run, tmp_path: Path) -> None
         write_report([run], tmp_path / "report.html", tmp_path / "notes.txt")
 
 
-def test_runs_of_a_comparison_are_found_from_its_directory(run: Run, tmp_path: Path) -> None:
-    write_json(tmp_path / "comparison.json", {"runs": [{"path": "stories-tiny"}]})
-    assert runs_of([tmp_path]) == [run]
-    write_json(tmp_path / "comparison.json", {"runs": [{}]})
-    with pytest.raises(InputError, match=r"comparison\.json: damaged"):
-        runs_of([tmp_path])
+def test_damaged_comparison_is_refused(tmp_path: Path) -> None:
+    for content in ({"runs": [{}]}, [], {"runs": [{"path": "a", "arm": "a", "seed": "x", "status": "finished"}]}):
+        write_json(tmp_path / "comparison.json", content)
+        with pytest.raises(InputError, match=r"comparison\.json: damaged"):
+            report_on([tmp_path], tmp_path / "report.html")
+
+
+def test_comparison_keeps_its_names_and_pairs_and_goes_on_without_a_run(tmp_path: Path) -> None:
+    named = []
+    for arm in ("small", "large"):
+        for seed in (1, 2):
+            run = make_run(tmp_path / arm / str(seed))
+            model = {**CONFIG["model"], **({f"option_{n}": arm for n in range(8)})}  # too many to be named by them
+            write_json(run.path / "config.json", {**CONFIG, "seed": seed, "model": model})
+            path = run.path.relative_to(tmp_path).as_posix()
+            named.append({"path": path, "arm": f"the {arm} one", "seed": seed, "status": "finished"})
+    named.append({"path": "large/3", "arm": "the large one", "seed": 3, "status": "not run yet"})
+    named.append({"path": "large/4", "arm": "the large one", "seed": 4, "status": "failed: out of memory"})
+    (tmp_path / named[1]["path"] / "metrics.csv").write_text("broken\n", encoding="utf-8")
+    write_json(tmp_path / "comparison.json", {"runs": named})
+    text, _ = text_of(report_on([tmp_path], tmp_path / "report.pdf"))
+    html = report_on([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    for found in (text, html):
+        assert "the small one" in found and "the large one" in found
+        assert "the large one, seed 3: not run yet. Left out." in found
+        assert "the large one, seed 4: failed: out of memory. Left out." in found
+        assert "the small one, seed 2: damaged" in found
 
 
 def losses(run: Run, values: list[tuple[int, float, float]]) -> None:

@@ -95,9 +95,9 @@ def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, notes: P
         out: File to write, .pdf or .html; without it, report.html in the first directory.
         notes: A text file of your own, such as what could be improved; empty lines part its paragraphs.
     """
-    from gpt2lab.lab.report import runs_of, write_report
+    from gpt2lab.lab.report import report_on
 
     if not runs:
         raise InputError("no run given; name the directory of a run")
-    print(write_report(runs_of(runs), out or runs[0] / "report.html", notes))
+    print(report_on(runs, out or runs[0] / "report.html", notes))
     return 0

@@ -12,6 +12,7 @@ import gpt2lab
 from gpt2lab.lab import words
 from gpt2lab.lab.attention_map import attention_map
 from gpt2lab.lab.compare.grouping import outcomes_of
+from gpt2lab.lab.compare.outcome import Outcome
 from gpt2lab.lab.compare.results import compare_outcomes
 from gpt2lab.lab.content import Curves, Evaluation, Fact, KeyFigure, Report, RunContent, Sample, Series, Strategy
 from gpt2lab.lab.deviations import deviations
@@ -30,12 +31,20 @@ LONGEST = 4_000
 """Characters shown of a text."""
 
 
-def gather(runs: Sequence[Run], notes: str = "") -> Report:
-    """Read run directories and return what there is to say of them, in their order, with the author's own notes."""
+def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | None = None) -> Report:
+    """Read run directories and return what there is to say of them, in their order, with the author's own notes.
+
+    Args:
+        runs: What is reported on.
+        notes: Paragraphs that empty lines part.
+        outcomes: What is compared; without it, several runs by the options in which they differ.
+    """
     names = _names(runs)
     contents = tuple(_run_content(read(run), name) for run, name in zip(runs, names, strict=True))
     title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
-    comparison = compare_outcomes(outcomes_of(runs)) if len(runs) > 1 else None
+    if outcomes is None and len(runs) > 1:
+        outcomes = outcomes_of(runs)
+    comparison = None if outcomes is None else compare_outcomes(outcomes)
     paragraphs = tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip())
     return Report(title, contents, gpt2lab.__version__, comparison, paragraphs, REFERENCES)
 

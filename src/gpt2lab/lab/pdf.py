@@ -47,7 +47,7 @@ def _values(report: Report, pictures: list[dict[str, Any]]) -> dict[str, Any]:
     del plain["curves"]
     comparison = report.comparison
     return {
-        "title": report.title if comparison is None else f"{len(report.runs)} runs compared",
+        "title": report.title if comparison is None else f"{len(comparison.outcomes)} runs compared",
         "version": report.version,
         "generator": GENERATOR,
         "run": plain,

@@ -10,14 +10,17 @@ and reads well on a page, a phone and paper, light and dark.
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, write_atomically
+from gpt2lab.files import write_atomically
 from gpt2lab.lab import attention_map, figures
 from gpt2lab.lab.compare import figures as comparison_figures
+from gpt2lab.lab.compare.grouping import outcomes_of, recorded_outcomes
+from gpt2lab.lab.compare.outcome import Outcome
 from gpt2lab.lab.compare.table import NOTE, lines
 from gpt2lab.lab.compare.write import FILE as COMPARISON
 from gpt2lab.lab.compare.write import TITLES
@@ -42,13 +45,16 @@ class Figures:
     """Rows of metrics.csv that a point stands for, at most."""
 
 
-def write_report(runs: Sequence[Run], out: Path, notes: Path | None = None) -> Path:
+def write_report(
+    runs: Sequence[Run], out: Path, notes: Path | None = None, outcomes: Sequence[Outcome] | None = None
+) -> Path:
     """Write the report of one run, or of several beside each other, and return its path.
 
     Args:
         runs: What to report on; what is unfinished, missing or damaged in one is said in the report.
         out: A file that ends in .html or .pdf. An earlier report of that name is replaced.
         notes: A text file that the author adds, such as what could be improved; empty lines part its paragraphs.
+        outcomes: What is compared, where the arms have names; without it, the runs by the options that differ.
 
     Raises:
         InputError: No run is given; ``out`` is neither .html nor .pdf, lies in no folder, or exists and is not a
@@ -57,27 +63,30 @@ def write_report(runs: Sequence[Run], out: Path, notes: Path | None = None) -> P
     if not runs:
         raise InputError("a report needs at least one run directory; give the one that gpt2lab train --out wrote")
     _require_replaceable(out)
-    report = gather(runs, "" if notes is None else _text_of(notes))
+    report = gather(runs, "" if notes is None else _text_of(notes), outcomes)
     write_atomically(out, render_pdf(report) if out.suffix.lower() == ".pdf" else render(report))
     return out
 
 
-def runs_of(paths: Sequence[Path]) -> list[Run]:
-    """Open run directories; in place of the directory of a comparison, all of its runs.
+def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None) -> Path:
+    """Write the report of run directories; a comparison's directory stands for its runs, by its own names of the arms.
+
+    A run that a comparison names and that never began is named in the remarks.
 
     Raises:
-        InputError: One is neither.
+        InputError: A path is neither, a comparison.json is damaged, or what `write_report` raises.
     """
-    runs: list[Run] = []
-    for path in paths:
-        if not (path / COMPARISON).is_file():
-            runs.append(Run.open(path))
-            continue
-        try:
-            runs += [Run.open(path / run["path"]) for run in read_json(path / COMPARISON)["runs"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path / COMPARISON}: damaged ({error!r}); start the comparison again") from error
-    return runs
+    outcomes = _outcomes(paths)
+    begun = [run for run in (Run(Path(o.path)) for o in outcomes) if (run.path / "config.json").is_file()]
+    return write_report(begun, out, notes, outcomes if len(outcomes) > 1 else None)
+
+
+def _outcomes(paths: Sequence[Path]) -> list[Outcome]:
+    compared = [path for path in paths if (path / COMPARISON).is_file()]
+    loose = outcomes_of([Run.open(path) for path in paths if path not in compared])
+    if compared:  # arms that have names, and beside them each run by its path
+        loose = [dataclasses.replace(outcome, arm=outcome.path) for outcome in loose]
+    return [*(outcome for path in compared for outcome in recorded_outcomes(path)), *loose]
 
 
 def _text_of(notes: Path) -> str:

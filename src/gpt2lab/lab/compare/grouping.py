@@ -1,18 +1,39 @@
-"""Runs as the arms of a comparison: those whose options differ in nothing but the seed are one arm."""
+"""Runs as the arms of a comparison: those that it names so, else those whose options differ in nothing but the seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
 from gpt2lab.lab.compare.outcome import Outcome, outcome_of
+from gpt2lab.lab.compare.write import FILE
 from gpt2lab.runs import Run
 
 ALIKE = {"seed", "out", "resume"}
 """Options by which runs of one arm differ."""
 MOST_OPTIONS = 6
 """Runs that differ in more options are no variants of each other, and each is called by its path."""
+
+
+def recorded_outcomes(directory: Path) -> list[Outcome]:
+    """Read the runs of a comparison anew, under the arms and seeds that its comparison.json names.
+
+    Raises:
+        InputError: The file is damaged. A run that is missing or damaged does not raise, its status says so.
+    """
+    outcomes = []
+    try:
+        for run in read_json(directory / FILE)["runs"]:
+            kind, _, failure = str(run["status"]).partition(": ")
+            failed = failure if kind == "failed" else None
+            outcomes.append(outcome_of(Run(directory / run["path"]), str(run["arm"]), int(run["seed"]), failed))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{directory / FILE}: damaged ({error!r}); start the comparison again") from error
+    return outcomes
 
 
 def outcomes_of(runs: Sequence[Run]) -> list[Outcome]:
