@@ -16,10 +16,10 @@ quickstart() {
     gpt2lab eval positions "$work/quickstart"
     gpt2lab eval text "$work/quickstart" # the decoding study
     report "$work/quickstart" quickstart
-    rm -rf "$gallery/stories" "$work/quickstart-hf"
-    gpt2lab export-hf "$work/quickstart" "$work/quickstart-hf"
-    gpt2lab import-hf "$work/quickstart-hf" "$gallery/stories"
-    cp "$work/quickstart-hf/README.md" "$gallery/stories/README.md"
+    rm -rf "$work/stories-hf" "$work/stories"
+    gpt2lab export-hf "$work/quickstart" "$work/stories-hf" # loads in transformers
+    gpt2lab import-hf "$work/stories-hf" "$work/stories"    # the weights alone, without the optimiser's state
+    cp -r "$work/stories/." "$gallery/stories/"
 }
 
 shakespeare_by_character() {
@@ -48,6 +48,9 @@ comparison() { # NAME OPTIONS...: three seeds of each variant, on the quickstart
         --batch-tokens 2048 --steps 1000 --eval-every 100 --compile off
     cp "$work/$name/comparison.html" "$gallery/$name.html"
     cp "$work/$name/table.md" "$gallery/$name.md"
+    for picture in curves recall; do
+        cp "$work/$name/$picture.png" "docs/images/$name-$picture.png"
+    done
 }
 
 quickstart
