@@ -110,6 +110,8 @@ def test_what_is_refused(short_run: Run, tmp_path: Path, capsys: pytest.CaptureF
     assert "T4 has no peak rate for bf16; choose from fp16, fp32" in refused(capsys, "--gpu", "T4")
     assert "mfu is 40.0; it is a share of the peak rate" in refused(capsys, "--mfu", 40)
     assert "gpus is 0; it must be at least 1" in refused(capsys, "--gpus", 0)
+    assert "gpus is 0; it must be at least 1" in refused(capsys, "--from", short_run.path, "--gpus", 0)
+    assert "tokens is -5; it must be at least 1" in refused(capsys, "--from", short_run.path, "--tokens", -5)
     assert "micro_batch 3 does not divide the 512 sequences" in refused(capsys, "--micro-batch", 3)
     assert "--from takes the run's own --preset, --mfu" in refused(
         *(capsys, "--from", short_run.path, "--preset", "gpt2", "--mfu", 0.5)

@@ -110,9 +110,7 @@ def ask(
     config = TrainConfig(preset=preset, seq_len=seq_len, batch_tokens=batch_tokens)  # checks these
     if gpu != "cpu" and precision not in PEAK_FLOPS[gpu]:
         raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(PEAK_FLOPS[gpu])}")
-    for name, value in (("gpus", gpus), ("tokens", tokens), ("micro_batch", micro_batch)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+    _require_counts(gpus=gpus, tokens=tokens, micro_batch=micro_batch)
     if not 0 < mfu <= 1:
         raise InputError(f"mfu is {mfu}; it is a share of the peak rate, above 0 and at most 1")
     size = _n_params(config.model)
@@ -123,13 +121,21 @@ def ask(
     )
 
 
+def _require_counts(**counts: int | None) -> None:
+    """Raise `InputError` where a number that was given is below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+
+
 def ask_run(run: Run, gpu: str, gpus: int, tokens: int | None) -> Question:
     """Return the question how a run would go on with more tokens or GPUs, at the speed that it had.
 
     Raises:
-        InputError: The run has too few rows to tell its speed.
+        InputError: A name is unknown, a number out of range, or the run has too few rows to tell its speed.
     """
     one_of("GPU", gpu, (*GPU_MEMORY, "cpu"))
+    _require_counts(gpus=gpus, tokens=tokens)
     config = saved_config(run)
     rows = run.metrics()[1:]  # the first holds the warm-up
     if not rows:
