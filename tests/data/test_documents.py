@@ -194,3 +194,10 @@ def test_a_seed_is_only_for_stories(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="seed 5 is given, but only stories have a seed; leave --seed out"):
         documents([str(tmp_path / "a.txt")], seed=5)
     assert next(documents([str(tmp_path / "a.txt"), "stories"], seed=5)).bits is None
+
+
+def test_a_tokenizer_of_an_own_pattern_is_trained_on_whole_documents(tmp_path: Path) -> None:
+    text = "to be or not to be, " * 30_000  # longer than a piece, and one word of the pattern
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert len(list(texts([str(tmp_path / "a.txt")]))) > 1
+    assert list(texts([str(tmp_path / "a.txt")], whole=True)) == [text]

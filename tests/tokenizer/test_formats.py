@@ -186,6 +186,11 @@ def _delete_token(tree: dict[str, Any]) -> None:
     del tree["model"]["vocab"]["low"]
 
 
+def _skip_merging(tree: dict[str, Any]) -> None:
+    tree["model"]["ignore_merges"] = True
+    tree["model"]["vocab"]["lowlow"] = 262
+
+
 def _delete_byte(tree: dict[str, Any]) -> None:
     del tree["model"]["vocab"]["a"]
 
@@ -210,6 +215,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     ),
     "an id twice": (lambda tree: tree["model"]["vocab"].update(low=3), "has no id 257"),
     "an id that is no number": (lambda tree: tree["model"]["vocab"].update(low="7"), "'low' has the id '7'"),
+    "words that skip merging": (_skip_merging, r"its merges would not make them all"),
     "no token for a merge": (_delete_token, r"merge 1 \(lo w\) names 'low', which is not in the vocabulary"),
     "an unknown part": (lambda tree: tree["model"]["merges"].append("xx y"), r"merge 5 \(xx y\) names 'xx'"),
     "no token for a byte": (_delete_byte, "no token for the byte 0x61"),
@@ -234,6 +240,16 @@ def test_a_file_that_is_not_plain_byte_level_bpe_is_refused(
         Tokenizer.load(tmp_path)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_skipping_merges_is_no_matter_where_they_make_every_word(small: Tokenizer, tmp_path: Path) -> None:
+    small.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    tree = json.loads(file.read_bytes())
+    tree["model"]["ignore_merges"] = True
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    text = "low lower lowest new newer"
+    assert Tokenizer.load(tmp_path).encode(text) == tokenizers.Tokenizer.from_file(str(file)).encode(text).ids
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
 from gpt2lab.tokenizer.pretokenize import PATTERNS
 
-_BATCH_CHARACTERS = 1 << 21
-"""Text encoded at once: enough to keep every thread of the encoder busy."""
+_BATCH_CHARACTERS = 1 << 17
+"""Text that a thread of the encoder takes at once."""
 _GPT2 = "7e6b205346b649bbd0f3dc1b6c593f259ffeeca9fa9f0ada295c1438faa431f3"
 """Fingerprint of GPT-2's own tokenizer."""
 
@@ -62,14 +62,14 @@ class _Output:
         self.documents = self.bytes = self.tokens = 0
         self._bits: float | None = 0.0
 
-    def add(self, piece: _Piece, ids: list[int]) -> None:
+    def add(self, piece: _Piece, ids: np.ndarray) -> None:
         if piece.begins:
-            ids = [self._eot, *ids]
+            ids = np.concatenate([[self._eot], ids])
             self.documents += 1
             self._bits = None if self._bits is None or piece.bits is None else self._bits + piece.bits
         self.bytes += len(piece.text.encode("utf-8"))
         self.tokens += len(ids)
-        self.writer.write(np.array(ids, dtype=self.writer.form.dtype))
+        self.writer.write(ids)
 
     def info(self) -> SplitInfo:
         return SplitInfo(self.documents, self.tokens, self.bytes, self._bits)
@@ -83,9 +83,10 @@ def write_documents(found: Iterable[Document], how: Writing, limit: int | None) 
     outputs = {s: _Output(ShardWriter(how.folder, s, form, how.shard_tokens, how.reserve), eot) for s in SPLITS}
     try:
         whole = how.tokenizer.pattern not in PATTERNS  # words of one's own pattern may go on where pieces are cut
-        for batch in _batches(_pieces(_parts(islice(found, limit), how), whole)):
-            encoded = how.tokenizer.encode_batch([piece.text for piece in batch])
-            for piece, ids in zip(batch, encoded, strict=True):
+        batches, texts = tee(_batches(_pieces(_parts(islice(found, limit), how), whole)))
+        encoded = how.tokenizer.encode_arrays([piece.text for piece in batch] for batch in texts)
+        for batch, ids_of_batch in zip(batches, encoded, strict=True):
+            for piece, ids in zip(batch, ids_of_batch, strict=True):
                 outputs[piece.split].add(piece, ids)
             done = outputs.values()
             how.advance(sum(o.documents for o in done), sum(o.bytes for o in done), sum(o.tokens for o in done))

@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import codecs
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
+
+import numpy as np
 
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.tokenizer.alphabet import BYTE_ORDER
 from gpt2lab.tokenizer.bpe import Merge
 from gpt2lab.tokenizer.counting import count_words
-from gpt2lab.tokenizer.encoder import Encoder
+from gpt2lab.tokenizer.encoder import Encoder, ahead
 from gpt2lab.tokenizer.formats import find_gpt2, holds_gpt2, read_gpt2, write_gpt2, write_tiktoken
 from gpt2lab.tokenizer.pretokenize import find_pattern, special_pattern
 from gpt2lab.tokenizer.streaming import cut_stream
 from gpt2lab.tokenizer.tokenizer_json import TOKENIZER_FILE, read_tokenizer_json, write_tokenizer_json
+from gpt2lab.tokenizer.trainer import learn_merges
 from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -78,8 +79,6 @@ class Tokenizer:
             InputError: ``vocab_size`` or another number is too small, the texts hold nothing, a special token comes
                 twice or is also an ordinary token, or the pattern cannot be used.
         """
-        from gpt2lab.tokenizer.trainer import learn_merges  # here, because only training needs numpy
-
         names = unique_special_tokens(special_tokens)
         splitting = find_pattern(pattern)
         n_merges = vocab_size - len(BYTE_ORDER) - len(names)
@@ -193,20 +192,16 @@ class Tokenizer:
         Raises:
             InputError: ``allowed_special`` names no special token of this vocabulary.
         """
-        return self._encode(text, self._allowed(allowed_special))
+        return self._encode(text, self._allowed(allowed_special)).tolist()
 
     def encode_batch(self, texts: Iterable[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
         """Return the ids of each text, encoded on all cores."""
         allowed = self._allowed(allowed_special)
+        return [ids.tolist() for group in self._encode_groups(_grouped(texts), allowed) for ids in group]
 
-        def encode_group(group: list[str]) -> list[list[int]]:
-            return [self._encode(text, allowed) for text in group]
-
-        groups = list(_grouped(texts, _GROUP))
-        if len(groups) < 2:
-            return [ids for group in groups for ids in encode_group(group)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the core does not hold the interpreter's lock
-            return [ids for group in pool.map(encode_group, groups) for ids in group]
+    def encode_arrays(self, batches: Iterable[Sequence[str]]) -> Iterator[list[np.ndarray]]:
+        """Yield the ids of each batch's texts as uint32; all cores encode the next few batches meanwhile."""
+        return self._encode_groups(batches, frozenset())
 
     def encode_iter(self, source: TextIO | Iterable[str], allowed_special: Iterable[str] = ()) -> Iterator[int]:
         """Yield the ids of a text that need not fit into memory: those that :meth:`encode` would give for the whole.
@@ -217,11 +212,11 @@ class Tokenizer:
         """
         allowed = self._allowed(allowed_special)
         for piece in cut_stream(source, self._vocabulary.pattern, allowed):
-            yield from self._encode(piece, allowed)
+            yield from self._encode(piece, allowed).tolist()
 
     def encode_readably(self, text: str) -> list[int]:
         """Return the same as :meth:`encode`, slowly, by the plain program of :mod:`gpt2lab.tokenizer.bpe`."""
-        return self._encoder.readable(text)
+        return self._encoder.readable(text).tolist()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of some ids.
@@ -265,26 +260,29 @@ class Tokenizer:
             one_of("special token", name, self._vocabulary.special_tokens)
         return frozenset(allowed)
 
-    def _encode(self, text: str, allowed: frozenset[str]) -> list[int]:
+    def _encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         if not allowed:
             return self._encoder.fast(text)
-        ids: list[int] = []
+        parts: list[np.ndarray] = []
         start = 0
         for match in special_pattern(allowed).finditer(text):
-            ids += self._encoder.fast(text[start : match.start()])
-            ids.append(self._vocabulary.special_tokens[match.group()])
+            special = self._vocabulary.special_tokens[match.group()]
+            parts += [self._encoder.fast(text[start : match.start()]), np.array([special], np.uint32)]
             start = match.end()
-        return ids + self._encoder.fast(text[start:])
+        return np.concatenate([*parts, self._encoder.fast(text[start:])])
+
+    def _encode_groups(self, groups: Iterable[Sequence[str]], allowed: frozenset[str]) -> Iterator[list[np.ndarray]]:
+        return ahead(lambda group: [self._encode(text, allowed) for text in group], groups)
 
 
-def _grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Gather texts into lists of about ``size`` characters."""
+def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Gather texts into lists that are worth a thread's turn."""
     group: list[str] = []
     characters = 0
     for text in texts:
         group.append(text)
         characters += len(text)
-        if characters >= size:
+        if characters >= _GROUP:
             yield group
             group, characters = [], 0
     if group:

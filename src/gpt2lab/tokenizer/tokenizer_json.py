@@ -8,8 +8,8 @@ One JSON object names every step from text to ids; of what it can say, byte-leve
 
 A file from elsewhere is read when it means just that. One that does more to a text (a normalizer, a space put before
 it, dropout, a fallback for unknown bytes) is refused, because here it would give other ids without a word. What is
-added around a text by its ``post_processor`` is not a matter of the text's ids: they are those that
-``tokenizers`` gives with ``add_special_tokens=False``.
+added around a text by its ``post_processor``, and how batches are cut or filled up (``truncation``, ``padding``), are
+not a matter of the text's ids: they are those that ``tokenizers`` gives with ``add_special_tokens=False``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpt2lab.files import read_json, write_json
 from gpt2lab.tokenizer.alphabet import spell
 from gpt2lab.tokenizer.formats import from_spellings, make_directory
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
-from gpt2lab.tokenizer.vocabulary import Vocabulary
+from gpt2lab.tokenizer.vocabulary import Vocabulary, ranks_of_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -112,7 +112,20 @@ def _from_json(tree: Any) -> Vocabulary:
         specials[token["content"]] = token["id"]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     pairs = [(left, right) for left, right in merges]
-    return from_spellings(model["vocab"], pairs, specials, _read_pattern(tree.get("pre_tokenizer")))
+    vocabulary = from_spellings(model["vocab"], pairs, specials, _read_pattern(tree.get("pre_tokenizer")))
+    if model.get("ignore_merges"):
+        _refuse_unless_merges_make_all(vocabulary)
+    return vocabulary
+
+
+def _refuse_unless_merges_make_all(vocabulary: Vocabulary) -> None:
+    """Raise InputError unless a word that stands in the vocabulary is what merging makes of it anyway."""
+    made = ranks_of_tokens(vocabulary)
+    if made is None or len(made) < len(vocabulary.ids):
+        raise InputError(
+            "it takes a word that stands in the vocabulary without merging (ignore_merges), and its merges would not "
+            "make them all; that is not done here"
+        )
 
 
 def _refuse_unless_plain(tree: Mapping[str, Any], model: Mapping[str, Any]) -> None:

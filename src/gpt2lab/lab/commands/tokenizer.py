@@ -32,7 +32,8 @@ def train_tokenizer(
     """
     if out.exists():
         raise InputError(f"{out} exists; give another --out")
-    corpus = texts(sources, max_documents=max_documents, column=column, errors=errors)
+    whole = find_pattern(pattern).cut is None
+    corpus = texts(sources, max_documents=max_documents, column=column, errors=errors, whole=whole)
     with console.merging_bar() as (read, progress):
         corpus = _counted(corpus, read)
         tokenizer = Tokenizer.train(corpus, vocab_size, special_tokens, pattern=pattern, progress=progress)
