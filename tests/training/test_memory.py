@@ -18,6 +18,8 @@ from gpt2lab.training.memory import HOLES, LIBRARIES, Shape, estimate, largest_m
 from gpt2lab.training.setup import resolve
 
 MODEL: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_ctx": 256, "vocab_size": 257, "dropout": 0.1}
+WINDOW: dict[str, Any] = {"mask": "window", "window": 32}
+BANDED: dict[str, Any] = WINDOW | {"kernel": "banded"}
 CASES: dict[str, dict[str, Any]] = {
     "fp32, plain attention with dropout": {"seq_len": 64},
     "fp32, SDPA without a fused kernel": {"seq_len": 256, "micro_batch": 2},
@@ -27,6 +29,47 @@ CASES: dict[str, dict[str, Any]] = {
     "grouped heads": {"seq_len": 64, "precision": "bf16", "model": {"n_kv_head": 2, "n_layer": 4}},
     "checkpointed": {"seq_len": 128, "activation_checkpointing": True, "model": {"n_layer": 6}},
     "checkpointed in bf16": {"seq_len": 128, "activation_checkpointing": True, "precision": "bf16"},
+    "banded": {"seq_len": 256, "micro_batch": 4, "model": BANDED | {"dropout": 0.0}},
+    "banded with dropout": {"seq_len": 256, "micro_batch": 4, "model": BANDED},
+    "banded, grouped, in bf16": {
+        "seq_len": 256,
+        "micro_batch": 4,
+        "precision": "bf16",
+        "model": BANDED | {"n_kv_head": 2, "mask": "global", "prefix": 8},
+    },
+    "banded, checkpointed": {
+        "seq_len": 256,
+        "micro_batch": 4,
+        "activation_checkpointing": True,
+        "model": BANDED | {"n_layer": 6},
+    },
+    "a window by SDPA": {"seq_len": 256, "micro_batch": 2, "model": WINDOW | {"kernel": "sdpa", "dropout": 0.0}},
+    "a window by SDPA with dropout in bf16": {
+        "seq_len": 128,
+        "micro_batch": 4,
+        "precision": "bf16",
+        "model": WINDOW | {"kernel": "sdpa", "n_kv_head": 2},
+    },
+    "rotary and grouped, fused": {
+        "seq_len": 256,
+        "micro_batch": 4,
+        "precision": "bf16",
+        "model": {"n_kv_head": 1, "position": "rope", "kernel": "sdpa", "dropout": 0.0},
+    },
+    "rotary, plain products": {"seq_len": 128, "model": {"position": "rope", "kernel": "matmul", "dropout": 0.0}},
+    "reference in bf16": {"seq_len": 128, "precision": "bf16", "model": {"kernel": "reference"}},
+    "reference without dropout": {
+        "seq_len": 128,
+        "precision": "bf16",
+        "model": {"kernel": "reference", "dropout": 0.0},
+    },
+    "narrow feed-forward": {"seq_len": 256, "micro_batch": 4, "model": {"n_inner": 32, "kernel": "matmul"}},
+    "one block": {"seq_len": 256, "micro_batch": 4, "model": {"n_layer": 1, "kernel": "matmul", "dropout": 0.0}},
+    "wide, checkpointed": {
+        "seq_len": 64,
+        "activation_checkpointing": True,
+        "model": {"n_layer": 4, "n_embd": 256, "dropout": 0.0},
+    },
     "accumulated": {"seq_len": 64, "batch_tokens": 64 * 16},
 }
 

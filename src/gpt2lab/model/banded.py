@@ -38,14 +38,18 @@ class Band(NamedTuple):
     """0 or -inf, broadcastable to (B, H, end - start, leading + end - first)."""
 
 
+def cut(mask: Mask, T: int) -> list[tuple[int, int, int, int]]:
+    """Return start, end, leading and first of each band of a mask of limited reach over T places."""
+    places = [(start, min(T, start + BLOCK), max(0, start - mask.span + 1)) for start in range(0, T, BLOCK)]
+    return [(start, end, min(mask.leading, first), first) for start, end, first in places]
+
+
 def make_bands(
     mask: Mask, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[tuple[Band, ...], torch.Tensor | None]:
     """Cut a mask of limited reach over T places into bands; return them, and which queries may read nothing, if any."""
     bands, empty = [], []
-    for start in range(0, T, BLOCK):
-        end, first = min(T, start + BLOCK), max(0, start - mask.span + 1)
-        leading = min(mask.leading, first)
+    for start, end, leading, first in cut(mask, T):
         places = torch.arange(end, device=device)
         allowed = dense(mask, B, H, places[start:], torch.cat([places[:leading], places[first:]]))
         allowed, none = without_empty_rows(allowed)
@@ -84,13 +88,13 @@ class _Banded(torch.autograd.Function):
                 weights = _dropped(weights, kept[-1], dropout)
             y = torch.bmm(weights, _keys(band, folded[2]))
             out[:, :, band.start : band.end] = y.view(B * K, H // K, -1, D)
-        ctx.save_for_backward(*folded)
-        ctx.bands, ctx.kept, ctx.dropout, ctx.B = bands, kept, dropout, B
+        ctx.save_for_backward(*folded, *kept)  # kept as attributes, masks would outlive activation checkpointing
+        ctx.bands, ctx.dropout, ctx.B = bands, dropout, B
         return out.view(B, H, T, D)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         BK, G, T, D = q.shape
         grad_out = grads[0].reshape(q.shape)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -100,7 +104,7 @@ class _Banded(torch.autograd.Function):
             grad_weights = torch.bmm(g, _keys(band, v).transpose(1, 2))
             dropped = weights
             if ctx.dropout:
-                dropped, grad_weights = (_dropped(x, ctx.kept[index], ctx.dropout) for x in (weights, grad_weights))
+                dropped, grad_weights = (_dropped(x, kept[index], ctx.dropout) for x in (weights, grad_weights))
             _add(band, grad_v, torch.bmm(dropped.transpose(1, 2), g))
             grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             del weights, grad_weights, dropped  # before the next band's are made

@@ -1,19 +1,21 @@
 """What training holds in memory, from the shapes alone: what `plan` prints and the automatic micro-batch goes by.
 
 With N parameters (4 bytes each, as their gradients and each of AdamW's two moments), V rows of C in the embedding and
-A bytes of activations, a step passes four moments, and the highest of them is its peak:
+A bytes of activations, a step passes five moments, and the highest of them is its peak:
 
     always there           4 N weights + 8 N moments
     in the loss            + A + the loss's chunk of logits + 4 V C, the head's gradient
     after the loss         + A + 8 V C, while the head's gradient is scaled by the one that comes in
-    in the last block      + A + the gradient of its inner layer + 4 V C; with activation checkpointing, A is the
-                           inputs of every block, and one block's activations come on top
-    after the last block   + 4 N gradients + 4 V C, the embedding's own gradient before it joins the head's
+    in the last block      + A + 4 V C + what its backward pass makes on top: the gradient of its inner layer, or, once
+                           the feed-forward's activations are freed, attention's; with activation checkpointing, A is
+                           the inputs of every block, and one block's activations come on top
+    in the first block     + one block's activations + 4 V C + the same + the gradients of all other blocks
+    after the first block  + 4 N gradients + 4 V C, the embedding's own gradient before it joins the head's
 
 Micro-steps after the first have the 4 N gradients there from the beginning. Under autocast bf16 copies of the weights
 (2 bytes each) last as long as the activations. Activations are counted tensor by tensor as this model keeps them; the
 method is Korthikanti et al. 2022 (section 4.1), whose 34 BTC + 5 BHTT bytes a block are GPT-2's in 16 bits with
-attention that is not fused and masks of one byte.
+attention that is not fused and masks of one byte. What each kernel keeps was read from autograd's saved tensors.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.banded import cut
 from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
 from gpt2lab.model.view import choose_kernel
 from gpt2lab.runtime import DTYPES
@@ -93,12 +96,16 @@ def estimate(shape: Shape) -> Memory:
     activations = _kept(shape) + (_copies(shape, matrices) if shape.shards == 1 else 0)
     head = FP32 * embedding
     earlier = gradients if shape.micro_steps > 1 or shape.buckets else 0
-    again = block_activations(shape) if shape.activation_checkpointing else 0
+    others = FP32 * (sum(blocks.values()) - a_block) // shape.shards  # gradients when the first block's turn comes
+    one = block_activations(shape)
+    again = one if shape.activation_checkpointing else 0
     widest = shape.B * shape.T * shape.model.inner * DTYPES[shape.precision].itemsize
+    made = max(widest, _attention(shape).backward - _feed_forward(shape))  # the feed-forward's turn comes before
     moments_of_a_step = (
         earlier + activations + head + _loss(shape, embedding),
         earlier + activations + 2 * head,
-        earlier + activations + again + widest + head,
+        earlier + activations + again + made + head,
+        max(earlier, others) + one + made + head,
         gradients + (2 if shape.micro_steps > 1 else 1) * head,
     )
     peak = weights + optimiser + gathered + max(moments_of_a_step)
@@ -112,6 +119,7 @@ def _kept(shape: Shape) -> int:
     model, rows = shape.model, shape.B * shape.T
     size = DTYPES[shape.precision].itemsize
     ends = rows * model.n_embd * (2 * size + (_mask(shape) if model.dropout else 0))  # embedding's dropout, last norm
+    ends += _attention(shape).shared
     if shape.activation_checkpointing:
         return ends + model.n_layer * rows * model.n_embd * size
     return ends + model.n_layer * block_activations(shape)
@@ -119,31 +127,100 @@ def _kept(shape: Shape) -> int:
 
 def block_activations(shape: Shape) -> int:
     """Return the bytes that a block keeps for its backward pass: inputs of norms, products, GELU and dropout."""
-    model, size = shape.model, DTYPES[shape.precision].itemsize
-    stream, inner = model.n_embd, model.inner
-    norm = stream * (size + size)  # its input and its output
-    if shape.device == "cuda" and size < FP32:
-        norm = stream * (FP32 + size)  # autocast runs norms in fp32 there and keeps that copy of the input
-    per_token = 2 * norm + 16 + stream * size + 2 * inner * size  # two norms, c_proj's input, c_fc's output and GELU's
-    if model.dropout:
-        per_token += 2 * stream * _mask(shape)
-    return shape.B * shape.T * (per_token + _attention(shape))
+    attention = _branch(shape) + _attention(shape).kept
+    return attention + shape.B * shape.T * shape.model.n_embd * DTYPES[shape.precision].itemsize + _feed_forward(shape)
 
 
-def _attention(shape: Shape) -> int:
-    """Return the bytes a token that attention keeps besides its output: q, k, v, and weights where it is not fused."""
+def _feed_forward(shape: Shape) -> int:
+    """Return the bytes that a block's second half keeps: besides its norm, c_fc's output and GELU's."""
+    return _branch(shape) + 2 * shape.B * shape.T * shape.model.inner * DTYPES[shape.precision].itemsize
+
+
+def _branch(shape: Shape) -> int:
+    """Return the bytes of a branch's norm, its input, output, mean and deviation, and of its dropout's mask."""
     model, size = shape.model, DTYPES[shape.precision].itemsize
-    heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
-    weights = (3 if model.dropout else 1) * model.n_head * shape.T  # softmax, dropout's mask, their product
+    # Autocast on a GPU runs norms in fp32 and keeps that copy of the input.
+    read = FP32 if shape.device == "cuda" else size
+    masked = _mask(shape) if model.dropout else 0
+    return shape.B * shape.T * (model.n_embd * (read + size + masked) + 2 * FP32)
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Bytes of a block's attention, besides its output."""
+
+    kept: int
+    """For the backward pass."""
+    backward: int
+    """That the backward pass makes on top, at its height."""
+    shared: int
+    """Of the mask, and of rope's angles: one for all blocks."""
+
+
+def _attention(shape: Shape) -> _Bytes:
+    """Count what the kernel that is used, or that ``auto`` takes, holds."""
+    model, T, device, dtype = shape.model, shape.T, torch.device(shape.device), DTYPES[shape.precision]
     kernel = model.kernel
     if kernel == "auto":
-        device, dtype = torch.device(shape.device), DTYPES[shape.precision]
-        kernel, _ = choose_kernel(model.attention_mask, device, dtype, shape.T, shape.T, training=True)
+        kernel, _ = choose_kernel(model.attention_mask, device, dtype, T, T, training=True)
+    angles = T * model.head_dim * dtype.itemsize if model.position == "rope" else 0
+    if kernel == "banded":
+        return _banded(shape, angles)
     if kernel in ("matmul", "reference"):
-        return (heads + weights) * size
-    if kernel == "sdpa" and shape.device == "cpu" and (model.dropout or model.mask != "causal"):
-        return (heads + weights) * FP32  # its fused kernel has no dropout there: the plain one, in fp32
-    return heads * size + model.n_head * FP32  # fused: the logarithm of each row's sum
+        mask = T * T * (dtype.itemsize if kernel == "matmul" else 1)
+        return _products(shape, kernel, angles + mask)
+    mask = T * T if kernel == "sdpa" and not model.attention_mask.is_causal else 0  # flex has one of blocks
+    if shape.device == "cpu" and model.dropout:
+        return _products(shape, kernel, angles + mask)  # the fused kernel has no dropout there
+    return _fused(shape, angles, mask)
+
+
+def _fused(shape: Shape, angles: int, mask: int) -> _Bytes:
+    """Count q, k, v and the logarithm of each row's sum; then their gradients and the output's.
+
+    They are read where they lie: under rope that is the turned q and k, and v within all that c_attn gave. What comes
+    out lies head by head as q does, and is copied for c_proj. An explicit mask becomes one to add, in every block.
+    """
+    model, size = shape.model, DTYPES[shape.precision].itemsize
+    heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
+    turned = heads - model.kv_heads * model.head_dim + model.n_embd if model.position == "rope" else 0
+    rows = shape.B * shape.T
+    kept = rows * ((heads + turned) * size + model.n_head * FP32) + mask * size
+    return _Bytes(kept, rows * (heads + model.n_embd) * size, angles + mask)
+
+
+def _products(shape: Shape, kernel: str, shared: int) -> _Bytes:
+    """Count q, k, v and the weights (B, H, T, T) of attention that is not fused.
+
+    Kept are the softmax, dropout's mask, and what the product with v reads where dropout or a cast made it anew. At the
+    backward pass's height there are the softmax and the mask still, and the gradient before and after either.
+    """
+    model, size = shape.model, DTYPES[shape.precision].itemsize
+    softmax, product = {"matmul": (size, size), "reference": (FP32, size), "sdpa": (FP32, FP32)}[kernel]
+    mask = (softmax if shape.device == "cpu" else 1) if model.dropout else 0
+    kept = softmax + mask + (product if model.dropout or softmax != product else 0)
+    weights = shape.B * model.n_head * shape.T**2
+    groups = model.kv_heads if kernel == "matmul" else model.n_head  # the others repeat keys and values
+    heads = shape.B * shape.T * (model.n_head + 2 * groups) * model.head_dim
+    return _Bytes(heads * product + weights * kept, weights * (3 * softmax + mask - kept), shared)
+
+
+def _banded(shape: Shape, shared: int) -> _Bytes:
+    """Count q, k, v and which weights dropout keeps; then the gradients of q, k, v and the output, and one band's work.
+
+    Of a band there are at once its weights, their gradient, and the scores' gradient; with dropout the dropped weights,
+    and the gradient's product with the mask before and after it is scaled.
+    """
+    model, size = shape.model, DTYPES[shape.precision].itemsize
+    places = [
+        (end - start) * (leading + end - first) for start, end, leading, first in cut(model.attention_mask, shape.T)
+    ]
+    weights = shape.B * model.n_head
+    heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
+    rows = shape.B * shape.T
+    kept = rows * heads * size + (weights * sum(places) if model.dropout else 0)
+    work = (5 if model.dropout else 3) * weights * max(places) * size
+    return _Bytes(kept, rows * (heads + model.n_embd) * size + work, shared + sum(places) * size)
 
 
 def _mask(shape: Shape) -> int:
