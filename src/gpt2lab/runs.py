@@ -189,8 +189,13 @@ def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(line)
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(line)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); make room, or see to its permissions, and try again"
+        ) from error
 
 
 def _append_once(path: Path, line: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from gpt2lab.errors import InputError
 from gpt2lab.training import Interrupted, curves, loop
@@ -31,11 +31,9 @@ def launch(world: int, work: Callable[..., Any], *arguments: Any, restarts: int 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpt2lab.training", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
     said = context.SimpleQueue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # kept here, as torchrun keeps it
     processes = [
-        context.Process(target=_rank, args=(rank, world, port, restarts, said, work, arguments))
+        context.Process(target=_rank, args=(rank, world, store.port, restarts, said, work, arguments))
         for rank in range(world)
     ]
     for process in processes:
@@ -57,7 +55,7 @@ def _rank(
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_RUN_ID": "tests",
-        "GPT2LAB_MEETING_SECONDS": "60",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "GPT2LAB_MEETING_SECONDS": "60",
     }  # fmt: skip
     torch.set_num_threads(1)
     loop.peak_flops = lambda device, precision: (1e12, "not measured")
@@ -79,5 +77,6 @@ def this_rank() -> int:
 
 
 def another_meeting() -> None:
-    """Let the processes meet at another port the next time, since the system keeps the last one busy for a while."""
+    """Let the processes meet the next time by a store of rank 0's, at a port of its own."""
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)

@@ -58,6 +58,13 @@ def test_processes_that_nobody_meets_say_so(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="RANK is set, but not all that torchrun sets with it"), joined("cpu"):
         pass
     monkeypatch.setenv("MASTER_PORT", "1")
+    for seconds in ("abc", "0", "nan", "inf"):
+        monkeypatch.setenv("GPT2LAB_MEETING_SECONDS", seconds)
+        with (
+            pytest.raises(InputError, match=f'^GPT2LAB_MEETING_SECONDS is "{seconds}"; give seconds, above 0 and at'),
+            joined("cpu"),
+        ):
+            pass
     monkeypatch.setenv("GPT2LAB_MEETING_SECONDS", "1")
     with (
         pytest.raises(InputError, match=r"rank 1 of 2 did not meet the others at .* within 1 s"),

@@ -109,12 +109,14 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def _written(folder: Path, processes: Processes) -> dict[str, dict[str, str | int]]:
     """Return size and SHA-256 of each file of a folder; every rank reads what it wrote."""
-    own = [*folder.glob(f"{moments.SHARES}/shard-{processes.rank + 1:05d}-*")]
-    if processes.main:
-        own += [path for path in folder.iterdir() if path.is_file()]
-    entries = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in own
-    }
+    entries: dict[str, dict[str, str | int]] = {}
+    with processes.together():
+        own = [*folder.glob(f"{moments.SHARES}/shard-{processes.rank + 1:05d}-*")]
+        if processes.main:
+            own += [path for path in folder.iterdir() if path.is_file()]
+        for path in own:
+            name = path.relative_to(folder).as_posix()
+            entries[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     parts = processes.texts(json.dumps(entries))
     return {name: entry for part in parts for name, entry in json.loads(part).items()}
 

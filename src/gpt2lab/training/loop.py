@@ -24,7 +24,6 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.data import Prefetcher, RoundLoader
-from gpt2lab.errors import InputError
 from gpt2lab.model import GPT, evaluating, mfu, peak_flops
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, curves, watch
@@ -188,7 +187,7 @@ class Trainer:
         if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
         rank, micro_step = broken or (None, None)  # a gradient is the ranks' mean, and no longer one rank's
-        raise InputError(
+        raise self.processes.error(
             f"step {step + 1}: loss {math.fsum(itertools.chain(*losses)) / len(losses)}, gradient norm {grad_norm}, "
             f"{self._where(step, rank, micro_step)}: training diverged and the update was not made; "
             f"start anew with a lower --optim.lr (now {self.config.optim.lr}), or see docs/troubleshooting.md"

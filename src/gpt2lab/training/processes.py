@@ -4,13 +4,15 @@
 
 `torchrun` starts them and tells each its rank in the environment. They meet in a process group: NCCL between GPUs, gloo
 between CPUs, and gloo for the small things that are agreed on. Whatever one process finds wrong must end all of them:
-one that goes on alone waits for ever in the next exchange. So what can fail on one rank runs inside `together`.
+one that goes on alone waits for ever in the next exchange. What is checked before the first step runs inside
+`together`; what fails later, anywhere, ends the others through `failing_together`.
 
 Without torchrun there is one process; then each function here gives back what it was given.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -23,17 +25,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError, ReportedElsewhere
+from gpt2lab.training.failing_together import failing_together
 
 MEETING_SECONDS = 120
 """How long processes wait for one another at the start; ``GPT2LAB_MEETING_SECONDS`` sets another time."""
+MOST_SECONDS = 86_400
 EXCHANGE_TIMEOUT = timedelta(minutes=30)
 """How long one waits in an exchange later: for the slowest save on rank 0."""
 
@@ -131,14 +136,6 @@ class Processes:
             if self.main:
                 act()
 
-    @contextmanager
-    def reported_once(self) -> Iterator[None]:
-        """Let rank 0 alone say what all ranks find wrong in a block."""
-        try:
-            yield
-        except InputError as error:
-            raise self.error(str(error)) from error
-
     def error(self, message: str) -> InputError:
         """Return the exception for what all ranks know to be wrong: rank 0's is the one that is shown."""
         return InputError(message) if self.main else ReportedElsewhere(message)
@@ -192,10 +189,13 @@ def joined(device: str) -> Iterator[Processes]:
         return
     where = runtime.resolve(device).device
     _take_device(where, processes)
-    _meet("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", processes)
+    store = _meet("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", processes)
     try:
         # Of several machines only the one where a process died counts the restart.
-        yield dataclasses.replace(processes, restarts=processes.highest(processes.restarts))
+        processes = dataclasses.replace(processes, restarts=processes.highest(processes.restarts))
+        own = PrefixStore(processes.from_main(uuid4().hex), store)  # a restart must not find what the last try left
+        with failing_together(own, processes.rank):
+            yield processes
     except BaseException as error:
         _let_go(error)
         raise
@@ -229,8 +229,17 @@ def _take_device(device: torch.device, processes: Processes) -> None:
         torch.cuda.set_device(processes.local_rank)
 
 
-def _meet(backend: str, processes: Processes) -> None:
-    seconds = float(os.environ.get("GPT2LAB_MEETING_SECONDS", MEETING_SECONDS))
+def _meeting_seconds() -> float:
+    given = os.environ.get("GPT2LAB_MEETING_SECONDS", str(MEETING_SECONDS))
+    with contextlib.suppress(ValueError):
+        if 0 < float(given) <= MOST_SECONDS:
+            return float(given)
+    raise InputError(f'GPT2LAB_MEETING_SECONDS is "{given}"; give seconds, above 0 and at most {MOST_SECONDS}')
+
+
+def _meet(backend: str, processes: Processes) -> Store:
+    """Form the process group, and return the store by which the processes found one another."""
+    seconds = _meeting_seconds()
     rank, world = processes.rank, processes.world
     try:
         store, rank, world = next(rendezvous("env://", rank, world, timeout=timedelta(seconds=seconds)))
@@ -239,6 +248,7 @@ def _meet(backend: str, processes: Processes) -> None:
             # On one machine the store outlives a restart: addresses of those that died would be found in it.
             store = PrefixStore(f"restart_{processes.restarts}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=EXCHANGE_TIMEOUT)
+        return store
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(

@@ -76,8 +76,7 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
         trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
         _describe(trainer)
         _begin_from(begin, trainer, processes)
-        with processes.reported_once():
-            trainer.fit()
+        trainer.fit()
     return run
 
 
@@ -140,8 +139,7 @@ def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, processes: Proces
             log.warning("%s", warning)
         processes.on_main(lambda: _take_up(run, plan, config, step, processes))
         log.info("resumed %s at step %d of %d", run.path, step, plan.steps)
-        with processes.reported_once():
-            trainer.fit()
+        trainer.fit()
     return run
 
 
