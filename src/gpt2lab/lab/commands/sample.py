@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
-from gpt2lab import runtime
 from gpt2lab.errors import InputError
 from gpt2lab.generation import STRATEGIES, Strategy, TextStreamer, encode_prompt, outgrows, seeded, stream
-from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import load_model
+from gpt2lab.lab.commands.subject import Subject
 
 
 def strategy_from(name: str, temperature: float | None, top_k: int | None, top_p: float | None) -> Strategy:
@@ -21,23 +17,17 @@ def strategy_from(name: str, temperature: float | None, top_k: int | None, top_p
 
 
 def print_samples(
-    path: Path,
+    subject: Subject,
     prompt: str,
     strategy: Strategy,
     samples: int,
     max_new_tokens: int,
     seed: int,
-    which: str,
-    device: str,
-    precision: str,
 ) -> None:
     """Write texts with a run's model: a single one is printed as it comes, several each when it ends."""
     if samples < 1:
         raise InputError(f"samples is {samples}; give at least 1")
-    where = runtime.resolve(device, precision)
-    run = Run.open(path)
-    model, _ = load_model(run, which, where.device)
-    tokenizer = Tokenizer.load(run.tokenizer)
+    model, tokenizer, where = subject.model, subject.tokenizer, subject.where
     tokens = encode_prompt(tokenizer, prompt, samples, where.device)
     streamer = TextStreamer(tokenizer, samples)
     open_texts = dict.fromkeys(range(samples), prompt)
