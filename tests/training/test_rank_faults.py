@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,69 @@ def test_a_killed_rank_is_restarted_and_the_run_goes_on(data: Path, tmp_path: Pa
     expected = [row["train_loss"] for row in alone.metrics()]
     assert [row["train_loss"] for row in run.metrics()] == pytest.approx(expected, abs=1e-5)
     assert saved_steps(run) == [4, 8, 12]
+
+
+COMMAND_LINE = """
+import os, sys
+from pathlib import Path
+import torch
+from gpt2lab.cli import main
+torch.set_num_threads(1)
+Path(sys.argv[1], os.environ["RANK"]).write_text(str(os.getpid()))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@contextmanager
+def under_torchrun(folder: Path, data: Path, mode: str) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
+    """Start ``gpt2lab train`` on two ranks, for more steps than they will do; yield when three are done.
+
+    Each rank writes its process id to a file of its number in ``folder``.
+    """
+    script, run = folder / "train.py", Run(folder / "run")
+    script.write_text(COMMAND_LINE, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = f"--parallel {mode} --steps 100000 --seq-len 16 --batch-tokens 128 --micro-batch 2 --log-every 1"
+    options += " --checkpoint-every 100000 --eval-every 100000 --device cpu --precision fp32 --compile off"
+    command = [*torchrun, str(script), str(folder), "train", "--data", str(data), "--out", str(run.path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *options.split()], env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as started:
+        try:
+            while not (run.path / "metrics.csv").exists() or len(run.metrics()) < 3:
+                assert started.poll() is None, started.communicate()
+                time.sleep(0.05)
+            yield run, started
+        finally:
+            started.terminate()
+
+
+def first_exit(report: str) -> int:
+    """Return the exit code of the rank that left first; torchrun ends the others, and has a trace of its own alone."""
+    assert report.count("Traceback") == 1
+    return int(re.findall(r"exitcode +: (-?\d+)", report)[-1])
+
+
+@pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 1), ("ddp", 0)])
+def test_sigterm_to_one_rank_makes_all_save_once_and_leave_with_143(
+    data: Path, tmp_path: Path, mode: str, rank: int
+) -> None:
+    with under_torchrun(tmp_path, data, mode) as (run, started):
+        os.kill(int((tmp_path / str(rank)).read_text(encoding="utf-8")), signal.SIGTERM)
+        said, report = started.communicate(timeout=100)
+    (step,) = saved_steps(run)
+    assert step == run.metrics()[-1]["step"]
+    checkpoint.verify(checkpoint.find(run, "last"))
+    assert said.count(f"stopped after step {step} and saved; go on with: gpt2lab train --out {run.path} --resume") == 1
+    assert started.returncode == 1 and first_exit(report) == 143
+
+
+def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(data: Path, tmp_path: Path) -> None:
+    with under_torchrun(tmp_path, data, "ddp") as (run, started):
+        (tmp_path / "full").symlink_to("/dev/full")
+        (tmp_path / "full").replace(run.path / "metrics.csv")
+        _, report = started.communicate(timeout=100)
+    assert report.count("metrics.csv: cannot be written (No space left on device); make room") == 1
+    assert started.returncode == 1 and first_exit(report) == 2
 
 
 STAGES = ["share", "weights", "state", "manifest", "rename"]
