@@ -126,6 +126,10 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def newest_evaluation(self, name: str) -> Path | None:
+        """Return a file such as ``text.json`` of the newest step that has it; None where none has."""
+        return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
+
     def metrics(self) -> list[Row]:
         """Return the rows of metrics.csv in the order of steps; an empty cell is None.
 

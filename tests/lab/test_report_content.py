@@ -28,6 +28,17 @@ def test_every_option_is_shown_as_the_configuration_has_it(run: Run) -> None:
     assert shown == {name: json.dumps(value) for name, value in flat.items()}
 
 
+def test_path_below_the_working_directory_is_shown_as_it_would_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"data": str(tmp_path / "home" / "data"), "init": str(tmp_path / "elsewhere")}
+    run = Run.create(tmp_path / "run", {**CONFIG, **data}, ENVIRONMENT)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    shown = {fact.name: json.loads(fact.value) for fact in gather([run]).runs[0].configuration}
+    assert (shown["data"], shown["init"]) == ("data", data["init"])
+
+
 def test_parameters_are_counted_from_the_weights_without_the_padding(run: Run) -> None:
     facts = {fact.name: fact.value for fact in gather([run]).runs[0].model}
     assert facts["Parameters"] == f"{1000 * 32 + 256 * 32:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,9 +12,11 @@ from pypdf import PdfReader
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation import PositionLosses
 from gpt2lab.files import read_json, write_json
 from gpt2lab.lab.gather import gather
 from gpt2lab.lab.judgement import repeated
+from gpt2lab.lab.pictures import save_positions
 from gpt2lab.lab.published import SHAKESPEARE_BY_CHARACTER
 from gpt2lab.lab.report import report_on, write_report
 from gpt2lab.runs import Run
@@ -66,6 +69,31 @@ def test_figures_of_texts_stand_beside_those_of_the_held_out_text(run: Run, tmp_
     assert "41.5" in html and "self bleu" in html
     write_json(path, {"rows": [{}]})
     assert any("text.json is damaged" in remark for remark in gather([run]).runs[0].remarks)
+
+
+def test_pictures_and_completions_stand_where_they_were_measured(run: Run, tmp_path: Path) -> None:
+    assert "What context brings" not in text_of(write_report([run], tmp_path / "report.pdf"))[0]
+    figures = {"perplexity": 3.25, "self_bleu": 41.5, "relevance": 0.5}
+    rows = [
+        {"name": "held-out text", "strategy": None, "figures": figures},
+        {"name": "nucleus 0.9", "strategy": {"top_p": 0.9}, "figures": figures | {"self_bleu": 60.0, "relevance": 0.2}},
+    ]
+    endings = {"nucleus 0.9": " sank at once.", "top-k 5": "not shown"}
+    examples = [{"prompt": "The boat <b>", "held_out": " sailed home.", "completions": endings}]
+    kept = {"step": 300, "split": "test", "rows": rows, "examples": examples, "protocol": "100 beginnings."}
+    write_json(run.evaluations(300) / "text.json", kept)
+    curve = PositionLosses((3.0, 2.5, 2.0, math.nan), (10, 10, 10, 0), by_document=False)
+    save_positions(run, 300, "test", curve)
+    text, _ = text_of(write_report([run], tmp_path / "report.pdf"))
+    html = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    for found in (text, html.replace("\u00a0", " ")):
+        assert "What context brings, on the test set after step 300. Mean loss by the tokens before a token" in found
+        assert "sailed home." in found and "sank at once." in found and "not shown" not in found
+        assert "texts are more alike than held-out ones: self-BLEU 60.0 against 41.5" in found
+        assert "relevance 0.200 against 0.500" in found
+        assert "loss 3.000 with 1 token before it, 2.000 with some 3" in found
+        assert "Diversity of the texts" in found
+    assert "The boat <b>" in text and "The boat &lt;b&gt;" in html
 
 
 def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from gpt2lab import runtime
 from gpt2lab.data import TokenDataset, prepare
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation import METRICS
+from gpt2lab.generation import Strategy
 from gpt2lab.lab.text_pictures import save_text_quality, table_of
-from gpt2lab.lab.text_quality import HELD_OUT, TextQuality, choose_prompts, measure_texts
+from gpt2lab.lab.text_quality import HELD_OUT, Row, TextQuality, choose_prompts, measure_texts
+from gpt2lab.lab.text_table import findings, saved_texts
 from gpt2lab.model import GPT, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
@@ -86,7 +88,7 @@ def test_the_same_seed_writes_the_same_texts(quality: TextQuality, model: GPT, d
 
 
 def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path) -> None:
-    file, picture = save_text_quality(Run(tmp_path), 30, "test", quality)
+    file, picture, page = save_text_quality(Run(tmp_path), 30, "test", quality)
     kept = json.loads(file.read_text(encoding="utf-8"))
     assert (kept["step"], kept["split"], kept["protocol"]) == (30, "test", quality.protocol)
     assert [row["name"] for row in kept["rows"]] == [row.name for row in quality.rows]
@@ -95,6 +97,33 @@ def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path)
     assert kept["examples"][0]["completions"].keys() == {row.name for row in quality.rows[1:]}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert table_of(quality, "a title").row_count == 12
+    assert saved_texts(Run(tmp_path)) == quality
+    read = page.read_text(encoding="utf-8")
+    assert "](text.png)" in read and quality.protocol in read and "| nucleus 0.95 |" in read
+    for name in (HELD_OUT, "greedy", "temperature 1.0", "nucleus 0.9"):
+        assert read.count(f"> *{name}:* ") == len(quality.examples) == 4
+
+
+def row(name: str, strategy: Strategy | None, perplexity: float, self_bleu: float, grammatical: float) -> Row:
+    figures = {"perplexity": perplexity, "self_bleu": self_bleu, "grammatical": grammatical, "repetition": 0.25}
+    return Row(name, strategy, figures)
+
+
+def test_strategies_as_diverse_as_people_are_held_against_each_other() -> None:
+    rows = (
+        row(HELD_OUT, None, 2.0, 70.0, 1.0),
+        row("greedy", Strategy(greedy=True), 1.5, 95.0, 1.0),
+        row("temperature 0.5", Strategy(temperature=0.5), 1.8, 80.0, 0.99),
+        row("temperature 1.0", Strategy(), 2.1, 69.0, 0.625),
+        row("nucleus 0.9", Strategy(top_p=0.9), 1.9, 70.5, 0.97),
+        row("nucleus 0.5", Strategy(top_p=0.5), 1.7, 85.0, 1.0),
+    )
+    likeliest, diverse = findings(TextQuality(rows, (), "a protocol"))
+    assert "self-BLEU 95.0 against 70.0" in likeliest and "25.0\u00a0% of its texts end in a loop" in likeliest
+    assert "temperature 1.0 (self-BLEU 69.0): perplexity 2.10, 62.5\u00a0% grammatical" in diverse
+    assert "nucleus 0.9 (self-BLEU 70.5): perplexity 1.90, 97.0\u00a0% grammatical" in diverse
+    assert "0.5" not in diverse.replace("70.5", "")
+    assert findings(TextQuality(rows[1:], (), "without held-out text")) == ()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from gpt2lab.lab.attention_map import AttentionMap
 from gpt2lab.lab.compare.results import Comparison
-from gpt2lab.lab.text_table import TextTable
+from gpt2lab.lab.pictures import PositionCurve
+from gpt2lab.lab.text_quality import TextQuality
+from gpt2lab.lab.text_table import Completion, TextTable
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,15 @@ class RunContent:
     key_figures: tuple[KeyFigure, ...]
     curves: Curves
     evaluations: tuple[Evaluation, ...]
+    positions: PositionCurve | None
+    """Loss by position in the context, where it was measured."""
+    positions_caption: str
+    quality: TextQuality | None
+    """What the texts of each strategy are like, where it was measured: for the picture."""
     texts: TextTable | None
-    """Figures of the texts of each strategy, where they were taken."""
+    """The same as a table."""
+    completions: tuple[Completion, ...]
+    """Held-out beginnings, with their true endings and the model's."""
     strategies: tuple[Strategy, ...]
     other_steps: tuple[Strategy, ...]
     """A text of each of some other steps, which show how the writing changed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from gpt2lab.lab import words
@@ -186,8 +186,18 @@ def _validation(config: Mapping[str, Any]) -> str:
 
 
 def flatten(config: Mapping[str, Any]) -> tuple[Fact, ...]:
-    """Return every option as ``config.json`` has it, under the name that its flag has: ``model.n_layer``."""
-    return tuple(Fact(name, json.dumps(value, ensure_ascii=False)) for name, value in _leaves(config, ""))
+    """Return every option as ``config.json`` has it, under the name that its flag has: ``model.n_layer``.
+
+    A path below the working directory is shown from there, as it would be typed: a report is given to others.
+    """
+    return tuple(Fact(name, json.dumps(_typed(value), ensure_ascii=False)) for name, value in _leaves(config, ""))
+
+
+def _typed(value: Any) -> Any:
+    here = Path.cwd()
+    if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here):
+        return Path(value).relative_to(here).as_posix()
+    return value
 
 
 def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:

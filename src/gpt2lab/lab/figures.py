@@ -25,8 +25,9 @@ POINTS = 400
 """Points of a curve; a longer one is drawn as the means of as many stretches."""
 MARKS = 20
 LOSS_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12)
-WIDE, NARROW, HALF = 9.6, 4.0, 4.7
-"""Widths in inches: for a page, for a phone, for two beside each other."""
+WIDE, NARROW, HALF, PAPER = 9.6, 4.0, 4.7, 7.0
+"""Widths in inches: for a page, for a phone, for two beside each other, for paper."""
+HEIGHTS = {WIDE: 4.9, NARROW: 4.2, PAPER: 3.5}
 
 
 def stretch(runs: Sequence[RunContent]) -> int:
@@ -56,7 +57,7 @@ def draw_losses(runs: Sequence[RunContent], width: float) -> Figure:
     """Draw training and validation loss, and below them the learning rate, over training tokens."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(width, 4.9 if width == WIDE else 4.2, left=0.8)
+    figure = _figure(width, HEIGHTS[width], left=0.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     figure.subplots_adjust(hspace=0.2)
     for index, run in enumerate(runs):

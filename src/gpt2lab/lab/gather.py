@@ -18,9 +18,12 @@ from gpt2lab.lab.content import Curves, Evaluation, Fact, KeyFigure, Report, Run
 from gpt2lab.lab.deviations import deviations
 from gpt2lab.lab.facts import environment, flatten, model_facts, summary, training_facts
 from gpt2lab.lab.judgement import strengths, weaknesses
+from gpt2lab.lab.pictures import PositionCurve
 from gpt2lab.lab.published import published, published_losses
 from gpt2lab.lab.record import Evaluated, Record, Written, read
-from gpt2lab.lab.task import REFERENCES, task
+from gpt2lab.lab.references import REFERENCES
+from gpt2lab.lab.task import task
+from gpt2lab.lab.text_table import completions, text_table
 from gpt2lab.runs import Run
 
 SHOWN = 3
@@ -64,7 +67,11 @@ def _run_content(record: Record, name: str) -> RunContent:
         key_figures=_key_figures(record),
         curves=_curves(record),
         evaluations=evaluations(record.evals),
-        texts=record.texts,
+        positions=record.positions,
+        positions_caption="" if record.positions is None else _caption(record.positions),
+        quality=record.texts,
+        texts=None if record.texts is None else text_table(record.texts),
+        completions=() if record.texts is None else completions(record.texts),
         strategies=_strategies(record.samples),
         other_steps=_others(record.samples),
         task=task(record),
@@ -215,6 +222,11 @@ def _metric(e: Evaluated) -> Fact:
     name, unit = _METRICS.get(e.metric, (e.metric.replace("_", " ").capitalize(), ""))
     value = words.percent(e.value * _PERCENT[e.metric]) if e.metric in _PERCENT else words.number(e.value)
     return Fact(name, value, unit)
+
+
+def _caption(curve: PositionCurve) -> str:
+    where = _SPLITS.get(curve.split, curve.split)
+    return f"What context brings, on {where} after step {words.count(curve.step)}. {curve.protocol}"
 
 
 def _main_step(samples: Sequence[Written]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gpt2lab.lab import words
 from gpt2lab.lab.record import Record
+from gpt2lab.lab.text_quality import HELD_OUT
 
 NEAR_FLOOR, FAR_FROM_FLOOR = 15.0, 50.0
 """Percent above the entropy of the text."""
@@ -14,6 +15,12 @@ OVERFITTING = 0.05
 """Share of the lowest validation loss by which the training loss lies below it, or the last validation above it."""
 FALLING = 0.01
 """Share by which the validation loss fell over the last fifth of the run."""
+JUDGED = "nucleus 0.9"
+"""The strategy whose texts are judged."""
+ALIKE = 3.0
+"""Points of self-BLEU within which texts are as diverse as others."""
+FORGETTING = 0.2
+"""Share of the held-out text's relevance that is missed."""
 LOOPING = 0.3
 """Share of the word triples of a text that stand earlier in it."""
 
@@ -32,7 +39,9 @@ def _judgements(record: Record) -> Iterator[tuple[bool, str]]:
     yield from _against_entropy(record)
     yield from _generalisation(record)
     yield from _still_falling(record)
+    yield from _context(record)
     yield from _stories(record)
+    yield from _texts(record)
     yield from _loops(record)
 
 
@@ -85,6 +94,33 @@ def _stories(record: Record) -> Iterator[tuple[bool, str]]:
         share = shares.get(metric)
         if share is not None and not 0.5 < share < 0.9:
             yield share >= 0.9, f"{words.percent(100 * share)} of the stories that it writes {meaning}."
+
+
+def _context(record: Record) -> Iterator[tuple[bool, str]]:
+    points = () if record.positions is None else record.positions.points
+    if len(points) < 2:
+        return
+    (near, first), (far, last) = points[0], points[-1]
+    said = f"loss {words.number(first)} with {words.count(near)} token before it, {words.number(last)} with some "
+    said += words.count(far)
+    yield (True, f"It uses its context: {said}.") if last < first else (False, f"Context does not help it: {said}.")
+
+
+def _texts(record: Record) -> Iterator[tuple[bool, str]]:
+    if record.texts is None:
+        return
+    model, human = record.texts.figures_of(JUDGED), record.texts.figures_of(HELD_OUT)
+    if "self_bleu" in model.keys() & human.keys():
+        more = model["self_bleu"] - human["self_bleu"]
+        said = f"self-BLEU {words.number(model['self_bleu'], 3)} against {words.number(human['self_bleu'], 3)}"
+        if abs(more) <= ALIKE:
+            yield True, f"At {JUDGED} its texts are as diverse as held-out ones: {said}."
+        else:
+            kind = "more alike" if more > 0 else "more scattered"
+            yield False, f"At {JUDGED} its texts are {kind} than held-out ones: {said}."
+    if "relevance" in model.keys() & human.keys() and model["relevance"] < (1 - FORGETTING) * human["relevance"]:
+        said = f"{words.number(model['relevance'], 3)} against {words.number(human['relevance'], 3)}"
+        yield False, f"It brings back less of what a beginning names than held-out text does: relevance {said}."
 
 
 def _loops(record: Record) -> Iterator[tuple[bool, str]]:

@@ -12,20 +12,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from gpt2lab.lab import attention_map, figures
+from gpt2lab.lab import figures
 from gpt2lab.lab.compare import figures as comparison_figures
 from gpt2lab.lab.compare.table import NOTE, lines
 from gpt2lab.lab.compare.write import TITLES
 from gpt2lab.lab.content import Report, RunContent
 from gpt2lab.lab.page import GENERATOR, TEMPLATES, printable
+from gpt2lab.lab.references import CITE
+from gpt2lab.lab.run_pictures import pictures_of
+from gpt2lab.lab.text_pictures import CAPTION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONGEST_SAMPLE = 520
+LONGEST_SAMPLE, LONGEST_ENDING = 420, 420
 """Characters shown of a text."""
-WIDTH = 7.0
-"""Of a figure, in inches."""
 
 
 def render_pdf(report: Report) -> bytes:
@@ -34,7 +35,7 @@ def render_pdf(report: Report) -> bytes:
     import typst
 
     files, pictures = _pictures(report)
-    values = json.dumps(_values(report, pictures), ensure_ascii=False)
+    values = json.dumps(_values(report, pictures) | {"files": list(files)}, ensure_ascii=False)
     files["report.json"] = printable(values).encode("utf-8")
     files["main.typ"] = (TEMPLATES / "report.typ").read_bytes()
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the figures' text is set in DejaVu Sans
@@ -44,7 +45,7 @@ def render_pdf(report: Report) -> bytes:
 def _values(report: Report, pictures: list[dict[str, Any]]) -> dict[str, Any]:
     run = report.runs[0]
     plain = dataclasses.asdict(run)
-    del plain["curves"]
+    del plain["curves"], plain["quality"]  # they are drawn
     comparison = report.comparison
     return {
         "title": report.title if comparison is None else f"{len(comparison.outcomes)} runs compared",
@@ -56,9 +57,12 @@ def _values(report: Report, pictures: list[dict[str, Any]]) -> dict[str, Any]:
         "described": run.curves.described,
         "stretch": figures.stretch([run]),
         "samples": _samples(run),
+        "completion": _completion(run),
+        "caption_of_texts": CAPTION,
         "prompted": run.prompted,
         "notes": report.notes,
         "references": report.references,
+        "cite": CITE,
         "comparison": None
         if comparison is None
         else {
@@ -77,19 +81,32 @@ def _samples(run: RunContent) -> list[dict[str, Any]]:
     shown = []
     for strategy in run.strategies:
         sample = strategy.samples[0]
-        text = sample.continuation.replace("\n", " ¶ ")
-        cut = sample.cut or len(text) > LONGEST_SAMPLE
-        shown.append({"name": strategy.name, "prompt": sample.prompt, "text": text[:LONGEST_SAMPLE], "cut": cut})
+        text, cut = _line(sample.continuation, LONGEST_SAMPLE)
+        shown.append({"name": strategy.name, "prompt": sample.prompt, "text": text, "cut": cut or sample.cut})
     return shown
+
+
+def _completion(run: RunContent) -> dict[str, Any] | None:
+    """Return the first held-out beginning with its endings, each on one line and cut."""
+    if not run.completions:
+        return None
+    first = run.completions[0]
+    endings = [(name, *_line(text.strip(), LONGEST_ENDING)) for name, text in first.endings]
+    return {"prompt": _line(first.prompt, LONGEST_ENDING)[0], "endings": endings}
+
+
+def _line(text: str, longest: int) -> tuple[str, bool]:
+    """Return a text on one line, cut to what a page has room for, and whether it was cut."""
+    line = text.replace("\n", " ¶ ")
+    return line[:longest], len(line) > longest
 
 
 def _pictures(report: Report) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """Return the files of the figures, and which of them belong to the comparison."""
     run, files = report.runs[0], {}
     if run.curves.train_loss.x:
-        files["losses.svg"] = as_svg(figures.draw_losses([run], WIDTH))
-    if run.attention is not None:
-        files["attention.svg"] = as_svg(attention_map.draw(run.attention))
+        files["losses.svg"] = as_svg(figures.draw_losses([run], figures.PAPER))
+    files |= {f"run-{name}.svg": as_svg(figure) for name, figure in pictures_of(run).items()}
     placed = []
     if report.comparison is not None:
         for name, figure in comparison_figures.draw(report.comparison).items():

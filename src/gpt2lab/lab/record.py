@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
-from gpt2lab.lab.text_table import TextTable, text_table
+from gpt2lab.lab.pictures import PositionCurve, saved_positions
+from gpt2lab.lab.text_quality import TextQuality
+from gpt2lab.lab.text_table import saved_texts
 from gpt2lab.runs import Row, Run
 
 T = TypeVar("T")
@@ -57,8 +59,10 @@ class Record:
     """The newest checkpoint's scalars; empty where there is none."""
     parameters: int | None
     """Of the unpadded vocabulary, the tied head counted once; None where there are no weights."""
-    texts: TextTable | None
-    """Figures of the texts of each strategy; None where they were not taken."""
+    texts: TextQuality | None
+    """What the texts of each strategy are like; None where it was not measured."""
+    positions: PositionCurve | None
+    """Loss by position; None where it was not measured."""
     damage: tuple[str, ...]
 
     def options(self, group: str) -> dict[str, Any]:
@@ -103,7 +107,8 @@ def read(run: Run) -> Record:
         parameters=attempt(lambda: _count_parameters(checkpoint / "model.safetensors", config), None)
         if checkpoint
         else None,
-        texts=attempt(lambda: text_table(run), None),
+        texts=attempt(lambda: saved_texts(run), None),
+        positions=attempt(lambda: saved_positions(run), None),
         damage=tuple(damage),
     )
 

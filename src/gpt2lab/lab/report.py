@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import write_atomically
-from gpt2lab.lab import attention_map, figures
+from gpt2lab.lab import figures
 from gpt2lab.lab.compare import figures as comparison_figures
 from gpt2lab.lab.compare.grouping import outcomes_of, recorded_outcomes
 from gpt2lab.lab.compare.outcome import Outcome
@@ -29,6 +29,9 @@ from gpt2lab.lab.gather import gather
 from gpt2lab.lab.page import GENERATOR, page
 from gpt2lab.lab.pdf import render_pdf
 from gpt2lab.lab.pictures import png
+from gpt2lab.lab.references import CITE
+from gpt2lab.lab.run_pictures import pictures_of
+from gpt2lab.lab.text_pictures import CAPTION
 from gpt2lab.runs import Run
 
 
@@ -110,6 +113,8 @@ def render(report: Report) -> str:
         titles=TITLES,
         note=NOTE,
         labels=_labels,
+        caption_of_texts=CAPTION,
+        cite=CITE,
     )
 
 
@@ -144,11 +149,10 @@ def _figures(runs: Sequence[RunContent]) -> Figures | None:
 
 
 def _pictures(report: Report) -> dict[str, str]:
-    """Return the pictures of a comparison by name, and the attention map of each run by its place, in Base64."""
+    """Return the pictures of a comparison by name, and those of each run by its place, in Base64."""
     drawn = {} if report.comparison is None else comparison_figures.draw(report.comparison)
     for index, run in enumerate(report.runs, start=1):
-        if run.attention is not None:
-            drawn[f"attention-{index}"] = attention_map.draw(run.attention)
+        drawn |= {f"{name}-{index}": figure for name, figure in pictures_of(run).items()}
     return {name: base64.b64encode(png(figure)).decode("ascii") for name, figure in drawn.items()}
 
 

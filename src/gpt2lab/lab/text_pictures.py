@@ -1,4 +1,4 @@
-"""The quality of texts by strategy, as a table, as JSON in the run, and as a picture: fluency against diversity.
+"""The quality of texts by strategy: a table, JSON and a page in the run, and a picture of fluency against diversity.
 
 text.json    {"step", "split", "protocol",
               "rows": [{"name", "strategy": null or {"temperature", "top_k", "top_p", "greedy"},
@@ -6,11 +6,13 @@ text.json    {"step", "split", "protocol",
               "examples": [{"prompt", "held_out", "completions": {name of the row: text}}]}
              the first row is the held-out text; names of figures are those of evaluation.METRICS
 text.png     after figure 6 of Holtzman et al. 2020
+text.md      the table, what it says, the picture, and completions beside the true endings
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +21,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpt2lab.evaluation import METRICS
-from gpt2lab.files import write_json
-from gpt2lab.generation import Strategy
-from gpt2lab.lab.pictures import write_png
+from gpt2lab.files import write_atomically, write_json
+from gpt2lab.lab.pictures import dress, write_png
+from gpt2lab.lab.style import INK, LINES
 from gpt2lab.lab.text_quality import Row, TextQuality
+from gpt2lab.lab.text_table import FILE, completions, text_table
 from gpt2lab.runs import Run
 
 if TYPE_CHECKING:
@@ -30,20 +33,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOKS = {
-    "greedy": ("#444444", "X", (7, 5)),
-    "temperature": ("#0072B2", "o", (-9, 8)),
-    "top-k": ("#D55E00", "s", (8, -12)),
-    "nucleus": ("#009E73", "^", (-4, -16)),
+    "greedy": (INK, "X", (8, 4)),
+    "temperature": (LINES[0], "o", (-9, 8)),
+    "top-k": (LINES[1], "s", (8, -12)),
+    "nucleus": (LINES[2], "^", (7, -4)),
 }
 """Colour (Okabe & Ito 2008) and mark of each family of strategies, and where its settings are written, in points."""
 
 
-def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> tuple[Path, Path]:
-    """Write ``text.json`` and ``text.png`` for a step's weights; return their paths."""
+def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> tuple[Path, ...]:
+    """Write ``text.json``, ``text.png`` and ``text.md`` for a step's weights; return their paths."""
     folder = run.evaluations(step)
-    write_json(folder / "text.json", {"step": step, "split": split, **dataclasses.asdict(quality)})
-    write_png(folder / "text.png", draw_text_quality(quality, f"{run.path.name}, step {step:,}"))
-    return folder / "text.json", folder / "text.png"
+    title = f"{run.path.name}, step {step:,}"
+    write_json(folder / FILE, {"step": step, "split": split, **dataclasses.asdict(quality)})
+    write_png(folder / "text.png", draw_text_quality(quality, title))
+    write_atomically(folder / "text.md", markdown(quality, title))
+    return folder / FILE, folder / "text.png", folder / "text.md"
+
+
+def markdown(quality: TextQuality, title: str) -> str:
+    """Return what was found as a page that shows ``text.png`` beside it."""
+    table = text_table(quality)
+    rows = [("texts", *table.columns), ("---", *("---:" for _ in table.columns)), *table.rows]
+    parts = [f"# Texts by strategy: {title}", "![Fluency against diversity](text.png)", CAPTION, *table.findings]
+    parts += ["\n".join(f"| {' | '.join(row)} |" for row in rows), table.protocol, "## Beginnings, and how they end"]
+    for completion in completions(quality):
+        parts.append(f"**{_quotable(completion.prompt)}**")
+        parts += [f"> *{name}:* {_quotable(ending)}" for name, ending in completion.endings]
+    return "\n\n".join(parts) + "\n"
+
+
+def _quotable(text: str) -> str:
+    """Return a text on one line, with nothing in it that Markdown would take for a mark."""
+    return re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", " ¶ ".join(text.strip().splitlines()))
 
 
 def table_of(quality: TextQuality, title: str) -> Table:
@@ -58,54 +80,67 @@ def table_of(quality: TextQuality, title: str) -> Table:
     return table
 
 
-def draw_text_quality(quality: TextQuality, title: str) -> Figure:
-    """Draw perplexity against self-BLEU, each family of strategies a line through its settings.
+CAPTION = (
+    "Diversity of the texts (self-BLEU, upwards less alike) against how likely the model finds them, and, where a "
+    "grammar judges them, against the share that it accepts. The star is held-out text: left of it texts are likelier "
+    "than people's, below it more alike."
+)
 
-    The cross is where people are: left of it text is likelier than theirs, below it texts are more alike.
+
+def can_be_drawn(quality: TextQuality) -> bool:
+    """Return whether held-out text and some strategy's have the figures that the picture shows."""
+    return len(quality.drawn) > 1 and quality.drawn[0].strategy is None
+
+
+def draw_text_quality(quality: TextQuality, title: str = "") -> Figure:
+    """Draw self-BLEU over perplexity, and over the share that is grammatical where that is known; see `CAPTION`.
+
+    Each family of strategies is a line through its settings.
     """
     from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    axes = figure.subplots()
-    human, *rows = (row for row in quality.rows if {"perplexity", "self_bleu"} <= row.figures.keys())
-    x, y = _place(human)
-    axes.axvline(x, color="#999999", lw=0.8, ls="--")
-    axes.axhline(y, color="#999999", lw=0.8, ls="--")
-    axes.plot(x, y, "*", color="black", ms=15, ls="none", label=human.name)
-    for family in LOOKS:
-        _line(axes, [row for row in rows if row.strategy and _family(row.strategy) == family], family)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="both", labelsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("perplexity of the texts under the model (log): surer to the left")
-    axes.set_ylabel("self-BLEU: more diverse upwards")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    rows = quality.drawn
+    judged = all("grammatical" in row.figures for row in rows)
+    figure = Figure(figsize=(8.2, 3.6) if judged else (5.4, 3.6), layout="constrained")
+    left, *others = figure.subplots(1, 2 if judged else 1, sharey=True, squeeze=False)[0]
+    _panel(left, rows, "perplexity", "perplexity of the texts under the model (logarithmic)")
+    left.set_xscale("log")
+    left.xaxis.set_major_locator(MaxNLocator(5))
+    left.xaxis.set_minor_locator(NullLocator())
+    left.xaxis.set_major_formatter("{x:g}")
+    for right in others:
+        _panel(right, rows, "grammatical", "share of the texts that is grammatical")
+    left.invert_yaxis()
+    left.set_ylabel("self-BLEU: more diverse upwards", color=INK)
+    left.set_title(title, loc="left", fontsize=10, color=INK)
+    left.legend(frameon=False, loc="lower right", fontsize=8.5)
     return figure
 
 
-def _line(axes: Axes, rows: Sequence[Row], family: str) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], figure: str, label: str) -> None:
+    human, *written = rows
+    x, y = human.figures[figure], human.figures["self_bleu"]
+    axes.axvline(x, color="#999999", lw=0.8, ls="--")
+    axes.axhline(y, color="#999999", lw=0.8, ls="--")
+    axes.plot(x, y, "*", color="black", ms=14, ls="none", label=human.name, zorder=3)
+    for family in LOOKS:
+        _line(axes, [row for row in written if row.family == family], figure)
+    axes.set_xlabel(label, color=INK)
+    axes.margins(0.1, 0.08)
+    dress(axes)
+
+
+def _line(axes: Axes, rows: Sequence[Row], figure: str) -> None:
     if not rows:
         return
+    family = rows[0].family
     colour, mark, beside = LOOKS[family]
-    xs, ys = zip(*map(_place, rows), strict=True)
-    axes.plot(xs, ys, color=colour, marker=mark, ms=7, lw=1.2, label=family)
+    xs, ys = ([row.figures[name] for row in rows] for name in (figure, "self_bleu"))
+    axes.plot(xs, ys, color=colour, marker=mark, ms=6.5, lw=1.1, label=family)
     for row, x, y in zip(rows, xs, ys, strict=True):
         setting = row.name.removeprefix(family).strip()
         axes.annotate(setting, (x, y), textcoords="offset points", xytext=beside, fontsize=8, color=colour)
-
-
-def _place(row: Row) -> tuple[float, float]:
-    return row.figures["perplexity"], row.figures["self_bleu"]
-
-
-def _family(strategy: Strategy) -> str:
-    if strategy.greedy:
-        return "greedy"
-    return "top-k" if strategy.top_k is not None else "nucleus" if strategy.top_p is not None else "temperature"
 
 
 def _cell(value: float | None) -> str:

@@ -61,6 +61,16 @@ class Row:
     """None for the held-out text."""
     figures: dict[str, float]
 
+    @property
+    def family(self) -> str:
+        """What kind of strategy it is: greedy, temperature, top-k or nucleus; empty for the held-out text."""
+        if self.strategy is None:
+            return ""
+        if self.strategy.greedy:
+            return "greedy"
+        filters = {"top-k": self.strategy.top_k, "nucleus": self.strategy.top_p}
+        return next((name for name, setting in filters.items() if setting is not None), "temperature")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -78,6 +88,15 @@ class TextQuality:
     rows: tuple[Row, ...]
     examples: tuple[Example, ...]
     protocol: str
+
+    @property
+    def drawn(self) -> list[Row]:
+        """The rows that have both perplexity and self-BLEU, which are held against each other."""
+        return [row for row in self.rows if {"perplexity", "self_bleu"} <= row.figures.keys()]
+
+    def figures_of(self, name: str) -> dict[str, float]:
+        """Return the figures of a row; empty where there is none of that name."""
+        return next((row.figures for row in self.rows if row.name == name), {})
 
 
 def choose_prompts(

@@ -13,7 +13,8 @@ from gpt2lab.data.survey import split_documents
 from gpt2lab.errors import InputError
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.tokenizer import open_tokenizer
-from gpt2lab.lab.pictures import LINE, write_png
+from gpt2lab.lab.pictures import write_png
+from gpt2lab.lab.style import TRAIN
 from gpt2lab.tokenizer import Tokenizer, show_token
 
 if TYPE_CHECKING:
@@ -122,11 +123,11 @@ def draw(found: dict[str, Survey], title: str) -> Figure:
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = np.sort(np.sum([of_split.counts for of_split in found.values()], axis=0))[::-1]
-    left.loglog(np.arange(1, np.count_nonzero(counts) + 1), counts[counts > 0], color=LINE, lw=1.6)
+    left.loglog(np.arange(1, np.count_nonzero(counts) + 1), counts[counts > 0], color=TRAIN, lw=1.6)
     left.set(xlabel="rank of the token", ylabel="times it comes")
     lengths = np.concatenate([of_split.lengths for of_split in found.values()])
     if len(lengths):
-        right.hist(lengths, bins=_edges(lengths, 40).tolist(), color=LINE)
+        right.hist(lengths, bins=_edges(lengths, 40).tolist(), color=TRAIN)
     right.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
     for axes in (left, right):
         axes.grid(alpha=0.3)

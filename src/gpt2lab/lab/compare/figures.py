@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from gpt2lab.lab.compare.outcome import Validated
 from gpt2lab.lab.compare.results import Comparison
-from gpt2lab.lab.style import DASHES, INK, LINES, RULE
+from gpt2lab.lab.pictures import dress
+from gpt2lab.lab.style import DASHES, INK, LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,10 +128,7 @@ def _figure(width: float, height: float) -> Figure:
 def _dress(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
-    axes.grid(color=RULE, lw=0.6)
-    axes.tick_params(colors=INK, length=0, which="both")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    dress(axes)
 
 
 def _plain_ticks(axes: Axes) -> None:

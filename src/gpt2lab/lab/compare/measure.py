@@ -13,11 +13,11 @@ from gpt2lab.lab.pictures import save_positions
 from gpt2lab.lab.text_pictures import save_text_quality
 from gpt2lab.lab.text_quality import Prompts, choose_prompts, measure_texts
 from gpt2lab.model import GPT
-from gpt2lab.runs import EVALUATIONS, Run
+from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.training import TrainConfig, load_model, saved_config
 
-RECALL, POSITIONS, TEXTS = "recall.json", "positions.json", "text.json"
+RECALL, TEXTS = "recall.json", "text.json"
 """In the folder of the step's evaluations. The first is written last: a run that has it is measured, but for texts."""
 SAMPLES = 64
 """Texts of each strategy."""
@@ -25,7 +25,7 @@ SAMPLES = 64
 
 def is_measured(run: Run, texts: bool) -> bool:
     """Return whether `measure` has been through with a run, with its texts where they are wanted."""
-    return _has(run, RECALL) and (_has(run, TEXTS) or not texts)
+    return run.newest_evaluation(RECALL) is not None and not (texts and run.newest_evaluation(TEXTS) is None)
 
 
 def measure(run: Run, texts: bool) -> None:
@@ -42,9 +42,9 @@ def measure(run: Run, texts: bool) -> None:
     where = runtime.resolve(config.device, config.precision)
     model, checkpoint = load_model(run, "best", where.device)
     dataset = TokenDataset(config.data)
-    if not _has(run, RECALL):
+    if run.newest_evaluation(RECALL) is None:
         _measure_losses(run, config, model, checkpoint.step, dataset, where)
-    if texts and not _has(run, TEXTS):
+    if texts and run.newest_evaluation(TEXTS) is None:
         quality = measure_texts(model, dataset.tokenizer(), text_prompts(config), where, config.seed)
         save_text_quality(run, checkpoint.step, "test", quality)
 
@@ -52,10 +52,6 @@ def measure(run: Run, texts: bool) -> None:
 def text_prompts(config: TrainConfig) -> Prompts:
     """Return the held-out beginnings that a run completes. Raises `InputError` where its test split is too short."""
     return choose_prompts(TokenDataset(config.data), "test", config.model.n_ctx, SAMPLES)
-
-
-def _has(run: Run, name: str) -> bool:
-    return any(run.path.glob(f"{EVALUATIONS}/step_*/{name}"))
 
 
 def _measure_losses(

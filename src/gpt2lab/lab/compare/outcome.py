@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
-from gpt2lab.lab.compare.measure import POSITIONS, RECALL
-from gpt2lab.lab.pictures import stretches
+from gpt2lab.lab.compare.measure import RECALL
 from gpt2lab.lab.record import Record, read
-from gpt2lab.lab.text_table import text_figures
 from gpt2lab.model import GPTConfig, cache_bytes
-from gpt2lab.runs import EVALUATIONS, Run
+from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
 
 TEXTS = "nucleus 0.9"
@@ -107,7 +104,7 @@ def outcome_of(path: Run, arm: str, seed: int, failure: str | None = None) -> Ou
         return Outcome(arm, seed, where, f"unfinished: stands at step {record.state.get('step', 0)}")
     marks = record.state.get("fingerprints", {})
     try:
-        recall, positions = _recall(path), _positions(path)
+        recall = _recall(path)
     except InputError as error:
         return Outcome(arm, seed, where, f"damaged: {error}")
     return Outcome(
@@ -119,7 +116,7 @@ def outcome_of(path: Run, arm: str, seed: int, failure: str | None = None) -> Ou
         _curve(record),
         (str(marks.get("tokenizer", "")), str(marks.get("data", ""))),
         tuple(zip(recall.get("distances", ()), recall.get("second", ()), strict=True)),
-        positions,
+        () if record.positions is None else record.positions.points,
     )
 
 
@@ -140,7 +137,7 @@ def to_loss(outcome: Outcome, target: float) -> tuple[float, float] | None:
 
 
 def _recall(run: Run) -> dict[str, list[float]]:
-    path = _newest(run, RECALL)
+    path = run.newest_evaluation(RECALL)
     if path is None:
         return {}
     values = read_json(path)
@@ -150,29 +147,12 @@ def _recall(run: Run) -> dict[str, list[float]]:
         raise InputError(f"{path}: not a recall curve; measure the run again") from error
 
 
-def _positions(run: Run) -> tuple[tuple[float, float], ...]:
-    path = _newest(run, POSITIONS)
-    if path is None:
-        return ()
-    values = read_json(path)
-    try:
-        losses = [math.nan if loss is None else float(loss) for loss in values["losses"]]
-        return tuple(zip(*stretches(losses, values["tokens"]), strict=True))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not a curve of losses by position; measure the run again") from error
-
-
-def _newest(run: Run, name: str) -> Path | None:
-    """Return an evaluation of the newest step that has it."""
-    return max(run.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
-
-
 def _figures(record: Record, recall: dict[str, list[float]]) -> dict[str, float]:
     test = record.test_figures()
     curve = _curve(record)
     seconds, speeds, memory = (record.column(name) for name in ("seconds", "tokens_per_s", "peak_memory_mb"))
     shares = {e.metric: e.value for e in record.evals if e.task == "stories"}
-    texts = text_figures(record.run).get(TEXTS, {})
+    texts = {} if record.texts is None else record.texts.figures_of(TEXTS)
     found = {
         "test_loss": test.get("loss"),
         "test_perplexity": test.get("perplexity"),
