@@ -73,7 +73,7 @@ def draw_positions(points: Sequence[tuple[float, float]], title: str = "") -> Fi
     """Draw the loss over the position, both axes as a reader compares them: positions in octaves, losses linear."""
     from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
 
-    figure = Figure(figsize=(5.4, 2.7), layout="constrained")
+    figure = Figure(figsize=(5.4, 2.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*points, strict=True), color=TRAIN, lw=1.6, marker="o", ms=3)
     axes.set_xscale("log", base=2)
