@@ -59,6 +59,7 @@ def measure(preset: str, precision: Any, checkpointed: str, device: str) -> dict
 
     runtime.tune_allocator()
     import torch
+    import torch._dynamo  # else the optimiser's first step imports it, and its 90 MB count as the step's
     import torch.utils.checkpoint
 
     from gpt2lab.model import GPTConfig

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpt2lab.cli import main
 from gpt2lab.files import write_json
-from gpt2lab.lab.plan import GPU_MEMORY
+from gpt2lab.lab.plan_question import GPU_MEMORY
 from gpt2lab.model import PRESETS, GPTConfig, flops_per_token
 from gpt2lab.model.flops import PEAK_FLOPS
 from gpt2lab.runs import Run
@@ -31,13 +32,15 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 
 def test_gpt2_xl_on_64_gpus_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned(capsys, "--preset", "gpt2-xl", "--gpu", "H100", "--gpus", 64, "--tokens", 10**10, "--mfu", 0.5)
+    found = planned(capsys, "--preset", "gpt2-xl", "--gpu", "H100", "--gpus", 64, "--tokens", "10B", "--mfu", 0.5)
     a_token = 6 * (48 * 12 * 1600**2 + 50257 * 1600) + 12 * 48 * 1600 * 1024
     assert found["n_params"] == 1_557_611_200
     assert found["flops"] == pytest.approx(a_token * 10**10)
     seconds = a_token * 10**10 / (64 * 989e12 * 0.5)
     assert found["plain"]["days"] == pytest.approx(seconds / 86_400)
     assert found["checkpointed"]["days"] == pytest.approx(4 / 3 * seconds / 86_400)
+    assert found["plain"]["gpu_hours"] == pytest.approx(64 * seconds / 3600)
+    assert (found["plain"]["mfu"], found["checkpointed"]["mfu"]) == (0.5, 0.375)
     assert found["steps"] == -(-(10**10) // 2**20)
     assert found["plain"]["step_seconds"] == pytest.approx(a_token * 2**20 / (64 * 989e12 * 0.5))
     padded = (50304 - 50257) * 1600
@@ -70,20 +73,43 @@ def test_the_table_names_both_ways_and_every_part(capsys: pytest.CaptureFixture[
         "activations",
         "peak",
         "largest micro-batch",
+        "MFU",
         "a step",
+        "GPU-hours",
         "data set",
     ):
         assert name in said
-    assert "with activation checkpointing" in said and "124,439,808 parameters on 8 x H100 (ddp, bf16)" in said
+    assert (
+        "without activation" in said
+        and " with activation" in said
+        and "124,439,808 parameters on 8 x H100 (ddp, bf16)" in said
+    )
+
+
+def test_the_mode_is_the_one_that_training_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    # 16 bytes a parameter: gpt2-large's 12.4 GB are over half of 24 GB, gpt2-medium's 5.7 GB are not
+    for preset, mode in (("gpt2-large", "fsdp"), ("gpt2-medium", "ddp")):
+        assert planned(capsys, "--preset", preset, "--gpu", "rtx 4090", "--gpus", 8)["parallel"] == mode
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("10B", 10**10), ("1.5b", 15 * 10**8), ("3e8", 3 * 10**8), ("7_000", 7000)]
+)
+def test_tokens_as_people_write_them(capsys: pytest.CaptureFixture[str], text: str, count: int) -> None:
+    assert planned(capsys, "--tokens", text)["question"]["tokens"] == count
 
 
 @pytest.fixture
 def short_run(tmp_path: Path) -> Run:
     """A run of three rows, of which the first is slow."""
-    config = TrainConfig(
-        preset="tiny", batch_tokens=2048, micro_batch=4, precision="fp32", model=GPTConfig.preset("tiny")
-    )
-    run = Run.create(tmp_path / "run", to_dict(config), {})
+    return measured_run(tmp_path / "run")
+
+
+def measured_run(path: Path, gpus: str = "none", **changes: Any) -> Run:
+    """A run of three rows, of which the first is slow."""
+    options: dict[str, Any] = {"preset": "tiny", "batch_tokens": 2048, "micro_batch": 4, "precision": "fp32"}
+    config = TrainConfig(**(options | {"device": "cpu", "model": GPTConfig.preset("tiny")} | changes))
+    run = Run.create(path, to_dict(config), {"gpus": gpus})
     for step, speed in ((10, 100.0), (20, 1000.0), (30, 1200.0)):
         row = dict.fromkeys(("tokens", "epoch", "train_loss", "val_loss", "lr", "grad_norm", "seconds"), 1.0)
         run.add_metrics({"step": step, **row, "tokens_per_s": speed, "mfu": 0.3, "peak_memory_mb": 500.0})
@@ -101,6 +127,49 @@ def test_a_short_run_is_extrapolated(short_run: Run, capsys: pytest.CaptureFixtu
     assert four["plain"]["tokens_per_s"] == pytest.approx(2200)
 
 
+def test_a_short_run_is_spread_as_asked(short_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "--from", short_run.path, "--gpus", 2, "--parallel", "fsdp")
+    assert found["parallel"] == "fsdp"
+    whole = planned(capsys, "--from", short_run.path, "--gpus", 2)
+    assert whole["parallel"] == "ddp"
+    assert found["plain"]["memory"]["weights"] == pytest.approx(whole["plain"]["memory"]["weights"] / 2, abs=4)
+
+
+def test_a_short_run_on_gpus_that_its_micro_batch_does_not_suit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = measured_run(tmp_path / "run", batch_tokens=24 * 256, micro_batch=8)  # 24 sequences a step
+    found = planned(capsys, "--from", run.path, "--gpus", 2)["plain"]  # 12 for each: 8 does not divide them, 6 does
+    assert (found["micro_batch"], found["micro_steps"]) == (6, 2)
+    assert "is not a multiple of 5 GPUs" in refused(capsys, "--from", run.path, "--gpus", 5)
+
+
+def test_a_run_with_activation_checkpointing_was_measured_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = measured_run(tmp_path / "run", activation_checkpointing=True)
+    found = planned(capsys, "--from", run.path)
+    assert found["checkpointed"]["tokens_per_s"] == pytest.approx(1100)
+    assert found["plain"]["tokens_per_s"] == pytest.approx(1100 * 4 / 3)
+    assert (found["checkpointed"]["mfu"], found["plain"]["mfu"]) == pytest.approx((0.3, 0.4))
+
+
+def test_a_short_run_is_planned_on_the_gpu_that_it_was_measured_on(
+    tmp_path: Path, short_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = measured_run(tmp_path / "cuda", "NVIDIA H100 80GB HBM3, NVIDIA H100 80GB HBM3", device="cuda")
+    assert planned(capsys, "--from", run.path)["question"]["gpu"] == "H100"
+    assert "was measured on H100, which tells nothing of A100" in refused(capsys, "--from", run.path, "--gpu", "A100")
+    assert "was measured on cpu, which tells nothing of H100" in refused(
+        *(capsys, "--from", short_run.path, "--gpu", "h100")
+    )
+    strange = measured_run(tmp_path / "strange", "Voodoo 2", device="cuda")
+    assert "was measured on Voodoo 2, which is in no table; name one like it by --gpu" in (
+        refused(capsys, "--from", strange.path)
+    )
+    assert planned(capsys, "--from", strange.path, "--gpu", "T4")["question"]["gpu"] == "T4"
+
+
 def test_what_is_refused(short_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "batch_tokens 524288 is not a multiple of 7 GPUs x seq_len 1024; nearest that fit: 523264 or 530432" in (
         refused(capsys, "--gpus", 7)
@@ -108,6 +177,14 @@ def test_what_is_refused(short_run: Run, tmp_path: Path, capsys: pytest.CaptureF
     assert 'unknown GPU "H10" (did you mean "H100"?)' in refused(capsys, "--gpu", "H10")
     assert 'unknown preset "gpt3"' in refused(capsys, "--preset", "gpt3")
     assert "T4 has no peak rate for bf16; choose from fp16, fp32" in refused(capsys, "--gpu", "T4")
+    for parallel in ("ddp", "fsdp"):
+        alone = f"parallel {parallel} is for several GPUs, and gpus is 1; give more by --gpus, or leave out --parallel"
+        assert alone in refused(capsys, "--gpus", 1, "--parallel", parallel)
+        assert alone in refused(capsys, "--from", short_run.path, "--parallel", parallel)
+    assert "precision fp16 is for GPUs; on this CPU use" in refused(capsys, "--gpu", "cpu", "--precision", "fp16")
+    assert "precision tf32 needs CUDA" in refused(capsys, "--gpu", "cpu", "--precision", "tf32")
+    assert 'tokens is "10X"; give a number such as 10000000000, 1e10, 10B or 300M' in refused(capsys, "--tokens", "10X")
+    assert 'tokens is "inf"; give a number' in refused(capsys, "--tokens", "inf")
     assert "mfu is 40.0; it is a share of the peak rate" in refused(capsys, "--mfu", 40)
     assert "gpus is 0; it must be at least 1" in refused(capsys, "--gpus", 0)
     assert "gpus is 0; it must be at least 1" in refused(capsys, "--from", short_run.path, "--gpus", 0)
@@ -117,7 +194,7 @@ def test_what_is_refused(short_run: Run, tmp_path: Path, capsys: pytest.CaptureF
         *(capsys, "--from", short_run.path, "--preset", "gpt2", "--mfu", 0.5)
     )
     config = short_run.config
-    other = Run.create(tmp_path / "other", config, {})
+    other = Run.create(tmp_path / "other", config, {"gpus": "none"})
     write_json(other.path / "config.json", config)
     assert "fewer than two rows" in refused(capsys, "--from", other.path)
     assert "does not exist" in refused(capsys, "--from", tmp_path / "nowhere")

@@ -42,7 +42,7 @@ def plan(
     preset: str | None = None,
     gpu: str | None = None,
     gpus: int = 1,
-    tokens: int | None = None,
+    tokens: Annotated[str | None, arg(metavar="N")] = None,
     seq_len: int | None = None,
     batch_tokens: int | None = None,
     micro_batch: int | None = None,
@@ -56,25 +56,29 @@ def plan(
 
     Args:
         preset: Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; gpt2 unless given.
-        gpu: H100 and others by their name, or cpu for this machine; H100 unless given, cpu with --from.
-        gpus: How many.
-        tokens: Tokens to train on; without it, 20 for each parameter.
+        gpu: H100 and others by their name, or cpu for this machine; H100 unless given, with --from the run's.
+        gpus: How many; with cpu, how many such machines.
+        tokens: Tokens to train on, such as 10B or 300M; without it, 20 for each parameter.
         seq_len: Tokens a sequence; without it, the model's context.
         batch_tokens: Tokens a step; without it, the recipe's.
-        micro_batch: Sequences a pass of one GPU; without it, the most that fit.
-        parallel: ddp keeps the whole model on each GPU, fsdp a share of it; auto takes ddp where that fits.
+        micro_batch: Sequences a pass of one GPU; without it, the most that fit and divide the step.
+        parallel: ddp keeps the whole model on each GPU, fsdp a share of it; auto takes fsdp where weights, gradients
+            and moments would fill more than half of a GPU.
         precision: What the products run in; bf16 unless given.
-        mfu: Share of the peak rate that the run reaches; 0.4 unless given.
-        from_: A short run whose architecture and measured speed to go by.
+        mfu: Share of the peak rate that the run reaches without activation checkpointing, communication included; 0.4
+            unless given, which is a guess: a short run's metrics.csv has your machine's, and --from goes by it.
+        from_: A short run whose architecture, batch and measured speed to go by.
         json: Print every figure as JSON, in bytes and seconds.
     """
-    from gpt2lab.lab import plan as planning
     from gpt2lab.lab.commands.plan import print_forecast
+    from gpt2lab.lab.plan import forecast
+    from gpt2lab.lab.plan_question import ask, ask_run, count_of
     from gpt2lab.runs import Run
 
+    wanted = None if tokens is None else count_of(tokens)
     if from_ is None:
-        question = planning.ask(
-            *(preset or "gpt2", gpu or "H100", gpus, precision or "bf16", parallel, seq_len, batch_tokens, tokens),
+        question = ask(
+            *(preset or "gpt2", gpu or "H100", gpus, precision or "bf16", parallel, seq_len, batch_tokens, wanted),
             *(micro_batch, 0.4 if mfu is None else mfu),
         )
     else:
@@ -82,8 +86,8 @@ def plan(
         fixed |= {"precision": precision, "mfu": mfu}
         if given := [f"--{name}" for name, value in fixed.items() if value is not None]:
             raise InputError(f"--from takes the run's own {', '.join(given)}; leave out either")
-        question = planning.ask_run(Run.open(from_), gpu or "cpu", gpus, tokens)
-    print_forecast(planning.forecast(question), json)
+        question = ask_run(Run.open(from_), gpu, gpus, parallel, wanted)
+    print_forecast(forecast(question), json)
     return 0
 
 

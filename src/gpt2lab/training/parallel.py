@@ -132,8 +132,12 @@ def choose(asked: str, model: GPTConfig, where: Runtime, processes: Processes) -
         return "none", "one process"
     if where.device.type != "cuda":
         return "ddp", f"{processes.world} processes"
+    return by_memory(model, torch.cuda.get_device_properties(where.device).total_memory)
+
+
+def by_memory(model: GPTConfig, memory: int) -> tuple[str, str]:
+    """Return the mode for GPUs of so many bytes, all told: what is free differs between equal GPUs; and why."""
     state = STATE_BYTES * _parameters(model)
-    memory = torch.cuda.get_device_properties(where.device).total_memory  # the same on equal GPUs, unlike what is free
     share = f"weights, gradients and moments take {state / memory:.0%} of a GPU"
     return ("fsdp", share) if state > memory / 2 else ("ddp", share)
 

@@ -18,20 +18,20 @@ def print_forecast(found: Forecast, as_json: bool) -> None:
         print(json.dumps(found.as_json(), indent=2))
         return
     question = found.question
-    source = "measured speed" if question.measured else f"MFU {question.mfu:.0%}"
+    source = "by measured speed" if question.measured else f"at an assumed MFU of {question.mfu:.0%}"
     console.print(
         f"{found.n_params:,} parameters on {question.gpus} x {question.gpu} ({found.parallel}, {question.precision}), "
-        f"{question.tokens:,} tokens in sequences of {question.T:,}, at {source}"
+        f"{question.tokens:,} tokens in sequences of {question.T:,}, {source}"
     )
     table = Table(show_edge=False)
-    for title in ("", "without", "with activation checkpointing"):
+    for title in ("", "without activation\ncheckpointing", "with activation\ncheckpointing"):
         table.add_column(title, justify="left" if not title else "right")
     for name, cells in _rows(found):
         table.add_row(name, *cells)
     console.print(table)
     console.print(
-        f"{found.steps:,} steps of {question.batch_tokens:,} tokens, {found.flops:.3g} operations; "
-        f"data set {in_bytes(found.dataset_bytes)}, a checkpoint {in_bytes(found.checkpoint_bytes)}"
+        f"{found.steps:,} steps of {question.batch_tokens:,} tokens, {found.flops:.3g} operations; on disk, a data set "
+        f"of these tokens {in_bytes(found.dataset_bytes)}, each checkpoint {in_bytes(found.checkpoint_bytes)}"
     )
 
 
@@ -42,19 +42,32 @@ def _rows(found: Forecast) -> list[tuple[str, list[str]]]:
     def row(name: str, cell: object) -> tuple[str, list[str]]:
         return name, [cell(way) for way in ways]  # type: ignore[operator]
 
-    room = in_bytes(found.memory_of_a_gpu)
+    unit = "machine" if found.question.gpu == "cpu" else "GPU"
     return [
-        row("weights, bytes a rank", lambda way: in_bytes(way.memory.weights)),
+        row(f"weights, on each {unit}", lambda way: in_bytes(way.memory.weights)),
         row("gradients", lambda way: in_bytes(way.memory.gradients)),
         row("optimiser's state", lambda way: in_bytes(way.memory.optimiser)),
-        row("activations", lambda way: in_bytes(way.memory.activations)),
-        row(f"peak, of {room}", lambda way: in_bytes(way.memory.peak) + ("" if way.fits else " (does not fit)")),
+        row("activations of a micro-batch", lambda way: in_bytes(way.memory.activations)),
+        row(f"peak, of {in_bytes(found.memory_of_a_gpu)} that can be used", _peak),
         row("largest micro-batch that fits", lambda way: str(way.largest_micro_batch)),
         row("micro-batch x micro-steps", lambda way: f"{way.micro_batch} x {way.micro_steps}"),
-        row("a step", lambda way: f"{way.step_seconds:.3g} s"),
+        row("MFU", lambda way: f"{way.mfu:.1%}"),
+        row(
+            "a step",
+            lambda way: f"{way.step_seconds:.3g} s" if way.step_seconds < 100 else f"{way.step_seconds:,.0f} s",
+        ),
         row("tokens a second", lambda way: f"{way.tokens_per_s:,.0f}"),
         row("the whole run", _duration),
+        row(f"{unit}-hours", lambda way: f"{way.gpu_hours:,.1f}"),
     ]
+
+
+def _peak(way: Way) -> str:
+    return in_bytes(way.memory.peak) + ("" if way.fits else " (does not fit)")
+
+
+def _step(way: Way) -> str:
+    return f"{way.step_seconds:.3g} s" if way.step_seconds < 100 else f"{way.step_seconds:,.0f} s"
 
 
 def _duration(way: Way) -> str:

@@ -1,0 +1,170 @@
+"""What is asked of `gpt2lab plan`: a preset on GPUs of the data sheets, or a short run that is to become a long one."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from gpt2lab import runtime
+from gpt2lab.errors import InputError, one_of
+from gpt2lab.model import GPTConfig
+from gpt2lab.model.flops import PEAK_FLOPS, data_sheet
+from gpt2lab.runs import Run
+from gpt2lab.training import RECIPES, TrainConfig, checkpoint, saved_config
+from gpt2lab.training.memory import parameters
+
+GB = 10**9
+GPU_MEMORY: dict[str, int] = {
+    # Vendor's data sheets; of the A100 the larger. What the driver and the libraries take is in `plan.RESERVED`.
+    "GB200": 186 * GB, "B200": 180 * GB, "H200": 141 * GB, "H100": 80 * GB, "H100 PCIe": 80 * GB, "H100 NVL": 94 * GB,
+    "A100": 80 * GB, "A10G": 24 * GB, "A40": 48 * GB, "L40S": 48 * GB, "L4": 24 * GB, "RTX 4090": 24 * GB,
+    "RTX 3090": 24 * GB, "V100": 32 * GB, "T4": 16 * GB,
+}  # fmt: skip
+TOKENS_A_PARAMETER = 20
+RECOMPUTED = 4 / 3
+"""Work of a step under activation checkpointing: forward, forward again, backward (twice a forward)."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be planned."""
+
+    model: GPTConfig
+    gpu: str
+    gpus: int
+    precision: str
+    parallel: str
+    T: int
+    batch_tokens: int
+    tokens: int
+    micro_batch: int | None
+    """Sequences a pass of one GPU; None takes the most that fit and divide the batch."""
+    mfu: float
+    """Without activation checkpointing."""
+    optimiser: str = "adamw"
+    measured: float | None = None
+    """Tokens a second of one GPU without activation checkpointing, by a run that was measured."""
+
+
+def ask(
+    preset: str, gpu: str, gpus: int, precision: str, parallel: str, seq_len: int | None, batch_tokens: int | None,
+    tokens: int | None, micro_batch: int | None, mfu: float,
+) -> Question:  # fmt: skip
+    """Return the question that options ask.
+
+    Raises:
+        InputError: A name is unknown, a number out of range, or the machine cannot do the precision or the mode.
+    """
+    gpu = _known(gpu)
+    config = TrainConfig(preset=preset, seq_len=seq_len, batch_tokens=batch_tokens)  # checks these
+    if gpu == "cpu":
+        runtime.resolve(gpu, precision)  # refuses what training would
+    elif precision not in PEAK_FLOPS[gpu]:
+        raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(PEAK_FLOPS[gpu])}")
+    _require_counts(gpus=gpus, tokens=tokens, micro_batch=micro_batch)
+    _require_several(parallel, gpus)
+    if not 0 < mfu <= 1:
+        raise InputError(f"mfu is {mfu}; it is a share of the peak rate, above 0 and at most 1")
+    size = n_params(config.model)
+    asked = RECIPES[preset].batch_tokens if batch_tokens is None else batch_tokens
+    return Question(
+        *(config.model, gpu, gpus, precision, parallel, config.window, asked),
+        *(tokens or TOKENS_A_PARAMETER * size, micro_batch, mfu, config.optim.name),
+    )
+
+
+def count_of(text: str) -> int:
+    """Return a number of tokens such as 10000000000, 1e10, 10B or 300M.
+
+    >>> count_of("1.5B")
+    1500000000
+
+    Raises:
+        InputError: It is no number.
+    """
+    units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    unit = units.get(text[-1:].upper())
+    try:
+        number = Decimal(text) if unit is None else unit * Decimal(text[:-1])
+        return int(number)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise InputError(f'tokens is "{text}"; give a number such as 10000000000, 1e10, 10B or 300M') from None
+
+
+def _known(gpu: str) -> str:
+    """Return a GPU's name as the tables have it, whichever way its letters are written."""
+    name = next((known for known in (*GPU_MEMORY, "cpu") if known.lower() == gpu.lower()), gpu)
+    one_of("GPU", name, (*GPU_MEMORY, "cpu"))
+    return name
+
+
+def _require_several(parallel: str, gpus: int) -> None:
+    if parallel != "auto" and gpus == 1:
+        raise InputError(
+            f"parallel {parallel} is for several GPUs, and gpus is 1; give more by --gpus, or leave out --parallel"
+        )
+
+
+def _require_counts(**counts: int | None) -> None:
+    """Raise `InputError` where a number that was given is below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def ask_run(run: Run, gpu: str | None, gpus: int, parallel: str, tokens: int | None) -> Question:
+    """Return the question how a run would go on with more tokens or GPUs, at the speed that it had.
+
+    Where its micro-batch does not divide what each GPU gets, the next lower one that does takes its place.
+
+    Raises:
+        InputError: A name is unknown, a number out of range, the run was measured on another machine, or it has too few
+            rows to tell its speed.
+    """
+    _require_counts(gpus=gpus, tokens=tokens)
+    _require_several(parallel, gpus)
+    config = saved_config(run)
+    gpu = _measured_on(run, config.device, gpu)
+    rows = run.metrics()[1:]  # the first holds the warm-up
+    if not rows:
+        raise InputError(f"{run.path} has fewer than two rows in metrics.csv: too few to tell its speed; train longer")
+    assert isinstance(config.micro_batch, int) and config.batch_tokens is not None  # resolved
+    slower = RECOMPUTED if config.activation_checkpointing else 1.0
+    speed, mfu = (slower * statistics.median(row[name] or 0.0 for row in rows) for name in ("tokens_per_s", "mfu"))
+    sequences = config.batch_tokens // (config.window * gpus)
+    return Question(
+        *(config.model, gpu, gpus, config.precision, parallel, config.window, config.batch_tokens),
+        tokens or TOKENS_A_PARAMETER * n_params(config.model),
+        *(largest_divisor(sequences, config.micro_batch), mfu, config.optim.name, speed / run_devices(run)),
+    )
+
+
+def _measured_on(run: Run, device: str, asked: str | None) -> str:
+    """Return the GPU that a run was measured on, or ``cpu``; the one asked for where it is in no table."""
+    there = run.environment["gpus"]
+    known = data_sheet(str(there)) if device.startswith("cuda") else "cpu"
+    if asked is None and known is None:
+        raise InputError(f"{run.path} was measured on {there}, which is in no table; name one like it by --gpu")
+    gpu = known if asked is None else _known(asked)
+    assert gpu is not None
+    if known not in (None, gpu):
+        raise InputError(f"{run.path} was measured on {known}, which tells nothing of {gpu}; leave out --gpu or --from")
+    return gpu
+
+
+def run_devices(run: Run) -> int:
+    """Return how many processes a run was trained by."""
+    checkpoints = checkpoint.complete(run)
+    return checkpoints[-1].state.get("world", 1) if checkpoints else 1
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most ``most``; 1 of 0."""
+    return max((n for n in range(1, min(number, most) + 1) if number % n == 0), default=1)
+
+
+def n_params(model: GPTConfig) -> int:
+    """Return the parameters of the unpadded model."""
+    padding = (model.padded_vocab - model.vocab_size) * model.n_embd
+    return sum(size.numel() for size in parameters(model).values()) - padding
