@@ -135,6 +135,20 @@ def test_a_short_run_is_spread_as_asked(short_run: Run, capsys: pytest.CaptureFi
     assert found["plain"]["memory"]["weights"] == pytest.approx(whole["plain"]["memory"]["weights"] / 2, abs=4)
 
 
+def test_a_run_of_several_processes_is_planned_for_as_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = measured_run(tmp_path / "run", parallel="fsdp")
+    folder = run.checkpoints / "step_00000030"
+    folder.mkdir(parents=True)
+    write_json(folder / "state.json", {"world": 2, "val_loss": None})
+    found = planned(capsys, "--from", run.path)
+    assert (found["question"]["gpus"], found["parallel"]) == (2, "fsdp")
+    assert found["plain"]["tokens_per_s"] == pytest.approx(1100)
+    more = planned(capsys, "--from", run.path, "--gpus", 4)
+    assert more["parallel"] == "fsdp" and more["plain"]["tokens_per_s"] == pytest.approx(2200)
+    alone = planned(capsys, "--from", run.path, "--gpus", 1)
+    assert alone["parallel"] == "single" and alone["plain"]["tokens_per_s"] == pytest.approx(550)
+
+
 def test_a_short_run_on_gpus_that_its_micro_batch_does_not_suit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

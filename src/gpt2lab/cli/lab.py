@@ -41,7 +41,7 @@ def check(data: Path | None = None, device: str = "auto") -> int:
 def plan(
     preset: str | None = None,
     gpu: str | None = None,
-    gpus: int = 1,
+    gpus: int | None = None,
     tokens: Annotated[str | None, arg(metavar="N")] = None,
     seq_len: int | None = None,
     batch_tokens: int | None = None,
@@ -57,13 +57,13 @@ def plan(
     Args:
         preset: Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; gpt2 unless given.
         gpu: H100 and others by their name, or cpu for this machine; H100 unless given, with --from the run's.
-        gpus: How many; with cpu, how many such machines.
+        gpus: How many, or with cpu how many such machines; 1 unless given, with --from as many as the run had.
         tokens: Tokens to train on, such as 10B or 300M; without it, 20 for each parameter.
         seq_len: Tokens a sequence; without it, the model's context.
         batch_tokens: Tokens a step; without it, the recipe's.
         micro_batch: Sequences a pass of one GPU; without it, the most that fit and divide the step.
-        parallel: ddp keeps the whole model on each GPU, fsdp a share of it; auto takes fsdp where weights, gradients
-            and moments would fill more than half of a GPU.
+        parallel: ddp keeps the whole model on each GPU, fsdp a share of it; auto takes what --from's run did, else fsdp
+            where weights, gradients and moments would fill more than half of a GPU.
         precision: What the products run in; bf16 unless given.
         mfu: Share of the peak rate that the run reaches without activation checkpointing, communication included; 0.4
             unless given, which is a guess: a short run's metrics.csv has your machine's, and --from goes by it.
@@ -78,7 +78,16 @@ def plan(
     wanted = None if tokens is None else count_of(tokens)
     if from_ is None:
         question = ask(
-            *(preset or "gpt2", gpu or "H100", gpus, precision or "bf16", parallel, seq_len, batch_tokens, wanted),
+            *(
+                preset or "gpt2",
+                gpu or "H100",
+                1 if gpus is None else gpus,
+                precision or "bf16",
+                parallel,
+                seq_len,
+                batch_tokens,
+                wanted,
+            ),
             *(micro_batch, 0.4 if mfu is None else mfu),
         )
     else:

@@ -113,18 +113,22 @@ def _require_counts(**counts: int | None) -> None:
             raise InputError(f"{name} is {value}; it must be at least 1")
 
 
-def ask_run(run: Run, gpu: str | None, gpus: int, parallel: str, tokens: int | None) -> Question:
+def ask_run(run: Run, gpu: str | None, gpus: int | None, parallel: str, tokens: int | None) -> Question:
     """Return the question how a run would go on with more tokens or GPUs, at the speed that it had.
 
-    Where its micro-batch does not divide what each GPU gets, the next lower one that does takes its place.
+    What is not given is the run's: its GPU, how many, and how the model was spread over several. Where its micro-batch
+    does not divide what each GPU gets, the next lower one that does takes its place.
 
     Raises:
         InputError: A name is unknown, a number out of range, the run was measured on another machine, or it has too few
             rows to tell its speed.
     """
     _require_counts(gpus=gpus, tokens=tokens)
+    config, devices = saved_config(run), run_devices(run)
+    gpus = devices if gpus is None else gpus
     _require_several(parallel, gpus)
-    config = saved_config(run)
+    if parallel == "auto" and min(gpus, devices) > 1:
+        parallel = config.parallel
     gpu = _measured_on(run, config.device, gpu)
     rows = run.metrics()[1:]  # the first holds the warm-up
     if not rows:
@@ -136,7 +140,7 @@ def ask_run(run: Run, gpu: str | None, gpus: int, parallel: str, tokens: int | N
     return Question(
         *(config.model, gpu, gpus, config.precision, parallel, config.window, config.batch_tokens),
         tokens or TOKENS_A_PARAMETER * n_params(config.model),
-        *(largest_divisor(sequences, config.micro_batch), mfu, config.optim.name, speed / run_devices(run)),
+        *(largest_divisor(sequences, config.micro_batch), mfu, config.optim.name, speed / devices),
     )
 
 
