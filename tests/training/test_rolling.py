@@ -27,6 +27,7 @@ from support import assert_same_run, at_step, go_on, saved_steps, small, train
 
 from gpt2lab.cli import main
 from gpt2lab.data import CORPORA, HELD_OUT, RollingDataset, RoundLoader, TokenDataset, permute, prepare
+from gpt2lab.data.disk import DiskFull
 from gpt2lab.data.stories import stories
 from gpt2lab.data.survey import split_documents
 from gpt2lab.errors import InputError
@@ -79,13 +80,17 @@ def unbroken(tok: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(rolling(tok, tmp_path_factory.mktemp("rolling") / "run"))
 
 
-def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_path: Path) -> None:
+def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_path: Path, hub: Hub) -> None:
     (tmp_path / "only.parquet").write_bytes(parquet(7, 103))
     kept = prepare([str(tmp_path / "only.parquet")], Tokenizer.load(tok), tmp_path / "data")
     assert (kept.manifest.splits["train"].tokens - 1) // 16 == 128  # 16 steps, and no window is left over
     plain = train(small(kept.directory, tmp_path / "plain", steps=36))
-    run = train(rolling(tok, tmp_path / "run", "hub:o/one", steps=36))
+    config = rolling(tok, tmp_path / "run", "hub:o/one", steps=36)
+    with pytest.raises(Interrupted):
+        train(config, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
+    run = go_on(config)
     assert_same_run(run, plain, 36)
+    assert hub.asked["only.parquet"] == 1  # it was fetched and prepared once for all three passes
     for split in ("val", "test"):
         (mine,), (theirs,) = (TokenDataset(d).stream(split).shards for d in (run.stream / HELD_OUT, kept.directory))
         assert mine.path.read_bytes() == theirs.path.read_bytes()
@@ -250,21 +255,49 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ({"max_disk": "9kB"}, r"take [\d,]+ bytes or more, --max-disk allows 9,000"),
         ({"tokenizer": None}, "data stream:hub:o/three needs --tokenizer DIR"),
         ({"steps": None, "epochs": 1.0}, "epochs 1.0: stream:hub:o/three has no length; give steps or max_tokens"),
+        ({"column": "label"}, r'has no column "label"'),
         ({"batch_tokens": 4096}, r"round 0 of the data has 2,079 tokens, less than a step of 4,096 takes"),
     ],
-    ids=["unknown", "not there", "no room", "no size", "too little room", "no tokenizer", "epochs", "small rounds"],
+    ids=[
+        "unknown",
+        "not there",
+        "no room",
+        "no size",
+        "too little room",
+        "no tokenizer",
+        "epochs",
+        "column",
+        "small rounds",
+    ],
 )
 def test_what_cannot_be_is_refused_before_a_run_is_made(
     tok: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as refused:
         train(rolling(tok, tmp_path / "run", **change))
     assert not (tmp_path / "run").exists()
+    began = isinstance(refused.value, DiskFull) and "--max-disk allows 9,000" in str(refused.value)
+    assert (tmp_path / "run.stream").exists() is began  # with more room it goes on
+
+
+def test_the_column_can_be_named(tok: Path, tmp_path: Path) -> None:
+    texts = [f"{n} cats." for n in range(300)]
+    pq.write_table(pa.table({"words": texts, "text": list(range(300))}), tmp_path / "a.parquet")
+    corpus, options = str(tmp_path / "a.parquet"), {"steps": 2, "checkpoint_every": 2}
+    with pytest.raises(InputError, match=r'column "text" holds int64, not text; name another with --column'):
+        train(rolling(tok, tmp_path / "run", corpus, **options))
+    run = train(rolling(tok, tmp_path / "run", corpus, column="words", **options))
+    held_out = list(TokenDataset(run.stream / HELD_OUT).documents("val"))
+    assert held_out and set(held_out) < set(texts)
+    with pytest.raises(InputError, match="column was words when the run began and cannot be text"):
+        go_on(rolling(tok, tmp_path / "run", corpus, column="text", **options))
 
 
 def test_options_of_rolling_data_are_refused_with_other_data(tok: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"max_disk 5GB is for --data stream:CORPUS"):
         TrainConfig(data=tmp_path, max_disk="5GB")
+    with pytest.raises(InputError, match=r"column text is for --data stream:CORPUS"):
+        TrainConfig(data=tmp_path, column="text")
     with pytest.raises(InputError, match="is prepared by the one process that trains, not by 2"):
         open_data(rolling(tok, tmp_path / "run"), tmp_path / "run", Processes(world=2))
 

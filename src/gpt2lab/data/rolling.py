@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.disk import DiskFull
+from gpt2lab.data.download import Unreachable
 from gpt2lab.data.finishing import source_info
 from gpt2lab.data.journal import Journal, Plan
 from gpt2lab.data.manifest import DataManifest, TokenizerInfo
@@ -23,8 +27,17 @@ from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
 class RollingDataset:
     """Stands where a `TokenDataset` does; what is known before anything is prepared is in its ``manifest``."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, directory: Path, max_disk: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        directory: Path,
+        max_disk: int | None = None,
+        column: str | None = None,
+    ) -> None:
         """Take the corpus ``name``, any source of `documents`, prepared in ``directory``, where it may be begun.
+
+        ``column`` is that of `documents`.
 
         Raises:
             InputError: The tokenizer has no ``<|endoftext|>``.
@@ -34,7 +47,7 @@ class RollingDataset:
         self.directory = directory
         self._tokenizer = tokenizer
         self._max_disk = max_disk
-        self._recipe = Recipe((name,))
+        self._recipe = Recipe((name,), column=column)
         made_with = TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot)
         self.manifest = DataManifest(source_info(self._recipe), made_with, SplitRule("given", 0.0, 0.0), {}, ())
 
@@ -57,6 +70,19 @@ class RollingDataset:
         self._plan()
         self.rounds().prepare_first(self._recipe)
         return TokenDataset(self.directory / HELD_OUT)
+
+    @contextmanager
+    def begun_only_if_used(self) -> Iterator[None]:
+        """Delete what a block began to prepare, where it ends in an error that the same command would meet again."""
+        was_there = self.directory.exists()
+        try:
+            yield
+        except (DiskFull, Unreachable):
+            raise
+        except InputError:
+            if not was_there:
+                shutil.rmtree(self.directory, ignore_errors=True)
+            raise
 
     def rounds(self) -> Rounds:
         """Return what is trained on."""

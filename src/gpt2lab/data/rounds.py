@@ -9,7 +9,8 @@
           /held-out/                what the first round holds out, or comes held out: prepared data, kept for good
 
 After the last portion comes the first again; the stories never end. A round that is needed again, because training went
-back, is prepared again, and must give the bytes of the ledger. One process at a time writes here.
+back, is prepared again, and must give the bytes of the ledger. Where there is but one portion, every round is the same:
+it is prepared once, and kept. One process at a time writes here.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Rounds:
         self._journal = Journal(folder)
         self._plan = self._journal.load()
         self._trained = trained_on(self._plan)
+        self._always_the_same = len(self._trained) == 1 and self._trained[0].cut != "stories"
         self._oldest = self._current = 0  # the first round that is still needed, and the one that is written
         self._room = _Room(max_disk, lambda: self._oldest < self._current)
 
@@ -66,7 +68,7 @@ class Rounds:
 
     def is_ready(self, number: int) -> bool:
         """Return whether a round can be read."""
-        return self._journal.is_complete(number)
+        return self._journal.is_complete(self._place(number))
 
     def tokens(self, number: int) -> int | None:
         """Return the tokens of a round; None where that is not known, as its portion was never prepared."""
@@ -79,8 +81,9 @@ class Rounds:
         Raises:
             InputError: One is missing or was changed.
         """
-        folder = self._journal.of(number)
-        shards = [open_shard(folder / info.name) for info in self._journal.record(number).shards]
+        place = self._place(number)
+        folder = self._journal.of(place)
+        shards = [open_shard(folder / info.name) for info in self._journal.record(place).shards]
         found = [checked_sha256(shard, self._tokenizer.n_vocab) for shard in shards]
         if found != self._ledger()[self._key(number)]["sha256"]:
             raise InputError(f"{folder}: changed since it was written; delete the folder and go on with --resume")
@@ -111,7 +114,7 @@ class Rounds:
         """
         if not self.is_ready(number):
             self._current = number
-            self._complete(number, self._write(self._portion(number), self._journal, number))
+            self._complete(number, self._write(self._portion(number), self._journal, self._place(number)))
 
     def prepare_ahead(self) -> None:
         """Prepare rounds for ever, at most `AHEAD` beyond the oldest that `keep_from` keeps."""
@@ -130,7 +133,7 @@ class Rounds:
         with self._room.changed:
             self._oldest = max(self._oldest, first)
             for number in self._numbers():
-                if number < first:
+                if number < self._place(first):
                     self._delete(number)
             self._room.changed.notify_all()
 
@@ -143,6 +146,8 @@ class Rounds:
         """Begin with ``first``: delete what a stop left, and rounds not next to those in use, which need their room."""
         remove_temporary(self.folder)
         self._oldest = first
+        if self._always_the_same:
+            return
         wanted = next(number for number in itertools.count(first) if not self.is_ready(number))
         for number in self._numbers():
             if not first <= number <= wanted:
@@ -157,6 +162,10 @@ class Rounds:
         (folder / "record.json").unlink(missing_ok=True)  # first, so that it is not ready half
         shutil.rmtree(folder, ignore_errors=True)
         self._room.release(size)
+
+    def _place(self, number: int) -> int:
+        """Return the number of the folder of the journal that a round lies in."""
+        return 0 if self._always_the_same else number
 
     def _portion(self, number: int) -> Portion:
         first = self._trained[0]
@@ -222,8 +231,10 @@ class Rounds:
         write_json(self.folder / "ledger.json", ledger)
         for shard in record.shards:
             if shard not in shards:
-                (self._journal.of(number) / shard.name).unlink(missing_ok=True)
-        self._journal.complete(number, replace(record, splits={"train": record.splits["train"]}, shards=shards))
+                (self._journal.of(self._place(number)) / shard.name).unlink(missing_ok=True)
+        self._journal.complete(
+            self._place(number), replace(record, splits={"train": record.splits["train"]}, shards=shards)
+        )
 
     def _named(self, number: int) -> str:
         files = ", ".join(file.name for file in self._portion(number).files[:3])

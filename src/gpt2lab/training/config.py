@@ -52,6 +52,8 @@ class TrainConfig:
     """Length in tokens."""
     tokenizer: Path | None = None
     """Directory of the tokenizer that stream:CORPUS is prepared with."""
+    column: str | None = None
+    """Column with the text in the files of stream:CORPUS; the corpus's own, or text, unless given."""
     max_disk: str | None = None
     """What downloads and token files of stream:CORPUS may take at any moment, such as 20GB."""
     seq_len: int | None = None
@@ -154,7 +156,7 @@ class TrainConfig:
 
     def _check_stream(self) -> None:
         if self.stream is None:
-            for name in ("tokenizer", "max_disk"):
+            for name in ("tokenizer", "column", "max_disk"):
                 if (value := getattr(self, name)) is not None:
                     raise InputError(f"{name} {value} is for --data stream:CORPUS, not for {self.data}; leave it out")
             return

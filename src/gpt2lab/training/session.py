@@ -54,7 +54,7 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
         dataset = open_data(config, path, processes)
         begin = initial_weights(config, dataset)
         plan = resolve(config, dataset, processes)
-    plan = agreed(plan, config, dataset, Data.fingerprints_of(dataset), processes)
+    plan = agreed(plan, config, dataset, processes)
     processes.on_main(lambda: Run.require_unused(path))
     with processes.together():  # all is checked before anything is written
         data, tokenizer = Data.open(dataset, plan.config), dataset.tokenizer()
@@ -124,7 +124,7 @@ def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, processes: Proces
     if why_over:
         log.info("%s is finished (%s): nothing to do", run.path, why_over)
         return run
-    plan = agreed(plan, merged, dataset, Data.fingerprints_of(dataset), processes)
+    plan = agreed(plan, merged, dataset, processes)
     step = 0 if found is None else found.step
     with processes.together():
         _require_ahead(plan.config, step)

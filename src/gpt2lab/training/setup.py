@@ -28,6 +28,7 @@ from gpt2lab.training.memory import Shape, largest_micro_batch
 from gpt2lab.training.options import flat
 from gpt2lab.training.parallel import choose
 from gpt2lab.training.processes import ALONE, Processes
+from gpt2lab.training.state import Data
 
 AnyDataset: TypeAlias = TokenDataset | RollingDataset
 DEFAULT_STEPS = 1_000
@@ -68,7 +69,8 @@ def open_data(config: TrainConfig, run: Path, processes: Processes) -> AnyDatase
     tokenizer = Run(run).tokenizer if kept.exists() else config.tokenizer
     assert tokenizer is not None  # required by TrainConfig
     max_disk = None if config.max_disk is None else size_of(config.max_disk)
-    return RollingDataset(config.stream, Tokenizer.load(tokenizer), kept if kept.exists() else beside, max_disk)
+    directory = kept if kept.exists() else beside
+    return RollingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
 
 def resolve(config: TrainConfig, dataset: AnyDataset, processes: Processes = ALONE) -> Plan:
@@ -150,9 +152,7 @@ def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
     return (*notes, leak)
 
 
-def agreed(
-    plan: Plan, config: TrainConfig, dataset: AnyDataset, fingerprints: dict[str, str], processes: Processes
-) -> Plan:
+def agreed(plan: Plan, config: TrainConfig, dataset: AnyDataset, processes: Processes) -> Plan:
     """Return a plan that all processes have: where each chose a micro-batch by its memory, with the smallest.
 
     Raises:
@@ -163,7 +163,7 @@ def agreed(
     assert isinstance(plan.config.micro_batch, int)  # resolved
     smallest = -processes.highest(-plan.config.micro_batch)
     plan = resolve(dataclasses.replace(config, micro_batch=smallest), dataset, processes)
-    processes.require_same("data set", fingerprints)
+    processes.require_same("data set", Data.fingerprints_of(dataset))
     versions = {name: runtime.environment()[name] for name in ("gpt2lab", "torch")}
     options = flat(plan.config)
     for place in ("data", "out"):  # may lie elsewhere on each machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ class Data:
             InputError: One is damaged or shorter than a window, or patience has no validation split to go by; of a
                 corpus that is prepared meanwhile, what preparing the first round refuses.
         """
+        with dataset.begun_only_if_used() if isinstance(dataset, RollingDataset) else nullcontext():
+            return cls._open(dataset, config)
+
+    @classmethod
+    def _open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig) -> Data:
         held_out = dataset.held_out() if isinstance(dataset, RollingDataset) else dataset
         val = held_out.stream("val") if "val" in held_out.manifest.splits else None
         if val is None and config.patience:
