@@ -147,7 +147,7 @@ def test_options_on_top_replace_the_recipe() -> None:
         ({"stepz": 5}, r'run\.json: unknown option "stepz" \(did you mean "steps"\?\)'),
         ({"optim": {"weightdecay": 0.0}}, 'unknown option "optim.weightdecay" .did you mean "weight_decay"'),
         ({"model": {"n_heads": 4}}, 'unknown option "model.n_heads" .did you mean "n_head"'),
-        ({"wheels": "red"}, 'unknown option "wheels"$'),
+        ({"qqqq": "red"}, 'unknown option "qqqq"$'),
         ({"steps": "5"}, "steps is '5'; it must be an integer or null"),
         ({"steps": 5.0}, "steps is 5.0; it must be an integer"),
         ({"steps": True}, "steps is True; it must be an integer"),
