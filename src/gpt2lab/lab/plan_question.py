@@ -130,7 +130,7 @@ def ask_run(run: Run, gpu: str | None, gpus: int | None, parallel: str, tokens: 
     if parallel == "auto" and min(gpus, devices) > 1:
         parallel = config.parallel
     gpu = _measured_on(run, config.device, gpu)
-    rows = run.metrics()[1:]  # the first holds the warm-up
+    rows = [row for row in run.metrics()[1:] if row["tokens_per_s"]]  # the first holds the warm-up
     if not rows:
         raise InputError(f"{run.path} has fewer than two rows in metrics.csv: too few to tell its speed; train longer")
     assert isinstance(config.micro_batch, int) and config.batch_tokens is not None  # resolved
@@ -146,8 +146,8 @@ def ask_run(run: Run, gpu: str | None, gpus: int | None, parallel: str, tokens: 
 
 def _measured_on(run: Run, device: str, asked: str | None) -> str:
     """Return the GPU that a run was measured on, or ``cpu``; the one asked for where it is in no table."""
-    there = run.environment["gpus"]
-    known = data_sheet(str(there)) if device.startswith("cuda") else "cpu"
+    there = str(run.environment["gpus"]) if device.startswith("cuda") else "cpu"
+    known = "cpu" if there == "cpu" else data_sheet(there)
     if asked is None and known is None:
         raise InputError(f"{run.path} was measured on {there}, which is in no table; name one like it by --gpu")
     gpu = known if asked is None else _known(asked)
