@@ -11,11 +11,20 @@ report() { # RUN NAME: the same report as a paper and as a page
     gpt2lab report "$1" --out "$gallery/$2.html"
 }
 
+measure() { # RUN SPLIT: what context brings, and what each way of sampling makes of it
+    gpt2lab eval positions "$1" --split "$2"
+    gpt2lab eval text "$1" --split "$2"
+}
+
 quickstart() {
-    [ -d "$work/quickstart" ] || gpt2lab quickstart --out "$work/quickstart"
-    gpt2lab eval positions "$work/quickstart"
-    gpt2lab eval text "$work/quickstart" # the decoding study
+    [ -d "$work/quickstart" ] || gpt2lab quickstart --out "$work/quickstart" | tee "$work/quickstart.txt"
+    python "$gallery/terminal.py" "$work/quickstart.txt" docs/images/terminal.svg
+    measure "$work/quickstart" test
     report "$work/quickstart" quickstart
+    pdftoppm -png -r 90 -gray -f 3 -l 3 -singlefile "$gallery/quickstart.pdf" docs/images/report # from poppler
+    mkdir -p "$gallery/decoding"
+    cp "$work"/quickstart/evaluations/step_*/text.md "$gallery/decoding/README.md"
+    cp "$work"/quickstart/evaluations/step_*/text.png "$gallery/decoding/"
     rm -rf "$work/stories-hf" "$work/stories"
     gpt2lab export-hf "$work/quickstart" "$work/stories-hf" # loads in transformers
     gpt2lab import-hf "$work/stories-hf" "$work/stories"    # the weights alone, without the optimiser's state
@@ -32,11 +41,13 @@ shakespeare_by_character() {
             --optim.lr 3e-3 --optim.min-lr 1e-4 --optim.warmup-steps 100 --sample-prompt "ROMEO:"
         gpt2lab eval perplexity "$work/characters" --split val --context 64 --stride 64 --checkpoint last
     fi
+    measure "$work/characters" val # all that is held out
     report "$work/characters" shakespeare-characters
 }
 
 shakespeare_by_bpe() {
     [ -d "$work/shakespeare" ] || gpt2lab quickstart --text "$text" --out "$work/shakespeare"
+    measure "$work/shakespeare" test
     report "$work/shakespeare" shakespeare-bpe
 }
 

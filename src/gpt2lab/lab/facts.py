@@ -17,10 +17,11 @@ def summary(record: Record) -> str:
     said = _what(record)
     if record.metrics:
         said += f", trained {_how_long(record)}"
-    perplexity, bits, gap = map(record.test_figures().get, ("perplexity", "bits_per_byte", "gap_percent"))
+    split, figures = record.held_out_figures()
+    perplexity, bits, gap = map(figures.get, ("perplexity", "bits_per_byte", "gap_percent"))
     if perplexity is None:
         return f"{said}. It was not measured on a test set."
-    said += f". On the test set its perplexity is {words.number(perplexity)} per token"
+    said += f". On the {split} set its perplexity is {words.number(perplexity)} per token"
     if bits is not None:
         said += f", which is {words.number(bits)} bits per byte"
     if gap is not None:

@@ -21,7 +21,7 @@ from gpt2lab.lab.judgement import strengths, weaknesses
 from gpt2lab.lab.pictures import PositionCurve
 from gpt2lab.lab.published import published, published_losses
 from gpt2lab.lab.record import Evaluated, Record, Written, read
-from gpt2lab.lab.references import REFERENCES
+from gpt2lab.lab.references import references
 from gpt2lab.lab.task import task
 from gpt2lab.lab.text_table import completions, text_table
 from gpt2lab.runs import Run
@@ -49,7 +49,7 @@ def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | N
         outcomes = outcomes_of(runs)
     comparison = None if outcomes is None else compare_outcomes(outcomes)
     paragraphs = tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip())
-    return Report(title, contents, gpt2lab.__version__, comparison, paragraphs, REFERENCES)
+    return Report(title, contents, gpt2lab.__version__, comparison, paragraphs, references(comparison is not None))
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -111,7 +111,8 @@ def _remarks(record: Record) -> tuple[str, ...]:
 
 def _key_figures(record: Record) -> tuple[KeyFigure, ...]:
     rows = record.metrics
-    perplexity, bits, gap = map(record.test_figures().get, ("perplexity", "bits_per_byte", "gap_percent"))
+    split, figures = record.held_out_figures()
+    perplexity, bits, gap = map(figures.get, ("perplexity", "bits_per_byte", "gap_percent"))
     held_out = [row for row in rows if row["val_loss"] is not None and math.isfinite(row["val_loss"])]
     best = min(held_out, key=lambda row: row["val_loss"] or 0.0, default=None)
     speeds, memory, seconds, tokens = (
@@ -120,9 +121,9 @@ def _key_figures(record: Record) -> tuple[KeyFigure, ...]:
     of = "on the GPU" if str(record.config.get("device")).startswith("cuda") else "of the process"
     seen = f"{words.short(tokens[-1])} tokens" if tokens else ""
     return (
-        KeyFigure("Test perplexity", _or_none(perplexity), "per token"),
-        KeyFigure("Test bits per byte", _or_none(bits), "whatever the tokenizer"),
-        KeyFigure("Above the entropy floor", _or_none(gap, words.percent), "bits per byte, test set", True),
+        KeyFigure(f"{split.capitalize()} perplexity", _or_none(perplexity), "per token"),
+        KeyFigure(f"{split.capitalize()} bits per byte", _or_none(bits), "whatever the tokenizer"),
+        KeyFigure("Above the entropy floor", _or_none(gap, words.percent), f"bits per byte, {split} set", True),
         KeyFigure(
             "Best validation loss",
             _or_none(best["val_loss"] if best else None),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,7 +82,7 @@ def _samples(run: RunContent) -> list[dict[str, Any]]:
     shown = []
     for strategy in run.strategies:
         sample = strategy.samples[0]
-        text, cut = _line(sample.continuation, LONGEST_SAMPLE)
+        text, cut = _line(sample.continuation if sample.prompt else sample.continuation.lstrip(), LONGEST_SAMPLE)
         shown.append({"name": strategy.name, "prompt": sample.prompt, "text": text, "cut": cut or sample.cut})
     return shown
 
@@ -96,9 +97,11 @@ def _completion(run: RunContent) -> dict[str, Any] | None:
 
 
 def _line(text: str, longest: int) -> tuple[str, bool]:
-    """Return a text on one line, cut to what a page has room for, and whether it was cut."""
-    line = text.replace("\n", " ¶ ")
-    return line[:longest], len(line) > longest
+    """Return a text on one line, cut behind a word to what a page has room for, and whether it was cut."""
+    line = re.sub(r"\s*\n\s*", " ¶ ", text)
+    if len(line) <= longest:
+        return line, False
+    return line[: max(line.rfind(" ", 0, longest), longest // 2)], True
 
 
 def _pictures(report: Report) -> tuple[dict[str, bytes], list[dict[str, Any]]]:

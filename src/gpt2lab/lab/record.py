@@ -76,7 +76,16 @@ class Record:
 
     def test_figures(self) -> dict[str, float]:
         """Return the newest figures of perplexity on the test set by name, all taken under one protocol."""
-        taken = [e for e in self.evals if (e.task, e.split) == ("perplexity", "test")]
+        return self._figures_on("test")
+
+    def held_out_figures(self) -> tuple[str, dict[str, float]]:
+        """Return "test" and its figures; where there are none, "validation" and what was measured there."""
+        test = self.test_figures()
+        val = {} if test else self._figures_on("val")
+        return ("validation", val) if val else ("test", test)
+
+    def _figures_on(self, split: str) -> dict[str, float]:
+        taken = [e for e in self.evals if (e.task, e.split) == ("perplexity", split)]
         if not taken:
             return {}
         newest = max(reversed(taken), key=lambda e: e.step)

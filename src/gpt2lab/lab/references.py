@@ -18,6 +18,12 @@ _LISTED = {
     "recall": "Olsson et al. 2022, In-context Learning and Induction Heads; Arora et al. 2023, Zoology (recall).",
     "student": "Student 1908, The Probable Error of a Mean (the interval of a comparison).",
 }
-REFERENCES = tuple(_LISTED.values())
+_OF_COMPARISONS = ("recall", "student")
+"""The last ones, so that leaving them out renumbers nothing."""
 CITE = {name: f"[{number}]" for number, name in enumerate(_LISTED, start=1)}
 """The mark by which a text cites an entry."""
+
+
+def references(comparison: bool) -> tuple[str, ...]:
+    """Return the entries in the order of their numbers; those of comparisons only where there is one."""
+    return tuple(text for name, text in _LISTED.items() if comparison or name not in _OF_COMPARISONS)
