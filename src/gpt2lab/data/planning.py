@@ -71,7 +71,7 @@ def make_plan(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None, world:
     needed = world * max(portion.download for portion in portions) + output_bytes(portions, tokenizer)
     if max_disk is not None and recipe.max_documents is None and needed > max_disk:
         raise DiskFull(
-            f"about {needed:,} bytes are needed (token files and one download for each of {world} processes), "
+            f"about {needed:,} bytes are needed (token files and what is downloaded at once), "
             f"--max-disk allows {max_disk:,}; give more, or take a smaller corpus"
         )
     return Plan(recipe.arguments(tokenizer), rule, portions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gpt2lab.lab.compare.outcome import Validated
 from gpt2lab.lab.compare.results import Comparison
@@ -70,30 +70,25 @@ def parameters(comparison: Comparison) -> Figure | None:
 
 def recall(comparison: Comparison) -> Figure | None:
     """Draw the loss on the second occurrence of random tokens against the distance of the two."""
-    if not any(o.recall for o in comparison.outcomes):
-        return None
-    figure = _figure(6.2, 3.8)
-    axes = figure.add_subplot()
-    for number, arm in enumerate(comparison.arms):
-        _band(axes, [list(o.recall) for o in comparison.of(arm)], number, arm)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    _dress(axes, "tokens since the first occurrence", "loss on the second, nats")
-    _legend(figure, comparison)
-    return figure
+    return _by_distance(comparison, "recall", "tokens since the first occurrence", "loss on the second, nats")
 
 
 def positions(comparison: Comparison) -> Figure | None:
     """Draw the loss on a token against the number of tokens before it in its window."""
-    if not any(o.positions for o in comparison.outcomes):
+    return _by_distance(comparison, "positions", "tokens before it in the window", "loss, nats per token")
+
+
+def _by_distance(comparison: Comparison, curve: Literal["recall", "positions"], x: str, y: str) -> Figure | None:
+    """Draw a curve of the outcomes over a logarithmic axis of distances; None where no outcome has it."""
+    if not any(getattr(o, curve) for o in comparison.outcomes):
         return None
     figure = _figure(6.2, 3.8)
     axes = figure.add_subplot()
     for number, arm in enumerate(comparison.arms):
-        _band(axes, [list(o.positions) for o in comparison.of(arm)], number, arm)
+        _band(axes, [list(getattr(o, curve)) for o in comparison.of(arm)], number, arm)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    _dress(axes, "tokens before it in the window", "loss, nats per token")
+    _dress(axes, x, y)
     _legend(figure, comparison)
     return figure
 
