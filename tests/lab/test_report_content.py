@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, make_run
 
+from gpt2lab.evaluation import PositionLosses
 from gpt2lab.lab import figures
+from gpt2lab.lab.compare.outcome import outcome_of
 from gpt2lab.lab.content import Series
 from gpt2lab.lab.gather import gather
+from gpt2lab.lab.pictures import save_positions
 from gpt2lab.runs import Run
 
 
@@ -65,6 +68,27 @@ def test_figures_of_another_protocol_are_not_mixed(run: Run) -> None:
     assert content.key_figures[1].value is None
     assert [e.protocol for e in content.evaluations[:2]] == [PROTOCOL, "100 stories at nucleus 0.9"]
     assert content.evaluations[2].facts[0].value == "2.250"
+
+
+def test_without_a_test_set_the_validation_figures_stand_at_the_head_and_say_so(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    run.add_eval(300, "perplexity", "val", PROTOCOL, "perplexity", 5.96)
+    (content,) = gather([run]).runs
+    assert (content.key_figures[0].label, content.key_figures[0].value) == ("Validation perplexity", "5.960")
+    assert "On the validation set its perplexity is 5.960" in content.summary
+    run.add_eval(300, "perplexity", "test", PROTOCOL, "perplexity", 6.25)
+    (content,) = gather([run]).runs
+    assert (content.key_figures[0].label, content.key_figures[0].value) == ("Test perplexity", "6.250")
+
+
+def test_runs_of_an_arm_share_its_pictures_and_are_named_by_arm_and_seed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(seed)) for seed in (1, 2)]
+    for run in runs:
+        save_positions(run, 300, "test", PositionLosses((3.0, 2.0), (5, 5), by_document=False))
+    outcomes = [outcome_of(run, "baseline", int(run.path.name)) for run in runs]
+    report = gather(runs, outcomes=outcomes)
+    assert [run.name for run in report.runs] == ["baseline, seed 1", "baseline, seed 2"]
+    assert [run.positions is not None for run in report.runs] == [True, False]
 
 
 def test_strategies_stand_beside_each_other_though_training_wrote_a_later_sample(run: Run) -> None:

@@ -42,14 +42,29 @@ def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | N
         notes: Paragraphs that empty lines part.
         outcomes: What is compared; without it, several runs by the options in which they differ.
     """
-    names = _names(runs)
-    contents = tuple(_run_content(read(run), name) for run, name in zip(runs, names, strict=True))
-    title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
+    names = _names(runs) if outcomes is None else _named(runs, outcomes)
     if outcomes is None and len(runs) > 1:
         outcomes = outcomes_of(runs)
+    pictured = {str(run.path) for run in runs} if outcomes is None else _first_of_each_arm(outcomes)
+    contents = tuple(
+        _run_content(read(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
+    )
+    title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
     comparison = None if outcomes is None else compare_outcomes(outcomes)
     paragraphs = tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip())
     return Report(title, contents, gpt2lab.__version__, comparison, paragraphs, references(comparison is not None))
+
+
+def _named(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what a comparison calls the runs, or the directories' names where that tells them not apart."""
+    called = {o.path: f"{o.arm}, seed {o.seed}" for o in outcomes}
+    names = [called[str(run.path)] for run in runs]
+    return names if len(set(names)) == len(names) else _names(runs)
+
+
+def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
+    """Return the paths of the runs that have pictures of their own: an arm's others differ by their seed only."""
+    return set({o.arm: o.path for o in reversed(outcomes) if o.usable}.values())
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -59,7 +74,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [name if often[name] == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
 
 
-def _run_content(record: Record, name: str) -> RunContent:
+def _run_content(record: Record, name: str, pictured: bool) -> RunContent:
     return RunContent(
         name=name,
         summary=summary(record),
@@ -67,9 +82,9 @@ def _run_content(record: Record, name: str) -> RunContent:
         key_figures=_key_figures(record),
         curves=_curves(record),
         evaluations=evaluations(record.evals),
-        positions=record.positions,
+        positions=record.positions if pictured else None,
         positions_caption="" if record.positions is None else _caption(record.positions),
-        quality=record.texts,
+        quality=record.texts if pictured else None,
         texts=None if record.texts is None else text_table(record.texts),
         completions=() if record.texts is None else completions(record.texts),
         strategies=_strategies(record.samples),
@@ -86,7 +101,7 @@ def _run_content(record: Record, name: str) -> RunContent:
         strengths=strengths(record),
         weaknesses=weaknesses(record),
         published=tuple(Fact(f"{p.who}: {p.what}", words.number(p.value), p.difference) for p in published(record)),
-        attention=attention_map(record),
+        attention=attention_map(record) if pictured else None,
     )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from gpt2lab.lab import console
 from gpt2lab.lab.compare import Comparison, compare, in_own_process, make_plan, parse_arms, parse_variations
-from gpt2lab.lab.compare.table import lines
+from gpt2lab.lab.compare.table import NOTE, lines
 from gpt2lab.training import Interrupted, TrainConfig
 
 
@@ -58,12 +59,14 @@ def run_comparison(
 
 
 def _print(comparison: Comparison) -> None:
-    table = Table(title=f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}")
+    title = f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}"
+    table = Table(title=title, caption=NOTE, caption_justify="left")
     table.add_column("")
     for arm in comparison.arms:
-        table.add_column(arm, justify="right")
+        table.add_column(Text(f"{arm}\n(reference)" if arm == comparison.reference else arm), justify="right")
     for line in lines(comparison):
-        cells = [f"{e.value} {e.spread}\n{e.difference}\n{e.verdict}".strip() for e in line.entries]
+        parts = [(f"{e.value} {e.spread}".strip(), e.difference, e.interval, e.verdict) for e in line.entries]
+        cells = [Text("\n".join(filter(None, part))) for part in parts]
         table.add_row(f"{line.title}\n{line.unit}".strip(), *cells, end_section=True)
     console.console.print(table)
     for text in (*comparison.findings, *comparison.remarks):

@@ -151,8 +151,10 @@ def _finding(metric: Metric, arm: str, cell: Cell, reference: str) -> str:
     if difference.low is None or difference.high is None:
         return f"{said}: one seed, so no interval; this may be chance."
     said += f", 95 % interval {signed(difference.low)} to {signed(difference.high)} over {difference.pairs} seeds"
-    verdicts = {"within noise": "no difference is shown: it is within noise", "the same": "they are the same"}
-    return f"{said}: {verdicts.get(difference.verdict, difference.verdict)}."
+    verdict = difference.verdict
+    if verdict in ("lower", "higher"):
+        return f"{said}: {verdict}, which is {'better' if verdict == metric.better else 'worse'}."
+    return f"{said}: {'within noise, so no difference is shown' if verdict == 'within noise' else verdict}."
 
 
 def signed(x: float) -> str:

@@ -21,7 +21,9 @@ class Entry:
     spread: str
     """Half the 95 % interval of the mean."""
     difference: str
-    """Difference to the reference with its interval; empty in the reference."""
+    """Difference to the reference; empty in the reference."""
+    interval: str
+    """Its 95 % interval; empty where there is none."""
     verdict: str
 
 
@@ -80,21 +82,21 @@ def _title(title: str, comparison: Comparison) -> str:
 
 
 def _words(entry: Entry) -> list[str]:
-    difference = f"{entry.difference} {entry.verdict}".strip()
-    return [f"{entry.value} {entry.spread}".strip(), difference]
+    difference = (entry.difference, entry.interval, entry.verdict)
+    return [f"{entry.value} {entry.spread}".strip(), " ".join(filter(None, difference))]
 
 
 def _entry(cell: Cell) -> Entry:
     if cell.mean is None:
-        return Entry(words.MISSING, "", "", "")
-    spread = f"± {words.number(cell.half_width, 2)}" if cell.half_width else ""
+        return Entry(words.MISSING, "", "", "", "")
+    spread = f"± {_half(cell.half_width)}" if cell.half_width else ""
     difference = cell.difference
     if difference is None:
-        return Entry(_value(cell.mean), spread, "", "")
-    said = signed(difference.mean)
+        return Entry(_value(cell.mean), spread, "", "", "")
+    interval = ""
     if difference.low is not None and difference.high is not None and difference.low != difference.high:
-        said += f" [{signed(difference.low)}, {signed(difference.high)}]"
-    return Entry(_value(cell.mean), spread, said, difference.verdict)
+        interval = f"[{signed(difference.low)}, {signed(difference.high)}]"
+    return Entry(_value(cell.mean), spread, signed(difference.mean), interval, difference.verdict)
 
 
 def _value(x: float) -> str:
@@ -102,4 +104,8 @@ def _value(x: float) -> str:
         return f"−{_value(-x)}"
     if 1e-4 <= x < 1e-2:
         return f"{x:.3g}"
-    return words.short(x) if x >= 1e5 else words.count(x) if x == round(x) else words.number(x)
+    return words.short(x) if x >= 1e5 else words.count(x) if x == round(x) or x >= 1e3 else words.number(x)
+
+
+def _half(x: float) -> str:
+    return f"{x:.2g}" if 1e-4 <= x < 1e-2 else words.number(x, 2)
