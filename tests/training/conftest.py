@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from support import quickly, small, train
 
 from gpt2lab.data import TokenDataset, prepare
+from gpt2lab.data.stories import stories
 from gpt2lab.files import write_json
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer import Tokenizer
@@ -53,6 +55,13 @@ def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same text with another tokenizer."""
     return prepared(tmp_path_factory.mktemp("session") / "merged", TEXT[:1600], n_vocab=270)
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 stories, which a small model does not learn by heart in a few steps."""
+    text = "\n".join(story.text for story in itertools.islice(stories(0), 150))
+    return prepared(tmp_path_factory.mktemp("session") / "told", text)
 
 
 @pytest.fixture(scope="session")

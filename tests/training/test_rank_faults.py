@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import launch, needs_fork, this_rank
 from support import nothing, saved_steps, small, train
 
 from gpt2lab.model import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, checkpoint, moments, resume, start, to_dict
+from gpt2lab.runtime import can_compile
+from gpt2lab.training import OptimConfig, TrainConfig, checkpoint, moments, resume, saved_config, start, to_dict
 
 pytestmark = [needs_fork, pytest.mark.fault]
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
@@ -122,6 +124,31 @@ def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(da
         _, report = started.communicate(timeout=100)
     assert report.count("metrics.csv: cannot be written (No space left on device); make room") == 1
     assert started.returncode == 1 and first_exit(report) == 2
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_compiled_on_two_ranks_losses_are_those_of_one_process_that_is_not(
+    data: Path, tmp_path: Path, mode: str
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(COMMAND_LINE, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    options = f"--parallel {mode} --steps 8 --seq-len 16 --batch-tokens 128 --micro-batch 2 --log-every 1"
+    options += " --eval-every 4 --eval-tokens 64 --device cpu --precision fp32 --compile on"
+    options += " --optim.lr 1e-2 --optim.warmup-steps 2"
+    options += " --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.n-ctx 16 --model.dropout 0"
+    files = ["--data", str(data), "--out", str(tmp_path / "run")]
+    command = [*torchrun, str(tmp_path), "train", *files, *options.split()]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    optim = OptimConfig(lr=1e-2, warmup_steps=2)
+    alone = train(small(data, tmp_path / "alone", model=MODEL, optim=optim, steps=8, log_every=1, eval_every=4))
+    run = Run(tmp_path / "run")
+    assert (saved_config(run).compile, saved_config(run).parallel) == ("on", mode)
+    for figure in ("train_loss", "val_loss"):
+        expected = [row[figure] for row in alone.metrics() if row[figure] is not None]
+        found = [row[figure] for row in run.metrics() if row[figure] is not None]
+        assert len(expected) > 1 and found == pytest.approx(expected, abs=1e-5, rel=0)
 
 
 STAGES = ["share", "weights", "state", "manifest", "rename"]
