@@ -26,7 +26,7 @@ import torch
 from support import assert_same_run, at_step, go_on, saved_steps, small, train
 
 from gpt2lab.cli import main
-from gpt2lab.data import CORPORA, HELD_OUT, RollingDataset, RoundLoader, TokenDataset, permute, prepare
+from gpt2lab.data import CORPORA, HELD_OUT, RollingDataset, RoundLoader, Rounds, TokenDataset, permute, prepare
 from gpt2lab.data.disk import DiskFull
 from gpt2lab.data.stories import stories
 from gpt2lab.data.survey import split_documents
@@ -52,10 +52,11 @@ def parquet(number: int, count: int = ROWS) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def hub() -> Iterator[Hub]:
-    """A corpus of three files, ``o/three``, and one of a single file, ``o/one``."""
+    """A corpus of three files, ``o/three``, one of larger ones, ``o/large``, and one of a single file, ``o/one``."""
     with loopback_hub() as server, pytest.MonkeyPatch.context() as patch:
         for number in range(FILES):
             server.add("o/three", f"data/{number:03d}.parquet", parquet(number))
+            server.add("o/large", f"data/{number:03d}.parquet", parquet(number, 1000))
         server.add("o/one", "data/only.parquet", parquet(7, 103))
         patch.setenv("HF_ENDPOINT", server.address)
         yield server
@@ -169,14 +170,32 @@ class Watch(threading.Thread):
         return found
 
 
-def test_the_disk_is_kept_within_its_bound_at_every_moment(unbroken: Run, tok: Path, tmp_path: Path) -> None:
-    watch = Watch(tmp_path / "run")
+def test_the_disk_is_kept_within_its_bound_at_every_moment(tok: Path, tmp_path: Path) -> None:
+    def run_of(name: str, **changes: Any) -> TrainConfig:
+        return rolling(tok, tmp_path / name, "hub:o/large", batch_tokens=1280, micro_batch=40, steps=40, **changes)
+
+    unbounded = train(run_of("unbounded"))
+    rounds = Rounds.reopen(unbounded.stream)
+    for number in range(3):
+        rounds.prepare(number)
+    bound = 75_000
+    kept = sum(path.stat().st_size for path in unbounded.stream.rglob("*.bin"))
+    assert kept > 1.5 * bound  # one round in use and two ahead, as it is without a bound
+
+    def let_it_prepare() -> None:
+        following = tmp_path / "bounded" / "stream" / "preparing" / "00001"
+        while not following.exists():
+            time.sleep(0.001)
+        time.sleep(0.5)  # many times what a round takes: without a bound it would be ready
+        assert not (following / "record.json").exists()
+
+    watch = Watch(tmp_path / "bounded")
     watch.start()
-    run = train(rolling(tok, tmp_path / "run", max_disk="22kB"))
+    bounded = train(run_of("bounded", max_disk="75kB"), at_step(3, let_it_prepare))
     watch.over.set()
     watch.join()
-    assert 6_000 < watch.most <= 22_000  # a round, its download and what is held out; two more would go beyond
-    assert_same_run(run, unbroken, STEPS)
+    assert 0.6 * bound < watch.most <= bound
+    assert_same_run(bounded, unbounded, 40)
 
 
 def test_a_download_that_fails_ends_training_with_one_line_when_all_is_saved(
