@@ -59,9 +59,6 @@ comparison() { # NAME OPTIONS...: three seeds of each variant, on the quickstart
         --batch-tokens 2048 --steps 1000 --eval-every 100 --compile off
     cp "$work/$name/comparison.html" "$gallery/$name.html"
     cp "$work/$name/table.md" "$gallery/$name.md"
-    for picture in curves recall; do
-        cp "$work/$name/$picture.png" "docs/images/$name-$picture.png"
-    done
 }
 
 quickstart
@@ -70,4 +67,7 @@ shakespeare_by_bpe
 comparison attention --arm "baseline:" --arm "rotary: model.position=rope" --arm "grouped: model.n_kv_head=1" \
     --arm "window: model.mask=window model.window=64" \
     --arm "all three: model.position=rope model.n_kv_head=1 model.mask=window model.window=64"
+for picture in curves recall; do # docs/attention.md shows them
+    cp "$work/attention/$picture.png" "docs/images/attention-$picture.png"
+done
 comparison sizes --vary model.n_embd=64,128,192
