@@ -266,7 +266,7 @@ def test_the_quality_of_texts_is_printed_and_kept(
     said = capsys.readouterr().out
     assert all(part in said for part in ("held-out text", "nucleus 0.95", "repetition", "protocol: 3 beginnings"))
     folder = tmp_path / "run" / "evaluations" / "step_00000020"
-    assert {path.name for path in folder.iterdir()} == {"text.json", "text.png"}
+    assert {path.name for path in folder.iterdir()} == {"text.json", "text.md", "text.png"}
 
 
 def test_figures_of_other_data_do_not_pass_for_the_runs_own(
