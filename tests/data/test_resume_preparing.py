@@ -111,6 +111,34 @@ def test_a_rank_whose_download_fails_does_not_hold_up_the_others(
     assert folder_bytes(out) == unbroken
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from gpt2lab.data.claim import claimed
+with claimed(Path(sys.argv[1]) / "preparing", [0]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_prepares_is_left_alone_until_that_ends(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    recipe, out = Recipe(("stories",), max_documents=300), tmp_path / "out"
+    with pytest.raises(DiskFull):
+        prepare_share(recipe, tokenizer, out, max_disk=2_000)
+    before = folder_bytes(out)
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="out is being prepared by another process; wait for it, or end it"):
+            prepare_share(recipe, tokenizer, out)
+        assert folder_bytes(out) == before | {"preparing/claims": b""}
+        other.kill()
+    assert prepare_share(recipe, tokenizer, out) is not None
+
+
 def test_what_goes_through_documents_in_order_is_not_shared_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for name, recipe in (
         ("--deduplicate", Recipe(("stories",), deduplicate=True)),

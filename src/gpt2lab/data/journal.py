@@ -1,6 +1,7 @@
 """How far preparing is, so that it can go on after any stop: a folder inside the one that is prepared.
 
     OUT/preparing/plan.json                    what was asked for, how it is split, all portions in their order
+        .../claims                             locked where a process works; see `claim`
         .../00012/record.json                  portion 12 is complete: what its files hold
         .../00012/train_000000.bin ...         its token files
         .../00012/source/                      what is fetched of it, until it is written

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+from gpt2lab.data.claim import Claimed, claimed
 from gpt2lab.data.cleaning import Cleaner, read_hashes
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.disk import DiskBudget, DiskFull, bytes_below, explaining_full_disk
@@ -85,6 +86,7 @@ def prepare(
             be empty, or the tokenizer has no ``<|endoftext|>``.
         DiskFull: It does not fit; what is finished is kept.
         Unreachable: A download failed again and again; what is finished is kept.
+        Claimed: Another process prepares the same folder.
     """
     recipe = Recipe(
         names=tuple(sources),
@@ -133,10 +135,11 @@ def prepare_share(
         plan = journal.plan(recipe.arguments(tokenizer), partial(make_plan, recipe, tokenizer, max_disk, world))
     own = range(rank, len(plan.portions), world)
     try:
-        _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
+        with claimed(journal.folder, [index for index in own if not journal.is_complete(index)]):
+            _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
         with explaining_full_disk(out, _SMALL_FILES):
             return finish(plan, journal, tokenizer, recipe, out)
-    except (DiskFull, Unreachable):
+    except (DiskFull, Unreachable, Claimed):
         raise
     except InputError:
         if is_new and world == 1 and not any(map(journal.is_complete, own)):
