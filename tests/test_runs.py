@@ -132,6 +132,17 @@ def test_a_last_line_that_was_cut_off_is_ignored_and_cut_away(run: Run) -> None:
     assert [metrics["step"] for metrics in run.metrics()] == [10, 20, 30]
 
 
+def test_what_is_added_takes_the_place_of_a_line_that_was_cut_off(run: Run) -> None:
+    for file, cut_off in (("metrics.csv", "30,38"), ("evals.csv", '30,"perpl'), ("samples.jsonl", '{"step": 3')):
+        append(run.path / file, cut_off)
+    run.add_metrics(row(40))
+    run.add_eval(40, "perplexity", "test", "p", "loss", 1.5)
+    run.add_sample(40, "greedy", "", "ŝ")
+    assert [metrics["step"] for metrics in run.metrics()] == [40]
+    assert [figure["step"] for figure in run.evals()] == ["40"]
+    assert [sample["text"] for sample in run.samples()] == ["ŝ"]
+
+
 def test_cutting_back_drops_what_is_later(run: Run) -> None:
     for step in (5, 10, 100):
         run.add_metrics(row(step))

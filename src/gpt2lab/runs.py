@@ -22,11 +22,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_atomically, write_json
@@ -193,13 +194,21 @@ def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
 
 
 def _append(path: Path, line: str) -> None:
+    """Append a line in the place of one that was cut off, where a kill or a full disk left that."""
     try:
-        with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(line)
+        with path.open("ab+") as file:
+            if file.tell() and not _ends_in_newline(file):
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+            file.write(line.encode("utf-8"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); make room, or see to its permissions, and try again"
         ) from error
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _append_once(path: Path, line: str) -> None:
