@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_the_harness_words_official_items_by_their_halves(tokenizer: Tokenizer) 
     assert tokenizer.decode(list(encoded[0].context)) == "Roof: A man.. sits He"
     assert tokenizer.decode(list(encoded[0].ids)) == " is using wrap."
     assert STYLES["harness"].lengths(item, encoded) == [len("is using wrap."), 2, 2, 2]
+
+
+def test_the_space_before_a_last_mark_belongs_to_the_endings_as_in_the_harness(tokenizer: Tokenizer) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.model import TemplateLM
+
+    endings = ("[substeps] is holding.", "a roof.", "c.", "d.")
+    item = HellaSwagItem(0, "Roof", "A man sits. [step]", endings, 0, ("A man sits. [step]", ""))
+    theirs = SimpleNamespace(backend="causal", tok_encode=tokenizer.encode)
+    for ours, ending in zip(STYLES["harness"].encode(tokenizer, item), (" is holding.", *endings[1:]), strict=True):
+        pair = TemplateLM._encode_pair(theirs, "Roof: A man sits. ", f" {ending}")  # type: ignore[arg-type]
+        assert (list(ours.context), list(ours.ids)) == pair
 
 
 @pytest.mark.parametrize("name", STYLES)

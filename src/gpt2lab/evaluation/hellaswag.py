@@ -213,10 +213,10 @@ def _token_lengths(item: HellaSwagItem, endings: Sequence[Continuation]) -> list
 
 
 def _harness(tokenizer: Tokenizer, item: HellaSwagItem) -> list[Continuation]:
-    """Cut what is encoded whole where the context alone ends, as the harness does."""
+    """Cut what is encoded whole where the context alone ends, less its last spaces, as the harness does."""
     context = item.context if item.halves is None else f"{item.halves[0]} {item.halves[1].capitalize()}"
     query = _without_marks(f"{item.activity}: {context}")
-    before = tuple(tokenizer.encode(query))
+    before = tuple(tokenizer.encode(query.rstrip()))
     whole = [tuple(tokenizer.encode(f"{query} {_without_marks(ending)}")) for ending in item.endings]
     return [Continuation(before, ids[len(before) :]) for ids in whole]
 
