@@ -24,6 +24,7 @@ from gpt2lab.lab.compare import (
     parse_arms,
     parse_variations,
 )
+from gpt2lab.lab.compare import figures as comparison_figures
 from gpt2lab.lab.compare.execute import Ended
 from gpt2lab.lab.compare.outcome import Outcome, Validated, to_loss
 from gpt2lab.lab.gather import gather
@@ -308,7 +309,8 @@ def test_data_without_a_test_split_is_refused(tmp_path: Path) -> None:
 
 def outcome(arm: str, seed: int, loss: float, tokenizer: str = "t", data: str = "d") -> Outcome:
     figures = {"test_loss": loss, "val_loss": loss, "bits_per_byte": loss / 3}
-    return Outcome(arm, seed, f"{arm}/{seed}", "finished", figures, marks=(tokenizer, data))
+    curve = (Validated(10, 100, 1.0, 5.0), Validated(20, 200, 3.0, loss))
+    return Outcome(arm, seed, f"{arm}/{seed}", "finished", figures, curve, marks=(tokenizer, data))
 
 
 def test_other_tokenizer_leaves_bits_per_byte() -> None:
@@ -317,6 +319,24 @@ def test_other_tokenizer_leaves_bits_per_byte() -> None:
     assert [row.metric.name for row in comparison.rows] == ["bits_per_byte"]
     assert any("different tokenizers" in remark for remark in comparison.remarks)
     assert "Test bits per byte of b" in comparison.findings[0]
+    assert comparison_figures.draw(comparison) == {}
+    assert "curves" in comparison_figures.draw(compare_outcomes([outcome(arm, 1, 3.0) for arm in "ab"]))
+
+
+def test_what_was_not_measured_or_has_no_pair_is_said() -> None:
+    unmeasured = dataclasses.replace(outcome("b", 1, 3.0), figures={"seconds": 2.0})
+    of_b, of_c = compare_outcomes([outcome("a", 1, 3.0), unmeasured, outcome("c", 2, 3.0)]).findings
+    assert of_b == "Test loss of b: it was not measured."
+    assert of_c == "Test loss of c: no seed of it has one of a beside it."
+
+
+def test_difference_beyond_noise_is_called_better_or_worse() -> None:
+    noise = (0.001, -0.001, 0.0)
+    runs = [outcome(arm, seed, level + noise[seed]) for arm, level in (("a", 3.0), ("b", 2.5)) for seed in (0, 1)]
+    runs += [outcome("c", seed, 3.5 - noise[seed]) for seed in (0, 1)]
+    of_b, of_c = compare_outcomes(runs).findings
+    assert of_b.endswith("over 2 seeds: lower, which is better.")
+    assert of_c.endswith("over 2 seeds: higher, which is worse.")
 
 
 def test_other_test_data_is_said() -> None:

@@ -19,7 +19,12 @@ Points = list[tuple[float, float]]
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
-    """Return the figures of a comparison by name; one that has nothing to show is left out."""
+    """Return the figures of a comparison by name; one that has nothing to show is left out.
+
+    All of them show losses per token, so there is none where these do not compare.
+    """
+    if not comparison.per_token:
+        return {}
     figures = {
         "curves": curves(comparison),
         "parameters": parameters(comparison),

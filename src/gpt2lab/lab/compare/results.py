@@ -47,6 +47,8 @@ class Comparison:
     rows: tuple[Row, ...]
     target_loss: float | None
     """The validation loss that steps and seconds are counted to."""
+    per_token: bool
+    """Whether losses per token compare: one tokenizer, one text."""
     remarks: tuple[str, ...]
 
     @property
@@ -103,18 +105,21 @@ def compare_outcomes(
             for o in usable
             if not to_loss(o, target_loss)
         ]
-    return Comparison(arms, seeds, tuple(outcomes), tuple(rows), target, tuple(said))
+    return Comparison(arms, seeds, tuple(outcomes), tuple(rows), target, per_token, tuple(said))
 
 
 def _comparable(outcomes: Sequence[Outcome]) -> tuple[bool, list[str]]:
     """Return whether figures per token compare, and what is to be said where they do not."""
     tokenizers, data = ({o.marks[i] for o in outcomes} for i in (0, 1))
     if len(tokenizers) > 1:
-        return False, ["The runs have different tokenizers: losses per token do not compare, bits per byte do."]
+        return False, [
+            "The runs have different tokenizers: losses per token and their pictures are left out; bits "
+            "per byte compare."
+        ]
     if len(data) > 1:
         return False, [
-            "The runs were measured on different data: losses per token are left out; bits per byte compare only as "
-            "far as the texts are equally hard."
+            "The runs were measured on different data: losses per token and their pictures are left out; bits per "
+            "byte compare only as far as the texts are equally hard."
         ]
     return True, []
 
@@ -145,7 +150,8 @@ def _cell(values: dict[int, float], reference: dict[int, float], is_reference: b
 def _finding(metric: Metric, arm: str, cell: Cell, reference: str) -> str:
     what = f"{metric.title} of {arm}"
     if cell.difference is None:
-        return f"{what}: no run to compare."
+        why = "it was not measured" if cell.mean is None else f"no seed of it has one of {reference} beside it"
+        return f"{what}: {why}."
     difference, unit = cell.difference, metric.unit
     said = f"{what} is {signed(difference.mean)} {unit} against {reference}"
     if difference.low is None or difference.high is None:
