@@ -115,6 +115,11 @@ class Processes:
         """Return rank 0's text."""
         return self.texts(text)[0]
 
+    def is_first_with(self, path: str) -> bool:
+        """Return whether no lower rank of this machine has the same path: whether to check what lies there for all."""
+        paths = self.texts(f"{self.rank - self.local_rank} {path}")  # torchrun numbers ranks machine by machine
+        return paths.index(paths[self.rank]) == self.rank
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Run a block that exchanges nothing; where one rank's input or files fail, raise `InputError` on all."""

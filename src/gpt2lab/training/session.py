@@ -56,8 +56,9 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
         plan = resolve(config, dataset, processes)
     plan = agreed(plan, config, dataset, processes)
     processes.on_main(lambda: Run.require_unused(path))
+    checks = processes.is_first_with(str(dataset.directory.resolve()))
     with processes.together():  # all is checked before anything is written
-        data, tokenizer = Data.open(dataset, plan.config), dataset.tokenizer()
+        data, tokenizer = Data.open(dataset, plan.config, checks), dataset.tokenizer()
     kept = dataclasses.replace(plan.config, out=path, data=_absolute(config), profile_steps=None)
     if config.init is not None:
         kept = dataclasses.replace(kept, init=config.init.resolve())
@@ -126,9 +127,10 @@ def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, processes: Proces
         return run
     plan = agreed(plan, merged, dataset, processes)
     step = 0 if found is None else found.step
+    checks = processes.is_first_with(str(dataset.directory.resolve()))
     with processes.together():
         _require_ahead(plan.config, step)
-        data = Data.open(dataset, plan.config)
+        data = Data.open(dataset, plan.config, checks)
     with _running(run, plan, processes):
         trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
         _begin_from(begin, trainer, processes)

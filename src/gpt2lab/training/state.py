@@ -26,26 +26,26 @@ class Data:
     """The id that documents begin with, where attention stays within them."""
 
     @classmethod
-    def open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig) -> Data:
-        """Check and open the splits that training uses.
+    def open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig, every_byte: bool = True) -> Data:
+        """Check and open the splits that training uses; ``every_byte`` is that of `TokenDataset.stream`.
 
         Raises:
             InputError: One is damaged or shorter than a window, or patience has no validation split to go by; of a
                 corpus that is prepared meanwhile, what preparing the first round refuses.
         """
         with dataset.begun_only_if_used() if isinstance(dataset, RollingDataset) else nullcontext():
-            return cls._open(dataset, config)
+            return cls._open(dataset, config, every_byte)
 
     @classmethod
-    def _open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig) -> Data:
+    def _open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig, every_byte: bool) -> Data:
         held_out = dataset.held_out() if isinstance(dataset, RollingDataset) else dataset
-        val = held_out.stream("val") if "val" in held_out.manifest.splits else None
+        val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
         if val is None and config.patience:
             raise InputError(
                 f"patience is {config.patience}, but {dataset.directory} has no val split to go by; leave it out, or "
                 "prepare the data with a val fraction"
             )
-        train = dataset.rounds() if isinstance(dataset, RollingDataset) else dataset.stream("train")
+        train = dataset.rounds() if isinstance(dataset, RollingDataset) else dataset.stream("train", every_byte)
         for stream in (train, val):
             if isinstance(stream, Rounds):
                 assert config.batch_tokens is not None  # filled in by TrainConfig
