@@ -145,7 +145,7 @@ def test_a_failure_on_one_rank_ends_all_and_one_says_why(
 
 STAYS = """
 import sys, time
-from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+import torch.distributed as dist
 from gpt2lab.training import failing_together
 failing_together.LOOK_SECONDS = failing_together.GRACE_SECONDS = 0.1
 with failing_together.failing_together(dist.FileStore(sys.argv[1]), 1):
