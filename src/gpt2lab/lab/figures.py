@@ -140,7 +140,7 @@ def _figure(width: float, height: float, left: float) -> Figure:
     from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
 
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left=left / width, right=1 - 0.12 / width, top=1 - 0.3 / height, bottom=0.52 / height)
+    figure.subplots_adjust(left=left / width, right=1 - 0.28 / width, top=1 - 0.3 / height, bottom=0.52 / height)
     return figure
 
 

@@ -43,7 +43,7 @@ def _digits(x: float, digits: int) -> str:
     if x == 0:
         return "0"
     exponent = int(f"{x:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.9996 has that of 10.00
-    return f"{x:.{max(0, digits - 1 - exponent)}f}"
+    return f"{x:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def setting(value: Any) -> str:
