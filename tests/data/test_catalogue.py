@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt2lab.cli import main
-from gpt2lab.data import CORPORA, documents
+from gpt2lab.data import CORPORA, documents, prepare
 from gpt2lab.errors import InputError
+from gpt2lab.tokenizer import Tokenizer
 from loopback_datasets import Hub, loopback_hub
 
 WANTED = """
@@ -82,6 +83,23 @@ def test_files_are_fetched_one_at_a_time_and_only_as_far_as_read(hub: Hub) -> No
     found = documents(["hub:o/n"])
     next(found)
     assert hub.asked["train-0.parquet"] == 1 and hub.asked["train-1.parquet"] == 0
+
+
+@pytest.mark.parametrize("count", [20, 300])
+def test_the_beginning_of_a_large_corpus_has_all_splits(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, count: int
+) -> None:
+    """A share of 0.001, right for the whole of it, would hold nothing out."""
+    hub.add("HuggingFaceFW/fineweb", "sample/10BT/000_00000.parquet", parquet([f"page {n}, text" for n in range(400)]))
+    splits = prepare(["fineweb"], tokenizer, tmp_path / "out", max_documents=count).manifest.splits
+    assert splits["val"].documents > 4 and splits["test"].documents > 4
+
+
+def test_a_large_corpus_keeps_its_share_beside_a_file(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    hub.add("HuggingFaceFW/fineweb", "sample/10BT/000_00000.parquet", parquet([f"page {n}, text" for n in range(4000)]))
+    (tmp_path / "a.txt").write_text("mine", encoding="utf-8")
+    dataset = prepare([str(tmp_path / "a.txt"), "fineweb"], tokenizer, tmp_path / "out")
+    assert dataset.manifest.split_rule.val_fraction == 0.001
 
 
 def test_the_standard_library_is_a_file_a_document() -> None:

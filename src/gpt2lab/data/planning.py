@@ -18,6 +18,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
 
 DEFAULT_FRACTION = 0.05
+_ENOUGH_HELD_OUT = 10_000
+"""Documents below which no smaller share than that is held out of the beginning of a large corpus."""
 _SAMPLE = """The town lies where two rivers meet, and for three hundred years its people have lived from what they
 carry. "Nobody plans a harbour here," said Dr. Ines Walker, who has studied the region since 1994. "It grew, one
 warehouse at a time." In the last decade, however, the number of ships has fallen by 38%, and the council must decide by
@@ -99,18 +101,26 @@ def _rule(recipe: Recipe, portions: Sequence[Portion]) -> SplitRule:
                 f"{', '.join(recipe.names)}: comes in splits of its own; leave --val-fraction and --test-fraction out"
             )
         return SplitRule("given", 0.0, 0.0)
-    default = CORPORA[recipe.names[0]].held_out if recipe.names[0] in CORPORA else DEFAULT_FRACTION
+    default = _default_fraction(recipe)
     val = default if recipe.val_fraction is None else recipe.val_fraction
     test = default if recipe.test_fraction is None else recipe.test_fraction
     few = _count(portions, recipe.max_documents) < FEW_DOCUMENTS
     return SplitRule("position" if few else "hash", val, test)
 
 
+def _default_fraction(recipe: Recipe) -> float:
+    """Return the smallest of the sources' shares; of the first documents only, more, so that no split is empty."""
+    default = min(CORPORA[name].held_out if name in CORPORA else DEFAULT_FRACTION for name in recipe.names)
+    if recipe.max_documents is None:
+        return default
+    return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / recipe.max_documents))
+
+
 def _count(portions: Sequence[Portion], limit: int | None) -> int:
     """Return the number of documents, or `FEW_DOCUMENTS` where it is that or more."""
+    most = FEW_DOCUMENTS if limit is None else min(FEW_DOCUMENTS, limit)
     if any(file.url and not file.name.endswith(".txt") for portion in portions for file in portion.files):
-        return FEW_DOCUMENTS
+        return most
     fetched = sum(bool(file.url) for portion in portions for file in portion.files)  # a text of the catalogue is one
     local = chain.from_iterable(read_portion(p, here(p)) for p in portions if not p.download)
-    found = fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS))
-    return min(found, FEW_DOCUMENTS if limit is None else limit)
+    return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
