@@ -88,6 +88,12 @@ def test_the_space_before_a_last_mark_belongs_to_the_endings_as_in_the_harness(t
         assert (list(ours.context), list(ours.ids)) == pair
 
 
+def test_an_ending_of_nothing_but_marks_is_never_chosen_by_its_mean(model: GPT, tokenizer: Tokenizer) -> None:
+    """The harness divides by its 0 characters, which gives -inf."""
+    item = HellaSwagItem(0, "Roof", "A man sits", ("[step]", "b.", "c.", "d."), 0)
+    assert hellaswag(model, tokenizer, [item], "harness").by_mean[0] > 0
+
+
 @pytest.mark.parametrize("name", STYLES)
 def test_the_protocol_names_style_and_items(name: str, model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
     found = hellaswag(model, tokenizer, read_hellaswag(write(tmp_path / "a.jsonl", *[ITEM] * 5)), name)

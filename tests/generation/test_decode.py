@@ -193,6 +193,15 @@ def test_bad_input_is_refused_at_the_call_in_one_line(changes: dict[str, Any], m
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_model_that_gives_nan_writes_nothing(strategy: Strategy) -> None:
+    model = small()
+    with torch.no_grad():
+        model.ln_f.weight[0] = torch.nan
+    with pytest.raises(InputError, match="the model gives NaN for the next token; its weights are damaged"):
+        next(stream(model, torch.tensor([[1, 2]]), 3, strategy))
+
+
 def test_a_generator_of_another_device_is_refused() -> None:
     with pytest.raises(InputError, match="the generator is on cpu and the tokens on meta; use one device"):
         from_meta = small().to("meta")

@@ -157,7 +157,8 @@ def hellaswag(
     by_sum, by_mean = [], []
     for index, (item, endings) in enumerate(zip(items, encoded, strict=True)):
         nats = [s.nats for s in scores[index * ENDINGS : (index + 1) * ENDINGS]]
-        means = [n / length for n, length in zip(nats, STYLES[style].lengths(item, endings), strict=True)]
+        lengths = STYLES[style].lengths(item, endings)  # of nothing but marks the harness leaves 0 characters
+        means = [n / length if length else math.inf for n, length in zip(nats, lengths, strict=True)]
         by_sum.append(nats.index(min(nats)))  # the first of equals
         by_mean.append(means.index(min(means)))
     return HellaSwag(style, tuple(item.label for item in items), tuple(by_sum), tuple(by_mean))

@@ -13,6 +13,7 @@ Rows of about the same length go together, so that little is padded. Logits are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -62,8 +63,8 @@ def score(
         progress: Called with the continuations scored so far and their number.
 
     Raises:
-        InputError: An empty context or continuation, a continuation longer than the model's context, or a mask that
-            looks ahead, under which a token is read before it is scored.
+        InputError: An empty context or continuation, a continuation longer than the model's context, a mask that
+            looks ahead, under which a token is read before it is scored, or a model whose figures are NaN.
     """
     require_no_leak(model.config)
     fitted = [_fit(continuation, model.config.n_ctx) for continuation in continuations]
@@ -76,11 +77,21 @@ def score(
                 rows = [members[n] for n in batch]
                 found = _score_rows(model, behind, [fitted[i] for i, _ in rows], [row for _, row in rows])
                 for (i, _), scored in zip(rows, found, strict=True):
-                    scores[i] = scored
+                    scores[i] = _number(scored)
                 done += len(rows)
                 if progress is not None:
                     progress(done, len(fitted))
     return [scored for scored in scores if scored is not None]
+
+
+def _number(scored: Score) -> Score:
+    """Return a score that is one: of NaNs the first would count as the lowest."""
+    if math.isnan(scored.nats):
+        raise InputError(
+            "the model gives NaN for a probability; its weights are damaged, or too large for the precision: "
+            "take fp32, or another checkpoint"
+        )
+    return scored
 
 
 def batches_by_length(lengths: Sequence[int], budget: int, before: int = 0) -> list[list[int]]:

@@ -83,7 +83,8 @@ def stream(
 
     Raises:
         InputError: At the call: no prompt, an id outside the vocabulary, a negative number of tokens, a generator on
-            another device, a top_k beyond the vocabulary, padding that leaves a row without a token.
+            another device, a top_k beyond the vocabulary, padding that leaves a row without a token. With the first
+            column: a model that gives NaN.
     """
     if generator is None:
         generator = torch.Generator(tokens.device)
@@ -115,8 +116,11 @@ def _columns(
     window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
     cache.clear(tokens.shape[1] - window.shape[1])
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    for _ in range(max_new_tokens):
-        column = sample_next(next_logits(model, unread, cache), strategy, generator)
+    for written in range(max_new_tokens):
+        logits = next_logits(model, unread, cache)
+        if not written:
+            _require_numbers(logits)
+        column = sample_next(logits, strategy, generator)
         if eot is not None:
             column = column.masked_fill(ended, eot)
             ended |= column == eot
@@ -161,6 +165,15 @@ def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tenso
     """Read tokens (B, T) behind what the cache holds, a prompt or one token; return the next one's logits (B, V)."""
     with evaluating(model):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
+
+
+def _require_numbers(logits: torch.Tensor) -> None:
+    """Raise `InputError` where a logit is NaN, of which greedy decoding would make text. Waits for the device."""
+    if logits.isnan().any():
+        raise InputError(
+            "the model gives NaN for the next token; its weights are damaged, or too large for the precision: take "
+            "fp32, or another checkpoint"
+        )
 
 
 def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: Strategy, eot: int | None) -> None:
