@@ -97,7 +97,7 @@ def test_batches_hold_every_row_once_and_pad_little(lengths: list[int], budget: 
 def test_a_model_that_gives_nan_is_not_scored() -> None:
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=N_CTX, vocab_size=V))
     with torch.no_grad():
-        model.ln_f.weight[0] = torch.nan
+        next(model.parameters()).fill_(torch.nan)
     with pytest.raises(InputError, match="the model gives NaN for a probability; its weights are damaged"):
         score(model, [Continuation((1,), (2,))])
 
