@@ -33,8 +33,8 @@ def adopt(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -> TokenD
         raw: The ``.bin`` files have no header: uint16 and nothing else, as nanoGPT writes them.
 
     Raises:
-        InputError: No such files, a manifest that is there already, a damaged file, a name that tells no split, an id
-            beyond the vocabulary, or a tokenizer without ``<|endoftext|>``.
+        InputError: No such files, a manifest that is there already, a damaged file, a name that tells no split, a split
+            without text, an id beyond the vocabulary, or a tokenizer without ``<|endoftext|>``.
     """
     if tokenizer.eot is None:
         raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; give the files' own")
@@ -83,6 +83,10 @@ def _describe(split: str, shards: list[Shard], tokenizer: Tokenizer) -> SplitInf
     assert tokenizer.eot is not None
     stream = TokenStream(split, shards)
     found = survey(stream, tokenizer.n_vocab, tokenizer.eot)
+    if not len(found.lengths):
+        raise InputError(
+            f"{shards[0].path}: {split} holds {len(stream)} tokens and no text; copy it again, or remove it"
+        )
     sizes = np.array([len(token) for token in tokenizer.vocab.values()])
     sizes[tokenizer.eot] = 0  # no text
     return SplitInfo(len(found.lengths), len(stream), int(found.counts @ sizes), None)
