@@ -120,7 +120,12 @@ BAD: dict[str, tuple[str, Callable[[np.ndarray], bytes], bool, str]] = {
     "two splits": ("train_val.bin", lambda t: t.astype("<u2").tobytes(), True, "its name must tell its split by one"),
     "a strange id": ("train.bin", lambda t: bytes([0, 0, 0, 9]), True, "token id 2304 at byte 2; the vocabulary has"),
     "no tokens": ("train.bin", lambda t: header(t[:0]), False, "train holds 0 tokens and no text; copy it again"),
-    "no text": ("train.bin", lambda t: header(t[:1]) + t[:1].tobytes(), False, "train holds 1 tokens and no text"),
+    "no text": (
+        "train.bin",
+        lambda t: header(t[:1]) + t[:1].astype("<u2").tobytes(),
+        False,
+        "train holds 1 tokens and no text",
+    ),
     "no numpy file": ("train.npy", lambda t: bytes(4000), False, "not an array in numpy's format"),
 }
 
