@@ -85,6 +85,29 @@ def test_fractions_of_a_corpus_in_splits_are_refused(in_splits: Hub, tmp_path: P
         prepare(["hub:o/n"], tokenizer, tmp_path / "out", val_fraction=0.1)
 
 
+@pytest.fixture
+def without_test(hub: Hub) -> Hub:
+    hub.add("roneneldan/TinyStories", "data/train-0.parquet", parquet([f"text {n}" for n in range(300)]))
+    hub.add("roneneldan/TinyStories", "data/validation-0.parquet", parquet([f"held out {n}" for n in range(150)]))
+    return hub
+
+
+@pytest.mark.usefixtures("without_test")
+def test_a_split_that_a_corpus_lacks_is_held_out_of_its_train(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    plain = prepare(["tinystories"], tokenizer, tmp_path / "plain")
+    with pytest.raises(InputError, match="has no test split, only train, val; choose one of these, or prepare it with"):
+        plain.stream("test")
+    given, found = texts_of(plain), texts_of(prepare(["tinystories"], tokenizer, tmp_path / "out", test_fraction=0.2))
+    assert found["val"] == given["val"] and 30 < len(found["test"]) < 90
+    assert sorted(found["train"] + found["test"]) == sorted(given["train"])
+
+
+@pytest.mark.usefixtures("without_test")
+def test_the_first_documents_are_those_of_each_split(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    found = texts_of(prepare(["tinystories"], tokenizer, tmp_path / "out", max_documents=120))
+    assert found == {"train": [f"text {n}" for n in range(120)], "val": [f"held out {n}" for n in range(120)]}
+
+
 def test_files_of_tokens_are_taken_as_they_are(hub: Hub, tmp_path: Path, gpt2_vocabulary: Path) -> None:
     gpt2 = Tokenizer.gpt2(gpt2_vocabulary)
     for name, texts in (("val_000000", ["Hello world", "naïve"]), ("train_000001", ["one two three"] * 5)):
@@ -101,6 +124,8 @@ def test_files_of_tokens_are_taken_as_they_are(hub: Hub, tmp_path: Path, gpt2_vo
         prepare(["fineweb-gpt2"], Tokenizer.train([], 257), tmp_path / "other")
     with pytest.raises(InputError, match=r"comes as tokens, .*; leave --min-length out"):
         prepare(["fineweb-gpt2"], gpt2, tmp_path / "other", min_length=3)
+    with pytest.raises(InputError, match=r"comes as tokens, .*; leave --test-fraction out"):
+        prepare(["fineweb-gpt2"], gpt2, tmp_path / "other", test_fraction=0.1)
 
 
 def test_wikipedia_out_of_reach_offers_wikitext(

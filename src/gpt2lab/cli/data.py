@@ -33,9 +33,9 @@ def prepare(
             list), or hub:OWNER/NAME.
         tokenizer: Directory of the tokenizer.
         out: Directory to write; it must not exist, unless the same command was stopped.
-        max_documents: Take only the first so many documents.
+        max_documents: Take only the first so many documents; where they come in splits, of each.
         val_fraction: Share of the documents held out for validation; 0 for none. By default the corpus's own, else
-            0.05.
+            0.05, or nothing where it comes in splits.
         test_fraction: Share held out for the final test; 0 for none. The same.
         seed: Seed of "stories".
         column: Where the text of JSON lines and Parquet stands; "text" by default.

@@ -49,7 +49,10 @@ class TokenDataset:
         """
         if split not in self.manifest.splits:
             held = ", ".join(self.manifest.splits)
-            raise InputError(f"{self.directory}: has no {split} split, only {held}; prepare it with a {split} fraction")
+            raise InputError(
+                f"{self.directory}: has no {split} split, only {held}; choose one of these, or prepare it with "
+                f"--{split}-fraction"
+            )
         infos = [shard for shard in self.manifest.shards if shard.split == split]
         return TokenStream(f"{self.directory} ({split})", [self._checked(info, every_byte) for info in infos])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -56,8 +56,10 @@ def make_plan(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None, world:
         InputError: A source or an argument cannot be used.
         DiskFull: The output and the largest download of each process will not fit in ``max_disk``.
     """
-    if recipe.min_length < 0 or (max_disk is not None and max_disk < 1):
-        raise InputError(f"min_length {recipe.min_length} must be 0 or more, max_disk {max_disk} 1 or more")
+    if recipe.min_length < 0:
+        raise InputError(f"min_length is {recipe.min_length}; it must be 0 or more characters")
+    if max_disk is not None and max_disk < 1:
+        raise InputError(f"max_disk is {max_disk}; it must be 1 byte or more, or be left out")
     portions = tuple(
         resolve(
             recipe.names,
@@ -69,7 +71,7 @@ def make_plan(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None, world:
     )
     if any(portion.cut == "tokens" for portion in portions):
         _refuse_for_tokens(recipe)
-    rule = _rule(recipe, portions)
+    rule, portions = _divided(recipe, portions)
     needed = world * max(portion.download for portion in portions) + output_bytes(portions, tokenizer)
     if max_disk is not None and recipe.max_documents is None and needed > max_disk:
         raise DiskFull(
@@ -88,20 +90,29 @@ def output_bytes(portions: Sequence[Portion], tokenizer: Tokenizer) -> int:
 
 
 def _refuse_for_tokens(recipe: Recipe) -> None:
-    given = [name for name in ("max_documents", "min_length", "deduplicate", "column") if getattr(recipe, name)]
-    if given:
+    names = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
+    if given := [name for name in names if getattr(recipe, name)]:
         option = "--" + given[0].replace("_", "-")
         raise InputError(f"{', '.join(recipe.names)}: comes as tokens, which are taken as they are; leave {option} out")
 
 
-def _rule(recipe: Recipe, portions: Sequence[Portion]) -> SplitRule:
-    if all(portion.split for portion in portions):
-        if recipe.val_fraction is not None or recipe.test_fraction is not None:
+def _divided(recipe: Recipe, portions: tuple[Portion, ...]) -> tuple[SplitRule, tuple[Portion, ...]]:
+    """Return the rule of the splits, and the portions, of which those without a split are divided by it."""
+    held = {portion.split for portion in portions}
+    if "" in held:
+        return _rule(recipe, portions, _default_fraction(recipe)), portions
+    for split, fraction in (("val", recipe.val_fraction), ("test", recipe.test_fraction)):
+        if fraction is not None and split in held:
             raise InputError(
-                f"{', '.join(recipe.names)}: comes in splits of its own; leave --val-fraction and --test-fraction out"
+                f"{', '.join(recipe.names)}: comes in splits of its own, {split} too; leave --{split}-fraction out"
             )
-        return SplitRule("given", 0.0, 0.0)
-    default = _default_fraction(recipe)
+    if not (recipe.val_fraction or recipe.test_fraction):
+        return SplitRule("given", 0.0, 0.0), portions
+    cut = tuple(replace(one, split="") if one.split == "train" else one for one in portions)
+    return _rule(recipe, cut, 0.0), cut  # what it lacks is held out of what it trains on
+
+
+def _rule(recipe: Recipe, portions: Sequence[Portion], default: float) -> SplitRule:
     val = default if recipe.val_fraction is None else recipe.val_fraction
     test = default if recipe.test_fraction is None else recipe.test_fraction
     few = _count(portions, recipe.max_documents) < FEW_DOCUMENTS

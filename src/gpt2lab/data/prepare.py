@@ -70,7 +70,7 @@ def prepare(
         tokenizer: Encodes the text; saved with the data.
         out: Folder to make; it must not exist, unless an earlier call with the same arguments was stopped.
         seed: Seed of the stories.
-        max_documents: Take only the first so many documents.
+        max_documents: Take only the first so many documents; where they come in splits, of each.
         column: Where the text of JSON lines and Parquet stands; ``text`` by default.
         errors: What to do with files that are not UTF-8: ``"strict"`` or ``"replace"``.
         val_fraction: Share held out for validation; 0 for none. By default what the catalogue says, else 0.05.
@@ -176,7 +176,7 @@ class _Preparation:
     def _write(self, index: int, progress: Progress | None) -> None:
         portion, arguments = self._plan.portions[index], self._plan.arguments
         limit = arguments["max_documents"]
-        if limit is not None and (limit := limit - sum(record.documents for record in self._done)) == 0:
+        if limit is not None and (limit := limit - self._read_of(portion.split)) == 0:
             self._journal.begin(index)
             self._journal.complete(index, Record(0, 0, 0, {}, ()))
             return
@@ -195,6 +195,11 @@ class _Preparation:
         )
         self._journal.complete(index, write_portion(portion, writing, self._budget, limit))
         self._budget.release(portion.fetched_only)
+
+    def _read_of(self, split: str) -> int:
+        """Return the documents read so far of the portions that came in a split, or in none."""
+        done = zip(self._own, self._done, strict=False)
+        return sum(record.documents for index, record in done if self._plan.portions[index].split == split)
 
     def _teller(self, index: int, progress: Progress | None) -> Callable[[int, int, int], None]:
         """Return what adds a portion's counts to those of the portions before it."""
