@@ -149,3 +149,18 @@ def test_a_data_set_that_is_not_there_or_not_one_is_refused(hub: Hub, name: str)
     with pytest.raises(InputError, match=re.escape(REFUSED[name])) as caught:
         client.any_dataset(name, QUICK)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["localhost:9", "huggingface.co", "ftp://huggingface.co"])
+def test_an_endpoint_without_its_scheme_is_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(InputError, match=f'HF_ENDPOINT is "{address}"; give an address such as https://huggingface.co'):
+        client.list_files("o/n", patience=QUICK)
+
+
+@pytest.mark.parametrize("answer", [{"error": "x"}, [], "x", None])
+@pytest.mark.usefixtures("hub")
+def test_a_server_that_is_no_hub_is_told(answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "get_json", lambda *_: (answer, None))
+    with pytest.raises(InputError, match="does not answer as the hub does; see that HF_ENDPOINT names a hub"):
+        client.list_files("o/n", patience=QUICK)

@@ -41,8 +41,11 @@ class HubFile:
 
 
 def endpoint() -> str:
-    """Return the address of the hub."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    """Return the address of the hub. Raises `InputError` where ``HF_ENDPOINT`` is none."""
+    address = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f'HF_ENDPOINT is "{address}"; give an address such as https://huggingface.co')
+    return address
 
 
 def list_files(
@@ -52,9 +55,16 @@ def list_files(
 
     Raises:
         Unreachable: The hub does not answer.
-        InputError: It has no such data set, revision or folder.
+        InputError: It has no such data set, revision or folder, or is no hub.
     """
     base = f"{endpoint()}/api/datasets/{repository}"
+    try:
+        return _listed(base, repository, folder, revision, patience)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{base}: does not answer as the hub does; see that HF_ENDPOINT names a hub") from error
+
+
+def _listed(base: str, repository: str, folder: str, revision: str, patience: Patience) -> list[HubFile]:
     commit, _ = get_json(f"{base}/revision/{quote(revision, safe='')}", token_header(), patience)
     sha = commit["sha"]
     page: str | None = f"{base}/tree/{sha}{'/' + quote(folder) if folder else ''}?recursive=true"
