@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt2lab.cli import main
-from gpt2lab.data import CORPORA, documents, prepare
+from gpt2lab.data import CORPORA, documents, prepare, texts
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer import Tokenizer
 from loopback_datasets import Hub, loopback_hub
@@ -28,9 +28,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def parquet(texts: list[str], column: str = "text") -> bytes:
+def parquet(rows: list[str], column: str = "text") -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.table({"id": list(range(len(texts))), column: texts}), sink)
+    pq.write_table(pa.table({"id": list(range(len(rows))), column: rows}), sink)
     return sink.getvalue()
 
 
@@ -105,6 +105,13 @@ def test_a_large_corpus_keeps_its_share_beside_a_file(hub: Hub, tmp_path: Path, 
 def test_the_standard_library_is_a_file_a_document() -> None:
     first = read("pystdlib", max_documents=50)
     assert len(first) == 50 and any("import" in text for text in first)
+
+
+def test_a_tokenizer_is_not_trained_on_what_a_corpus_holds_out(hub: Hub) -> None:
+    for split in ("train", "validation", "test"):
+        hub.add("o/n", f"data/{split}-0.parquet", parquet([f"text to {split}"]))
+    assert sorted(read("hub:o/n")) == ["text to test", "text to train", "text to validation"]
+    assert list(texts(["hub:o/n"])) == ["text to train"]
 
 
 def test_tokens_are_no_text_to_learn_a_tokenizer_from(hub: Hub) -> None:

@@ -56,6 +56,10 @@ def documents(
             where no source has columns; while reading for what `read_documents` and `fetch` refuse.
     """
     portions = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
+    return _first(portions, max_documents)
+
+
+def _first(portions: Sequence[Portion], max_documents: int | None) -> Iterator[Document]:
     return islice(chain.from_iterable(map(_documents_of, portions)), max_documents)
 
 
@@ -70,10 +74,12 @@ def texts(
 ) -> Iterator[str]:
     """Return the same documents' text as a stream of pieces: what a tokenizer is trained on.
 
-    Pieces are cut where no word of GPT-2's or GPT-4's splitting pattern reaches across; ``whole`` gives each document
-    in one piece, for a pattern of one's own.
+    The files that a corpus itself holds out, to validate and to test, are left out. Pieces are cut where no word of
+    GPT-2's or GPT-4's splitting pattern reaches across; ``whole`` gives each document in one piece, for a pattern of
+    one's own.
     """
-    found = documents(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
+    portions = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
+    found = _first([portion for portion in portions if portion.split in ("", "train")], max_documents)
     if whole:
         return ("".join(document.pieces()) for document in found)
     return chain.from_iterable(document.pieces() for document in found)
