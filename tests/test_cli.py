@@ -265,6 +265,7 @@ def test_the_quality_of_texts_is_printed_and_kept(
     assert main(["eval", "text", str(tmp_path / "run"), "--samples", "3"]) == 0
     said = capsys.readouterr().out
     assert all(part in said for part in ("held-out text", "nucleus 0.95", "repetition", "protocol: 3 beginnings"))
+    assert "relevance" in said and "…" not in said, "nothing is cut off, however narrow the terminal"
     folder = tmp_path / "run" / "evaluations" / "step_00000020"
     assert {path.name for path in folder.iterdir()} == {"text.json", "text.md", "text.png"}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation import HellaSwagItem, hellaswag_item, read_hellaswag
 from gpt2lab.hub import fetch_data
@@ -111,7 +113,8 @@ def print_text_quality(
     with console.bar("strategies") as progress:
         quality = measure_texts(subject.model, subject.tokenizer, prompts, subject.where, seed, progress)
     table = table_of(quality, f"{held_out.name}, checkpoint of step {subject.checkpoint.step}")
-    console.console.print(table, width=max(console.console.width, TABLE_WIDTH), crop=False)
+    # the console's own print(width=...) goes no wider than the terminal, where figures end in dots
+    Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
     print(f"protocol: {quality.protocol}")
     for path in save_text_quality(subject.run, subject.checkpoint.step, held_out.name, quality):
         print(path)
