@@ -170,8 +170,24 @@ def test_several_runs_stand_in_one_table_and_one_picture(tmp_path: Path, run: Ru
     assert "2 runs, side by side" in page.text
     drawn = "".join(page.within("svg"))
     assert "stories-tiny" in drawn and other.path.name in drawn
+    assert "nats per token, step 300" in page.text
     assert [data for above, data in page.texts if "h2" in above and data in ("stories-tiny", other.path.name)]
     assert len([tag for tag, _ in page.elements if tag == "math"]) < 30, "the equations stand once"
+
+
+@pytest.mark.parametrize("finished", ["300 steps done", None])
+def test_losses_of_other_tokenizers_are_neither_drawn_nor_tabled_together(
+    tmp_path: Path, run: Run, finished: str | None
+) -> None:
+    other = make_run(tmp_path / "other", finished=finished)
+    state = other.checkpoints / "step_00000300" / "state.json"
+    state.write_text(state.read_text(encoding="utf-8").replace("e" * 64, "f" * 64), encoding="utf-8")
+    page = page_of([run, other], tmp_path / "both.html")
+    check_page(page)
+    drawn = "".join(page.within("svg"))
+    assert "nats per token" not in drawn and "Gradient norm" in drawn and "stories-tiny" in drawn
+    assert "Test bits per byte" in page.within("th")
+    assert "nats per token, step 300" not in page.text
 
 
 def test_entropy_gap_is_left_out_where_the_text_has_no_known_entropy(tmp_path: Path) -> None:

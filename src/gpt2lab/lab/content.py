@@ -35,6 +35,8 @@ class KeyFigure:
     note: str
     only_where_known: bool = False
     """Whether it is left out where it has no value: not every text has such a figure."""
+    per_token: bool = False
+    """Whether it compares only between runs of one tokenizer and data."""
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ def draw_losses(runs: Sequence[RunContent], width: float) -> Figure:
     return figure
 
 
-def gradient_norm(runs: Sequence[RunContent]) -> str:
-    """Draw the norm of the gradient before clipping."""
-    return _one([(run.name, run.curves.grad_norm) for run in runs], "Gradient norm before clipping", "norm")
+def gradient_norm(runs: Sequence[RunContent], legend: bool = False) -> str:
+    """Draw the norm of the gradient before clipping; with a legend where no picture above has one."""
+    return _one([(run.name, run.curves.grad_norm) for run in runs], "Gradient norm before clipping", "norm", legend)
 
 
 def speed(runs: Sequence[RunContent]) -> str:
@@ -85,7 +85,7 @@ def speed(runs: Sequence[RunContent]) -> str:
     return _one([(run.name, run.curves.tokens_per_s) for run in runs], "Tokens per second", "speed")
 
 
-def _one(curves: Sequence[tuple[str, Series]], title: str, mark: str) -> str:
+def _one(curves: Sequence[tuple[str, Series]], title: str, mark: str, legend: bool = False) -> str:
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(HALF, 2.1, left=0.55)
@@ -93,6 +93,8 @@ def _one(curves: Sequence[tuple[str, Series]], title: str, mark: str) -> str:
     for index, (name, series) in enumerate(curves):
         thinned = thin(series)
         axes.plot(thinned.x, thinned.y, color=_hue(index), ls=_dash(index), lw=1.1, label=name)
+    if legend:
+        axes.legend(frameon=False, loc="upper right", labelcolor=INK, fontsize=8.5)
     _title(axes, title)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))

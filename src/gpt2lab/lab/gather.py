@@ -136,13 +136,14 @@ def _key_figures(record: Record) -> tuple[KeyFigure, ...]:
     of = "on the GPU" if str(record.config.get("device")).startswith("cuda") else "of the process"
     seen = f"{words.short(tokens[-1])} tokens" if tokens else ""
     return (
-        KeyFigure(f"{split.capitalize()} perplexity", _or_none(perplexity), "per token"),
+        KeyFigure(f"{split.capitalize()} perplexity", _or_none(perplexity), "per token", per_token=True),
         KeyFigure(f"{split.capitalize()} bits per byte", _or_none(bits), "whatever the tokenizer"),
         KeyFigure("Above the entropy floor", _or_none(gap, words.percent), f"bits per byte, {split} set", True),
         KeyFigure(
             "Best validation loss",
             _or_none(best["val_loss"] if best else None),
             f"nats per token, step {words.count(best['step'] or 0)}" if best else "",
+            per_token=True,
         ),
         KeyFigure("Parameters", _or_none(record.parameters, words.short), "the head counted once"),
         KeyFigure("Training time", words.duration(seconds[-1]) if seconds else None, seen),

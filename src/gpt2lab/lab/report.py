@@ -24,7 +24,7 @@ from gpt2lab.lab.compare.outcome import Outcome
 from gpt2lab.lab.compare.table import NOTE, lines
 from gpt2lab.lab.compare.write import FILE as COMPARISON
 from gpt2lab.lab.compare.write import TITLES
-from gpt2lab.lab.content import Report, RunContent
+from gpt2lab.lab.content import Report
 from gpt2lab.lab.gather import gather
 from gpt2lab.lab.page import GENERATOR, page
 from gpt2lab.lab.pdf import render_pdf
@@ -39,8 +39,9 @@ from gpt2lab.runs import Run
 class Figures:
     """The pictures of a report as SVG elements, and what they show in words."""
 
-    losses_wide: str
-    losses_narrow: str
+    losses_wide: str | None
+    """None where the runs' losses per token do not compare."""
+    losses_narrow: str | None
     gradient_norm: str
     speed: str
     described: tuple[str, ...]
@@ -106,13 +107,13 @@ def render(report: Report) -> str:
     return page(
         "report.html.jinja",
         report=report,
-        figures=_figures(report.runs),
+        figures=_figures(report),
         generator=GENERATOR,
         lines=[] if report.comparison is None else lines(report.comparison),
         pictures=_pictures(report),
         titles=TITLES,
         note=NOTE,
-        labels=_labels,
+        labels=_labels(report),
         caption_of_texts=CAPTION,
         cite=CITE,
     )
@@ -131,17 +132,19 @@ def _require_replaceable(out: Path) -> None:
         raise InputError(f"{out} exists and is not a report that gpt2lab wrote; give another --out")
 
 
-def _figures(runs: Sequence[RunContent]) -> Figures | None:
+def _figures(report: Report) -> Figures | None:
     """Draw what there is to draw; None where no run has recorded a loss."""
+    runs = report.runs
     recorded = [run for run in runs if run.curves.train_loss.x]
     if not recorded:
         return None
     alone = len(runs) == 1
     described = tuple(run.curves.described if alone else f"{run.name}: {run.curves.described}" for run in runs)
+    together = _on_one_scale(report)
     return Figures(
-        losses_wide=figures.losses(recorded, figures.WIDE),
-        losses_narrow=figures.losses(recorded, figures.NARROW),
-        gradient_norm=figures.gradient_norm(recorded),
+        losses_wide=figures.losses(recorded, figures.WIDE) if together else None,
+        losses_narrow=figures.losses(recorded, figures.NARROW) if together else None,
+        gradient_norm=figures.gradient_norm(recorded, legend=not together),
         speed=figures.speed(recorded),
         described=described,
         stretch=figures.stretch(recorded),
@@ -156,6 +159,12 @@ def _pictures(report: Report) -> dict[str, str]:
     return {name: base64.b64encode(png(figure)).decode("ascii") for name, figure in drawn.items()}
 
 
-def _labels(runs: Sequence[RunContent]) -> list[str]:
-    """Return the key figures that any of the runs has, in order."""
-    return list(dict.fromkeys(figure.label for run in runs for figure in run.key_figures))
+def _labels(report: Report) -> list[str]:
+    """Return the key figures that any of the runs has and that compare, in order."""
+    together = _on_one_scale(report)
+    shown = (figure for run in report.runs for figure in run.key_figures if together or not figure.per_token)
+    return list(dict.fromkeys(figure.label for figure in shown))
+
+
+def _on_one_scale(report: Report) -> bool:
+    return len(report.runs) == 1 or report.comparison is None or report.comparison.one_scale

@@ -98,15 +98,16 @@ def outcome_of(path: Run, arm: str, seed: int, failure: str | None = None) -> Ou
     if not (path.path / "config.json").is_file():
         return Outcome(arm, seed, where, "not run yet")
     record = read(path)
+    fingerprints = record.state.get("fingerprints", {})
+    marks = str(fingerprints.get("tokenizer", "")), str(fingerprints.get("data", ""))
     if record.damage:
-        return Outcome(arm, seed, where, f"damaged: {record.damage[0]}")
+        return Outcome(arm, seed, where, f"damaged: {record.damage[0]}", marks=marks)
     if record.state.get("finished") is None:
-        return Outcome(arm, seed, where, f"unfinished: stands at step {record.state.get('step', 0)}")
-    marks = record.state.get("fingerprints", {})
+        return Outcome(arm, seed, where, f"unfinished: stands at step {record.state.get('step', 0)}", marks=marks)
     try:
         recall = _recall(path)
     except InputError as error:
-        return Outcome(arm, seed, where, f"damaged: {error}")
+        return Outcome(arm, seed, where, f"damaged: {error}", marks=marks)
     return Outcome(
         arm,
         seed,
@@ -114,7 +115,7 @@ def outcome_of(path: Run, arm: str, seed: int, failure: str | None = None) -> Ou
         "finished",
         _figures(record, recall),
         _curve(record),
-        (str(marks.get("tokenizer", "")), str(marks.get("data", ""))),
+        marks,
         tuple(zip(recall.get("distances", ()), recall.get("second", ()), strict=True)),
         () if record.positions is None else record.positions.points,
     )

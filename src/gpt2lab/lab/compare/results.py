@@ -61,6 +61,11 @@ class Comparison:
         return [outcome for outcome in self.outcomes if outcome.arm == arm and outcome.usable]
 
     @property
+    def one_scale(self) -> bool:
+        """Whether losses per token compare between all runs that have begun, those that are left out among them."""
+        return len({o.marks for o in self.outcomes if o.usable or any(o.marks)}) <= 1
+
+    @property
     def findings(self) -> tuple[str, ...]:
         """Return what the test figures say of each arm, in a sentence each."""
         row = next((r for r in self.rows if r.metric.name in ("test_loss", "bits_per_byte")), None)
