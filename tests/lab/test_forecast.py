@@ -197,8 +197,10 @@ def test_what_is_refused(short_run: Run, tmp_path: Path, capsys: pytest.CaptureF
         assert alone in refused(capsys, "--from", short_run.path, "--parallel", parallel)
     assert "precision fp16 is for GPUs; on this CPU use" in refused(capsys, "--gpu", "cpu", "--precision", "fp16")
     assert "precision tf32 needs CUDA" in refused(capsys, "--gpu", "cpu", "--precision", "tf32")
-    assert 'tokens is "10X"; give a number such as 10000000000, 1e10, 10B or 300M' in refused(capsys, "--tokens", "10X")
-    assert 'tokens is "inf"; give a number' in refused(capsys, "--tokens", "inf")
+    for no_count in ("10X", "inf", "nan", "1e400", "0.5", "1.5"):
+        assert f'tokens is "{no_count}"; give a whole number such as 10000000000, 1e10, 10B or 300M' in (
+            refused(capsys, "--tokens", no_count)
+        )
     assert "mfu is 40.0; it is a share of the peak rate" in refused(capsys, "--mfu", 40)
     assert "gpus is 0; it must be at least 1" in refused(capsys, "--gpus", 0)
     assert "gpus is 0; it must be at least 1" in refused(capsys, "--from", short_run.path, "--gpus", 0)

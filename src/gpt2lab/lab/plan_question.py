@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -22,6 +23,7 @@ GPU_MEMORY: dict[str, int] = {
     "RTX 3090": 24 * GB, "V100": 32 * GB, "T4": 16 * GB,
 }  # fmt: skip
 TOKENS_A_PARAMETER = 20
+MOST_TOKENS = 10**18
 RECOMPUTED = 4 / 3
 """Work of a step under activation checkpointing: forward, forward again, backward (twice a forward)."""
 
@@ -81,15 +83,15 @@ def count_of(text: str) -> int:
     1500000000
 
     Raises:
-        InputError: It is no number.
+        InputError: It is no whole number, or more than `MOST_TOKENS`.
     """
     units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
     unit = units.get(text[-1:].upper())
-    try:
+    with contextlib.suppress(InvalidOperation):
         number = Decimal(text) if unit is None else unit * Decimal(text[:-1])
-        return int(number)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise InputError(f'tokens is "{text}"; give a number such as 10000000000, 1e10, 10B or 300M') from None
+        if abs(number) <= MOST_TOKENS and number == int(number):
+            return int(number)
+    raise InputError(f'tokens is "{text}"; give a whole number such as 10000000000, 1e10, 10B or 300M, at most 1e18')
 
 
 def _known(gpu: str) -> str:

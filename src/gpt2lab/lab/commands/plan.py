@@ -52,10 +52,7 @@ def _rows(found: Forecast) -> list[tuple[str, list[str]]]:
         row("largest micro-batch that fits", lambda way: str(way.largest_micro_batch)),
         row("micro-batch x micro-steps", lambda way: f"{way.micro_batch} x {way.micro_steps}"),
         row("MFU", lambda way: f"{way.mfu:.1%}"),
-        row(
-            "a step",
-            lambda way: f"{way.step_seconds:.3g} s" if way.step_seconds < 100 else f"{way.step_seconds:,.0f} s",
-        ),
+        row("a step", _step),
         row("tokens a second", lambda way: f"{way.tokens_per_s:,.0f}"),
         row("the whole run", _duration),
         row(f"{unit}-hours", lambda way: f"{way.gpu_hours:,.1f}"),
