@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -442,3 +443,23 @@ def test_sampling_settings_out_of_range(
     work: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(capsys, "sample", work / "run", *flags)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a pipe without a reader is another error")
+@pytest.mark.parametrize("command", [["plan", "--preset", "gpt2", "--gpu", "H100"], ["data", "list"]], ids=" ".join)
+def test_a_reader_that_goes_ends_the_output_quietly(command: list[str]) -> None:
+    program = "import sys; from gpt2lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [sys.executable, "-u", "-c", program, *command]
+    done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_text_in_place_of_prepared_data_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    assert main(["train", "--data", str(tmp_path / "a.txt"), "--out", str(tmp_path / "run")]) == 2
+    assert "a file, not a folder of prepared data; make one of it with: gpt2lab data prepare" in capsys.readouterr().err

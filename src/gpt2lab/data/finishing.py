@@ -106,9 +106,8 @@ def _sum(split: str, records: Sequence[Record]) -> SplitInfo:
 
 def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:
     if empty := [split for split in rule.wanted() if split not in splits]:
-        total = sum(info.documents for info in splits.values())
         shutil.rmtree(out, ignore_errors=True)  # going on would end here again
         raise InputError(
-            f"no text is left for the {' and '.join(empty)} split: {total} parts of documents, val fraction "
-            f"{rule.val_fraction}, test fraction {rule.test_fraction}; give more text, a larger fraction, or 0 for none"
+            f"the text is too short to hold out val {rule.val_fraction:g} and test {rule.test_fraction:g} of it: "
+            f"nothing is left for {' and '.join(empty)}; give more text, larger fractions, or 0 for none"
         )

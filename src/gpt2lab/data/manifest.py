@@ -124,6 +124,11 @@ def is_half_written(directory: Path) -> bool:
 
 
 def _why_no_manifest(directory: Path) -> str:
+    if directory.is_file():
+        return (
+            f"{directory}: a file, not a folder of prepared data; make one of it with: "
+            f"gpt2lab data prepare {directory} --tokenizer TOKENIZER --out FOLDER"
+        )
     if not directory.is_dir():
         return f"{directory}: no such folder of prepared data; make it with: gpt2lab data prepare"
     if is_half_written(directory):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+import rich.console
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -24,6 +24,15 @@ from rich.progress import (
 from rich.text import Text
 
 from gpt2lab.training import StepReport
+
+
+class Console(rich.console.Console):
+    """rich's console, but a reader that has gone is for the command line to answer, as with any other output."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would turn into an exit code of its own."""
+        raise BrokenPipeError
+
 
 console = Console(highlight=False, soft_wrap=True)
 log = logging.getLogger("gpt2lab")

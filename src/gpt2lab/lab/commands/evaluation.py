@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation import HellaSwagItem, hellaswag_item, read_hellaswag
 from gpt2lab.hub import fetch_data
@@ -114,7 +112,7 @@ def print_text_quality(
         quality = measure_texts(subject.model, subject.tokenizer, prompts, subject.where, seed, progress)
     table = table_of(quality, f"{held_out.name}, checkpoint of step {subject.checkpoint.step}")
     # the console's own print(width=...) goes no wider than the terminal, where figures end in dots
-    Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
+    console.Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
     print(f"protocol: {quality.protocol}")
     for path in save_text_quality(subject.run, subject.checkpoint.step, held_out.name, quality):
         print(path)
