@@ -45,7 +45,8 @@ def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | N
     names = _names(runs) if outcomes is None else _named(runs, outcomes)
     if outcomes is None and len(runs) > 1:
         outcomes = outcomes_of(runs)
-    pictured = {str(run.path) for run in runs} if outcomes is None else _first_of_each_arm(outcomes)
+    paths = {str(run.path) for run in runs}
+    pictured = paths if outcomes is None else _first_of_each_arm([o for o in outcomes if o.path in paths])
     contents = tuple(
         _run_content(read(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
     )
@@ -63,8 +64,14 @@ def _named(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
-    """Return the paths of the runs that have pictures of their own: an arm's others differ by their seed only."""
-    return set({o.arm: o.path for o in reversed(outcomes) if o.usable}.values())
+    """Return the paths of the runs that have pictures of their own: an arm's others differ by their seed only.
+
+    Of an arm without a finished run it is the first one that has begun.
+    """
+    first: dict[str, str] = {}
+    for outcome in sorted(outcomes, key=lambda o: not o.usable):
+        first.setdefault(outcome.arm, outcome.path)
+    return set(first.values())
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -159,7 +166,8 @@ def _or_none(value: float | None, say: Callable[[float], str] = words.number) ->
 
 def _epochs(record: Record) -> str:
     epochs = record.column("epoch")
-    return f"{words.number(epochs[-1], 3)} epochs" if epochs else ""
+    unit = "rounds of the stream" if record.streamed else "epochs"
+    return f"{words.number(epochs[-1], 3)} {unit}" if epochs else ""
 
 
 def _curves(record: Record) -> Curves:
