@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, make_run
+from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.evaluation import PositionLosses
 from gpt2lab.lab import figures
@@ -89,6 +89,45 @@ def test_runs_of_an_arm_share_its_pictures_and_are_named_by_arm_and_seed(tmp_pat
     report = gather(runs, outcomes=outcomes)
     assert [run.name for run in report.runs] == ["baseline, seed 1", "baseline, seed 2"]
     assert [run.positions is not None for run in report.runs] == [True, False]
+
+
+def test_unfinished_runs_have_their_pictures_too(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, finished=None) for name in ("a", "b")]
+    for run in runs:
+        save_positions(run, 300, "test", PositionLosses((3.0, 2.0), (5, 5), by_document=False))
+    outcomes = [outcome_of(run, run.path.name, 1) for run in runs]
+    assert [run.positions is not None for run in gather(runs, outcomes=outcomes).runs] == [True, True]
+    done = outcome_of(make_run(tmp_path / "c"), "a", 2)
+    assert [run.positions is not None for run in gather(runs, outcomes=[*outcomes, done]).runs] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("losses", "good", "said"),
+    [
+        ((3.0, 2.0), True, "It uses its context: loss 3.000 with 1 token before it, 2.000 with some 2."),
+        ((3.0, 2.999), False, "Context hardly helps it, or not at all: loss 3.000 with 1 token before it, 2.999 "),
+        ((2.0, 3.0), False, "Context hardly helps it, or not at all: loss 2.000 with 1 token before it, 3.000 "),
+    ],
+)
+def test_context_helps_only_where_the_loss_falls_along_the_window(
+    run: Run, losses: tuple[float, ...], good: bool, said: str
+) -> None:
+    save_positions(run, 300, "test", PositionLosses(losses, (5, 5), by_document=False))
+    (content,) = gather([run]).runs
+    assert any(text.startswith(said) for text in (content.strengths if good else content.weaknesses))
+
+
+def test_epochs_of_a_stream_are_called_rounds(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {**CONFIG, "data": "stream:stories"}, ENVIRONMENT)
+    log_steps(run, 300)
+    (content,) = gather([run]).runs
+    assert next(f.note for f in content.key_figures if f.label == "Tokens seen") == "1.50 rounds of the stream"
+    assert next(f.value for f in content.training if f.name == "Length") == "300 steps, 1.50 rounds of the stream"
+    assert "(stream:stories)" in content.task[1] and "in rounds while training goes on" in content.task[1]
+    assert (
+        "held out for validation and test as the corpus comes divided"
+        in gather([make_run(tmp_path / "plain")]).runs[0].task[1]
+    )
 
 
 def test_strategies_stand_beside_each_other_though_training_wrote_a_later_sample(run: Run) -> None:

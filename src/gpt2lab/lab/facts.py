@@ -146,7 +146,8 @@ def _length(record: Record) -> str:
     if not steps:
         return words.MISSING
     said = words.plural(steps[-1], "step")
-    return f"{said}, {words.number(epochs[-1], 3)} times through the training set" if epochs else said
+    unit = "rounds of the stream" if record.streamed else "times through the training set"
+    return f"{said}, {words.number(epochs[-1], 3)} {unit}" if epochs else said
 
 
 def _ended(record: Record) -> str:

@@ -15,6 +15,8 @@ OVERFITTING = 0.05
 """Share of the lowest validation loss by which the training loss lies below it, or the last validation above it."""
 FALLING = 0.01
 """Share by which the validation loss fell over the last fifth of the run."""
+HELPING = 0.01
+"""Share by which the loss is lower at the end of a window than at its beginning, at least, where context helps."""
 JUDGED = "nucleus 0.9"
 """The strategy whose texts are judged."""
 ALIKE = 3.0
@@ -101,9 +103,12 @@ def _context(record: Record) -> Iterator[tuple[bool, str]]:
     if len(points) < 2:
         return
     (near, first), (far, last) = points[0], points[-1]
-    said = f"loss {words.number(first)} with {words.count(near)} token before it, {words.number(last)} with some "
+    said = f"loss {words.number(first)} with {words.plural(near, 'token')} before it, {words.number(last)} with some "
     said += words.count(far)
-    yield (True, f"It uses its context: {said}.") if last < first else (False, f"Context does not help it: {said}.")
+    if first - last >= HELPING * first:
+        yield True, f"It uses its context: {said}."
+    else:
+        yield False, f"Context hardly helps it, or not at all: {said}."
 
 
 def _texts(record: Record) -> Iterator[tuple[bool, str]]:

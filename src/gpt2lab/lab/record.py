@@ -17,6 +17,7 @@ from gpt2lab.lab.pictures import PositionCurve, saved_positions
 from gpt2lab.lab.text_quality import TextQuality
 from gpt2lab.lab.text_table import saved_texts
 from gpt2lab.runs import Row, Run
+from gpt2lab.training.config import STREAM
 
 T = TypeVar("T")
 _CHECKPOINT = re.compile(r"step_\d{8,}")
@@ -69,6 +70,11 @@ class Record:
         """Return a group of the configuration, such as ``model``; empty where there is none."""
         options = self.config.get(group)
         return options if isinstance(options, dict) else {}
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the corpus was prepared in rounds while training went on; ``epoch`` counts these then."""
+        return str(self.config.get("data")).startswith(STREAM)
 
     def column(self, name: str) -> list[float]:
         """Return the finite values of a column of metrics.csv, in the order of steps."""

@@ -13,18 +13,29 @@ BYTES = 257
 
 def task(record: Record) -> tuple[str, ...]:
     """Return paragraphs on the task, the data and its preparation."""
-    window = record.config.get("seq_len") or record.options("model").get("n_ctx")
+    window = words.setting(record.config.get("seq_len") or record.options("model").get("n_ctx"))
     learn = (
         "The task is to predict each token of a text from those before it. A model that does it well gives a text a "
         "high probability, which its loss measures, and can write by drawing one token after another."
     )
     prepare = (
         f"The text ({data_name(record)}{_sizes(record)}) is cut into tokens{_tokenizer(record)}. Documents are parted "
-        "by an end-of-text token. Documents are held out for validation and test by a hash of their text or, where "
-        f"there are few, the last part of each. A training step reads windows of {words.setting(window)} tokens; each "
-        "is visited once in a pass over the training set, in an order drawn anew for each pass."
+        f"by an end-of-text token. {_reading(record, window)}"
     )
     return learn, prepare
+
+
+def _reading(record: Record, window: str) -> str:
+    if record.streamed:
+        return (
+            "It is prepared in rounds while training goes on; what is held out for validation and test is of the "
+            f"first. A training step reads windows of {window} tokens of one round, in an order drawn anew for each."
+        )
+    return (
+        "Documents are held out for validation and test as the corpus comes divided, else by a hash of their text or, "
+        f"where there are few, the last part of each. A training step reads windows of {window} tokens; each is "
+        "visited once in a pass over the training set, in an order drawn anew for each pass."
+    )
 
 
 def _tokenizer(record: Record) -> str:
@@ -32,14 +43,15 @@ def _tokenizer(record: Record) -> str:
     if isinstance(entries, int) and entries <= BYTES:
         return f" that are single bytes ({entries} entries, with the end-of-text token)"
     return (
-        f" by a byte-level BPE {CITE['bpe']} of {words.setting(entries)} entries: GPT-2's pattern {CITE['gpt2']} "
-        "splits it into words, numbers and marks, and the most frequent pairs of neighbours are merged one by one"
+        f" by a byte-level BPE {CITE['bpe']} of {words.setting(entries)} entries: a pattern, GPT-2's "
+        f"{CITE['gpt2']} unless another was given, splits it into pieces such as words, numbers and marks, and the "
+        "most frequent pairs of neighbours are merged one by one"
     )
 
 
 def _sizes(record: Record) -> str:
     """Say how long the training set is, where the passes over it are recorded."""
     tokens, epochs = record.column("tokens"), record.column("epoch")
-    if not tokens or not epochs or epochs[-1] <= 0:
+    if not tokens or not epochs or epochs[-1] <= 0 or record.streamed:
         return ""
     return f", some {words.short(tokens[-1] / epochs[-1])} training tokens"

@@ -82,8 +82,8 @@ def table_of(quality: TextQuality, title: str) -> Table:
 
 CAPTION = (
     "Diversity of the texts (self-BLEU, upwards less alike) against how likely the model finds them, and, where a "
-    "grammar judges them, against the share that it accepts. The star is held-out text: left of it texts are likelier "
-    "than people's, below it more alike."
+    "grammar judges them, against the share that it accepts. The star is held-out text: texts of lower perplexity are "
+    "likelier than it, those below it more alike."
 )
 
 

@@ -80,7 +80,7 @@ def completions(quality: TextQuality) -> tuple[Completion, ...]:
 
 
 def findings(quality: TextQuality) -> tuple[str, ...]:
-    """Say what the figures say of the likeliest text, and of those strategies that are as diverse as people."""
+    """Say what the figures say of the likeliest text, and of each kind of sampling where it is about as diverse."""
     if not quality.drawn or quality.drawn[0].strategy is not None:
         return ()
     human, *rows = quality.drawn
