@@ -168,6 +168,12 @@ def test_a_run_with_activation_checkpointing_was_measured_with_it(
     assert (found["checkpointed"]["mfu"], found["plain"]["mfu"]) == pytest.approx((0.3, 0.4))
 
 
+def test_hours_of_a_run_on_cpus_are_those_of_its_processes(short_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--from", str(short_run.path), "--gpus", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "process-hours" in printed and "machine" not in printed
+
+
 def test_a_short_run_is_planned_on_the_gpu_that_it_was_measured_on(
     tmp_path: Path, short_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ def plan(
     Args:
         preset: Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; gpt2 unless given.
         gpu: H100 and others by their name, or cpu for this machine; H100 unless given, with --from the run's.
-        gpus: How many, or with cpu how many such machines; 1 unless given, with --from as many as the run had.
+        gpus: How many; of cpu, such machines, or with --from such processes; 1 unless given, or as many as it had.
         tokens: Tokens to train on, such as 10B or 300M; without it, 20 for each parameter.
         seq_len: Tokens a sequence; without it, the model's context.
         batch_tokens: Tokens a step; without it, the recipe's.

@@ -42,7 +42,9 @@ def _rows(found: Forecast) -> list[tuple[str, list[str]]]:
     def row(name: str, cell: object) -> tuple[str, list[str]]:
         return name, [cell(way) for way in ways]  # type: ignore[operator]
 
-    unit = "machine" if found.question.gpu == "cpu" else "GPU"
+    unit = "GPU"
+    if found.question.gpu == "cpu":  # of a run it is known how many processes it had, not on how many machines
+        unit = "machine" if found.question.measured is None else "process"
     return [
         row(f"weights, on each {unit}", lambda way: in_bytes(way.memory.weights)),
         row("gradients", lambda way: in_bytes(way.memory.gradients)),
