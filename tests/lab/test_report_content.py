@@ -130,6 +130,16 @@ def test_epochs_of_a_stream_are_called_rounds(tmp_path: Path) -> None:
     )
 
 
+def test_batch_is_shared_out_among_the_processes(run: Run) -> None:
+    def batch() -> str:
+        return next(fact.note for fact in gather([run]).runs[0].training if fact.name == "Batch")
+
+    assert batch() == "2 passes of 8 sequences of 256, accumulated"
+    state = run.checkpoints / "step_00000300" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_bytes()), "world": 2}), encoding="utf-8")
+    assert batch() == "8 sequences of 256 on each of 2 processes"
+
+
 def test_strategies_stand_beside_each_other_though_training_wrote_a_later_sample(run: Run) -> None:
     run.add_sample(400, "nucleus 0.9", "", "The last.")
     (content,) = gather([run]).runs

@@ -162,8 +162,11 @@ def _batch(record: Record) -> str:
     batch, micro = config.get("batch_tokens"), config.get("micro_batch")
     if not (isinstance(batch, int) and isinstance(micro, int) and isinstance(window, int) and micro * window > 0):
         return ""
-    passes = batch // (micro * window)
+    world = record.state.get("world")
+    world = world if isinstance(world, int) and world > 0 else 1
+    passes = batch // (micro * window * world)
     made_of = f"{words.plural(micro, 'sequence')} of {window:,}"
+    made_of += f" on each of {world} processes" if world > 1 else ""
     return made_of if passes == 1 else f"{passes:,} passes of {made_of}, accumulated"
 
 

@@ -51,7 +51,7 @@ def _against_entropy(record: Record) -> Iterator[tuple[bool, str]]:
     gap = record.test_figures().get("gap_percent", math.nan)
     said = f"On the test set it spends {words.percent(gap)} more bits than the text's entropy, which no model can beat"
     if gap <= NEAR_FLOOR:
-        yield True, f"{said}: little is left to learn."
+        yield True, f"{said}: that is close to it."
     elif gap >= FAR_FROM_FLOOR:
         yield False, f"{said}: much is left to learn."
 
