@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import signal
@@ -97,6 +98,9 @@ def test_several_processes_make_the_same_files_in_any_order(
     assert [dataset is not None for dataset in found][-1]
     assert folder_bytes(out) == unbroken
     assert prepare_share(recipe, tokenizer, out, rank=world - 1, world=world) is not None  # comes late, nothing to do
+    other = dataclasses.replace(recipe, shard_tokens=recipe.shard_tokens + 1)
+    with pytest.raises(InputError, match="exists already and is left as it is"):
+        prepare_share(other, tokenizer, out, rank=world - 1, world=world)
 
 
 def test_a_rank_whose_download_fails_does_not_hold_up_the_others(

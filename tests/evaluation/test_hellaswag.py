@@ -77,7 +77,6 @@ def test_the_harness_words_official_items_by_their_halves(tokenizer: Tokenizer) 
 
 
 def test_the_space_before_a_last_mark_belongs_to_the_endings_as_in_the_harness(tokenizer: Tokenizer) -> None:
-    pytest.importorskip("lm_eval")
     from lm_eval.api.model import TemplateLM
 
     endings = ("[substeps] is holding.", "a roof.", "c.", "d.")

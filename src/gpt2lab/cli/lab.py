@@ -77,18 +77,9 @@ def plan(
 
     wanted = None if tokens is None else count_of(tokens)
     if from_ is None:
+        machine = (gpu or "H100", 1 if gpus is None else gpus, precision or "bf16", parallel)
         question = ask(
-            *(
-                preset or "gpt2",
-                gpu or "H100",
-                1 if gpus is None else gpus,
-                precision or "bf16",
-                parallel,
-                seq_len,
-                batch_tokens,
-                wanted,
-            ),
-            *(micro_batch, 0.4 if mfu is None else mfu),
+            preset or "gpt2", *machine, seq_len, batch_tokens, wanted, micro_batch, 0.4 if mfu is None else mfu
         )
     else:
         fixed = {"preset": preset, "seq-len": seq_len, "batch-tokens": batch_tokens, "micro-batch": micro_batch}

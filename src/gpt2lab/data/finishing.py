@@ -43,6 +43,7 @@ def source_info(recipe: Recipe) -> SourceInfo:
         recipe.errors,
         recipe.min_length,
         recipe.deduplicate,
+        recipe.shard_tokens,
     )
 
 

@@ -22,7 +22,7 @@ WORK = "preparing"
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where the text came from: the arguments of `documents`."""
+    """Where the text came from and how it was taken: the arguments of `prepare`."""
 
     names: tuple[str, ...]
     seed: int
@@ -31,6 +31,8 @@ class SourceInfo:
     errors: str = "strict"
     min_length: int = 0
     deduplicate: bool = False
+    shard_tokens: int | None = None
+    """None where files came as they are."""
 
 
 @dataclass(frozen=True)
