@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
+    locked,
     new_directory,
     read_json,
     remove_temporary,
@@ -147,3 +149,17 @@ def test_a_new_directory_takes_nobodys_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be made"), new_directory(tmp_path / "file" / "new"):
         pytest.fail("it was entered")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the lock of POSIX")
+@pytest.mark.parametrize("places", [(), (0, 3)])
+def test_where_files_cannot_be_locked_a_warning_says_so_and_work_goes_on(
+    places: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for name in ("flock", "lockf"):
+        monkeypatch.setattr(f"fcntl.{name}", refuse)
+    with locked(tmp_path / "file", InputError("taken"), places):
+        assert "cannot be locked (No locks available)" in caplog.text

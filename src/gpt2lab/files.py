@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt2lab.errors import InputError
+
+log = logging.getLogger("gpt2lab")
+_WINDOWS_BYTE = 2**30
+"""The byte that stands for a whole file on Windows, where nobody else could read or write it: far behind the end."""
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -109,3 +115,40 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, taken: InputError, places: Sequence[int] = ()) -> Iterator[None]:
+    """Keep other processes out while a block runs; the lock ends with the process too, however that ends.
+
+    Where a file system has no locks, as some on networks, a warning says so.
+
+    Args:
+        path: The file that is locked, made where it is missing.
+        taken: Raised where another process holds the lock.
+        places: Bytes of the file to lock, each for itself; none for the whole of it.
+    """
+    with path.open("ab") as file:
+        try:
+            _lock(file, places)
+        except (BlockingIOError, PermissionError) as error:
+            raise taken from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): see that no other process works on it", path, error.strerror)
+        yield
+
+
+def _lock(file: BinaryIO, places: Sequence[int]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        for place in places or (_WINDOWS_BYTE,):
+            file.seek(place)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        if not places:  # not lockf, whose lock is gone when anything in this process reads the file and closes it
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for place in places:  # not flock, which locks whole files only
+            fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
