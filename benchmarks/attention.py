@@ -75,9 +75,8 @@ def measure(kind: str, dtype: str, T: int) -> dict[str, float]:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.model.attention import attend
+    from gpt2lab.model.attention import attend, make_view
     from gpt2lab.model.masks import causal, sliding_window
-    from gpt2lab.model.view import make_view
 
     runtime.tune_allocator()
     torch.manual_seed(0)
@@ -110,8 +109,10 @@ def decode(tokens: int) -> dict[str, Any]:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.generation.decode import next_logits
-    from gpt2lab.model import GPT, GPTConfig, KVCache
+    from gpt2lab.generation import next_logits
+    from gpt2lab.model.cache import KVCache
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
 
     runtime.tune_allocator()
     cpu = torch.device("cpu")

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import torch
 
-from gpt2lab.data import prepare, texts
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import texts
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "compare.json"
 VARY = ("model.position=learned,rope", "model.n_kv_head=2,1")
-MAIN = "import sys; from gpt2lab.cli import main; sys.exit(main())"
+MAIN = "import sys; from gpt2lab.cli.dispatch import main; sys.exit(main())"
 
 
 def main() -> None:

@@ -28,11 +28,11 @@ def work(mode: str, preset: str) -> None:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.model import GPT, GPTConfig
-    from gpt2lab.training import OptimConfig
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
+    from gpt2lab.training.config import OptimConfig
+    from gpt2lab.training.distributed import MODES, clip_gradients, joined
     from gpt2lab.training.optim import make_optimiser
-    from gpt2lab.training.parallel import MODES, clip_gradients
-    from gpt2lab.training.processes import joined
 
     runtime.tune_allocator()
     torch.set_num_threads(SIDES[mode][1])

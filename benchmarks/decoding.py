@@ -80,7 +80,8 @@ def ours(prompt: Any, tokens: int, precision: str) -> list[float]:
     """Return the moments at which tokens came."""
     from gpt2lab import runtime
     from gpt2lab.generation import STRATEGIES, stream
-    from gpt2lab.model import GPT, GPTConfig
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
 
     where = runtime.resolve("cpu", precision)
     model = GPT(GPTConfig.preset("gpt2")).eval()

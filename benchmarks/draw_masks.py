@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import torch
 
 from gpt2lab.model.masks import (
@@ -27,7 +28,6 @@ from gpt2lab.model.masks import (
 )
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 T = 24
 DOCUMENTS = torch.tensor([[0] * 10 + [1] * 8 + [2] * 6])

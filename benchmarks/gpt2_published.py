@@ -28,13 +28,13 @@ from pathlib import Path
 from pyarrow import parquet
 
 from gpt2lab import GPT, Tokenizer, runtime
-from gpt2lab.evaluation import STYLES
+from gpt2lab.evaluation.hellaswag import STYLES
+from gpt2lab.evaluation.measure import Measured, held_out_text, measure_held_out, measure_hellaswag
 from gpt2lab.files import write_json
 from gpt2lab.hub import fetch_data, find_model
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.evaluation import hellaswag_from_hub
-from gpt2lab.lab.measure import Measured, held_out_text, measure_held_out, measure_hellaswag
-from gpt2lab.model.weights import FILES
+from gpt2lab.model.huggingface import FILES
 from gpt2lab.runtime import Runtime
 
 RESULTS = Path(__file__).parent / "results"

@@ -144,7 +144,8 @@ def training_figures(bench: Bench, trainer: Any) -> dict[str, Any]:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.model import flops, mfu
+    from gpt2lab.model import flops
+    from gpt2lab.model.flops import mfu
 
     size, device = bench.size, trainer.runtime.device
     if device.type == "cuda":
@@ -163,9 +164,8 @@ def windows(bench: Bench) -> list[dict[str, Any]]:
     """Return the time of attention over a window by each kernel, forward and backward, beside full causal SDPA."""
     import torch
 
-    from gpt2lab.model import GPTConfig
-    from gpt2lab.model.attention import attend
-    from gpt2lab.model.view import make_view
+    from gpt2lab.model.attention import attend, make_view
+    from gpt2lab.model.config import GPTConfig
 
     T, rows = bench.size["windows"], []
     options: dict[str, Any] = {"device": bench.device, "dtype": torch.bfloat16, "requires_grad": True}
@@ -196,7 +196,8 @@ def decoding(bench: Bench) -> list[dict[str, Any]]:
     import torch
 
     from gpt2lab import generate, runtime
-    from gpt2lab.model import GPT, GPTConfig
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
 
     where = runtime.resolve(bench.device, bench.precision)  # type: ignore[arg-type]
     model = GPT(GPTConfig.preset(bench.size["preset"])).to(where.device).eval()
@@ -250,7 +251,7 @@ def nanogpt(bench: Bench) -> list[dict[str, Any]]:
     sys.path.insert(0, str(bench.nanogpt))
     import torch
 
-    from gpt2lab.model import GPTConfig as Ours
+    from gpt2lab.model.config import GPTConfig as Ours
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     size, shape = bench.size, Ours.preset(bench.size["preset"])

@@ -25,7 +25,7 @@ class Bench:
 def trainer_of(bench: Bench, precision: Any = None, model: dict[str, Any] | None = None, **changes: Any) -> Any:
     """Return the library's `Trainer` for the size, on random tokens."""
     from gpt2lab import runtime
-    from gpt2lab.model import GPTConfig
+    from gpt2lab.model.config import GPTConfig
     from gpt2lab.training import loop
     from plan import make_trainer  # benchmarks/plan.py, beside this file
 
@@ -56,7 +56,8 @@ def check_kernels(bench: Bench) -> list[tuple[str, float, float]]:
     """Compare every kernel's output and gradient to the reference's, in fp32 on the same inputs."""
     import torch
 
-    from gpt2lab.model import GPT, GPTConfig
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
 
     def run(kernel: Any, mask: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)

@@ -63,7 +63,8 @@ def make_weights(shape: str, folder: Path) -> None:
     """Save a random GPT-2, spread widely enough that its choices are no ties."""
     import torch
 
-    from gpt2lab.model import GPT, GPTConfig
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
 
     n_layer, n_head, n_embd = SHAPES[shape]
     torch.manual_seed(0)
@@ -85,9 +86,9 @@ def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from gpt2lab import runtime
 
     runtime.tune_allocator()
-    from gpt2lab.evaluation import hellaswag, read_hellaswag
-    from gpt2lab.model import GPT
-    from gpt2lab.tokenizer import Tokenizer
+    from gpt2lab.evaluation.hellaswag import hellaswag, read_hellaswag
+    from gpt2lab.model.gpt import GPT
+    from gpt2lab.tokenizer.tokenizer import Tokenizer
 
     model, tokenizer = GPT.from_hf(folder), Tokenizer.gpt2(options.gpt2)
     items = read_hellaswag(options.items)[: options.limit]

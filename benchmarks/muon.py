@@ -48,8 +48,8 @@ def main() -> None:
 
 def prepare_characters(text: Path, folder: Path) -> Path:
     """Prepare the text byte by byte, its last tenth held out."""
-    from gpt2lab.data import prepare
-    from gpt2lab.tokenizer import Tokenizer
+    from gpt2lab.data.prepare import prepare
+    from gpt2lab.tokenizer.tokenizer import Tokenizer
 
     prepare([str(text)], Tokenizer.train([], 257), folder / "data", val_fraction=0.1, test_fraction=0.0)
     return folder / "data"
@@ -57,8 +57,10 @@ def prepare_characters(text: Path, folder: Path) -> Path:
 
 def measure(data: Path, folder: Path, name: Any, rate: float, steps: int) -> dict[str, Any]:
     """Train once; return the curve of validation losses, each over the whole split."""
-    from gpt2lab.model import GPTConfig
-    from gpt2lab.training import Hooks, OptimConfig, TrainConfig, start
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.training.config import OptimConfig, TrainConfig
+    from gpt2lab.training.loop import Hooks
+    from gpt2lab.training.session import start
 
     muon_lr, lr = (rate, 3e-3) if name == "muon" else (None, rate)
     config = TrainConfig(

@@ -62,7 +62,7 @@ def measure(preset: str, precision: Any, checkpointed: str, device: str) -> dict
     import torch._dynamo  # else the optimiser's first step imports it, and its 90 MB count as the step's
     import torch.utils.checkpoint
 
-    from gpt2lab.model import GPTConfig
+    from gpt2lab.model.config import GPTConfig
     from gpt2lab.training import loop, memory
 
     del torch
@@ -87,8 +87,8 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
     import numpy as np
 
     from gpt2lab.runs import Run
-    from gpt2lab.training import Hooks
     from gpt2lab.training.config import TrainConfig
+    from gpt2lab.training.loop import Hooks
     from gpt2lab.training.setup import Plan
 
     class RandomStream:

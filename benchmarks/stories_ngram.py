@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.stories import Story, stories
+from gpt2lab.stories.corpus import Story, stories
 
 RESULT = Path(__file__).parent / "results" / "stories_ngram.json"
 TOKEN = re.compile(r" ?\w+| ?[^\w\s]+|\s")

@@ -38,9 +38,9 @@ import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
 from gpt2lab import Tokenizer
-from gpt2lab.data.stories import stories
 from gpt2lab.files import write_atomically, write_json
-from gpt2lab.tokenizer.alphabet import spell, unspell
+from gpt2lab.stories.corpus import stories
+from gpt2lab.tokenizer.bpe import spell, unspell
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE = 32_000

@@ -98,7 +98,8 @@ def figures(name: str, seconds: float, precision: str) -> dict[str, Any]:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.model import GPTConfig, mfu, peak_flops
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.flops import mfu, peak_flops
 
     row, cpu = ROWS[name], torch.device("cpu")
     memory = runtime.peak_memory_mb(cpu)  # before the peak rate is measured, which takes some itself
@@ -120,11 +121,11 @@ def measure_ours(name: str) -> dict[str, Any]:
     runtime.tune_allocator()
     import numpy as np
 
-    from gpt2lab.model import GPTConfig
+    from gpt2lab.model.config import GPTConfig
     from gpt2lab.runs import Run
     from gpt2lab.training.config import OptimConfig, TrainConfig
-    from gpt2lab.training.loop import Data, Hooks, Trainer
-    from gpt2lab.training.setup import Plan
+    from gpt2lab.training.loop import Hooks, Trainer
+    from gpt2lab.training.setup import Data, Plan
 
     row = ROWS[name]
 

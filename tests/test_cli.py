@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.cli import VERBS, main
+from gpt2lab.cli.dispatch import VERBS, main
 from gpt2lab.runs import Run
 
 SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.n-ctx", "32"]
@@ -74,7 +74,7 @@ def test_help_of_train_shows_the_presets_own_defaults(capsys: pytest.CaptureFixt
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys; from gpt2lab.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from gpt2lab.cli.dispatch import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
@@ -448,7 +448,7 @@ def test_sampling_settings_out_of_range(
 @pytest.mark.skipif(sys.platform == "win32", reason="there a pipe without a reader is another error")
 @pytest.mark.parametrize("command", [["plan", "--preset", "gpt2", "--gpu", "H100"], ["data", "list"]], ids=" ".join)
 def test_a_reader_that_goes_ends_the_output_quietly(command: list[str]) -> None:
-    program = "import sys; from gpt2lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from gpt2lab.cli.dispatch import main; sys.exit(main(sys.argv[1:]))"
     reading, writing = os.pipe()
     os.close(reading)
     arguments = [sys.executable, "-u", "-c", program, *command]

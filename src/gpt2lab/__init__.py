@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2lab.generation import generate
-    from gpt2lab.lab import train
-    from gpt2lab.model import GPT, GPTConfig
-    from gpt2lab.tokenizer import Tokenizer
-    from gpt2lab.training import TrainConfig
+    from gpt2lab.lab.train import train
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
+    from gpt2lab.tokenizer.tokenizer import Tokenizer
+    from gpt2lab.training.config import TrainConfig
 
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "Tokenizer", "TrainConfig", "generate", "train"]
 
 _HOME = {
-    "GPT": "model",
-    "GPTConfig": "model",
-    "Tokenizer": "tokenizer",
-    "TrainConfig": "training",
+    "GPT": "model.gpt",
+    "GPTConfig": "model.config",
+    "Tokenizer": "tokenizer.tokenizer",
+    "TrainConfig": "training.config",
     "generate": "generation",
-    "train": "lab",
+    "train": "lab.train",
 }
 
 

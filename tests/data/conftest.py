@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

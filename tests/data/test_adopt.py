@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2lab.data import TokenDataset, adopt, prepare
+from gpt2lab.data.dataset import TokenDataset, adopt
+from gpt2lab.data.prepare import prepare
 from gpt2lab.data.shards import ShardWriter, format_for
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 DOCUMENTS = ["low lower", "the sea", "a cat 🐈", "one"] * 6
 

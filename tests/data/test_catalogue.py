@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.cli import main
-from gpt2lab.data import CORPORA, documents, prepare, texts
+from gpt2lab.cli.dispatch import main
+from gpt2lab.data.corpora import CORPORA
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import documents, texts
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_datasets import Hub, loopback_hub
 
 WANTED = """

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.cli import main
-from gpt2lab.data import TokenDataset, prepare
+from gpt2lab.cli.dispatch import main
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
 from gpt2lab.data.shards import UINT16, ShardWriter
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_datasets import Hub, loopback_hub
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.data import TokenDataset, prepare
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

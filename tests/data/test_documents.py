@@ -14,9 +14,10 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import FileDocument, TextDocument, documents, texts
-from gpt2lab.data.stories import stories
+from gpt2lab.data.documents import FileDocument, TextDocument
+from gpt2lab.data.sources import documents, texts
 from gpt2lab.errors import InputError
+from gpt2lab.stories.corpus import stories
 
 MIB = 1 << 20
 SPLITTING = {  # as published with tiktoken

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.data import hub as client
+from gpt2lab.data import download as client
 from gpt2lab.data.download import Patience, Unreachable, fetch, get_json
 from gpt2lab.errors import InputError
 from loopback_datasets import COMMIT, Hub, loopback_hub

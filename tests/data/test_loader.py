@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import Batch, Loader, TokenStream, count_windows, micro_steps, open_shard
-from gpt2lab.data.shards import UINT16, ShardWriter
+from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps
+from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.errors import InputError
 
 

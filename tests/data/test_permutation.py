@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import permute
+from gpt2lab.data.loader import permute
 
 
 @settings(deadline=None)

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2lab.data import TokenDataset, documents, prepare
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import documents
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 
 def ids_of(dataset: TokenDataset, split: str) -> list[int]:

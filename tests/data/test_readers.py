@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.cli import main
-from gpt2lab.data import FileDocument, documents
+from gpt2lab.cli.dispatch import main
+from gpt2lab.data.documents import FileDocument
+from gpt2lab.data.sources import documents
 from gpt2lab.errors import InputError
 
 MIB = 1 << 20

@@ -14,8 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import Shard, TokenStream, open_shard
-from gpt2lab.data.shards import UINT16, UINT32, ShardFormat, ShardWriter, checked_sha256, format_for
+from gpt2lab.data.shards import (
+    UINT16,
+    UINT32,
+    Shard,
+    ShardFormat,
+    ShardWriter,
+    TokenStream,
+    checked_sha256,
+    format_for,
+    open_shard,
+)
 from gpt2lab.errors import InputError
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.data.stories import grammar, parse, read, splitmix64, stories, write, write_story
-from gpt2lab.data.stories_grammar import AmbiguityError, Choice, Draw, Literal, Node, Refer, Walk, Word
-from gpt2lab.data.stories_notation import Grammar
 from gpt2lab.errors import InputError
+from gpt2lab.stories.corpus import grammar, parse, read, splitmix64, stories, write, write_story
+from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Literal, Node, Refer, Walk, Word
+from gpt2lab.stories.notation import Grammar
 
 SEED = 0
 SAMPLE = [write_story(SEED, index) for index in range(2_000)]

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import TokenStream, open_shard, survey
-from gpt2lab.data.shards import UINT16, ShardWriter
-from gpt2lab.data.survey import split_documents
+from gpt2lab.data.dataset import split_documents, survey
+from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 
 EOT = 4
 
@@ -29,7 +28,7 @@ def test_figures_are_those_counted_by_hand(tokens: list[int], block: int) -> Non
             documents[-1].append(token)
     documents = [document for document in documents if document]
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("gpt2lab.data.survey"), "_BLOCK", block)
+        patch.setattr(importlib.import_module("gpt2lab.data.dataset"), "_BLOCK", block)
         writer = ShardWriter(Path(folder), "train", UINT16, 7)
         writer.write(np.array(tokens))
         writer.finish()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.evaluation import DETOKENISERS
+from gpt2lab.evaluation.perplexity import DETOKENISERS
 
 wikitext = DETOKENISERS["wikitext"]
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import STYLES, HellaSwagItem, hellaswag, read_hellaswag
-from gpt2lab.model import GPT, GPTConfig
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.evaluation.hellaswag import STYLES, HellaSwagItem, hellaswag, read_hellaswag
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 ITEM = {
     "ind": 24,

@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2lab.data import TokenDataset, TokenStream, open_shard, prepare
-from gpt2lab.data.shards import UINT16, ShardWriter
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import Perplexity, perplexity_of
-from gpt2lab.model import GPT, GPTConfig
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.evaluation.perplexity import Perplexity, perplexity_of
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 V, CONTEXT = 61, 24
 

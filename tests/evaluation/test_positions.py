@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2lab.data import TokenStream, open_shard
-from gpt2lab.data.shards import UINT16, ShardWriter
+from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import loss_by_position, perplexity_of, recall_probe
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.evaluation.perplexity import loss_by_position, perplexity_of
+from gpt2lab.evaluation.recall import recall_probe
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 
 V, CONTEXT = 50, 16
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import recall_probe, repeat_losses
-from gpt2lab.evaluation.recall import doubling_distances
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.evaluation.recall import doubling_distances, recall_probe, repeat_losses
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=64, vocab_size=50, dropout=0.0)
 

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import Continuation, score, scoring
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.evaluation import likelihood
+from gpt2lab.evaluation.likelihood import Continuation, score
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 
 V, N_CTX = 61, 24
 
@@ -53,7 +55,7 @@ def test_equals_reading_each_alone_with_hugging_faces_model(
     pass_tokens: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scoring, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(likelihood, "PASS_TOKENS", pass_tokens)
     theirs = hugging_face_twin(model)
     continuations = make(9, 4, seed=pass_tokens)
     found = score(model, continuations)
@@ -86,7 +88,7 @@ def test_runs_in_evaluation_mode_and_counts_to_the_last(model: GPT) -> None:
 
 @given(st.lists(st.integers(1, 80), max_size=60), st.integers(1, 400), st.integers(0, 30))
 def test_batches_hold_every_row_once_and_pad_little(lengths: list[int], budget: int, before: int) -> None:
-    batches = scoring.batches_by_length(lengths, budget, before)
+    batches = likelihood.batches_by_length(lengths, budget, before)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         rows = [lengths[index] for index in batch]

@@ -4,9 +4,9 @@ from itertools import islice
 
 import pytest
 
-from gpt2lab.data.stories import parse, stories
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import judge_stories
+from gpt2lab.evaluation.text_metrics import judge_stories
+from gpt2lab.stories.corpus import parse, stories
 
 WRITTEN = [story.text for story in islice(stories(seed=5), 8)]
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu import sentence_bleu
 
-from gpt2lab.data.stories import stories
-from gpt2lab.evaluation import METRICS, Text, Writing, text_stats
-from gpt2lab.evaluation.text_stats import ends_in_a_loop, names_and_objects
+from gpt2lab.evaluation.text_metrics import METRICS, Text, Writing, ends_in_a_loop, names_and_objects, text_stats
+from gpt2lab.stories.corpus import stories
 
 
 def written(*continuations: str, prompt: str = "", stories: bool = False, ended: bool = True) -> Writing:

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import TokenStream, open_shard
-from gpt2lab.data.shards import UINT16, ShardWriter
+from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.windows import cut
+from gpt2lab.evaluation.perplexity import cut
 
 
 def make_stream(directory: Path | str, tokens: np.ndarray) -> TokenStream:

@@ -9,7 +9,10 @@ import torch
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation import STRATEGIES, Strategy, generate, next_logits, pad_left, sample_next, seeded, stream
-from gpt2lab.model import GPT, GPTConfig, KVCache, cache_bytes
+from gpt2lab.model.cache import KVCache
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.flops import cache_bytes
+from gpt2lab.model.gpt import GPT
 
 CPU = torch.device("cpu")
 GREEDY = STRATEGIES["greedy"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation import TextStreamer, encode_prompt
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 BYTES = Tokenizer.train(["a"], 257)  # a token for each byte, and end-of-text

@@ -10,30 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 from gpt2lab.cli.parsing import parse
-from gpt2lab.data import prepare
+from gpt2lab.compare import output as comparison_figures
+from gpt2lab.compare import results
+from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations
+from gpt2lab.compare.results import Outcome, Validated, compare_outcomes, outcome_of, to_loss
+from gpt2lab.compare.run import Ended, compare, in_this_process
+from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.lab.compare import (
-    compare,
-    compare_outcomes,
-    in_this_process,
-    make_plan,
-    measure,
-    outcome_of,
-    parse_arms,
-    parse_variations,
-)
-from gpt2lab.lab.compare import figures as comparison_figures
-from gpt2lab.lab.compare.execute import Ended
-from gpt2lab.lab.compare.outcome import Outcome, Validated, to_loss
-from gpt2lab.lab.gather import gather
-from gpt2lab.lab.report import write_report
-from gpt2lab.model import GPTConfig
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.report.content import gather
+from gpt2lab.report.html import write_report
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import TrainConfig, curves, loop
-from gpt2lab.training.options import flags
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training import loop, monitoring
+from gpt2lab.training.config import TrainConfig, flags
 
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(80))
 VARY = {"model.n_inner": [16, 64]}
@@ -43,7 +35,7 @@ VARY = {"model.n_inner": [16, 64]}
 def without_slow_extras():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-        patch.setattr(curves, "draw", lambda run: run.path)
+        patch.setattr(monitoring, "draw", lambda run: run.path)
         yield
 
 
@@ -143,7 +135,7 @@ def test_what_is_finished_is_not_repeated_and_what_was_stopped_goes_on(done: Pat
 def test_texts_are_measured_where_they_are_asked_for_and_nothing_else_again(
     done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "SAMPLES", 2)
+    monkeypatch.setattr(results, "SAMPLES", 2)
     shutil.copytree(done, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*/*.csv")}
     comparison = compare(base(data), VARY, 2, tmp_path / "out", texts=True)
@@ -171,7 +163,7 @@ def test_runs_are_measured_by_document_where_they_were_trained_so(tmp_path: Path
 def test_test_split_too_short_for_texts_is_refused_before_anything_runs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "SAMPLES", 100_000)
+    monkeypatch.setattr(results, "SAMPLES", 100_000)
     with pytest.raises(InputError, match="too few for 100000 beginnings"):
         compare(base(data), VARY, 1, tmp_path / "out", texts=True)
     assert not (tmp_path / "out").exists()

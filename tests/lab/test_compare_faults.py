@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import gpt2lab
-from gpt2lab.data import prepare
+from gpt2lab.data.prepare import prepare
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.fault
-MAIN = "import sys; from gpt2lab.cli import main; sys.exit(main())"
+MAIN = "import sys; from gpt2lab.cli.dispatch import main; sys.exit(main())"
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(80))
 
 

@@ -7,8 +7,7 @@ import random
 
 import pytest
 
-from gpt2lab.lab.compare import Outcome, compare_outcomes
-from gpt2lab.lab.compare.statistics import half_width, paired_difference, t_cdf, t_quantile
+from gpt2lab.compare.results import Outcome, compare_outcomes, half_width, paired_difference, t_cdf, t_quantile
 
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 19: 2.093, 30: 2.042, 100: 1.984}
 """0.975 quantiles of Student's t as printed in the NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2."""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gpt2lab import Tokenizer
-from gpt2lab.cli import main
-from gpt2lab.data import prepare
+from gpt2lab.cli.dispatch import main
+from gpt2lab.data.prepare import prepare
 
 WORDS = ["low lower", "the sea " * 9, "a cat\n", "low lower"]
 

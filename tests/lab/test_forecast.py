@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 from gpt2lab.files import write_json
-from gpt2lab.lab.plan_question import GPU_MEMORY
-from gpt2lab.model import PRESETS, GPTConfig, flops_per_token
-from gpt2lab.model.flops import PEAK_FLOPS
+from gpt2lab.lab.forecast import GPU_MEMORY
+from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.model.flops import PEAK_FLOPS, flops_per_token
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, to_dict
+from gpt2lab.training.config import TrainConfig, to_dict
 
 
 def planned(capsys: pytest.CaptureFixture[str], *argv: object) -> dict:

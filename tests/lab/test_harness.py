@@ -11,9 +11,10 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import hellaswag, read_hellaswag
-from gpt2lab.model import GPT, GPTConfig
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.evaluation.hellaswag import hellaswag, read_hellaswag
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of its dependencies
 
@@ -53,7 +54,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def wrapped(tokenizer: Tokenizer) -> Any:
-    from gpt2lab.lab.harness import HarnessModel
+    from gpt2lab.evaluation.harness import HarnessModel
 
     torch.manual_seed(0)
     config = GPTConfig(n_layer=2, n_head=2, n_embd=32, n_ctx=96, vocab_size=tokenizer.n_vocab)
@@ -120,7 +121,7 @@ def test_hellaswag_is_the_harnesss_item_by_item(wrapped: Any, tmp_path: Path) ->
 
 
 def test_a_task_becomes_figures_with_their_protocol(wrapped: Any, tmp_path: Path) -> None:
-    from gpt2lab.lab.harness import run_harness
+    from gpt2lab.evaluation.harness import run_harness
 
     folder = local_task(tmp_path, make_items(tmp_path / "items.jsonl", 8))
     (measured,) = run_harness(wrapped, ["local_hellaswag"], folder, limit=5, shots=None)
@@ -166,7 +167,7 @@ def test_texts_are_written_up_to_a_stop(wrapped: Any) -> None:
 
 
 def test_a_tokenizer_without_end_of_text_is_refused() -> None:
-    from gpt2lab.lab.harness import HarnessModel
+    from gpt2lab.evaluation.harness import HarnessModel
 
     bare = Tokenizer.train(["a"], 256, special_tokens=())
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=8, vocab_size=256))

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from gpt2lab import GPT, Tokenizer, generate
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 from gpt2lab.runs import Run
-from gpt2lab.training import load_model
+from gpt2lab.training.checkpoint import load_model
 from loopback_hub import gpt2lab_with, loopback_hub
 
 TEXT = "One day, Lily's  naïve cat 🐈 said:\n\n\t“1,234!”   <|endoftext|> x"

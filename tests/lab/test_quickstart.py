@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 from gpt2lab.generation import STRATEGIES
 from gpt2lab.lab import console, quickstart
-from gpt2lab.model import GPTConfig
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import StepReport
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.loop import StepReport
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
-from gpt2lab.lab.report import write_report
+from gpt2lab.report.html import write_report
 from gpt2lab.runs import METRICS, Run
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "mspace", "path", "use", "circle", "rect"}

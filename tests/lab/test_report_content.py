@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
-from gpt2lab.evaluation import PositionLosses
-from gpt2lab.lab import figures
-from gpt2lab.lab.compare.outcome import outcome_of
-from gpt2lab.lab.content import Series
-from gpt2lab.lab.gather import gather
-from gpt2lab.lab.pictures import save_positions
+from gpt2lab.compare.results import outcome_of
+from gpt2lab.evaluation.perplexity import PositionLosses
+from gpt2lab.report import figures
+from gpt2lab.report.content import gather
+from gpt2lab.report.document import Series
+from gpt2lab.report.plots import save_positions
 from gpt2lab.runs import Run
 
 

@@ -12,13 +12,12 @@ from pypdf import PdfReader
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import PositionLosses
+from gpt2lab.evaluation.perplexity import PositionLosses
 from gpt2lab.files import read_json, write_json
-from gpt2lab.lab.gather import gather
-from gpt2lab.lab.judgement import repeated
-from gpt2lab.lab.pictures import save_positions
-from gpt2lab.lab.published import SHAKESPEARE_BY_CHARACTER
-from gpt2lab.lab.report import report_on, write_report
+from gpt2lab.report.content import gather
+from gpt2lab.report.facts import SHAKESPEARE_BY_CHARACTER, repeated
+from gpt2lab.report.html import report_on, write_report
+from gpt2lab.report.plots import save_positions
 from gpt2lab.runs import Run
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.lab import figures, words
+from gpt2lab import formatting
+from gpt2lab.report import figures
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -40,34 +41,34 @@ def luminance(hue: str) -> float:
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (words.count(12345.0), "12,345"),
-        (words.short(950272), "950 k"),
-        (words.short(12_288_000), "12.3 M"),
-        (words.short(999_999), "1.00 M"),
-        (words.short(999), "999"),
-        (words.number(2.0141), "2.014"),
-        (words.number(27_390.4), "27,390"),
-        (words.number(0.25461), "0.2546"),
-        (words.number(0.00003), "3 × 10⁻⁵"),
-        (words.number(9.99996), "10.00"),
-        (words.number(0), "0"),
-        (words.number(-1.5), "-1.500"),
-        (words.number(math.inf), "not finite"),
-        (words.setting(1e-8), "10⁻⁸"),
-        (words.setting(0.003), "0.003"),
-        (words.setting(1.0), "1"),
-        (words.setting(None), "not set"),
-        (words.setting(False), "no"),
-        (words.setting(50257), "50,257"),
-        (words.duration(9.04), "9.0 s"),
-        (words.duration(151), "2 min 31 s"),
-        (words.duration(59.7), "1 min 00 s"),
-        (words.duration(11_100), "3 h 05 min"),
-        (words.memory(437.2), "437 MiB"),
-        (words.memory(1351.7), "1.32 GiB"),
-        (words.percent(11.84), "11.8 %"),
-        (words.plural(1, "layer"), "1 layer"),
-        (words.plural(12, "layer"), "12 layers"),
+        (formatting.count(12345.0), "12,345"),
+        (formatting.short(950272), "950 k"),
+        (formatting.short(12_288_000), "12.3 M"),
+        (formatting.short(999_999), "1.00 M"),
+        (formatting.short(999), "999"),
+        (formatting.number(2.0141), "2.014"),
+        (formatting.number(27_390.4), "27,390"),
+        (formatting.number(0.25461), "0.2546"),
+        (formatting.number(0.00003), "3 × 10⁻⁵"),
+        (formatting.number(9.99996), "10.00"),
+        (formatting.number(0), "0"),
+        (formatting.number(-1.5), "-1.500"),
+        (formatting.number(math.inf), "not finite"),
+        (formatting.setting(1e-8), "10⁻⁸"),
+        (formatting.setting(0.003), "0.003"),
+        (formatting.setting(1.0), "1"),
+        (formatting.setting(None), "not set"),
+        (formatting.setting(False), "no"),
+        (formatting.setting(50257), "50,257"),
+        (formatting.duration(9.04), "9.0 s"),
+        (formatting.duration(151), "2 min 31 s"),
+        (formatting.duration(59.7), "1 min 00 s"),
+        (formatting.duration(11_100), "3 h 05 min"),
+        (formatting.memory(437.2), "437 MiB"),
+        (formatting.memory(1351.7), "1.32 GiB"),
+        (formatting.percent(11.84), "11.8 %"),
+        (formatting.plural(1, "layer"), "1 layer"),
+        (formatting.plural(12, "layer"), "12 layers"),
     ],
 )
 def test_numbers_are_said_with_their_unit(said: str, expected: str) -> None:

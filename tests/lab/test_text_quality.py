@@ -7,16 +7,25 @@ import pytest
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data import TokenDataset, prepare
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import METRICS
+from gpt2lab.evaluation.text_metrics import METRICS
+from gpt2lab.evaluation.text_quality import (
+    HELD_OUT,
+    Row,
+    TextQuality,
+    choose_prompts,
+    findings,
+    measure_texts,
+    saved_texts,
+)
 from gpt2lab.generation import Strategy
-from gpt2lab.lab.text_pictures import save_text_quality, table_of
-from gpt2lab.lab.text_quality import HELD_OUT, Row, TextQuality, choose_prompts, measure_texts
-from gpt2lab.lab.text_table import findings, saved_texts
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.report.plots import save_text_quality, table_of
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 N_CTX = 256
 SMALL = {"samples": 8, "prompt_tokens": 205, "max_new_tokens": 48}
@@ -25,7 +34,7 @@ SMALL = {"samples": 8, "prompt_tokens": 205, "max_new_tokens": 48}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
-    from gpt2lab.data import texts
+    from gpt2lab.data.sources import texts
 
     tokenizer = Tokenizer.train(texts(["stories"], max_documents=200), 1024)
     return prepare(

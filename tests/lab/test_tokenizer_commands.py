@@ -14,7 +14,7 @@ from rich.console import Console
 from tiktoken.load import load_tiktoken_bpe
 
 from gpt2lab import Tokenizer
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 from gpt2lab.lab import console
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import Tokenizer, TrainConfig, train
-from gpt2lab.data import prepare
+from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.lab import trackers
-from gpt2lab.model import GPTConfig
+from gpt2lab.lab import train as train_module
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 
 
@@ -73,7 +73,7 @@ def test_wandb_offline_holds_the_rows_and_touches_no_network(
 def test_a_tracker_that_is_not_installed_names_what_to_install(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(train_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tracker wandb is not installed; .*pip install gpt2lab\[wandb\]"):
         train(config(data, tmp_path / "run", tracker="wandb"))
     assert not (tmp_path / "run").exists()

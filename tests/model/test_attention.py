@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPTConfig, KVCache, banded
-from gpt2lab.model.attention import KERNELS, CausalSelfAttention, attend
+from gpt2lab.model import banded
+from gpt2lab.model.attention import KERNELS, CausalSelfAttention, attend, make_view
+from gpt2lab.model.cache import KVCache
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.masks import Mask, as_mask, causal, causal_tensor, sliding_window
-from gpt2lab.model.view import make_view
 
 CPU = torch.device("cpu")
 B, H, D = 2, 3, 8

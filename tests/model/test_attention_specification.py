@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from gpt2lab.model import GPT, GPTConfig, KVCache, attention, banded
+from gpt2lab.model import attention, banded
+from gpt2lab.model.cache import KVCache
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.model.masks import dense
 
 T, V, H, B = 13, 31, 4, 3

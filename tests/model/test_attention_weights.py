@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2lab.model import GPT, GPTConfig, attention_weights
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.model.inspection import attention_weights
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "vocab_size": 50, "dropout": 0.0}
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 
 VARIANTS: list[dict[str, Any]] = [{}, {"n_kv_head": 2, "position": "rope"}, {"mask": "window", "window": 5}]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, PRESETS, GPTConfig
+from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.model.gpt import GPT
 
 SIZES = {
     "nano": 3_274_752,

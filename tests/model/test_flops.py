@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2lab.model import GPT, PRESETS, GPTConfig, flops_per_token, mfu, peak_flops
-from gpt2lab.model.flops import data_sheet
+from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.model.flops import data_sheet, flops_per_token, mfu, peak_flops
+from gpt2lab.model.gpt import GPT
 
 
 @pytest.mark.parametrize("kernel", ["reference", "matmul"])

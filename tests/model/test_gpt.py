@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig, evaluating
-from gpt2lab.model.gpt import Block
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT, Block, evaluating
 
 KERNELS = ["auto", "reference", "matmul", "sdpa"]
 T, V = 17, 61

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gpt2lab.generation import generate
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 
 Twin = Callable[[GPT], Any]
 SHAPES: dict[str, dict[str, Any]] = {

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig, KVCache
+from gpt2lab.model.attention import make_view
+from gpt2lab.model.cache import KVCache
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.model.masks import MASKS, Mask, causal, dense, document, global_window, sliding_window, strided
-from gpt2lab.model.view import make_view
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,20 @@ import torch
 from torch import nn
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig, cache_bytes, choose_kernel, flops_per_token, pool_heads
-from gpt2lab.model.attention import CausalSelfAttention
+from gpt2lab.model.attention import (
+    SINUSOID_SCALE,
+    CausalSelfAttention,
+    View,
+    choose_kernel,
+    rotate,
+    rotation,
+    sinusoidal,
+)
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.flops import cache_bytes, flops_per_token
+from gpt2lab.model.gpt import GPT
+from gpt2lab.model.inspection import pool_heads
 from gpt2lab.model.masks import causal, sliding_window
-from gpt2lab.model.positions import SINUSOID_SCALE, rotate, rotation, sinusoidal
-from gpt2lab.model.view import View
 from gpt2lab.runtime import can_compile
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gpt2lab import GPT, GPTConfig
 from gpt2lab.errors import InputError
-from gpt2lab.model.weights import config_from_hf, config_to_hf, hf_shapes
+from gpt2lab.model.huggingface import config_from_hf, config_to_hf, hf_shapes
 
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_ctx": 17, "vocab_size": 61}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -231,7 +231,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: Any) -> None:
         raise InputError("no room")
 
-    monkeypatch.setattr("gpt2lab.model.weights.write_json", full)
+    monkeypatch.setattr("gpt2lab.model.huggingface.write_json", full)
     with pytest.raises(InputError, match="no room"):
         random_model().save_hf(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

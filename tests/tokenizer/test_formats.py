@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.alphabet import spell
+from gpt2lab.tokenizer.bpe import spell
 from gpt2lab.tokenizer.pretokenize import GPT2
 
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])

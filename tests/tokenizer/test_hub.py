@@ -8,7 +8,7 @@ import pytest
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.alphabet import spell
+from gpt2lab.tokenizer.bpe import spell
 from loopback_hub import gpt2lab_with, loopback_hub
 
 

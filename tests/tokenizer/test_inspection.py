@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gpt2lab import Tokenizer
-from gpt2lab.tokenizer import longest_tokens, measure_fit, show_token
+from gpt2lab.tokenizer.tokenizer import longest_tokens, measure_fit, show_token
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.alphabet import unspell
+from gpt2lab.tokenizer.bpe import unspell
 
 CORPUS = [
     "It was the best of times, it was the worst of times, it was the age of wisdom, it's 1999.",

@@ -14,11 +14,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import train_naively
-from gpt2lab.tokenizer.alphabet import spell
-from gpt2lab.tokenizer.counting import count_words
+from gpt2lab.tokenizer.bpe import spell, train_naively
 from gpt2lab.tokenizer.pretokenize import GPT2
-from gpt2lab.tokenizer.trainer import learn_merges
+from gpt2lab.tokenizer.train import count_words, learn_merges
 
 # Few letters make long runs, touching pairs and ties; that is where trainers go wrong.
 TEXTS = st.lists(st.text(st.sampled_from("aab b\n.é"), max_size=40), max_size=8)
@@ -129,7 +127,7 @@ def test_an_error_in_the_texts_comes_out_and_ends_the_helpers(large: list[str]) 
 def test_a_helper_that_dies_is_an_error_and_not_a_wrong_count(
     large: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt2lab.tokenizer.counting._SERVE", "import sys; sys.exit(3)")
+    monkeypatch.setattr("gpt2lab.tokenizer.train._SERVE", "import sys; sys.exit(3)")
     with pytest.raises(RuntimeError, match="a process that counted words ended with status 3"):
         count_words(large, GPT2, processes=2)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from support import quickly, small, train
 
-from gpt2lab.data import TokenDataset, prepare
-from gpt2lab.data.stories import stories
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
 from gpt2lab.files import write_json
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import OptimConfig, TrainConfig, to_dict
+from gpt2lab.stories.corpus import stories
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.config import OptimConfig, TrainConfig, to_dict
 
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(50))
 

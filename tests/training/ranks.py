@@ -15,7 +15,8 @@ import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from gpt2lab.errors import InputError
-from gpt2lab.training import Interrupted, curves, loop
+from gpt2lab.training import loop, monitoring
+from gpt2lab.training.distributed import Interrupted
 
 SECONDS = 120
 """A launch that takes longer hangs."""
@@ -59,7 +60,7 @@ def _rank(
     }  # fmt: skip
     torch.set_num_threads(1)
     loop.peak_flops = lambda device, precision: (1e12, "not measured")
-    curves.draw = lambda run, path=None: Path(run.path)
+    monitoring.draw = lambda run, path=None: Path(run.path)
     try:
         work(*arguments)
     except (InputError, Interrupted) as error:

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2lab.model import GPTConfig
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.training import Hooks, HooksFor, OptimConfig, StepReport, TrainConfig, curves, loop, resume, start
+from gpt2lab.training import loop, monitoring
+from gpt2lab.training.config import OptimConfig, TrainConfig
+from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.session import resume, start
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
@@ -28,7 +31,7 @@ def quickly() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-        patch.setattr(curves, "draw", lambda run: run.path)
+        patch.setattr(monitoring, "draw", lambda run: run.path)
         torch.set_num_threads(1)
         try:
             yield

@@ -17,7 +17,9 @@ from support import checkpoint as folder_of
 from gpt2lab.errors import InputError
 from gpt2lab.files import sha256_of
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, checkpoint, load_model, loop, moments, saved_config
+from gpt2lab.training import checkpoint, loop
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.config import TrainConfig, saved_config
 
 Copied = tuple[Run, TrainConfig]
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -75,9 +77,9 @@ def test_the_files_are_plain_tensors_and_json(finished: Run) -> None:
     folder = folder_of(finished, 24)
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
     weights = load_file(folder / "model.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
-    assert moments.keys() == {f"{name}.{key}" for name in weights for key in ("exp_avg", "exp_avg_sq", "step")}
-    assert all(moments[f"{name}.step"] == 24 for name in weights)
+    checkpoint = load_file(folder / "optimizer.safetensors")
+    assert checkpoint.keys() == {f"{name}.{key}" for name in weights for key in ("exp_avg", "exp_avg_sq", "step")}
+    assert all(checkpoint[f"{name}.step"] == 24 for name in weights)
     assert weights["wte.weight"].shape == (320, 16)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     for name, listed in manifest["files"].items():
@@ -101,7 +103,7 @@ def test_a_damaged_file_is_named_before_a_tensor_is_loaded(
 ) -> None:
     run, config = copied
     damage(folder_of(run, 16) / name)
-    for reader in (checkpoint, moments):
+    for reader in (checkpoint, checkpoint):
         monkeypatch.setattr(reader, "load_tensors", lambda path: pytest.fail(f"{path} was loaded"))
     before = snapshot(run.path)
     for read in (lambda: go_on(config, 16), lambda: load_model(run, "16")):
@@ -224,9 +226,9 @@ def test_the_weights_of_another_architecture_are_named(copied: Copied) -> None:
 def test_an_optimiser_that_lacks_a_moment_is_named(copied: Copied) -> None:
     run, config = copied
     path = folder_of(run, 16) / "optimizer.safetensors"
-    moments = load_file(path)
-    del moments["wpe.weight.exp_avg"]
-    save_file(moments, path)
+    checkpoint = load_file(path)
+    del checkpoint["wpe.weight.exp_avg"]
+    save_file(checkpoint, path)
     _sign(folder_of(run, 16))
     with pytest.raises(InputError, match=r"optimizer\.safetensors lacks wpe\.weight\.exp_avg"):
         go_on(config, 16)

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from support import digests, rows, small, train
 
 from gpt2lab import runtime
-from gpt2lab.cli import main
-from gpt2lab.data import Loader, TokenDataset, prepare
+from gpt2lab.cli.dispatch import main
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.loader import Loader
+from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import Hooks, StepReport, resume
-from gpt2lab.training.validation import validation_loss
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.loop import Hooks, StepReport, validation_loss
+from gpt2lab.training.session import resume
 
 PLAIN = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
 

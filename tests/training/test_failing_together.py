@@ -16,11 +16,14 @@ from support import nothing, small
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import Hooks, HooksFor, StepReport, TrainConfig, checkpoint, curves, profiling, start
+from gpt2lab.training import checkpoint, monitoring
 from gpt2lab.training import setup as setting_up
-from gpt2lab.training.failing_together import failing_together
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.distributed import failing_together
+from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.session import start
 
 pytestmark = needs_fork
 
@@ -85,8 +88,8 @@ HOOKS: dict[str, HooksFor] = {
     "making hooks": unmade,
 }
 PATCHES: dict[str, tuple[int, ModuleType, str, Callable[..., None]]] = {
-    "curves": (0, curves, "draw", no_space),
-    "trace": (0, profiling, "temporary_name", no_space),
+    "curves": (0, monitoring, "draw", no_space),
+    "trace": (0, monitoring, "temporary_name", no_space),
     "hash": (1, checkpoint, "sha256_of", no_space),
     "resolving again": (1, setting_up, "resolve", no_memory),
 }
@@ -146,7 +149,7 @@ def test_a_failure_on_one_rank_ends_all_and_one_says_why(
 STAYS = """
 import sys, time
 import torch.distributed as dist
-from gpt2lab.training import failing_together
+from gpt2lab.training.distributed import failing_together
 failing_together.LOOK_SECONDS = failing_together.GRACE_SECONDS = 0.1
 with failing_together.failing_together(dist.FileStore(sys.argv[1]), 1):
     print("begun", flush=True)

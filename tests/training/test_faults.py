@@ -17,17 +17,21 @@ import pytest
 import torch
 from support import assert_same_run, go_on, saved_steps, small, train
 
-from gpt2lab.model import GPTConfig
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
-from gpt2lab.training import TrainConfig, checkpoint, to_dict
+from gpt2lab.training import checkpoint
+from gpt2lab.training.config import TrainConfig, to_dict
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither SIGKILL nor limits on files")
 TRAIN = """
 import json, sys
 import torch
 torch.set_num_threads(int(sys.argv[2]))
-from gpt2lab.training import Hooks, Interrupted, from_dict, resume, start
+from gpt2lab.training.loop import Hooks
+from gpt2lab.training.distributed import Interrupted
+from gpt2lab.training.config import from_dict
+from gpt2lab.training.session import resume, start
 
 told = []
 

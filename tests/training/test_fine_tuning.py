@@ -9,16 +9,17 @@ import pytest
 import torch
 from support import SMALL, nothing, small
 
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 from gpt2lab.cli.parsing import parse
-from gpt2lab.data import TokenDataset
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.lab.commands.training import training_defaults
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import OptimConfig, TrainConfig, load_model, resume, save_imported, saved_config, start
-from gpt2lab.training.options import flags
-from gpt2lab.training.validation import validation_loss
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.config import OptimConfig, TrainConfig, flags, saved_config
+from gpt2lab.training.loop import validation_loss
+from gpt2lab.training.session import resume, save_imported, start
 
 STILL = OptimConfig(lr=1e-9, min_lr=0.0, warmup_steps=0, weight_decay=0.0)
 """A step so small that fp32 weights stay what they were, to 1e-8."""

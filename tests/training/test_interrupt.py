@@ -9,8 +9,7 @@ import pytest
 from support import assert_same_run, at_step, go_on, saved_steps, small, train
 
 from gpt2lab.runs import Run
-from gpt2lab.training import Interrupted
-from gpt2lab.training.interrupt import catch_signals
+from gpt2lab.training.distributed import Interrupted, catch_signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

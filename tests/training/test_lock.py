@@ -12,17 +12,17 @@ from support import at_step, go_on, nothing, saved_steps, small, snapshot, train
 
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, resume
-from gpt2lab.training.lock import held
-from gpt2lab.training.processes import ALONE
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.distributed import ALONE
+from gpt2lab.training.session import held, resume
 
 SAID = "run is being trained by another process; wait for it, or end it"
 HOLD = """
 import sys
 from pathlib import Path
 from gpt2lab.runs import Run
-from gpt2lab.training.lock import held
-from gpt2lab.training.processes import ALONE
+from gpt2lab.training.session import held
+from gpt2lab.training.distributed import ALONE
 with held(Run(Path(sys.argv[1])), ALONE):
     print("held", flush=True)
     sys.stdin.read()

@@ -15,14 +15,18 @@ from safetensors.torch import load_file
 from support import checkpoint, digests, rows, saved_steps, small, train
 
 from gpt2lab import runtime
-from gpt2lab.data import Loader, TokenDataset
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.loader import Loader
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import Hooks, HooksFor, OptimConfig, StepReport, curves, saved_config
-from gpt2lab.training.curves import draw
-from gpt2lab.training.schedule import learning_rate
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training import monitoring
+from gpt2lab.training.config import OptimConfig, saved_config
+from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.monitoring import draw
+from gpt2lab.training.optim import learning_rate
 
 PLAIN = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
 
@@ -217,7 +221,7 @@ def test_the_picture_and_the_log_grow_while_it_runs(
 ) -> None:
     from PIL import Image  # comes with matplotlib
 
-    monkeypatch.setattr(curves, "draw", draw)
+    monkeypatch.setattr(monitoring, "draw", draw)
     seen: list[tuple[int, int]] = []
 
     def on_step(report: StepReport) -> None:

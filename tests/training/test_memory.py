@@ -9,13 +9,13 @@ import pytest
 import torch
 from support import small
 
-from gpt2lab.data import TokenDataset
-from gpt2lab.model import GPT, PRESETS, GPTConfig
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import Hooks
-from gpt2lab.training.loop import Data, Trainer
+from gpt2lab.training.loop import Hooks, Trainer
 from gpt2lab.training.memory import HOLES, LIBRARIES, Shape, estimate, largest_micro_batch, parameters
-from gpt2lab.training.setup import resolve
+from gpt2lab.training.setup import Data, resolve
 
 MODEL: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_ctx": 256, "vocab_size": 257, "dropout": 0.1}
 WINDOW: dict[str, Any] = {"mask": "window", "window": 32}

@@ -9,8 +9,8 @@ import torch
 from support import SMALL
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT
-from gpt2lab.training import OptimConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.optim import adamw, make_optimiser, parameter_groups, set_learning_rate
 
 

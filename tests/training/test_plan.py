@@ -11,10 +11,11 @@ import torch
 from support import SMALL, small, train
 
 from gpt2lab import runtime
-from gpt2lab.data import TokenDataset
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig
-from gpt2lab.training import TrainConfig, saved_config
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.setup import Plan, choose_micro_batch, explain_out_of_memory, resolve
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import small
 
-from gpt2lab.data import TokenDataset
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.training import Processes, TrainConfig
-from gpt2lab.training.processes import joined
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.distributed import Processes, joined
 from gpt2lab.training.setup import resolve
 
 

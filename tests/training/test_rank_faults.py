@@ -19,17 +19,22 @@ import torch
 from ranks import launch, needs_fork, this_rank
 from support import nothing, saved_steps, small, train
 
-from gpt2lab.model import GPTConfig
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
-from gpt2lab.training import OptimConfig, TrainConfig, checkpoint, moments, resume, saved_config, start, to_dict
+from gpt2lab.training import checkpoint
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config, to_dict
+from gpt2lab.training.session import resume, start
 
 pytestmark = [needs_fork, pytest.mark.fault]
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
 KILLED_ONCE = """
 import json, os, signal, sys
 import torch
-from gpt2lab.training import Hooks, from_dict, loop, start
+from gpt2lab.training.loop import Hooks
+from gpt2lab.training.config import from_dict
+from gpt2lab.training import loop
+from gpt2lab.training.session import start
 torch.set_num_threads(1)
 accumulate = loop.Trainer._accumulate
 def killed(self, step, micro_step):
@@ -67,7 +72,7 @@ COMMAND_LINE = """
 import os, sys
 from pathlib import Path
 import torch
-from gpt2lab.cli import main
+from gpt2lab.cli.dispatch import main
 torch.set_num_threads(1)
 Path(sys.argv[1], os.environ["RANK"]).write_text(str(os.getpid()))
 sys.exit(main(sys.argv[2:]))
@@ -157,7 +162,7 @@ STAGES = ["share", "weights", "state", "manifest", "rename"]
 def die_while_saving(each: TrainConfig, stage: str) -> None:
     """Start a run whose second save is cut off by the death of a rank."""
     names = {"share": "write_shares", "weights": "save_file", "manifest": "_publish"}
-    home = moments if stage == "share" else checkpoint
+    home = checkpoint
     name, nth = names.get(stage, "write_json"), {"state": 3}.get(stage, 2)
     if stage == "rename":
         name, nth = "sync_directory", 5  # each save syncs two folders before the rename, and one after

@@ -17,11 +17,15 @@ from support import checkpoint as folder_of
 from support import go_on, nothing, saved_steps, small, train
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import OptimConfig, TrainConfig, checkpoint, load_model, loop, resume, saved_config, start
-from gpt2lab.training.moments import of as moments_of
+from gpt2lab.training import checkpoint, loop
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.checkpoint import of as moments_of
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.session import resume, start
 
 pytestmark = needs_fork
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
@@ -136,9 +140,8 @@ def test_two_processes_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
 
 def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:
     """Load a checkpoint's state at this world size and save it again."""
-    from gpt2lab.data import TokenDataset
-    from gpt2lab.training.parallel import MODES
-    from gpt2lab.training.processes import joined
+    from gpt2lab.data.dataset import TokenDataset
+    from gpt2lab.training.distributed import MODES, joined
     from gpt2lab.training.setup import resolve
 
     with joined("cpu") as processes:
@@ -154,7 +157,7 @@ def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:
 
 def whole_state(run: Run, each: TrainConfig) -> dict[str, torch.Tensor]:
     """Weights and the optimiser's state of a run's last checkpoint, read by one process."""
-    from gpt2lab.data import TokenDataset
+    from gpt2lab.data.dataset import TokenDataset
     from gpt2lab.training.setup import resolve
 
     plan = resolve(dataclasses.replace(each, parallel="auto"), TokenDataset(each.data))

@@ -12,10 +12,11 @@ import torch
 from support import assert_same_run, at_step, checkpoint, digests, go_on, rows, saved_steps, small, snapshot, train
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPTConfig
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
-from gpt2lab.training import Interrupted, OptimConfig, TrainConfig, saved_config
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
+from gpt2lab.training.distributed import Interrupted
 
 Copied = tuple[Run, TrainConfig]
 

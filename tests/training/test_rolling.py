@@ -25,16 +25,19 @@ import pytest
 import torch
 from support import assert_same_run, at_step, go_on, saved_steps, small, train
 
-from gpt2lab.cli import main
-from gpt2lab.data import CORPORA, HELD_OUT, RollingDataset, RoundLoader, Rounds, TokenDataset, permute, prepare
-from gpt2lab.data.disk import DiskFull
-from gpt2lab.data.stories import stories
-from gpt2lab.data.survey import split_documents
+from gpt2lab.cli.dispatch import main
+from gpt2lab.data.corpora import CORPORA
+from gpt2lab.data.dataset import TokenDataset, split_documents
+from gpt2lab.data.download import DiskFull
+from gpt2lab.data.loader import permute
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.streaming import HELD_OUT, RollingDataset, RoundLoader, Rounds
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import Interrupted, TrainConfig, to_dict
-from gpt2lab.training.processes import Processes
+from gpt2lab.stories.corpus import stories
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.config import TrainConfig, to_dict
+from gpt2lab.training.distributed import Interrupted, Processes
 from gpt2lab.training.setup import open_data
 from loopback_datasets import Hub, loopback_hub
 
@@ -324,7 +327,9 @@ def test_options_of_rolling_data_are_refused_with_other_data(tok: Path, tmp_path
 KILLED = """
 import json, sys, torch
 torch.set_num_threads(1)
-from gpt2lab.training import Hooks, from_dict, resume, start
+from gpt2lab.training.loop import Hooks
+from gpt2lab.training.config import from_dict
+from gpt2lab.training.session import resume, start
 config = from_dict(json.loads(sys.argv[1]))
 (start if config.resume is None else resume)(config, lambda run: Hooks())
 """
@@ -357,7 +362,7 @@ def test_a_preparer_that_is_killed_ends_training_with_one_line(
             super().__init__(*args, **kwargs)
             started.append(self)
 
-    monkeypatch.setattr("gpt2lab.data.ahead.subprocess.Popen", Noted)
+    monkeypatch.setattr("gpt2lab.data.streaming.subprocess.Popen", Noted)
     hub.faults["001.parquet"] = [(503, 100)]
     config = rolling(tok, tmp_path / "run")
     with pytest.raises(InputError, match=r"prepares ahead ended \(exit status -9\); .* go on with --resume"):

@@ -13,13 +13,13 @@ import pytest
 import torch
 from support import digests, small
 
-from gpt2lab.data import TokenDataset
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
-from gpt2lab.training import Hooks, checkpoint
-from gpt2lab.training.loop import Data, Trainer
-from gpt2lab.training.setup import resolve
+from gpt2lab.training import checkpoint
+from gpt2lab.training.loop import Hooks, Trainer
+from gpt2lab.training.setup import Data, resolve
 
 
 def trainer(data: Path, out: Path) -> Trainer:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.training import OptimConfig
-from gpt2lab.training.schedule import learning_rate, warmup_steps
+from gpt2lab.training.config import OptimConfig
+from gpt2lab.training.optim import learning_rate, warmup_steps
 
 BATCH = 128
 

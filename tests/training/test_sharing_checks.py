@@ -11,7 +11,8 @@ from support import nothing, saved_steps, small
 
 from gpt2lab.data import dataset
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, resume, start
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.session import resume, start
 
 pytestmark = needs_fork
 

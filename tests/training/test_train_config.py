@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.model import PRESETS, GPTConfig
-from gpt2lab.training import RECIPES, OptimConfig, TrainConfig, from_dict, to_dict
+from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.training.config import RECIPES, OptimConfig, TrainConfig, from_dict, to_dict
 
 positive = st.integers(1, 10**6)
 unit = st.floats(0, 1, exclude_max=True)

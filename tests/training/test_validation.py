@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from support import small, train
 
-from gpt2lab.model import GPT, GPTConfig
-from gpt2lab.training import load_model
-from gpt2lab.training.validation import validation_loss
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.loop import validation_loss
 
 
 def _windows(folder: Path) -> torch.Tensor:

@@ -16,12 +16,15 @@ import pytest
 import torch
 from support import assert_same_run, go_on, rows, saved_steps, small, train
 
-from gpt2lab.data import Loader, TokenDataset
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.loader import Loader
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import Hooks, OptimConfig, StepReport, TrainConfig, loop
-from gpt2lab.training.watch import SPIKE_FROM, SPIKE_WINDOW, find_spike, remember
+from gpt2lab.training import loop
+from gpt2lab.training.config import OptimConfig, TrainConfig
+from gpt2lab.training.loop import Hooks, StepReport
+from gpt2lab.training.monitoring import SPIKE_FROM, SPIKE_WINDOW, find_spike, remember
 
 RECENT = [3.0 + 0.1 * (-1) ** n for n in range(50)]
 

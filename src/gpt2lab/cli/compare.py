@@ -54,7 +54,7 @@ def _compare(
 
     def run(rest: list[str]) -> int:
         from gpt2lab.lab.commands.compare import run_comparison
-        from gpt2lab.training import TrainConfig
+        from gpt2lab.training.config import TrainConfig
 
         for word in rest:
             if word.split("=")[0] in RESERVED:

@@ -46,7 +46,7 @@ def prepare(
         max_disk: What downloads and token files may take at any moment.
         fall_back: Where wikipedia cannot be reached, take wikitext2.
     """
-    from gpt2lab.data import Recipe
+    from gpt2lab.data.prepare import Recipe
     from gpt2lab.lab.commands.data import prepare_data
 
     recipe = Recipe(

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpt2lab: {error.filename or 'a file'}: {error.strerror}; make room and try again", file=sys.stderr)
         return 2
     except Exception as error:
-        from gpt2lab.training import Interrupted, Processes
+        from gpt2lab.training.distributed import Interrupted, Processes
 
         if not isinstance(error, Interrupted):
             raise

@@ -71,8 +71,7 @@ def plan(
         json: Print every figure as JSON, in bytes and seconds.
     """
     from gpt2lab.lab.commands.plan import print_forecast
-    from gpt2lab.lab.plan import forecast
-    from gpt2lab.lab.plan_question import ask, ask_run, count_of
+    from gpt2lab.lab.forecast import ask, ask_run, count_of, forecast
     from gpt2lab.runs import Run
 
     wanted = None if tokens is None else count_of(tokens)
@@ -99,7 +98,7 @@ def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, notes: P
         out: File to write, .pdf or .html; without it, report.html in the first directory.
         notes: A text file of your own, such as what could be improved; empty lines part its paragraphs.
     """
-    from gpt2lab.lab.report import report_on
+    from gpt2lab.report.html import report_on
 
     if not runs:
         raise InputError("no run given; name the directory of a run")

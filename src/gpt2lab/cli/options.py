@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 if TYPE_CHECKING:
     from gpt2lab.lab.commands.subject import Subject
 
+
 Checkpoint = Annotated[str, arg(metavar="best|last|STEP")]
 
 

@@ -10,13 +10,14 @@ from gpt2lab.cli.parsing import parse
 def train(argv: list[str]) -> int:
     """Train a GPT-2 on prepared data, or go on with a run."""
     from gpt2lab.lab.commands.training import training_defaults
-    from gpt2lab.training import TrainConfig
+    from gpt2lab.training.config import TrainConfig
 
     argv = _resume_last(argv)
     defaults, rest = training_defaults(argv)
     config = parse(TrainConfig, rest, "gpt2lab train", default=defaults)
-    from gpt2lab.lab import console, train
-    from gpt2lab.training import Processes
+    from gpt2lab.lab import console
+    from gpt2lab.lab.train import train
+    from gpt2lab.training.distributed import Processes
 
     main = Processes.from_environment().main
     console.log_to_console()

@@ -2,16 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.data.foreign import OPENERS
-from gpt2lab.data.manifest import MANIFEST, DataManifest, ShardInfo
-from gpt2lab.data.shards import Shard, checked_sha256
-from gpt2lab.data.stream import TokenStream
-from gpt2lab.data.survey import split_documents
+import numpy as np
+
+from gpt2lab.data.selection import SPLITS, SplitRule
+from gpt2lab.data.shards import (
+    MANIFEST,
+    OPENERS,
+    DataManifest,
+    Shard,
+    ShardInfo,
+    SourceInfo,
+    SplitInfo,
+    TokenizerInfo,
+    TokenStream,
+    checked_sha256,
+)
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+
+_BLOCK = 1 << 20
+"""Tokens read, and counted, at once."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Figures of a split.
+
+    Attributes:
+        counts: (n_vocab,) how often each id comes.
+        lengths: (documents,) tokens of each document, its ``<|endoftext|>`` not counted.
+        hashes: (documents,) 64 bits of BLAKE2b of each document's ids: equal where the documents are.
+    """
+
+    counts: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+
+
+def split_documents(stream: TokenStream, eot: int) -> Iterator[np.ndarray]:
+    """Yield the ids of each document that is not empty, whether ``<|endoftext|>`` comes before documents or after."""
+    held: list[np.ndarray] = []  # of the document that a block ends in
+    for start in range(0, len(stream), _BLOCK):
+        block = stream.read(np.array([start]), min(_BLOCK, len(stream) - start))[0]
+        first, *rest = np.split(block, np.flatnonzero(block == eot))
+        held.append(first)
+        for following in rest:
+            yield from _whole(held)
+            held = [following[1:]]
+    yield from _whole(held)
+
+
+def _whole(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+    if sum(map(len, parts)):
+        yield np.concatenate(parts)
+
+
+def survey(stream: TokenStream, n_vocab: int, eot: int) -> Survey:
+    """Read a split once. Memory: 16 bytes a document, the ids of a few, and the counts."""
+    lengths, hashes = array("q"), array("Q")
+    counts = np.zeros(n_vocab, dtype=np.int64)
+    size, waiting = 0, list[np.ndarray]()  # to be counted together, for the vocabulary is longer than a document
+    for ids in split_documents(stream, eot):
+        lengths.append(len(ids))
+        hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "big"))
+        waiting.append(ids)
+        size += len(ids)
+        if size >= _BLOCK:
+            counts += np.bincount(np.concatenate(waiting), minlength=n_vocab)
+            size, waiting = 0, []
+    if waiting:
+        counts += np.bincount(np.concatenate(waiting), minlength=n_vocab)
+    counts[eot] = len(stream) - sum(lengths)  # which no document holds
+    return Survey(counts, np.array(lengths), np.array(hashes))
+
 
 TOKENIZER = "tokenizer"
 
@@ -98,3 +168,74 @@ class TokenDataset:
     @property
     def _made_with(self) -> str:
         return self.manifest.tokenizer.fingerprint[:16]
+
+
+_SPLIT = re.compile(r"(?:^|[._-])(train|val|validation|test)(?=[._-])")
+
+
+def adopt(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -> TokenDataset:
+    """Write ``manifest.json`` and ``tokenizer/`` into a folder of token files, and open it as prepared data.
+
+    Args:
+        directory: Holds ``.bin`` files of llm.c's format or ``.npy`` files, each with train, val or test in its name.
+        tokenizer: The one that the tokens are of.
+        raw: The ``.bin`` files have no header: uint16 and nothing else, as nanoGPT writes them.
+
+    Raises:
+        InputError: No such files, a manifest that is there already, a damaged file, a name that tells no split, a split
+            without text, an id beyond the vocabulary, or a tokenizer without ``<|endoftext|>``.
+    """
+    if tokenizer.eot is None:
+        raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; give the files' own")
+    if (directory / MANIFEST).exists():
+        raise InputError(f"{directory}: has a {MANIFEST} already; it is prepared data as it is")
+    forms = {path: _form_of(path, raw) for path in _files(directory)}
+    shards = {path: OPENERS[form](path) for path, form in forms.items()}
+    infos = tuple(
+        ShardInfo(path.name, _split_of(path), shard.tokens, checked_sha256(shard, tokenizer.n_vocab), forms[path])
+        for path, shard in shards.items()
+    )
+    splits = {split: [shards[directory / info.name] for info in infos if info.split == split] for split in SPLITS}
+    manifest = DataManifest(
+        source=SourceInfo((str(directory),), 0, None),
+        tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
+        split_rule=SplitRule("given", 0.0, 0.0),
+        splits={split: _describe(split, found, tokenizer) for split, found in splits.items() if found},
+        shards=infos,
+    )
+    tokenizer.save(directory / TOKENIZER)
+    manifest.save(directory)
+    return TokenDataset(directory)
+
+
+def _files(directory: Path) -> list[Path]:
+    files = sorted([*directory.glob("*.bin"), *directory.glob("*.npy")])
+    if not files:
+        raise InputError(f"{directory}: holds no .bin and no .npy files; give the folder that the token files lie in")
+    return files
+
+
+def _form_of(path: Path, raw: bool) -> str:
+    if path.suffix == ".npy":
+        return "npy"
+    return "raw" if raw else "llm.c"
+
+
+def _split_of(path: Path) -> str:
+    named = set(_SPLIT.findall(path.name))
+    if len(named) != 1:
+        raise InputError(f"{path}: its name must tell its split by one of train, val and test, as train_0.bin does")
+    return named.pop().removesuffix("idation")
+
+
+def _describe(split: str, shards: list[Shard], tokenizer: Tokenizer) -> SplitInfo:
+    assert tokenizer.eot is not None
+    stream = TokenStream(split, shards)
+    found = survey(stream, tokenizer.n_vocab, tokenizer.eot)
+    if not len(found.lengths):
+        raise InputError(
+            f"{shards[0].path}: {split} holds {len(stream)} tokens and no text; copy it again, or remove it"
+        )
+    sizes = np.array([len(token) for token in tokenizer.vocab.values()])
+    sizes[tokenizer.eot] = 0  # no text
+    return SplitInfo(len(found.lengths), len(stream), int(found.counts @ sizes), None)

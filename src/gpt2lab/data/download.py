@@ -11,21 +11,98 @@ Only the standard library is used: no client of another package decides how ofte
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
+import re
+import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from gpt2lab.data.disk import is_full
 from gpt2lab.errors import InputError
 from gpt2lab.files import sha256_of, sync
+
+_KEPT = "what is finished is kept: run the same command again"
+
+
+class DiskFull(InputError):
+    """There is no room, on the disk or in what was allowed of it; with more the same command goes on."""
+
+
+class DiskBudget:
+    """Counts the bytes of downloads and token files that are on the disk, and refuses those beyond ``limit``."""
+
+    def __init__(self, limit: int | None, used: int = 0) -> None:
+        self.limit = limit
+        self.used = used
+
+    def reserve(self, size: int) -> None:
+        """Count bytes that are about to be written. Raises `DiskFull` where they are beyond the limit."""
+        if self.limit is not None and self.used + size > self.limit:
+            raise DiskFull(
+                f"{self.used:,} bytes are written and {size:,} more would go beyond the {self.limit:,} of --max-disk; "
+                f"{_KEPT} with more"
+            )
+        self.used += size
+
+    def release(self, size: int) -> None:
+        """Count bytes that were deleted."""
+        self.used -= size
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether the system says that a disk, a quota or a limit on files is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def explaining_full_disk(folder: Path, needed: int) -> Iterator[None]:
+    """Turn what the system says of a full disk into a line with the bytes needed and free.
+
+    Args:
+        folder: Where is written; it need not be there yet.
+        needed: About how many bytes are still to be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        raise DiskFull(
+            f"{folder}: the disk is full ({error.strerror}): about {needed:,} bytes are needed, {free:,} are free; "
+            f"{_KEPT} with more room"
+        ) from error
+
+
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a size such as 20GB, 500 MB or 5GiB.
+
+    Raises:
+        InputError: It is no size.
+    """
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
+    if found is None or found[2] not in units:
+        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB')
+    return int(float(found[1]) * units[found[2]])
+
 
 T = TypeVar("T")
 _BLOCK = 1 << 20
@@ -201,3 +278,131 @@ def token_header() -> dict[str, str]:
     """Return the header that carries the user's ``HF_TOKEN``, where there is one."""
     token = os.environ.get("HF_TOKEN", "").strip()
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+CONVERTED = "refs/convert/parquet"
+"""The branch where the hub keeps data sets of other forms as Parquet."""
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a data set: its path, bytes, and SHA-256 where the hub tells it."""
+
+    path: str
+    size: int
+    sha256: str | None
+    url: str
+
+
+def endpoint() -> str:
+    """Return the address of the hub. Raises `InputError` where ``HF_ENDPOINT`` is none."""
+    address = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f'HF_ENDPOINT is "{address}"; give an address such as https://huggingface.co')
+    return address
+
+
+def list_files(
+    repository: str, folder: str = "", revision: str = "main", patience: Patience = PATIENCE
+) -> list[HubFile]:
+    """Return the files below a folder of a data set, in the order of their paths, as of the revision's present commit.
+
+    Raises:
+        Unreachable: The hub does not answer.
+        InputError: It has no such data set, revision or folder, or is no hub.
+    """
+    base = f"{endpoint()}/api/datasets/{repository}"
+    try:
+        return _listed(base, repository, folder, revision, patience)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{base}: does not answer as the hub does; see that HF_ENDPOINT names a hub") from error
+
+
+def _listed(base: str, repository: str, folder: str, revision: str, patience: Patience) -> list[HubFile]:
+    commit, _ = get_json(f"{base}/revision/{quote(revision, safe='')}", token_header(), patience)
+    sha = commit["sha"]
+    page: str | None = f"{base}/tree/{sha}{'/' + quote(folder) if folder else ''}?recursive=true"
+    entries = []
+    while page is not None:
+        part, page = get_json(page, token_header(), patience)
+        entries += part
+    files = (_file(entry, f"{endpoint()}/datasets/{repository}/resolve/{sha}") for entry in entries if _is_file(entry))
+    return sorted(files, key=lambda file: file.path)
+
+
+def _is_file(entry: Mapping[str, object]) -> bool:
+    return entry["type"] == "file"
+
+
+def _file(entry: Mapping, base: str) -> HubFile:
+    large = entry.get("lfs") or {}
+    return HubFile(entry["path"], entry["size"], large.get("oid"), f"{base}/{quote(entry['path'])}")
+
+
+def matching(repository: str, patterns: Mapping[str, str], patience: Patience = PATIENCE) -> dict[str, list[HubFile]]:
+    """Return the files of each split, by its pattern of paths; ``*`` does not go below a folder.
+
+    Raises:
+        InputError: As `list_files`, or a pattern that no file has.
+    """
+    found = {}
+    for split, pattern in patterns.items():
+        folder = str(PurePosixPath(pattern).parent).removeprefix(".")
+        files = [file for file in list_files(repository, folder, patience=patience) if _matches(file.path, pattern)]
+        if not files:
+            raise InputError(f"{endpoint()}: {repository} has no file {pattern}; it was changed since this was written")
+        found[split] = files
+    return found
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
+
+
+def any_dataset(name: str, patience: Patience = PATIENCE) -> dict[str, list[HubFile]]:
+    """Return the Parquet files of ``OWNER/NAME`` or ``OWNER/NAME/FOLDER`` by split, an empty name where none is told.
+
+    Raises:
+        InputError: The name is none, there is no Parquet, or several sets from which one must be named.
+    """
+    parts = name.split("/", 2)
+    repository, folder = "/".join(parts[:2]), (parts[2].strip("/") if len(parts) > 2 else "")
+    if not _NAME.fullmatch(repository):
+        raise InputError(f'"hub:{name}" names no data set; give hub:OWNER/NAME or hub:OWNER/NAME/FOLDER')
+    for revision in ("main", CONVERTED):
+        files = [f for f in list_files(repository, folder, revision, patience) if f.path.endswith(".parquet")]
+        if files:
+            return _by_split(name, files)
+        if folder:
+            break
+    raise InputError(f"hub:{name} holds no Parquet, and the hub has not converted it; fetch its files and name those")
+
+
+def _by_split(name: str, files: list[HubFile]) -> dict[str, list[HubFile]]:
+    sets = sorted({_set_of(file.path) for file in files})
+    if len(sets) > 1:
+        listed = ", ".join(sets[:12]) + (", ..." if len(sets) > 12 else "")
+        raise InputError(f"hub:{name} holds several sets: {listed}; name one: hub:{name}/{sets[0]}")
+    splits: dict[str, list[HubFile]] = {}
+    for file in files:
+        splits.setdefault(_split_of(file.path), []).append(file)
+    return splits
+
+
+def _set_of(path: str) -> str:
+    """Return the folder of a file, without one that is named like a split."""
+    folders = PurePosixPath(path).parent.parts
+    kept = folders[:-1] if folders and folders[-1].removeprefix("partial-") in _SPLIT_WORDS else folders
+    return "/".join(kept)
+
+
+def _split_of(path: str) -> str:
+    """Return the split that a file's name or folder tells, as the hub's own rule has it."""
+    pure = PurePosixPath(path)
+    words = [
+        re.split(r"[-_.\d]", pure.name)[0],
+        *(part.removeprefix("partial-") for part in reversed(pure.parent.parts)),
+    ]
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "")

@@ -19,26 +19,270 @@ process that fails stops nobody else: what it lacks is done when the command is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from gpt2lab.data.claim import Claimed, claimed
-from gpt2lab.data.cleaning import Cleaner, read_hashes
-from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.disk import DiskBudget, DiskFull, bytes_below, explaining_full_disk
-from gpt2lab.data.download import Unreachable
-from gpt2lab.data.finishing import finish, is_complete
-from gpt2lab.data.journal import SOURCE, Journal, Plan, Record
-from gpt2lab.data.manifest import is_half_written
-from gpt2lab.data.planning import Recipe, make_plan, output_bytes
-from gpt2lab.data.portions import Portion, read_portion
-from gpt2lab.data.sources import fetched, here
-from gpt2lab.data.split import SPLITS
-from gpt2lab.data.writing import Writing, take_tokens, write_documents
+from gpt2lab.data.corpora import CORPORA
+from gpt2lab.data.dataset import TOKENIZER, TokenDataset
+from gpt2lab.data.download import DiskBudget, DiskFull, Unreachable, bytes_below, explaining_full_disk
+from gpt2lab.data.selection import FEW_DOCUMENTS, SPLITS, Cleaner, SplitRule, overlap, read_hashes
+from gpt2lab.data.shards import (
+    MANIFEST,
+    DataManifest,
+    LeftOut,
+    ShardInfo,
+    SourceInfo,
+    SplitInfo,
+    TokenizerInfo,
+    format_for,
+    is_half_written,
+)
+from gpt2lab.data.sources import Portion, fetched, here, read_portion, resolve
+from gpt2lab.data.writing import SOURCE, Journal, Plan, Record, Writing, take_tokens, write_documents
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2lab.files import locked
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+
+CLAIMS = "claims"
+
+
+class Claimed(InputError):
+    """Another process works on what was asked for."""
+
+
+@contextmanager
+def claimed(folder: Path, portions: Sequence[int]) -> Iterator[None]:
+    """Keep other processes from some portions of the journal in ``folder``.
+
+    Raises:
+        Claimed: Another process works on one of them.
+    """
+    if not portions:  # whoever completes the others may already be deleting the folder
+        yield
+        return
+    taken = Claimed(f"{folder.parent} is being prepared by another process; wait for it, or end it")
+    with locked(folder / CLAIMS, taken, portions):
+        yield
+
+
+DEFAULT_FRACTION = 0.05
+_ENOUGH_HELD_OUT = 10_000
+"""Documents below which no smaller share than that is held out of the beginning of a large corpus."""
+_SAMPLE = """The town lies where two rivers meet, and for three hundred years its people have lived from what they
+carry. "Nobody plans a harbour here," said Dr. Ines Walker, who has studied the region since 1994. "It grew, one
+warehouse at a time." In the last decade, however, the number of ships has fallen by 38%, and the council must decide by
+September whether to spend $12 million on a new bridge. What would visitors see? A market, a museum of clocks, and some
+of the best bread in the country: small reasons, perhaps, but they're enough for us to come back every year.
+"""
+"""English as it stands on the web: how many bytes a tokenizer's token has there, before anything is downloaded."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The arguments of `prepare` that decide what is written."""
+
+    names: tuple[str, ...]
+    seed: int = 0
+    max_documents: int | None = None
+    column: str | None = None
+    errors: str = "strict"
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+    min_length: int = 0
+    deduplicate: bool = False
+    shard_tokens: int = 100_000_000
+
+    def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return them as they are written down, with the tokenizer's fingerprint."""
+        return {**asdict(self), "names": list(self.names), "tokenizer": tokenizer.fingerprint}
+
+
+def make_plan(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None, world: int) -> Plan:
+    """Look at every source and plan its portions.
+
+    Raises:
+        InputError: A source or an argument cannot be used.
+        DiskFull: The output and the largest download of each process will not fit in ``max_disk``.
+    """
+    if recipe.min_length < 0:
+        raise InputError(f"min_length is {recipe.min_length}; it must be 0 or more characters")
+    if max_disk is not None and max_disk < 1:
+        raise InputError(f"max_disk is {max_disk}; it must be 1 byte or more, or be left out")
+    portions = tuple(
+        resolve(
+            recipe.names,
+            seed=recipe.seed,
+            max_documents=recipe.max_documents,
+            column=recipe.column,
+            errors=recipe.errors,
+        )
+    )
+    if any(portion.cut == "tokens" for portion in portions):
+        _refuse_for_tokens(recipe)
+    rule, portions = _divided(recipe, portions)
+    needed = world * max(portion.download for portion in portions) + output_bytes(portions, tokenizer)
+    if max_disk is not None and recipe.max_documents is None and needed > max_disk:
+        raise DiskFull(
+            f"about {needed:,} bytes are needed (token files and what is downloaded at once), "
+            f"--max-disk allows {max_disk:,}; give more, or take a smaller corpus"
+        )
+    return Plan(recipe.arguments(tokenizer), rule, portions)
+
+
+def output_bytes(portions: Sequence[Portion], tokenizer: Tokenizer) -> int:
+    """Return about how many bytes of token files the portions will make."""
+    size = format_for(tokenizer.n_vocab).dtype.itemsize
+    rate = len(tokenizer.encode(_SAMPLE)) / len(_SAMPLE.encode())
+    text = sum(portion.text_bytes for portion in portions if portion.cut != "tokens")
+    return int(text * rate) * size + sum(portion.download for portion in portions if portion.cut == "tokens")
+
+
+def _refuse_for_tokens(recipe: Recipe) -> None:
+    names = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
+    if given := [name for name in names if getattr(recipe, name)]:
+        option = "--" + given[0].replace("_", "-")
+        raise InputError(f"{', '.join(recipe.names)}: comes as tokens, which are taken as they are; leave {option} out")
+
+
+def _divided(recipe: Recipe, portions: tuple[Portion, ...]) -> tuple[SplitRule, tuple[Portion, ...]]:
+    """Return the rule of the splits, and the portions, of which those without a split are divided by it."""
+    held = {portion.split for portion in portions}
+    if "" in held:
+        return _rule(recipe, portions, _default_fraction(recipe)), portions
+    for split, fraction in (("val", recipe.val_fraction), ("test", recipe.test_fraction)):
+        if fraction is not None and split in held:
+            raise InputError(
+                f"{', '.join(recipe.names)}: comes in splits of its own, {split} too; leave --{split}-fraction out"
+            )
+    if not (recipe.val_fraction or recipe.test_fraction):
+        return SplitRule("given", 0.0, 0.0), portions
+    cut = tuple(replace(one, split="") if one.split == "train" else one for one in portions)
+    return _rule(recipe, cut, 0.0), cut  # what it lacks is held out of what it trains on
+
+
+def _rule(recipe: Recipe, portions: Sequence[Portion], default: float) -> SplitRule:
+    val = default if recipe.val_fraction is None else recipe.val_fraction
+    test = default if recipe.test_fraction is None else recipe.test_fraction
+    few = _count(portions, recipe.max_documents) < FEW_DOCUMENTS
+    return SplitRule("position" if few else "hash", val, test)
+
+
+def _default_fraction(recipe: Recipe) -> float:
+    """Return the smallest of the sources' shares; of the first documents only, more, so that no split is empty."""
+    default = min(CORPORA[name].held_out if name in CORPORA else DEFAULT_FRACTION for name in recipe.names)
+    if recipe.max_documents is None:
+        return default
+    return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / recipe.max_documents))
+
+
+def _count(portions: Sequence[Portion], limit: int | None) -> int:
+    """Return the number of documents, or `FEW_DOCUMENTS` where it is that or more."""
+    most = FEW_DOCUMENTS if limit is None else min(FEW_DOCUMENTS, limit)
+    if any(file.url and not file.name.endswith(".txt") for portion in portions for file in portion.files):
+        return most
+    fetched = sum(bool(file.url) for portion in portions for file in portion.files)  # a text of the catalogue is one
+    local = chain.from_iterable(read_portion(p, here(p)) for p in portions if not p.download)
+    return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
+
+
+def is_complete(out: Path, recipe: Recipe, tokenizer: Tokenizer) -> bool:
+    """Return whether a folder holds what a recipe makes."""
+    if not (out / MANIFEST).exists():
+        return False
+    manifest = DataManifest.load(out)
+    return (
+        manifest.source == source_info(recipe)
+        and manifest.tokenizer.fingerprint == tokenizer.fingerprint
+        and recipe.val_fraction in (None, manifest.split_rule.val_fraction)
+        and recipe.test_fraction in (None, manifest.split_rule.test_fraction)
+    )
+
+
+def source_info(recipe: Recipe) -> SourceInfo:
+    """Return what the manifest says of the sources."""
+    return SourceInfo(
+        recipe.names,
+        recipe.seed,
+        recipe.max_documents,
+        recipe.column,
+        recipe.errors,
+        recipe.min_length,
+        recipe.deduplicate,
+        recipe.shard_tokens,
+    )
+
+
+def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, recipe: Recipe, out: Path) -> TokenDataset | None:
+    """Name the token files and write the manifest, if all portions are complete; else return None.
+
+    Raises:
+        InputError: A split that is wanted has nothing; the folder is removed, as going on would end here again.
+    """
+    indices = range(len(plan.portions))
+    if not all(map(journal.is_complete, indices)):
+        return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process was quicker
+    try:
+        records = [journal.record(index) for index in indices]
+        splits = {split: info for split in SPLITS if (info := _sum(split, records)).documents}
+        _require_all(splits, plan.rule, out)
+        given = any(portion.split for portion in plan.portions)
+        folders = [journal.of(index) for index in indices]
+        left_out = LeftOut(
+            sum(record.short for record in records),
+            sum(record.duplicates for record in records),
+            overlap(folders) if given and not recipe.deduplicate else 0,
+        )
+        tokenizer.save(out / TOKENIZER)
+        assert tokenizer.eot is not None
+        DataManifest(
+            source=source_info(recipe),
+            tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
+            split_rule=plan.rule,
+            splits=splits,
+            shards=tuple(_named(journal, records)),
+            left_out=left_out,
+        ).save(out)
+    except (OSError, InputError):
+        if not (out / MANIFEST).exists():
+            raise
+    journal.remove()
+    return TokenDataset(out)
+
+
+def _named(journal: Journal, records: Sequence[Record]) -> Iterator[ShardInfo]:
+    """Give the token files of all portions their names, split by split."""
+    for split in SPLITS:
+        number = count()
+        for index, record in enumerate(records):
+            for shard in record.shards:
+                if shard.split == split:
+                    yield journal.finish(index, shard, f"{split}_{next(number):06d}.bin")
+
+
+def _sum(split: str, records: Sequence[Record]) -> SplitInfo:
+    infos = [record.splits[split] for record in records if split in record.splits]
+    bits = [info.entropy_bits for info in infos]
+    return SplitInfo(
+        sum(info.documents for info in infos),
+        sum(info.tokens for info in infos),
+        sum(info.bytes for info in infos),
+        None if None in bits else sum(bit for bit in bits if bit is not None),
+    )
+
+
+def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:
+    if empty := [split for split in rule.wanted() if split not in splits]:
+        shutil.rmtree(out, ignore_errors=True)  # going on would end here again
+        raise InputError(
+            f"the text is too short to hold out val {rule.val_fraction:g} and test {rule.test_fraction:g} of it: "
+            f"nothing is left for {' and '.join(empty)}; give more text, larger fractions, or 0 for none"
+        )
+
 
 Progress: TypeAlias = Callable[[int, int, int, int], None]
 """Called with the documents, bytes of text and tokens written so far, and about how many bytes it will be in all."""

@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from gpt2lab.data.rounds import Rounds
+from gpt2lab.data.streaming import Rounds
 from gpt2lab.errors import InputError
 
 

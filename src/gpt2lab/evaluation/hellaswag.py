@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.evaluation.scoring import Continuation, score
-from gpt2lab.model import GPT
-from gpt2lab.tokenizer import Tokenizer
+from gpt2lab.evaluation.likelihood import Continuation, score
+from gpt2lab.model.gpt import GPT
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 ENDINGS = 4
 

@@ -15,16 +15,143 @@ of one tokenizer only; per word and bits per byte do so whatever the tokens are.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from gpt2lab.data import TokenStream, count_windows
+from gpt2lab.data.loader import count_windows
+from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.leak import require_no_leak
-from gpt2lab.evaluation.windows import ScoredBatch, Windows, cut
-from gpt2lab.model import GPT, evaluating
+from gpt2lab.evaluation.likelihood import require_no_leak
+from gpt2lab.model.gpt import GPT, evaluating
+
+_WIKITEXT = tuple(
+    (re.compile(pattern, re.MULTILINE), replacement)
+    for pattern, replacement in (
+        (r" @([-,.])@ ", r"\1"),
+        (r"(?<==) (?==)", ""),  # the marks of a heading
+        (r'" ([^"\n]*?) "', r'"\1"'),
+        (r"(?<=s) '(?= )", "'"),
+        (r"(?<= )' ([^'\n]*?) '(?= )", r"'\1'"),
+        (r" '(?=(?:s|m|d|t|ll|re|ve)\b)", "'"),
+        (r"(?<=\d) ([–‑/]) (?=\d)", r"\1"),
+        (r"([$£€]) (?=\d)", r"\1"),
+        (r"([(\[{]) ", r"\1"),
+        (r" (?=[,.;:!?%)\]}](?:[ ,.;:!?%)\]}\"']|$))", ""),
+        (r"^ | $", ""),
+    )
+)
+
+
+def wikitext(text: str) -> str:
+    """Undo WikiText's tokenisation, line by line.
+
+    >>> wikitext(" It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 – 4 @.@ 9 lb ) . ")
+    'It weighs 0.7–2.2 kg (1.5–4.9 lb).'
+    """
+    for pattern, replacement in _WIKITEXT:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+DETOKENISERS: dict[str, Callable[[str], str]] = {"wikitext": wikitext}
+"""What ``--detokenise`` takes: a function of whole lines."""
+
+
+_BLOCK = 1 << 20
+"""Tokens searched at once for the ends of documents."""
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Windows side by side, all (B, L): ids, the id that follows each, and whether it is scored here."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    scored: torch.Tensor
+    """Bool; false where an earlier window has the same target, and on the padding behind a shorter window."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows lie; arrays of one entry a window."""
+
+    starts: np.ndarray
+    """Position in the stream of a window's first token."""
+    lengths: np.ndarray
+    """Tokens that it reads."""
+    firsts: np.ndarray
+    """The first place in it whose target is scored."""
+
+    @property
+    def scored(self) -> int:
+        """Targets scored in all of them."""
+        return int((self.lengths - self.firsts).sum())
+
+    def batches(self, stream: TokenStream, batch_size: int) -> Iterator[ScoredBatch]:
+        """Yield them, shortest first so that little is padded, ``batch_size`` at a time."""
+        order = np.argsort(self.lengths, kind="stable")
+        for begin in range(0, len(order), batch_size):
+            yield self._batch(stream, order[begin : begin + batch_size])
+
+    def _batch(self, stream: TokenStream, chosen: np.ndarray) -> ScoredBatch:
+        starts, lengths, firsts = self.starts[chosen], self.lengths[chosen], self.firsts[chosen]
+        rows = np.zeros((len(chosen), lengths.max() + 1), dtype=np.int64)
+        for length in np.unique(lengths):
+            same = lengths == length
+            rows[same, : length + 1] = stream.read(starts[same], int(length) + 1)
+        places = np.arange(rows.shape[1] - 1)
+        scored = (places >= firsts[:, None]) & (places < lengths[:, None])
+        tokens = torch.from_numpy(rows)
+        return ScoredBatch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(scored))
+
+
+def cut(stream: TokenStream, context: int, stride: int, eot: int | None = None) -> Windows:
+    """Cut a stream into windows that score each token but the first once.
+
+    Args:
+        stream: The tokens.
+        context: Tokens of a window at most.
+        stride: From 1 to ``context``: tokens from one window's begin to the next.
+        eot: The token that begins each document, to keep windows within documents; None takes the stream as one.
+            What closes a document is scored with it.
+
+    Raises:
+        InputError: The stride is out of range, or the stream does not begin with a document.
+    """
+    if not 1 <= stride <= context:
+        raise InputError(f"stride is {stride}; it must be between 1 and the window's {context} tokens")
+    begins = np.zeros(1, dtype=np.int64) if eot is None else document_begins(stream, eot)
+    sizes = np.diff(begins, append=len(stream) - 1)  # targets of each stretch
+    begins, sizes = begins[sizes > 0], sizes[sizes > 0]
+    counts = np.maximum(-(-(sizes - context) // stride), 0) + 1
+    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a window in its stretch
+    begins, sizes = np.repeat(begins, counts), np.repeat(sizes, counts)
+    offsets = np.minimum(index * stride, np.maximum(sizes - context, 0))
+    seen = np.where(index == 0, 0, (index - 1) * stride + context)  # targets of the stretch scored before
+    return Windows(begins + offsets, np.minimum(sizes, context), seen - offsets)
+
+
+def document_begins(stream: TokenStream, eot: int) -> np.ndarray:
+    """Return the positions of the tokens that begin documents, (documents,).
+
+    Raises:
+        InputError: The stream does not begin with one.
+    """
+    found = [
+        start + np.flatnonzero(stream.read(np.array([start]), min(_BLOCK, len(stream) - start))[0] == eot)
+        for start in range(0, len(stream), _BLOCK)
+    ]
+    begins = np.concatenate(found)
+    if not len(begins) or begins[0] != 0:
+        raise InputError(
+            f"{stream.name}: does not begin with the end-of-text token {eot}, so where documents begin is not known; "
+            "measure it without the borders of documents"
+        )
+    return begins
 
 
 @dataclass(frozen=True)
@@ -189,3 +316,45 @@ def _score(model: GPT, batch: ScoredBatch) -> tuple[np.ndarray, np.ndarray]:
     scored = batch.scored.numpy()
     chosen = losses.cpu().double().numpy()[scored[:, first:]]  # summed in fp64, which not every device has
     return np.nonzero(scored)[1], chosen
+
+
+@dataclass(frozen=True)
+class PositionLosses:
+    """The curve; entry t - 1 is of the tokens with t tokens before them."""
+
+    losses: tuple[float, ...]
+    """Mean loss at each place, in nats; NaN where no token was scored."""
+    tokens: tuple[int, ...]
+    """Tokens scored at each place."""
+    by_document: bool
+    """Whether windows stay within documents."""
+
+    @property
+    def protocol(self) -> str:
+        """Return one sentence that says how the curve was taken."""
+        across = "within documents" if self.by_document else "across the borders of documents"
+        return (
+            f"Mean loss by the tokens before a token in its window, over {sum(self.tokens):,} tokens in windows of "
+            f"{len(self.losses):,} that follow each other {across}."
+        )
+
+
+def loss_by_position(
+    model: GPT,
+    stream: TokenStream,
+    context: int | None = None,
+    batch_size: int = 8,
+    eot: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PositionLosses:
+    """Measure the loss at each place of the context. Arguments and errors are those of `perplexity_of`."""
+    require_no_leak(model.config)
+    context = checked_context(model, stream, context)
+    windows = cut(stream, context, context, eot)
+    sums, counts = np.zeros(context), np.zeros(context, dtype=np.int64)
+    for places, losses in scored_losses(model, stream, windows, batch_size, progress):
+        sums += np.bincount(places, losses, minlength=context)
+        counts += np.bincount(places, minlength=context)
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
+    return PositionLosses(tuple(means.tolist()), tuple(counts.tolist()), eot is not None)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.leak import require_no_leak
-from gpt2lab.model import GPT, evaluating
+from gpt2lab.evaluation.likelihood import require_no_leak
+from gpt2lab.model.gpt import GPT, evaluating
 
 ROWS_AT_ONCE_TOKENS = 8_192
 

@@ -2,9 +2,3 @@
 
 `train` joins the training loop with sampling; quickstart, check and the report are verbs of the command line.
 """
-
-from __future__ import annotations
-
-from gpt2lab.lab.training import train
-
-__all__ = ["train"]

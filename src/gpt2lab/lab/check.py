@@ -12,15 +12,20 @@ import torch
 from rich.markup import escape
 
 from gpt2lab import runtime
-from gpt2lab.data import Loader, TokenDataset, prepare, texts
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.loader import Loader
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
 from gpt2lab.lab.console import console
-from gpt2lab.model import GPT, GPTConfig, peak_flops
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.flops import peak_flops
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import OptimConfig
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import load_into, save, verify
+from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.optim import make_optimiser
 
 SEQ_LEN, ROWS = 64, 8

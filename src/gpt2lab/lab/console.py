@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from gpt2lab.training import StepReport
+from gpt2lab.training.loop import StepReport
 
 
 class Console(rich.console.Console):

@@ -14,20 +14,24 @@ from pathlib import Path
 from rich.table import Table
 
 from gpt2lab import runtime
-from gpt2lab.data import TokenDataset, prepare, texts
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-from gpt2lab.generation import STRATEGIES
+from gpt2lab.evaluation.measure import HeldOut, Measured, measure_held_out, measure_stories
+from gpt2lab.generation import STRATEGIES, write_texts
 from gpt2lab.lab import console
 from gpt2lab.lab.console import log
-from gpt2lab.lab.measure import HeldOut, Measured, measure_held_out, measure_stories
-from gpt2lab.lab.report import write_report
-from gpt2lab.lab.training import train
-from gpt2lab.lab.writing import write_texts
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.lab.train import train
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.report.html import write_report
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import Interrupted, OptimConfig, TrainConfig, load_model, saved_config
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
+from gpt2lab.training.distributed import Interrupted
 
 DEFAULT_OUT, SEED = Path("runs/quickstart"), 1337
 VOCABULARY = 2_048

@@ -15,6 +15,9 @@ precision: run it under ``torch.autocast`` and the residual stream is kept in au
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +25,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory
 from gpt2lab.hub import find_model
-from gpt2lab.model.attention import CAUSAL, CausalSelfAttention
+from gpt2lab.model.attention import (
+    CAUSAL,
+    CausalSelfAttention,
+    Rotation,
+    View,
+    batch_mask,
+    make_view,
+    rotation,
+    sinusoidal,
+    tensor_mask,
+)
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.inputs import check_inputs, check_targets, warn_of_leaks
+from gpt2lab.model.huggingface import FILES, read_hf, write_hf
 from gpt2lab.model.loss import fused_loss, token_losses
-from gpt2lab.model.positions import Rotation, rotation, sinusoidal
-from gpt2lab.model.view import View, batch_mask, make_view, tensor_mask
-from gpt2lab.model.weights import FILES, read_hf, write_hf
+from gpt2lab.model.masks import Mask
 
 INIT_STD = 0.02
 
@@ -283,3 +295,65 @@ def _positions(tokens: torch.Tensor, start: int, positions: torch.Tensor | None)
     if positions is not None:
         return positions
     return torch.arange(start, start + tokens.shape[1], device=tokens.device)
+
+
+def check_inputs(
+    config: GPTConfig,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: KVCache | None,
+    documents: torch.Tensor | None,
+    positions: torch.Tensor | None,
+) -> None:
+    """Raise `InputError` where the arguments of a pass do not fit one another or the model."""
+    if tokens.dim() != 2:
+        raise InputError(f"the tokens have shape {tuple(tokens.shape)}; give (B, T): rows of ids")
+    n_ctx, T = config.n_ctx, tokens.shape[1]
+    if cache is None and n_ctx < T:
+        raise InputError(f"{T} tokens are more than the model's context of {n_ctx}")
+    for name, given in (("documents", documents), ("positions", positions)):
+        if given is not None and cache is not None:
+            raise InputError(f"{name} are for whole passes: a cache holds one document a row; leave them out")
+        if given is not None and (given.shape != tokens.shape or given.is_floating_point()):
+            raise InputError(f"{name} has shape {tuple(given.shape)}, {given.dtype}; give integers like the tokens'")
+    if positions is not None and positions.device.type == "cpu":  # elsewhere the question would wait for the device
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= n_ctx:
+            reached = f"down to {low}" if low < 0 else f"up to {high}"
+            raise InputError(f"positions go {reached}; the model's context is {n_ctx}")
+    if cache is not None and mask is not None and cache.rolling:
+        raise InputError(f"the cache of mask {config.mask} forgets keys that a tensor may name; leave one out")
+    if cache is not None and cache.length and cache.looks_ahead and mask is None:
+        raise InputError(
+            f"mask {config.mask} reads ahead: what is cached would change with each new token; "
+            "read the whole sequence again"
+        )
+
+
+def check_targets(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise `InputError` unless there is a target for each token: one too many would move all that follow."""
+    if targets.shape != tokens.shape:
+        raise InputError(f"targets has shape {tuple(targets.shape)}; give one for each token, {tuple(tokens.shape)}")
+
+
+def warn_of_leaks(mask: Mask | torch.Tensor) -> None:
+    """Warn where a mask lets a token read what it is to predict."""
+    if mask.looks_ahead if isinstance(mask, Mask) else bool(mask.triu(1).any()):
+        warnings.warn(
+            "the mask lets tokens read what follows them, which is what they are to predict: the loss leaks and says "
+            "nothing of the model",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode inside the block; modules that were in it already stay in it afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

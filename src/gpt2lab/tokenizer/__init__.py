@@ -5,19 +5,3 @@ algorithm, readable: encoding and training), then what makes it fast (``counting
 (``vocabulary``), the class that everybody uses (``tokenizer``), its files (``tokenizer_json``, ``formats``), and what
 shows how well it fits a text (``inspection``).
 """
-
-from gpt2lab.tokenizer.bpe import train_naively
-from gpt2lab.tokenizer.inspection import Fit, longest_tokens, measure_fit, show_token, split_text
-from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, EXPORTS, Tokenizer
-
-__all__ = [
-    "END_OF_TEXT",
-    "EXPORTS",
-    "Fit",
-    "Tokenizer",
-    "longest_tokens",
-    "measure_fit",
-    "show_token",
-    "split_text",
-    "train_naively",
-]

@@ -15,13 +15,57 @@ program, :mod:`gpt2lab.tokenizer.trainer` gives the same list sooner.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import heapq
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
-from gpt2lab.tokenizer.alphabet import BYTE_ORDER, ID_OF_BYTE
+import numpy as np
+import tiktoken
+
+from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.pretokenize import Pattern, find_pattern, well_formed
+
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+
+BYTE_ORDER: tuple[int, ...] = (*_VISIBLE, *_HIDDEN)
+"""The byte of each of the first 256 ids."""
+
+ID_OF_BYTE: tuple[int, ...] = tuple(sorted(range(256), key=BYTE_ORDER.__getitem__))
+"""The id of each byte: the inverse of :data:`BYTE_ORDER`."""
+
+_SPELLING = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_HIDDEN)}
+_BYTE_OF = {character: byte for byte, character in _SPELLING.items()}
+
+
+def spell(token: bytes) -> str:
+    """Write the bytes of a token as GPT-2's visible characters, one for each byte."""
+    return "".join([_SPELLING[byte] for byte in token])
+
+
+def unspell(spelling: str) -> bytes:
+    """Return the bytes that ``spelling`` stands for.
+
+    Raises:
+        InputError: a character stands for no byte, so the vocabulary is not a byte-level one.
+    """
+    try:
+        return bytes([_BYTE_OF[character] for character in spelling])
+    except KeyError as unknown:
+        raise InputError(
+            f"the token {spelling!r} is not of a byte-level vocabulary: {unknown.args[0]!r} stands for no byte; "
+            "only byte-level BPE as GPT-2's can be read"
+        ) from None
+
 
 Merge = tuple[bytes, bytes]
 
@@ -138,3 +182,189 @@ def _replace_pair(tokens: list[int], pair: tuple[int, int], new: int) -> list[in
         else:
             replaced.append(token)
     return replaced
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The whole of a tokenizer, in memory.
+
+    Attributes:
+        ids: the id of each ordinary token: the 256 bytes and what the merges make.
+        merges: the two parts of each merge, by rank.
+        special_tokens: the id of each special token, by its text.
+        pattern: how text splits into words.
+
+    Raises:
+        InputError: merges of unknown parts, a byte without id, an id given twice or left out, an unusable special
+            token.
+    """
+
+    ids: Mapping[bytes, int]
+    merges: Sequence[Merge]
+    special_tokens: Mapping[str, int]
+    pattern: Pattern
+
+    def __post_init__(self) -> None:
+        _check_merges(self.ids, self.merges)
+        for text in self.special_tokens:
+            _check_special_token(text, self.ids)
+        _check_ids([*self.ids.values(), *self.special_tokens.values()])
+
+    @property
+    def by_id(self) -> dict[int, bytes]:
+        """The bytes of every id, in the order of ids; a special token's are its text as UTF-8."""
+        tokens = {number: token for token, number in self.ids.items()}
+        tokens.update({number: text.encode("utf-8") for text, number in self.special_tokens.items()})
+        return {number: tokens[number] for number in range(len(tokens))}
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hexadecimal) of all that decides which ids a text gets."""
+        content = {
+            "ids": [spell(token) for token in sorted(self.ids, key=self.ids.__getitem__)],
+            "merges": [[spell(left), spell(right)] for left, right in self.merges],
+            "special_tokens": sorted(self.special_tokens.items()),
+            "pattern": self.pattern.published,
+        }
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def in_gpt2_order(merges: Sequence[Merge], special_tokens: Iterable[str], pattern: Pattern) -> Vocabulary:
+    """Number the tokens as GPT-2 does: the bytes in GPT-2's order, what the merges make, the special tokens."""
+    names = unique_special_tokens(special_tokens)
+    ordinary = [*(bytes([byte]) for byte in BYTE_ORDER), *(left + right for left, right in merges)]
+    ids = {token: number for number, token in enumerate(ordinary)}
+    return Vocabulary(ids, merges, {name: len(ordinary) + i for i, name in enumerate(names)}, pattern)
+
+
+def unique_special_tokens(names: Iterable[str]) -> list[str]:
+    """Return the names of special tokens as a list. Raises InputError where one is given twice."""
+    unique = [names] if isinstance(names, str) else list(names)
+    for name, times in Counter(unique).items():
+        if times > 1:
+            raise InputError(f"the special token {name!r} is given {times} times; give each once")
+    return unique
+
+
+def ranks_of_tokens(vocabulary: Vocabulary) -> dict[bytes, int] | None:
+    """Return the id of each token that encoding can give, if these as ranks of tokens decide every merge.
+
+    ``None`` where they do not: merges that training cannot have made, or ids in another order than the merges.
+    """
+    made = [left + right for left, right in vocabulary.merges]
+    numbers = [vocabulary.ids[token] for token in made]
+    if numbers != sorted(numbers) or not in_order_of_training(vocabulary.merges):
+        return None
+    return {token: vocabulary.ids[token] for token in [*(bytes([byte]) for byte in BYTE_ORDER), *made]}
+
+
+def _check_merges(ids: Mapping[bytes, int], merges: Sequence[Merge]) -> None:
+    for byte in BYTE_ORDER:
+        if bytes([byte]) not in ids:
+            raise InputError(
+                f"the vocabulary has no token for the byte 0x{byte:02x}; a byte-level vocabulary has all 256"
+            )
+    for rank, merge in enumerate(merges):
+        for token in (*merge, merge[0] + merge[1]):
+            if token not in ids:
+                raise InputError(
+                    f"merge {rank} ({spell(merge[0])} {spell(merge[1])}) names {spell(token)!r}, "
+                    "which is not in the vocabulary; merges and vocabulary must be of the same tokenizer"
+                )
+
+
+def _check_special_token(text: str, ids: Mapping[bytes, int]) -> None:
+    if not text:
+        raise InputError("a special token is empty; give it a text, such as <|endoftext|>")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"the special token {text!r} holds half a surrogate pair; use whole characters") from None
+    if _is_spelling(text, ids):
+        raise InputError(
+            f"the special token {text!r} is also an ordinary token of the vocabulary; "
+            "choose a text that does not occur, such as <|endoftext|>"
+        )
+
+
+def _is_spelling(text: str, ids: Mapping[bytes, int]) -> bool:
+    """Say whether files, which name ordinary tokens by their spelling, could not tell ``text`` from one."""
+    try:
+        return unspell(text) in ids
+    except InputError:
+        return False
+
+
+def _check_ids(numbers: Sequence[int]) -> None:
+    missing = set(range(len(numbers))).difference(numbers)
+    if missing:
+        raise InputError(
+            f"the vocabulary of {len(numbers)} tokens has no id {min(missing)}; "
+            f"ids must be 0 to {len(numbers) - 1}, each once"
+        )
+
+
+# The core's expression engine gives up on about a million characters of white space in one run.
+_LONGEST = 500_000
+_LONG_SPACE = re.compile(r"\s{1000}")
+# The core's search for special tokens is slow where it has none to search for; this one is never allowed.
+_NEVER_MADE = "<|endoftext|>"
+
+
+class Encoder:
+    """Turns text into ids; knows nothing of special tokens."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def readable(self, text: str) -> np.ndarray:
+        """Return the ids of a text, uint32, by the definition, :func:`gpt2lab.tokenizer.bpe.encode_text`."""
+        ids = self._vocabulary.ids
+        return np.array([ids[token] for token in encode_text(text, self._vocabulary.pattern, self._ranks)], np.uint32)
+
+    def fast(self, text: str) -> np.ndarray:
+        """Return the same ids by tiktoken's core, which does not hold the interpreter's lock meanwhile."""
+        if self._core is None:
+            return self.readable(text)
+        if len(text) <= _LONGEST:
+            return _by(self._core, text)
+        parts = []
+        for piece in self._vocabulary.pattern.pieces(text, _LONGEST):
+            too_long = len(piece) > 2 * _LONGEST and _LONG_SPACE.search(piece)
+            parts.append(self.readable(piece) if too_long else _by(self._core, piece))
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _ranks(self) -> dict[Merge, int]:
+        ranks: dict[Merge, int] = {}
+        for rank, merge in enumerate(self._vocabulary.merges):
+            ranks.setdefault(merge, rank)
+        return ranks
+
+    @functools.cached_property
+    def _core(self) -> tiktoken.Encoding | None:
+        ranks = ranks_of_tokens(self._vocabulary)
+        if ranks is None:
+            return None
+        fast, special = self._vocabulary.pattern.fast, {_NEVER_MADE: len(ranks)}
+        return tiktoken.Encoding("gpt2lab", pat_str=fast, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _by(core: tiktoken.Encoding, text: str) -> np.ndarray:
+    return core.encode_to_numpy(well_formed(text), disallowed_special=())
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield ``function`` of each item, in order; threads, one for each core, work on a few items that come next."""
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -13,22 +13,26 @@ from __future__ import annotations
 import codecs
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.tokenizer.alphabet import BYTE_ORDER
-from gpt2lab.tokenizer.bpe import Merge
-from gpt2lab.tokenizer.counting import count_words
-from gpt2lab.tokenizer.encoder import Encoder, ahead
-from gpt2lab.tokenizer.formats import find_gpt2, holds_gpt2, read_gpt2, write_gpt2, write_tiktoken
-from gpt2lab.tokenizer.pretokenize import find_pattern, special_pattern
-from gpt2lab.tokenizer.streaming import cut_stream
-from gpt2lab.tokenizer.tokenizer_json import TOKENIZER_FILE, read_tokenizer_json, write_tokenizer_json
-from gpt2lab.tokenizer.trainer import learn_merges
-from gpt2lab.tokenizer.vocabulary import Vocabulary, in_gpt2_order, unique_special_tokens
+from gpt2lab.tokenizer.bpe import BYTE_ORDER, Encoder, Merge, Vocabulary, ahead, in_gpt2_order, unique_special_tokens
+from gpt2lab.tokenizer.formats import (
+    TOKENIZER_FILE,
+    find_gpt2,
+    holds_gpt2,
+    read_gpt2,
+    read_tokenizer_json,
+    write_gpt2,
+    write_tiktoken,
+    write_tokenizer_json,
+)
+from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, special_pattern
+from gpt2lab.tokenizer.train import count_words, learn_merges
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -297,3 +301,61 @@ def _as_bytes(pairs: Sequence[tuple[int, int]]) -> list[Merge]:
         merges.append((tokens[left], tokens[right]))
         tokens.append(tokens[left] + tokens[right])
     return merges
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a vocabulary fits some texts.
+
+    Attributes:
+        n_tokens: What the texts become.
+        n_bytes: What they are, as UTF-8.
+        n_used: Different tokens among them.
+        n_vocab: Tokens that there are.
+    """
+
+    n_tokens: int
+    n_bytes: int
+    n_used: int
+    n_vocab: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes that a token stands for on average: the more, the shorter the text is for a model."""
+        return self.n_bytes / self.n_tokens if self.n_tokens else 0.0
+
+    @property
+    def share_used(self) -> float:
+        """The share of the vocabulary that occurs in the texts, 0 to 1."""
+        return self.n_used / self.n_vocab
+
+
+def measure_fit(tokenizer: Tokenizer, texts: Iterable[str]) -> Fit:
+    """Measure how a tokenizer fits some texts; they are read once and not held."""
+    n_tokens = n_bytes = 0
+    used: set[int] = set()
+    for text in texts:
+        ids = tokenizer.encode(text)
+        n_tokens += len(ids)
+        n_bytes += len(tokenizer.decode_bytes(ids))
+        used.update(ids)
+    return Fit(n_tokens, n_bytes, len(used), tokenizer.n_vocab)
+
+
+def split_text(tokenizer: Tokenizer, text: str) -> list[bytes]:
+    """Return the tokens of a text as their bytes, in order; they join to the text."""
+    vocabulary = tokenizer.vocab
+    return [vocabulary[number] for number in tokenizer.encode(text)]
+
+
+def longest_tokens(tokenizer: Tokenizer, number: int) -> list[tuple[int, bytes]]:
+    """Return the ordinary tokens of most bytes, the longest first, each with its id."""
+    special = set(tokenizer.special_tokens.values())
+    ordinary = [(i, token) for i, token in tokenizer.vocab.items() if i not in special]
+    return sorted(ordinary, key=lambda item: -len(item[1]))[:number]
+
+
+def show_token(token: bytes) -> str:
+    r"""Return a token as a terminal can show it, with escapes for what is not printable and for parts of characters."""
+    text = token.decode("utf-8", errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +32,100 @@ from safetensors.torch import save_file
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, sha256_of, sync_directory, temporary_name, write_json
-from gpt2lab.model import GPT
-from gpt2lab.model.weights import load_tensors
+from gpt2lab.model.gpt import GPT
+from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
-from gpt2lab.training import moments
 from gpt2lab.training.config import from_dict
-from gpt2lab.training.parallel import whole_weights
-from gpt2lab.training.processes import ALONE, Processes
-from gpt2lab.training.shares import is_shared_out, own_share
+from gpt2lab.training.distributed import ALONE, Processes, is_shared_out, own_share, whole_weights
+from gpt2lab.training.optim import state_names
+
+WHOLE, SHARES = "optimizer.safetensors", "optimizer"
+"""The file and the folder."""
+
+
+def of(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state by name, such as ``wpe.weight.exp_avg``; shared out where the parameters are."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def write_shares(moments: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write what each rank has to a file of its own. Every rank must call it; all fail where one does.
+
+    Raises:
+        InputError: A rank could not write.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    # The form has no tensors without dimensions, such as AdamW's count of steps.
+    rows = {name: value.reshape(1) if value.dim() == 0 else value for name, value in moments.items()}
+    try:
+        save(rows, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise InputError(f"{folder} cannot be written on rank {rank} ({reason})") from error
+
+
+def load(folder: Path, model: GPT, optimiser: torch.optim.Optimizer) -> None:
+    """Load the state that a checkpoint holds in either form into an optimiser, each rank what it keeps.
+
+    Raises:
+        InputError: A parameter's is missing or has another shape (named).
+    """
+    kept = state_names(optimiser)
+    wanted = {
+        f"{name}.{key}": (parameter, key) for name, parameter in model.named_parameters() for key in kept[parameter]
+    }
+    shares = folder / SHARES
+    read = _read_shares(shares, wanted) if shares.is_dir() else _read_whole(folder / WHOLE, wanted)
+    for name, (parameter, key) in wanted.items():
+        optimiser.state[parameter][key] = read[name]
+
+
+_Wanted = dict[str, tuple[torch.nn.Parameter, str]]
+
+
+def _read_whole(path: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    tensors = load_tensors(path)
+    _require_all(path, wanted, {name: tuple(value.shape) for name, value in tensors.items()})
+    # A fused optimiser keeps its step count beside the moments, on the parameter's device.
+    moved = {name: tensors[name].to(parameter.device) for name, (parameter, _) in wanted.items()}
+    return {name: moved[name] if key == "step" else own_share(moved[name], p) for name, (p, key) in wanted.items()}
+
+
+def _read_shares(folder: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load as read_into
+
+    reader = HuggingFaceStorageReader(str(folder))
+    held = reader.read_metadata().state_dict_metadata
+    shapes = {name: tuple(entry.size) for name, entry in held.items() if isinstance(entry, TensorStorageMetadata)}
+    _require_all(folder, wanted, shapes)
+    rows = {
+        name: torch.empty(1, device=parameter.device) if key == "step" else torch.empty_like(parameter.detach())
+        for name, (parameter, key) in wanted.items()
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        read_into(rows, storage_reader=reader, no_dist=True)  # as it is meant: each rank finds its rows by itself
+    return {name: value.reshape(()) if wanted[name][1] == "step" else value for name, value in rows.items()}
+
+
+def _require_all(path: Path, wanted: _Wanted, held: dict[str, tuple[int, ...]]) -> None:
+    missing = [name for name in wanted if name not in held]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing[:4])}; use another checkpoint")
+    for name, (parameter, key) in wanted.items():
+        if key != "step" and held[name] != tuple(parameter.shape):
+            shape = tuple(parameter.shape)
+            raise InputError(f"{path}: {name} has shape {held[name]}, the model needs {shape}; use another checkpoint")
+
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
@@ -74,20 +161,20 @@ def save(
     """
     final = run.checkpoints / f"step_{state['step']:08d}"
     beside = Path(processes.from_main(str(temporary_name(final))))
-    kept = moments.of(model, optimiser)
+    kept = of(model, optimiser)
     shared_out = any(is_shared_out(value) for value in kept.values())
     weights = whole_weights(model, keep=processes.main)
 
     def write() -> None:
         _save_tensors(weights, beside / "model.safetensors")
         if not shared_out:
-            _save_tensors({name: value.contiguous().cpu() for name, value in kept.items()}, beside / moments.WHOLE)
+            _save_tensors({name: value.contiguous().cpu() for name, value in kept.items()}, beside / WHOLE)
         write_json(beside / "state.json", state)
 
     try:
         processes.on_main(beside.mkdir)
         if shared_out:
-            moments.write_shares(kept, beside / moments.SHARES)
+            write_shares(kept, beside / SHARES)
         processes.on_main(write)
         manifest = {"format": FORMAT, "files": _written(beside, processes)}
         processes.on_main(lambda: _publish(beside, manifest, final))
@@ -111,7 +198,7 @@ def _written(folder: Path, processes: Processes) -> dict[str, dict[str, str | in
     """Return size and SHA-256 of each file of a folder; every rank reads what it wrote."""
     entries: dict[str, dict[str, str | int]] = {}
     with processes.together():
-        own = [*folder.glob(f"{moments.SHARES}/shard-{processes.rank + 1:05d}-*")]
+        own = [*folder.glob(f"{SHARES}/shard-{processes.rank + 1:05d}-*")]
         if processes.main:
             own += [path for path in folder.iterdir() if path.is_file()]
         for path in own:
@@ -172,7 +259,7 @@ def verify(checkpoint: Checkpoint) -> None:
             )
         if sha256_of(path) != sha256:
             raise InputError(f"{path} does not match its SHA-256: it was altered; use an earlier checkpoint")
-    for path in checkpoint.path.glob(f"{moments.SHARES}/*"):  # all of them would be read
+    for path in checkpoint.path.glob(f"{SHARES}/*"):  # all of them would be read
         if path.relative_to(checkpoint.path).as_posix() not in files:
             raise InputError(f"{path} is not named by the manifest; move it elsewhere")
     if (step := checkpoint.state["step"]) != checkpoint.step:
@@ -188,8 +275,8 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
         files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); use an earlier checkpoint") from error
-    shares = [name for name in files if re.fullmatch(rf"{moments.SHARES}/shard-\d+-[\w.-]+\.safetensors", name)]
-    expected = {"model.safetensors", "state.json", *(shares or [moments.WHOLE])}
+    shares = [name for name in files if re.fullmatch(rf"{SHARES}/shard-\d+-[\w.-]+\.safetensors", name)]
+    expected = {"model.safetensors", "state.json", *(shares or [WHOLE])}
     if files.keys() != expected:
         odd = ", ".join(sorted(files.keys() ^ expected))
         raise InputError(f"{path} is damaged: it lacks, or should not name, {odd}; use an earlier checkpoint")
@@ -250,7 +337,7 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
         raise InputError(f"{checkpoint.path}: the weights are another architecture's: {', '.join(different[:8])}")
     model.load_state_dict({n: own_share(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
     if optimiser is not None:
-        moments.load(checkpoint.path, model, optimiser)
+        load(checkpoint.path, model, optimiser)
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:

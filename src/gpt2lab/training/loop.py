@@ -12,32 +12,130 @@ a checkpoint holds, because batches and dropout are functions of (seed, step, mi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 
 from gpt2lab import runtime
-from gpt2lab.data import Prefetcher, RoundLoader
-from gpt2lab.model import GPT, evaluating, mfu, peak_flops
+from gpt2lab.data.loader import count_windows, within_documents
+from gpt2lab.data.shards import TokenStream
+from gpt2lab.data.streaming import Prefetcher, RoundLoader
+from gpt2lab.model.flops import mfu, peak_flops
+from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
-from gpt2lab.training import checkpoint, curves, watch
-from gpt2lab.training.activation_checkpointing import checkpoint_blocks
-from gpt2lab.training.hooks import Hooks, StepReport
-from gpt2lab.training.interrupt import Interrupted, catch_signals
-from gpt2lab.training.optim import make_optimiser, set_learning_rate
-from gpt2lab.training.parallel import MODES, clip_gradients
-from gpt2lab.training.processes import ALONE, Processes
-from gpt2lab.training.profiling import Profiler
-from gpt2lab.training.schedule import learning_rate
-from gpt2lab.training.setup import Plan, batch_tokens
-from gpt2lab.training.state import Data, Progress, Update
-from gpt2lab.training.validation import validation_loss
+from gpt2lab.training import checkpoint, monitoring
+from gpt2lab.training.distributed import ALONE, MODES, Interrupted, Processes, catch_signals, clip_gradients
+from gpt2lab.training.monitoring import Profiler
+from gpt2lab.training.optim import learning_rate, make_optimiser, set_learning_rate
+from gpt2lab.training.setup import Data, Plan, Progress, Update, batch_tokens
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What `on_step` is told after each update."""
+
+    step: int
+    """Updates done."""
+    steps: int
+    """Updates of the whole run."""
+    loss: float
+    """Mean loss of the step's batch, in nats per token."""
+    val_loss: float | None
+    """The newest validation loss since the run was started or resumed."""
+    lr: float
+    """Learning rate of the update."""
+    grad_norm: float
+    """Norm of the gradient before it was clipped."""
+    tokens_per_s: float
+    """Speed since the last row of metrics.csv."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What else happens while a run goes on."""
+
+    on_step: Callable[[StepReport], None] | None = None
+    """Called after each update."""
+    on_row: Callable[[Mapping[str, float | None]], None] | None = None
+    """Called with each row of metrics.csv, and ``data_wait``, the share of the time that was spent waiting for data."""
+    sample: Callable[[GPT, int], None] | None = None
+    """Called with the model, in evaluation mode, and the step, every ``sample_every`` steps and at the end."""
+    hellaswag: Callable[[GPT, int], None] | None = None
+    """Called like ``sample``, every ``hellaswag_every`` steps and at the end."""
+
+
+HooksFor = Callable[[Run], Hooks]
+"""Makes the hooks of a run once its directory exists."""
+
+
+PASS_TOKENS = 4_096
+"""Tokens of a pass: fixed, so that the loss has the same bits whatever the training batch."""
+
+
+def validation_loss(
+    model: GPT,
+    stream: TokenStream,
+    seq_len: int,
+    max_tokens: int,
+    eot: int | None = None,
+    processes: Processes = ALONE,
+) -> float:
+    """Return the mean loss in nats over whole windows spread evenly over a stream: the same ones at every call.
+
+    Args:
+        model: In evaluation mode.
+        stream: The validation split.
+        seq_len: Tokens of a window.
+        max_tokens: Use at most so many; 0 uses every whole window.
+        eot: The id that documents begin with, where attention is to stay within them.
+        processes: Those that share the windows; every one of them must call it.
+    """
+    windows = count_windows(stream, seq_len)
+    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
+    starts = np.arange(used) * windows // used * seq_len
+    rows = max(1, PASS_TOKENS // seq_len)
+    device = model.wte.weight.device
+    parts = np.array_split(starts, -(-used // rows))
+    totals = torch.zeros(-(-len(parts) // processes.world), dtype=torch.float64)
+    for turn in range(len(totals)):
+        index = turn * processes.world + processes.rank
+        # A rank that has no part left takes part all the same: under fsdp each pass gathers weights from all ranks.
+        part = parts[min(index, len(parts) - 1)]
+        read = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
+        tokens, targets = read[:, :-1], read[:, 1:]
+        apart = (None, None) if eot is None else within_documents(tokens, eot)
+        losses = model.token_losses(tokens, targets, *apart)
+        if index < len(parts):
+            totals[turn] = losses.double().sum()
+    in_order = processes.by_rank(totals).T.flatten().tolist()  # as one process would add them up
+    return sum(in_order) / (used * seq_len)
+
+
+def checkpoint_blocks(model: GPT) -> None:
+    """Let every block of a model recompute its activations in the backward pass. Call before compiling."""
+    for block in model.h:
+        block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(forward)
+    def run(*inputs: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+
+    return run
+
 
 log = logging.getLogger("gpt2lab")
 
@@ -126,7 +224,7 @@ class Trainer:
             if step % config.checkpoint_every == 0 or improved or over or signal or round_ends:
                 self.save()
             if self.processes.main and (eval_due or over or signal):
-                curves.draw(self.run)
+                monitoring.draw(self.run)
             self._tell(update, tokens_per_s)
             if progress.loss_count == 0:  # a row was written: its rate leaves out what else was done since
                 row_clock, row_step = time.perf_counter(), step
@@ -183,7 +281,7 @@ class Trainer:
 
     def _require_finite(self, losses: list[list[float]], grad_norm: float, step: int) -> None:
         """Stop before a broken update. In fp16 an overflowing gradient is the scaler's to skip."""
-        broken = watch.first_broken(losses)
+        broken = monitoring.first_broken(losses)
         if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
         rank, micro_step = broken or (None, None)  # a gradient is the ranks' mean, and no longer one rank's
@@ -200,15 +298,15 @@ class Trainer:
         windows = [self.loader.windows(step, m, r) for r in ranks for m in micro_steps]
         where = "on every rank" if len(ranks) > 1 else f"on rank {ranks[0]}"
         where += "" if micro_step is None else f" in micro-step {micro_step + 1}"
-        return f"{where}, {watch.name_windows(np.concatenate(windows))}"
+        return f"{where}, {monitoring.name_windows(np.concatenate(windows))}"
 
     def _spikes(self, loss: float, losses: list[list[float]], step: int) -> bool:
         """Say where a loss stands out from those before it; return whether its update is to be skipped."""
         recent, config = self.progress.recent_losses, self.config
         if config.on_spike == "off":
             return False
-        spike = watch.find_spike(loss, recent, config.spike_z)
-        watch.remember(loss, recent)
+        spike = monitoring.find_spike(loss, recent, config.spike_z)
+        monitoring.remember(loss, recent)
         if spike is None:
             return False
         highest = max(range(len(losses)), key=lambda rank: sum(losses[rank]))

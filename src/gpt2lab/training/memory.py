@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpt2lab.model import GPT, GPTConfig
+from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.banded import cut
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
-from gpt2lab.model.view import choose_kernel
 from gpt2lab.runtime import DTYPES
 
 FP32 = 4

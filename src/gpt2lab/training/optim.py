@@ -10,14 +10,98 @@ norms stay with AdamW.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import nn
 
-from gpt2lab.training.muon import MUON_LR, MUON_MOMENTUM, Muon
-from gpt2lab.training.recipes import OptimConfig
+from gpt2lab.training.config import OptimConfig
+from gpt2lab.training.distributed import own_share, whole
+
+WSD_DECAY_FRACTION = 0.2
+"""Between the tenth that Hu et al. 2024 decay over and the longer decays that train a little better."""
+
+
+def warmup_steps(config: OptimConfig, steps: int, batch_tokens: int) -> int:
+    """Return the steps of warm-up in a run of ``steps``: as asked, else 5 % and at most 2,000."""
+    if config.warmup_tokens is not None:
+        return min(-(-config.warmup_tokens // batch_tokens), steps)
+    return min(2_000, steps // 20) if config.warmup_steps is None else min(config.warmup_steps, steps)
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int, batch_tokens: int) -> float:
+    """Return the learning rate of update ``step`` (from 0) in a run of ``steps`` updates of so many tokens."""
+    warmup = warmup_steps(config, steps, batch_tokens)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.final_lr + (config.lr - config.final_lr) * _shape(config, step, steps, warmup)
+
+
+def _shape(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
+    """Return where the rate stands between ``min_lr`` (0) and ``lr`` (1) after the warm-up."""
+    if config.schedule == "constant":
+        return 1.0
+    begin = warmup
+    if config.schedule == "wsd":
+        fraction = WSD_DECAY_FRACTION if config.decay_fraction is None else config.decay_fraction
+        begin = max(warmup, steps - math.ceil(fraction * steps))
+    progress = min(1.0, max(0, step - begin) / max(1, steps - 1 - begin))
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0 - progress
+
+
+MUON_LR, MUON_MOMENTUM = 0.02, 0.95
+"""Of Jordan et al. 2024; the rate is for orthogonal updates, whose size does not depend on the gradient's."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd polynomial a x + b x^3 + c x^5, which takes singular values in (0, 1] near 1, to within 0.7 and 1.2."""
+
+
+def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """Return about U V^T, in bf16, of a matrix (rows, columns) with singular value decomposition U S V^T.
+
+    Newton-Schulz iteration in bf16 (Jordan et al. 2024): x becomes a x + b (x x^T) x + c (x x^T)^2 x, after
+    dividing by the norm, so that no singular value is above 1.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.bfloat16().T if tall else matrix.bfloat16()
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices; its state of each is ``momentum_buffer``."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter from its gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state = cast(dict[str, torch.Tensor], self.state[parameter])
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonal(whole(gradient.lerp(momentum, group["momentum"])))
+        rows, columns = parameter.shape
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(own_share(update, parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -4,32 +4,181 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from gpt2lab import runtime
-from gpt2lab.data import RollingDataset
+from gpt2lab.data.streaming import RollingDataset
 from gpt2lab.errors import InputError
-from gpt2lab.files import remove_temporary, write_json
+from gpt2lab.files import locked, remove_temporary, write_json
+from gpt2lab.model.config import PRESETS
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
-from gpt2lab.training.config import TrainConfig, saved_config, to_dict
-from gpt2lab.training.elastic import began, default_path, of_launch, started_before
-from gpt2lab.training.going_on import merge_for_resume, moved, require_same_data
-from gpt2lab.training.hooks import Hooks, HooksFor
-from gpt2lab.training.lock import held
-from gpt2lab.training.loop import Data, Trainer
-from gpt2lab.training.processes import Processes, joined
+from gpt2lab.training.config import LENGTHS, OptimConfig, TrainConfig, flat, saved_config, to_dict
+from gpt2lab.training.distributed import ALONE, Processes, joined
+from gpt2lab.training.loop import Hooks, HooksFor, Trainer
+from gpt2lab.training.optim import make_optimiser
 from gpt2lab.training.setup import (
+    Data,
     Plan,
+    Progress,
     agreed,
+    batch_tokens,
     explain_out_of_memory,
     initial_weights,
     open_data,
     resolve,
     total_steps,
 )
+
+
+@contextmanager
+def held(run: Run, processes: Processes) -> Iterator[None]:
+    """Keep other processes from training a run. Every rank must call it.
+
+    Raises:
+        InputError: Another process trains it.
+    """
+    taken = InputError(f"{run.path} is being trained by another process; wait for it, or end it")
+    with ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(locked(run.path / "train.log", taken)))
+        yield
+
+
+MAY_CHANGE_ON_RESUME = {
+    "data", "out", "resume", "steps", "epochs", "max_tokens", "log_every", "eval_every", "sample_every",
+    "sample_prompt", "hellaswag", "hellaswag_every", "checkpoint_every", "keep_last", "patience", "on_spike", "spike_z",
+    "tracker", "profile_steps", "loader_workers", "tokenizer", "max_disk",
+}  # fmt: skip
+"""Options that may differ when a run goes on; every other one would make it another run."""
+MAY_MOVE = ("device", "precision", "compile", "micro_batch", "parallel")
+"""Options that may differ too, so that a run can move to another machine; its numbers then differ in the last bits."""
+
+
+def merge_for_resume(asked: TrainConfig, saved: TrainConfig, processes: Processes = ALONE) -> TrainConfig:
+    """Return the configuration with which a run goes on: the saved one, with those changes that are allowed.
+
+    An option that was left at ``auto`` keeps what it was resolved to. What nobody changed, but was resolved for another
+    number of processes and does not suit this one, is ``auto`` again.
+
+    Raises:
+        InputError: An option differs that would make it another run (named, with both values).
+    """
+    changes = {name: getattr(asked, name) for name in MAY_CHANGE_ON_RESUME}
+    changes |= {name: value for name in MAY_MOVE if (value := getattr(asked, name)) != "auto"}
+    if asked.given_length is None:
+        changes |= {name: getattr(saved, name) for name in LENGTHS}
+    merged = dataclasses.replace(saved, **changes)
+    if merged.parallel == saved.parallel and (merged.parallel == "none") != (processes.world == 1):
+        merged = dataclasses.replace(merged, parallel="auto")
+    if merged.micro_batch == saved.micro_batch and not _divides(merged, processes.world):
+        merged = dataclasses.replace(merged, micro_batch="auto")
+    given, kept = flat(asked), flat(merged)
+    for name, value in given.items():
+        before = kept[name]
+        unset = name in MAY_MOVE or (name in LENGTHS and value is None)
+        if value == before or unset or (name == "model.vocab_size" and value == _preset_vocabulary(asked)):
+            continue
+        raise InputError(f"{name} was {before} when the run began and cannot be {value} when it goes on; leave it out")
+    return merged
+
+
+def _divides(config: TrainConfig, world: int) -> bool:
+    """Return whether the micro-batch, where one is given, goes into each process's part of a step."""
+    given = config.micro_batch
+    return given == "auto" or batch_tokens(config) // config.window % (given * world) == 0
+
+
+def moved(saved: TrainConfig, now: TrainConfig) -> str:
+    """Return what differs of `MAY_MOVE`, such as ``device was cuda and is cpu``; empty where nothing does."""
+    before, after = flat(saved), flat(now)
+    different = (n for n in MAY_MOVE if before[n] not in (after[n], "auto"))
+    return ", ".join(f"{n} was {before[n]} and is {after[n]}" for n in different)
+
+
+def _preset_vocabulary(config: TrainConfig) -> int:
+    return PRESETS[config.preset].vocab_size
+
+
+def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
+    """Compare the fingerprints of data and tokenizer that a run began with to those it would go on with.
+
+    Raises:
+        InputError: They differ (both fingerprints are shown).
+    """
+    for what in ("tokenizer", "data"):  # the data's fingerprint covers the tokenizer's
+        if before[what] != now[what]:
+            raise InputError(
+                f"the {what} given is not the run's: its fingerprint is {now[what][:16]}, the run began with "
+                f"{before[what][:16]}; give the --data that it began with"
+            )
+
+
+def default_path(config: TrainConfig) -> Path:
+    """Return the directory of a run that was given none, to which a number is added where it exists."""
+    name = config.preset if config.init is None else config.init.resolve().name
+    data = config.data.resolve().name if config.stream is None else Path(config.stream).name
+    return Path("runs") / f"{name}-{data}"
+
+
+def of_launch(processes: Processes) -> dict[str, str]:
+    """Return what environment.json says of the call of torchrun that works on a run, for `began`."""
+    return {} if processes.launch is None else {"launch": processes.launch}
+
+
+def began(run: Run, processes: Processes) -> bool:
+    """Return whether this very call of torchrun has worked on a run before it restarted its processes."""
+    return processes.restarts > 0 and run.environment.get("launch") == processes.launch
+
+
+def started_before(config: TrainConfig, processes: Processes) -> Run | None:
+    """Return the run that this call of torchrun started before it restarted its processes, if any."""
+    if processes.restarts == 0:
+        return None
+    base = default_path(config)
+    paths = [config.out] if config.out is not None else [base, *base.parent.glob(f"{base.name}-*")]
+    own = ""
+    if processes.main:
+        own = next((str(p) for p in paths if (p / "config.json").is_file() and began(Run(p), processes)), "")
+    own = processes.from_main(own)
+    return Run(Path(own)) if own else None
+
+
+def save_imported(model: GPT, tokenizer: Tokenizer, path: Path, origin: str) -> Run:
+    """Make the directory of a run whose only checkpoint holds the model; return the run.
+
+    Its configuration says what is known, the architecture, and nothing of a training.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        path: Where; it must not exist.
+        origin: Where the weights are from, in words.
+
+    Raises:
+        InputError: Something of that name exists, the tokenizer is another model's, or the disk is full.
+    """
+    V = model.config.vocab_size
+    if tokenizer.n_vocab != V:
+        raise InputError(
+            f"the model of {origin} has a vocabulary of {V:,}, its tokenizer one of {tokenizer.n_vocab:,}; give the "
+            "right --tokenizer, or fit the model to it with transformers' resize_token_embeddings"
+        )
+    run = Run.create(path, {"model": dataclasses.asdict(model.config)}, runtime.environment())
+    state = dataclasses.asdict(Progress(finished=f"imported from {origin}"))
+    try:
+        tokenizer.save(run.tokenizer)
+        optimiser = make_optimiser(model, OptimConfig())  # one that has not stepped has no state
+        checkpoint.save(run, model, optimiser, state | {"fingerprints": {"tokenizer": tokenizer.fingerprint}})
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return run
+
 
 log = logging.getLogger("gpt2lab")
 

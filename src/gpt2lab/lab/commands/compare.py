@@ -8,10 +8,13 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from gpt2lab.compare.output import NOTE, lines
+from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations
+from gpt2lab.compare.results import Comparison
+from gpt2lab.compare.run import compare, in_own_process
 from gpt2lab.lab import console
-from gpt2lab.lab.compare import Comparison, compare, in_own_process, make_plan, parse_arms, parse_variations
-from gpt2lab.lab.compare.table import NOTE, lines
-from gpt2lab.training import Interrupted, TrainConfig
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.distributed import Interrupted
 
 
 def run_comparison(

@@ -6,8 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2lab.data import CORPORA, Corpus, Recipe, TokenDataset, Unreachable, prepare_share
-from gpt2lab.data.disk import size_of
+from gpt2lab.data.corpora import CORPORA, Corpus
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.download import Unreachable, size_of
+from gpt2lab.data.prepare import Recipe, prepare_share
 from gpt2lab.errors import InputError
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.tokenizer import open_tokenizer

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2lab.data import Survey, TokenDataset, adopt, survey
-from gpt2lab.data.survey import split_documents
+from gpt2lab.data.dataset import Survey, TokenDataset, adopt, split_documents, survey
 from gpt2lab.errors import InputError
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.tokenizer import open_tokenizer
-from gpt2lab.lab.pictures import write_png
-from gpt2lab.lab.style import TRAIN
-from gpt2lab.tokenizer import Tokenizer, show_token
+from gpt2lab.report.plots import TRAIN, write_png
+from gpt2lab.tokenizer.tokenizer import Tokenizer, show_token
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 _SHOWN = 80
 """Tokens of a document that are shown."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import HellaSwagItem, hellaswag_item, read_hellaswag
+from gpt2lab.evaluation.hellaswag import HellaSwagItem, hellaswag_item, read_hellaswag
+from gpt2lab.evaluation.measure import measure_held_out, measure_hellaswag, measure_positions
+from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts
 from gpt2lab.hub import fetch_data
 from gpt2lab.lab import console
 from gpt2lab.lab.commands.subject import Subject
-from gpt2lab.lab.measure import measure_held_out, measure_hellaswag, measure_positions
-from gpt2lab.lab.pictures import save_positions
-from gpt2lab.lab.text_pictures import save_text_quality, table_of
-from gpt2lab.lab.text_quality import choose_prompts, measure_texts
+from gpt2lab.report.plots import save_positions, save_text_quality, table_of
 
 HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 """Of the author's copy on the Hub: the same items for everyone."""
@@ -86,7 +85,7 @@ def print_harness(
         InputError: The extra ``harness`` is not installed, or it does not know a task.
     """
     try:
-        from gpt2lab.lab.harness import HarnessModel, run_harness
+        from gpt2lab.evaluation.harness import HarnessModel, run_harness
     except ImportError as error:
         raise InputError(f'{error}; install lm-evaluation-harness: pip install "gpt2lab[harness]"') from error
     model = HarnessModel(subject.model, subject.tokenizer, subject.where)

@@ -7,7 +7,7 @@ import json
 from rich.table import Table
 
 from gpt2lab.lab.console import console
-from gpt2lab.lab.plan import Forecast, Way
+from gpt2lab.lab.forecast import Forecast, Way
 
 UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB")
 

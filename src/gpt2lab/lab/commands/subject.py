@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab import runtime
-from gpt2lab.data import TokenDataset
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.lab.measure import HeldOut, Measured, held_out_text
-from gpt2lab.model import GPT
+from gpt2lab.evaluation.measure import HeldOut, Measured, held_out_text
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
-from gpt2lab.tokenizer import Tokenizer
-from gpt2lab.training import Checkpoint, TrainConfig, load_model, saved_config
-from gpt2lab.training.config import held_out_data
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.checkpoint import Checkpoint, load_model
+from gpt2lab.training.config import TrainConfig, held_out_data, saved_config
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from gpt2lab.data import texts
+from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
 from gpt2lab.hub import PREFIX
 from gpt2lab.lab import console
-from gpt2lab.tokenizer import Tokenizer, longest_tokens, measure_fit, show_token, split_text
 from gpt2lab.tokenizer.pretokenize import find_pattern
+from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, measure_fit, show_token, split_text
 
 
 def train_tokenizer(

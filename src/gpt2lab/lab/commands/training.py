@@ -9,8 +9,7 @@ from pathlib import Path
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
 from gpt2lab.runs import Run
-from gpt2lab.training import TrainConfig, from_dict, saved_config
-from gpt2lab.training.config import LENGTHS
+from gpt2lab.training.config import LENGTHS, TrainConfig, from_dict, saved_config
 
 
 def training_defaults(argv: list[str]) -> tuple[TrainConfig, list[str]]:

@@ -8,12 +8,13 @@ from typing import Any
 from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory, write_atomically, write_json
 from gpt2lab.hub import find_model
-from gpt2lab.lab.model_card import model_card
-from gpt2lab.model import GPT
-from gpt2lab.model.weights import FILES, write_hf
+from gpt2lab.model.gpt import GPT
+from gpt2lab.model.huggingface import FILES, write_hf
+from gpt2lab.report.html import model_card
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer import END_OF_TEXT, Tokenizer
-from gpt2lab.training import load_model, save_imported
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.session import save_imported
 
 
 def import_model(source: str, path: Path, tokenizer: Path | None) -> Run:

@@ -1,0 +1,366 @@
+"""What each decoding strategy makes of a model: held-out beginnings completed, and measured beside their true endings.
+
+    held-out document    eot b b b b b | e e e e e e e ...
+    the model writes     eot b b b b b | w w w w w ...      with greedy, temperature, top-k, nucleus at some settings
+
+All texts have the same beginnings and at most the same length, and the held-out text is measured by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt2lab import formatting
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation.likelihood import Continuation, score
+from gpt2lab.evaluation.perplexity import document_begins
+from gpt2lab.evaluation.text_metrics import PROTOCOL, Text, Writing, text_stats
+from gpt2lab.files import read_json
+from gpt2lab.generation import Strategy, seeded, stream
+from gpt2lab.model.gpt import GPT
+from gpt2lab.runs import Run
+from gpt2lab.runtime import Runtime
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+HELD_OUT = "held-out text"
+SETTINGS = (
+    Strategy(greedy=True),
+    *(Strategy(temperature=t) for t in (0.5, 0.8, 1.0)),
+    *(Strategy(top_k=k) for k in (5, 20, 50)),
+    *(Strategy(top_p=p) for p in (0.5, 0.8, 0.9, 0.95)),
+)
+"""What is tried; a top-k beyond the vocabulary is left out."""
+BATCH = 64
+"""Texts written at once."""
+EXAMPLES = 4
+"""Beginnings whose completions are kept to be read."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Beginnings of one length, and how the held-out text goes on."""
+
+    beginnings: np.ndarray
+    """Ids, (samples, T); where they begin documents, the first is the end-of-text token."""
+    endings: tuple[tuple[int, ...], ...]
+    """Ids of each, with the end-of-text token where the document ends there."""
+    max_new_tokens: int
+    whole: bool
+    """Whether beginning and ending are a whole document; else they are a stretch of the text."""
+    stories: bool
+    """Whether the text is the embedded corpus."""
+    eot: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one strategy, or of the held-out text."""
+
+    name: str
+    strategy: Strategy | None
+    """None for the held-out text."""
+    figures: dict[str, float]
+
+    @property
+    def family(self) -> str:
+        """What kind of strategy it is: greedy, temperature, top-k or nucleus; empty for the held-out text."""
+        if self.strategy is None:
+            return ""
+        if self.strategy.greedy:
+            return "greedy"
+        filters = {"top-k": self.strategy.top_k, "nucleus": self.strategy.top_p}
+        return next((name for name, setting in filters.items() if setting is not None), "temperature")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A beginning, its true ending, and what each strategy made of it."""
+
+    prompt: str
+    held_out: str
+    completions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """The held-out text's figures first, then those of each strategy."""
+
+    rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    protocol: str
+
+    @property
+    def drawn(self) -> list[Row]:
+        """The rows that have both perplexity and self-BLEU, which are held against each other."""
+        return [row for row in self.rows if {"perplexity", "self_bleu"} <= row.figures.keys()]
+
+    def figures_of(self, name: str) -> dict[str, float]:
+        """Return the figures of a row; empty where there is none of that name."""
+        return next((row.figures for row in self.rows if row.name == name), {})
+
+
+def choose_prompts(
+    dataset: TokenDataset,
+    split: str,
+    n_ctx: int,
+    samples: int,
+    prompt_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Prompts:
+    """Take beginnings that are spread evenly over a split: of documents that fit, or of stretches where those are few.
+
+    Args:
+        dataset: The data.
+        split: Which part of it.
+        n_ctx: Tokens that the model reads: beginning and continuation fit into it.
+        samples: How many.
+        prompt_tokens: Tokens of a beginning; None is 32, or a quarter of the context.
+        max_new_tokens: Tokens that follow at most; None is 256, or what the context leaves.
+
+    Raises:
+        InputError: A number is out of range, or the split is too short.
+    """
+    P = min(32, max(1, n_ctx // 4)) if prompt_tokens is None else prompt_tokens
+    N = min(256, n_ctx - P) if max_new_tokens is None else max_new_tokens
+    if samples < 2:
+        raise InputError(f"samples is {samples}; give at least 2")
+    if P < 1 or N < 1 or n_ctx < P + N:
+        raise InputError(
+            f"prompt_tokens is {P} and max_new_tokens {N}; each must be at least 1, and both together at most the "
+            f"{n_ctx} tokens that the model reads"
+        )
+    eot, tokens = dataset.manifest.tokenizer.eot, dataset.stream(split)
+    begins = document_begins(tokens, eot)
+    sizes = np.diff(begins, append=len(tokens))  # with the token that begins each
+    fitting = np.flatnonzero((sizes > P + 1) & (sizes <= P + N))
+    stories = dataset.manifest.source.names == ("stories",)
+    if len(fitting) >= samples:
+        chosen = fitting[np.arange(samples) * len(fitting) // samples]
+        ends = [(*tokens.read(begins[[i]] + P + 1, int(sizes[i]) - P - 1)[0].tolist(), eot) for i in chosen.tolist()]
+        return Prompts(tokens.read(begins[chosen], P + 1), tuple(ends), N, True, stories, eot)
+    last = len(tokens) - P - N
+    if last < samples:
+        raise InputError(
+            f"{tokens.name}: {len(tokens)} tokens are too few for {samples} beginnings of {P} and {N} that follow; ask "
+            "for fewer samples or tokens, or prepare more held-out text"
+        )
+    stretches = tokens.read(np.arange(samples) * last // samples, P + N)
+    return Prompts(
+        stretches[:, :P], tuple(_until(row, eot) for row in stretches[:, P:].tolist()), N, False, stories, eot
+    )
+
+
+def measure_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    where: Runtime,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> TextQuality:
+    """Let a model complete beginnings by every setting of `SETTINGS`, and measure all texts.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompts: The beginnings.
+        where: Device and precision.
+        seed: Each strategy draws from a generator of its own, made from it.
+        progress: Called with the strategies done and their number.
+    """
+    strategies = [s for s in SETTINGS if s.top_k is None or s.top_k <= model.config.vocab_size]
+    made: dict[str, tuple[Strategy | None, Writing]] = {
+        HELD_OUT: (None, _writing(model, tokenizer, prompts, prompts.endings, where))
+    }
+    for number, strategy in enumerate(strategies):
+        written = _write(model, prompts, strategy, where, seed + number)
+        made[str(strategy)] = strategy, _writing(model, tokenizer, prompts, written, where)
+        if progress is not None:
+            progress(number + 1, len(strategies))
+    rows = tuple(Row(name, strategy, text_stats(writing)) for name, (strategy, writing) in made.items())
+    return TextQuality(rows, _examples(made), _protocol(prompts))
+
+
+def _write(model: GPT, prompts: Prompts, strategy: Strategy, where: Runtime, seed: int) -> list[tuple[int, ...]]:
+    """Return the ids that the model writes behind each beginning, with the end-of-text token where it came to one."""
+    generator, rows = seeded(seed, where.device), []
+    for begin in range(0, len(prompts.beginnings), BATCH):
+        ids = torch.from_numpy(prompts.beginnings[begin : begin + BATCH].astype(np.int64)).to(where.device)
+        with where.autocast():
+            columns = list(stream(model, ids, prompts.max_new_tokens, strategy, generator, prompts.eot))
+        rows += torch.stack(columns, dim=1).tolist()
+    return [_until(row, prompts.eot) for row in rows]
+
+
+def _writing(
+    model: GPT, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
+) -> Writing:
+    """Put texts together with what the model thinks of them."""
+    beginnings = [tuple(row) for row in prompts.beginnings.tolist()]
+    with where.autocast():
+        scores = score(model, [Continuation(*pair) for pair in zip(beginnings, rows, strict=True)])
+
+    def decoded(ids: Sequence[int]) -> str:
+        return tokenizer.decode([i for i in ids if i != prompts.eot])
+
+    texts = tuple(
+        Text(decoded(beginning), decoded(ids), ids, s.nats, ids[-1] == prompts.eot)
+        for beginning, ids, s in zip(beginnings, rows, scores, strict=True)
+    )
+    return Writing(texts, tuple(map(decoded, prompts.endings)), prompts.stories and prompts.whole)
+
+
+def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
+    """Cut a row of ids behind its first end-of-text token."""
+    return tuple(row[: row.index(eot) + 1] if eot in row else row)
+
+
+def _examples(made: dict[str, tuple[Strategy | None, Writing]]) -> tuple[Example, ...]:
+    held_out = made[HELD_OUT][1].texts
+    return tuple(
+        Example(
+            held_out[i].prompt,
+            held_out[i].continuation,
+            {name: writing.texts[i].continuation for name, (strategy, writing) in made.items() if strategy is not None},
+        )
+        for i in range(min(EXAMPLES, len(held_out)))
+    )
+
+
+def _protocol(prompts: Prompts) -> str:
+    samples, T = prompts.beginnings.shape
+    taken = (
+        f"the first {T - 1} tokens of documents of at most {T - 1 + prompts.max_new_tokens}, spread evenly"
+        if prompts.whole
+        else f"{T} tokens, spread evenly over the text"
+    )
+    return (
+        f"{samples} beginnings from held-out text ({taken}), each continued by at most {prompts.max_new_tokens} "
+        f"tokens; {PROTOCOL}."
+    )
+
+
+FILE = "text.json"
+READ = ("greedy", "temperature 1.0", "nucleus 0.9")
+"""Whose completions are shown beside the true ending: the likeliest text, plain chance, and what lies between."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Figures of texts; the first row is the held-out text."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """The strategy, then its figures."""
+    protocol: str
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A held-out beginning, how it truly ends, and how the model ended it."""
+
+    prompt: str
+    endings: tuple[tuple[str, str], ...]
+    """What wrote it, and the ending; the true one first."""
+
+
+def saved_texts(run: Run) -> TextQuality | None:
+    """Return what was measured of the texts of a run's newest step that has it; None where none has.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = run.newest_evaluation(FILE)
+    if path is None:
+        return None
+    values = read_json(path)
+    try:
+        rows = tuple(_row(row) for row in values["rows"])
+        examples = tuple(Example(e["prompt"], e["held_out"], dict(e["completions"])) for e in values["examples"])
+        return TextQuality(rows, examples, str(values["protocol"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: text.json is damaged ({error!r}); take the figures again") from error
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    strategy = None if row["strategy"] is None else Strategy(**row["strategy"])
+    return Row(str(row["name"]), strategy, {key: float(value) for key, value in row["figures"].items()})
+
+
+def text_table(quality: TextQuality) -> TextTable:
+    """Return the figures as they are read."""
+    columns = tuple(dict.fromkeys(name for row in quality.rows for name in row.figures))
+    rows = tuple(
+        (row.name, *(formatting.number(row.figures[name], 3) if name in row.figures else "" for name in columns))
+        for row in quality.rows
+    )
+    return TextTable(tuple(c.replace("_", " ") for c in columns), rows, quality.protocol, findings(quality))
+
+
+def completions(quality: TextQuality) -> tuple[Completion, ...]:
+    """Return the beginnings that were kept, each with its true ending before those of `READ`."""
+    return tuple(
+        Completion(e.prompt, ((HELD_OUT, e.held_out), *((n, e.completions[n]) for n in READ if n in e.completions)))
+        for e in quality.examples
+    )
+
+
+def findings(quality: TextQuality) -> tuple[str, ...]:
+    """Say what the figures say of the likeliest text, and of each kind of sampling where it is about as diverse."""
+    if not quality.drawn or quality.drawn[0].strategy is not None:
+        return ()
+    human, *rows = quality.drawn
+    said = [_of_greedy(human, row) for row in rows if row.family == "greedy"]
+    nearest = _as_diverse(human, rows)
+    return (*said, *([_of_diverse(human, nearest)] if nearest else []))
+
+
+def _of_greedy(human: Row, row: Row) -> str:
+    bleu, perplexity = (
+        f"{formatting.number(row.figures[name], 3)} against {formatting.number(human.figures[name], 3)}"
+        for name in ("self_bleu", "perplexity")
+    )
+    return (
+        f"Greedy decoding: self-BLEU {bleu} of the held-out text, perplexity {perplexity}; "
+        f"{_share(row, 'repetition')} of its texts end in a loop."
+    )
+
+
+def _as_diverse(human: Row, rows: Sequence[Row]) -> list[Row]:
+    """Return the row of each family that is nearest to the held-out text in self-BLEU."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.family != "greedy":
+            families.setdefault(row.family, []).append(row)
+    return [
+        min(family, key=lambda row: abs(row.figures["self_bleu"] - human.figures["self_bleu"]))
+        for family in families.values()
+    ]
+
+
+def _of_diverse(human: Row, rows: Sequence[Row]) -> str:
+    metric, what = (
+        ("grammatical", "grammatical") if "grammatical" in human.figures else ("repetition", "ending in a loop")
+    )
+    each = "; ".join(
+        f"{row.name} (self-BLEU {formatting.number(row.figures['self_bleu'], 3)}): perplexity "
+        f"{formatting.number(row.figures['perplexity'], 3)}, {_share(row, metric)} {what}"
+        for row in rows
+    )
+    return (
+        "Each kind of sampling at the setting that is nearest to the held-out text in diversity (self-BLEU "
+        f"{formatting.number(human.figures['self_bleu'], 3)}, perplexity "
+        f"{formatting.number(human.figures['perplexity'], 3)}): "
+        f"{each}."
+    )
+
+
+def _share(row: Row, metric: str) -> str:
+    return formatting.percent(100 * row.figures[metric]) if metric in row.figures else formatting.MISSING

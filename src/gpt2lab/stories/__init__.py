@@ -1,0 +1,1 @@
+"""The embedded corpus: short stories of known entropy."""
