@@ -26,7 +26,7 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "compare.json"
 VARY = ("model.position=learned,rope", "model.n_kv_head=2,1")
-MAIN = "import sys; from gpt2lab.cli.dispatch import main; sys.exit(main())"
+MAIN = "import sys; from gpt2lab.cli.main import main; sys.exit(main())"
 
 
 def main() -> None:

@@ -27,13 +27,12 @@ from pathlib import Path
 
 from pyarrow import parquet
 
-from gpt2lab import GPT, Tokenizer, runtime
+from gpt2lab import GPT, Tokenizer, console, runtime
+from gpt2lab.cli.evaluate import fetch_hellaswag
 from gpt2lab.evaluation.hellaswag import STYLES
 from gpt2lab.evaluation.measure import Measured, held_out_text, measure_held_out, measure_hellaswag
 from gpt2lab.files import write_json
 from gpt2lab.hub import fetch_data, find_model
-from gpt2lab.lab import console
-from gpt2lab.lab.commands.evaluation import hellaswag_from_hub
 from gpt2lab.model.huggingface import FILES
 from gpt2lab.runtime import Runtime
 
@@ -106,7 +105,7 @@ def measurements(model: GPT, tokenizer: Tokenizer, where: Runtime, items: int | 
         ("wikitext-2, per word", articles(), context, "wikitext"),
     ):
         yield name, perplexity(model, tokenizer, where, text, stride, detokenise)
-    chosen = hellaswag_from_hub()[:items]
+    chosen = fetch_hellaswag()[:items]
     for style in STYLES:
         with console.bar("endings") as progress:
             measured = measure_hellaswag(model, tokenizer, chosen, style, where, progress)

@@ -78,5 +78,5 @@ def _find(path: str, models: Mapping[str, Mapping[str, bytes]]) -> tuple[bytes, 
 def gpt2lab_with(endpoint: str, home: Path, *argv: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the command line with that hub and a cache of its own: the client reads its environment once, at import."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
-    command = [sys.executable, "-c", "from gpt2lab.cli.dispatch import main; raise SystemExit(main())", *argv]
+    command = [sys.executable, "-c", "from gpt2lab.cli.main import main; raise SystemExit(main())", *argv]
     return subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

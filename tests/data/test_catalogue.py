@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import documents, texts

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.shards import UINT16, ShardWriter

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.documents import FileDocument
 from gpt2lab.data.sources import documents
 from gpt2lab.errors import InputError

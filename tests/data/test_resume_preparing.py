@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.download import DiskFull, Unreachable, bytes_below
 from gpt2lab.data.prepare import Recipe, prepare, prepare_share
@@ -213,7 +213,7 @@ def test_a_bound_that_is_no_size_is_refused(
 
 LIMITED = """
 import resource, sys
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
 sys.exit(main(sys.argv[1:]))
 """
@@ -276,7 +276,7 @@ def test_what_a_stop_left_of_a_download_does_not_count_against_the_disk(
 
 
 def start(out: Path, tok: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "import sys; from gpt2lab.cli.dispatch import main; sys.exit(main(sys.argv[1:]))"]
+    command = [sys.executable, "-c", "import sys; from gpt2lab.cli.main import main; sys.exit(main(sys.argv[1:]))"]
     options = ["--tokenizer", str(tok), "--out", str(out), "--val-fraction", "0.1", "--test-fraction", "0.1"]
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     return subprocess.Popen([*command, "data", "prepare", "hub:o/n", *options], env=environment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.lab import check
 
 

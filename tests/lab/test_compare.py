@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.cli.dispatch import main
-from gpt2lab.cli.parsing import parse
+from gpt2lab.cli.arguments import parse
+from gpt2lab.cli.main import main
 from gpt2lab.compare import output as comparison_figures
 from gpt2lab.compare import results
 from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations

@@ -18,7 +18,7 @@ from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.fault
-MAIN = "import sys; from gpt2lab.cli.dispatch import main; sys.exit(main())"
+MAIN = "import sys; from gpt2lab.cli.main import main; sys.exit(main())"
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(80))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2lab import Tokenizer
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.prepare import prepare
 
 WORDS = ["low lower", "the sea " * 9, "a cat\n", "low lower"]

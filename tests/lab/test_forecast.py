@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.files import write_json
 from gpt2lab.lab.forecast import GPU_MEMORY
 from gpt2lab.model.config import PRESETS, GPTConfig

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from gpt2lab import GPT, Tokenizer, generate
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
 from loopback_hub import gpt2lab_with, loopback_hub

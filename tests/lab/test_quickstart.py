@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab import console
+from gpt2lab.cli import run_quickstart as quickstart
+from gpt2lab.cli.main import main
 from gpt2lab.generation import STRATEGIES
-from gpt2lab.lab import console, quickstart
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer

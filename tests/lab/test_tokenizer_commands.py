@@ -13,9 +13,8 @@ import tokenizers
 from rich.console import Console
 from tiktoken.load import load_tiktoken_bpe
 
-from gpt2lab import Tokenizer
-from gpt2lab.cli.dispatch import main
-from gpt2lab.lab import console
+from gpt2lab import Tokenizer, console
+from gpt2lab.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support import digests, rows, small, train
 
 from gpt2lab import runtime
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.prepare import prepare

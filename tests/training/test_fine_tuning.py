@@ -9,11 +9,10 @@ import pytest
 import torch
 from support import SMALL, nothing, small
 
-from gpt2lab.cli.dispatch import main
-from gpt2lab.cli.parsing import parse
+from gpt2lab.cli.main import main
+from gpt2lab.cli.train import Train
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.lab.commands.training import training_defaults
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import load_model
@@ -110,8 +109,7 @@ def test_a_preset_beside_it_would_be_ignored_and_is_refused(finished: Run, data:
 def test_the_flags_of_a_fine_tuning_make_it_again(finished: Run, data: Path) -> None:
     config = TrainConfig(data=data, init=finished.path, steps=7)
     words = flags(config)
-    start_config, rest = training_defaults(words)
-    assert parse(TrainConfig, rest, "gpt2lab train", default=start_config) == config
+    assert Train.parse(words, "gpt2lab train").train_config == config
 
 
 def test_the_command_line_fine_tunes(

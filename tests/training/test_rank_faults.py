@@ -72,7 +72,7 @@ COMMAND_LINE = """
 import os, sys
 from pathlib import Path
 import torch
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 torch.set_num_threads(1)
 Path(sys.argv[1], os.environ["RANK"]).write_text(str(os.getpid()))
 sys.exit(main(sys.argv[2:]))

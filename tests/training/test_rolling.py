@@ -25,7 +25,7 @@ import pytest
 import torch
 from support import assert_same_run, at_step, go_on, saved_steps, small, train
 
-from gpt2lab.cli.dispatch import main
+from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import TokenDataset, split_documents
 from gpt2lab.data.download import DiskFull

@@ -1,69 +1,110 @@
-"""``gpt2lab compare``."""
+"""``gpt2lab compare``: its own options, and those of `gpt2lab train` for all runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from tyro.conf import UseAppendAction
-from tyro.conf import arg as tyro_arg
+from tyro.conf import Suppress, UseAppendAction, arg
 
-from gpt2lab.cli.parsing import parse, parse_known
+from gpt2lab.cli.arguments import Command, parse, parse_known
 from gpt2lab.errors import InputError
+from gpt2lab.training.config import TrainConfig
 
-PROG = "gpt2lab compare"
-RESERVED = ("--preset", "--config", "--resume", "--out", "--data")
-
-
-def compare(argv: list[str]) -> int:
-    """Compare variants of a model fairly: same seeds, same batches, paired differences with their interval."""
-    run, rest = parse_known(_compare, argv, PROG)
-    return run(rest)
+if TYPE_CHECKING:
+    from gpt2lab.compare.results import Comparison
 
 
-def _compare(
-    data: Path,
-    out: Path,
-    vary: Annotated[UseAppendAction[tuple[str, ...]], tyro_arg(metavar="OPTION=VALUE,VALUE")] = (),
-    arm: Annotated[UseAppendAction[tuple[str, ...]], tyro_arg(metavar='"NAME: OPTION=VALUE ..."')] = (),
-    base: str = "nano",
-    seeds: int = 3,
-    to_loss: float | None = None,
-    texts: bool = False,
-    dry_run: bool = False,
-) -> Callable[[list[str]], int]:
-    """Compare variants of a model fairly. Every option of gpt2lab train may be given too and holds for all runs.
+@dataclass(frozen=True)
+class Compare(Command):
+    """Compare variants of a model fairly: same seeds, same batches, paired differences with confidence intervals.
 
-    Each combination of the varied options is run with each seed, as an ordinary run in its own directory. The first
-    combination is the reference. What is finished is not repeated when the same command is started again.
-
-    Args:
-        vary: An option of gpt2lab train and its values, such as model.n_kv_head=4,1; preset=nano,tiny compares sizes.
-            May be given several times.
-        arm: A variant of several changes, such as "window: model.mask=window model.window=64"; "baseline:" has none.
-            May be given several times; each is combined with every value of --vary.
-        data: Directory that gpt2lab data prepare wrote.
-        out: Directory of the comparison; the runs stand in it.
-        base: Preset that the runs start from.
-        seeds: Runs of each combination: --seed and those that follow it. Three or more give an interval.
-        to_loss: Validation loss to count steps and seconds to; without it, the lowest that every run reached.
-        texts: Measure what the texts of each run are like too, as gpt2lab eval text does, which takes time.
-        dry_run: Print the command of each run, for a cluster's scheduler, and run nothing.
+    Every option of gpt2lab train may be given too and holds for all runs. Each combination of the varied options is
+    trained with each seed, as an ordinary run in its own directory; the first combination is the reference. If it is
+    interrupted, run the same command again: finished runs are not repeated.
     """
 
-    def run(rest: list[str]) -> int:
-        from gpt2lab.lab.commands.compare import run_comparison
-        from gpt2lab.training.config import TrainConfig
+    data: Path
+    """Directory of prepared data."""
+    out: Path
+    """Directory of the comparison, which will hold the runs."""
+    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OPTION=VALUE,VALUE")] = ()
+    """An option of gpt2lab train and its values, such as model.n_kv_head=4,1; preset=nano,tiny compares sizes. May be
+    given several times."""
+    arm: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar='"NAME: OPTION=VALUE ..."')] = ()
+    """A variant that changes several options, such as "window: model.mask=window model.window=64"; "baseline:" changes
+    none. May be given several times; each is combined with every value of --vary."""
+    base: str = "nano"
+    """Preset that the runs start from."""
+    seeds: int = 3
+    """Runs per combination: --seed and those that follow it. At least three are needed for an interval."""
+    to_loss: float | None = None
+    """Validation loss for steps and seconds to a loss; by default the lowest that every run reached."""
+    texts: bool = False
+    """Also measure the texts of each run as gpt2lab eval text does, which takes time."""
+    dry_run: bool = False
+    """Print the command of each run, for the scheduler of a cluster, and run nothing."""
+    train_options: Suppress[tuple[str, ...]] = ()
 
-        for word in rest:
-            if word.split("=")[0] in RESERVED:
-                raise InputError(f"{word} is not an option of a comparison; see {PROG} --help")
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> Self:
+        """Build the options of the comparison; the others are those of training."""
+        compare, rest = parse_known(cls, argv, prog)
+        return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
 
-        def configure(preset: str) -> TrainConfig:
-            return parse(TrainConfig, ["--data", str(data), *rest], PROG, default=TrainConfig(preset=preset))
+    def run(self) -> int:
+        """Run the comparison and print what it found, or print its commands."""
+        from gpt2lab import console
+        from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations
+        from gpt2lab.compare.run import compare, in_own_process
+        from gpt2lab.training.distributed import Interrupted
 
-        run_comparison(base, vary, arm, seeds, out, to_loss, texts, dry_run, configure)
+        varied, named = parse_variations(self.vary), parse_arms(self.arm)
+        bases = [self._base(str(preset)) for preset in varied.pop("preset", [self.base])]
+        if self.dry_run:
+            for job in make_plan(bases, varied, self.seeds, self.out, named).jobs:
+                print(job.command)
+            return 0
+        console.log_to_console()
+        try:
+            comparison = compare(bases, varied, self.seeds, self.out, self.to_loss, in_own_process, named, self.texts)
+        except Interrupted:
+            print("interrupted; run the same command again to resume: finished runs are not repeated")
+            raise
+        _print(comparison)
+        print(f"{self.out}: comparison.html comparison.json table.md table.csv, plots and the run directories")
         return 0
 
-    return run
+    def _base(self, preset: str) -> TrainConfig:
+        """Return the options that the runs of a preset have in common."""
+        prog, argv = "gpt2lab compare", ["--data", str(self.data), *self.train_options]
+        config = parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset))
+        if config.preset != preset:
+            raise InputError(
+                f"a comparison starts from --base or --vary preset=..., not from --preset; see {prog} --help"
+            )
+        if config.resume is not None:
+            raise InputError(f"a comparison resumes by itself; leave out --resume; see {prog} --help")
+        return config
+
+
+def _print(comparison: Comparison) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpt2lab.compare.output import NOTE, lines
+    from gpt2lab.console import console
+
+    title = f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}"
+    table = Table(title=title, caption=NOTE, caption_justify="left")
+    table.add_column("")
+    for arm in comparison.arms:
+        table.add_column(Text(f"{arm}\n(reference)" if arm == comparison.reference else arm), justify="right")
+    for line in lines(comparison):
+        parts = [(f"{e.value} {e.spread}".strip(), e.difference, e.interval, e.verdict) for e in line.entries]
+        cells = [Text("\n".join(filter(None, part))) for part in parts]
+        table.add_row(f"{line.title}\n{line.unit}".strip(), *cells, end_section=True)
+    console.print(table)
+    for text in (*comparison.findings, *comparison.remarks):
+        console.print(f"- {text}", markup=False)

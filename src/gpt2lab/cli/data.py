@@ -1,103 +1,203 @@
-"""``gpt2lab data ...``."""
+"""``gpt2lab data list|prepare|import|show``."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from gpt2lab.cli.arguments import Command
+from gpt2lab.errors import InputError
 
-def prepare(
-    sources: Positional[tuple[str, ...]],
-    tokenizer: Path,
-    out: Path,
-    max_documents: int | None = None,
-    val_fraction: float | None = None,
-    test_fraction: float | None = None,
-    seed: int = 0,
-    column: str | None = None,
-    errors: Literal["strict", "replace"] = "strict",
-    min_length: int = 0,
-    deduplicate: bool = False,
-    shard_tokens: int = 100_000_000,
-    max_disk: Annotated[str | None, arg(metavar="20GB")] = None,
-    fall_back: bool = False,
-) -> int:
-    """Turn text into token shards with a manifest, split into train, validation and test.
+if TYPE_CHECKING:
+    from gpt2lab.data.corpora import Corpus
+    from gpt2lab.data.dataset import TokenDataset
 
-    Stopped at any moment, the same command goes on. Under torchrun the processes share the work out.
+VERB = {"tokenizer", "out", "max_disk", "fall_back"}
 
-    Args:
-        sources: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, corpora (see data
-            list), or hub:OWNER/NAME.
-        tokenizer: Directory of the tokenizer.
-        out: Directory to write; it must not exist, unless the same command was stopped.
-        max_documents: Take only the first so many documents; where they come in splits, of each.
-        val_fraction: Share of the documents held out for validation; 0 for none. By default the corpus's own, else
-            0.05, or nothing where it comes in splits.
-        test_fraction: Share held out for the final test; 0 for none. The same.
-        seed: Seed of "stories".
-        column: Where the text of JSON lines and Parquet stands; "text" by default.
-        errors: Bytes that are not UTF-8: refuse their file, or replace each and go on.
-        min_length: Leave out documents of fewer characters.
-        deduplicate: Leave out documents that came before; takes 8 bytes of memory a document.
-        shard_tokens: Tokens in a file.
-        max_disk: What downloads and token files may take at any moment.
-        fall_back: Where wikipedia cannot be reached, take wikitext2.
+
+@dataclass(frozen=True)
+class ListCorpora(Command):
+    """List the corpora that are known by name: size, documents, license, purpose."""
+
+    def run(self) -> int:
+        """Print them as a table."""
+        from gpt2lab.data.corpora import CORPORA
+
+        rows = [("name", "download", "documents", "GPT-2 tokens", "license", "purpose")]
+        rows += [(name, *_figures(corpus), corpus.licence, corpus.about) for name, corpus in CORPORA.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, size, documents, tokens, license, about in rows:
+            figures = f"{size:>{widths[1]}}  {documents:>{widths[2]}}  {tokens:>{widths[3]}}"
+            print(f"{name:<{widths[0]}}  {figures}  {license:<{widths[4]}}  {about}")
+        print(
+            "\nhub:OWNER/NAME [--column text] takes any data set of the Hugging Face Hub that is available as Parquet"
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Prepare(Command):
+    """Tokenize text into shards with a manifest, split into train, validation and test.
+
+    If it is interrupted, run the same command again to resume. Under torchrun, the processes share the work.
     """
-    from gpt2lab.data.prepare import Recipe
-    from gpt2lab.lab.commands.data import prepare_data
 
-    recipe = Recipe(
-        names=sources,
-        seed=seed,
-        max_documents=max_documents,
-        column=column,
-        errors=errors,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        min_length=min_length,
-        deduplicate=deduplicate,
-        shard_tokens=shard_tokens,
-    )
-    prepare_data(recipe, tokenizer, out, max_disk, fall_back)
-    return 0
+    sources: Positional[tuple[str, ...]]
+    """Files (.txt .jsonl .parquet, also .gz or .zst), directories, quoted glob patterns, corpora (see data list), or
+    hub:OWNER/NAME."""
+    tokenizer: Path
+    """Directory of the tokenizer."""
+    out: Path
+    """Directory to write; it must not exist, unless the same command was interrupted."""
+    max_documents: int | None = None
+    """Use at most this many documents (of each split, if the corpus has splits)."""
+    val_fraction: float | None = None
+    """Fraction of the documents held out for validation; 0 for none. By default the corpus's own, else 0.05, or none if
+    it comes in splits."""
+    test_fraction: float | None = None
+    """Fraction of the documents held out for the final test; defaults as for val_fraction."""
+    seed: int = 0
+    """Seed of "stories"."""
+    column: str | None = None
+    """Column that holds the text in JSON lines and Parquet; "text" by default."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not UTF-8: reject the file, or replace each and continue."""
+    min_length: int = 0
+    """Leave out documents with fewer characters."""
+    deduplicate: bool = False
+    """Leave out documents that occurred before; takes 8 bytes of memory per document."""
+    shard_tokens: int = 100_000_000
+    """Tokens per file."""
+    max_disk: Annotated[str | None, arg(metavar="20GB")] = None
+    """Upper bound on the disk space that downloads and shards take at any time."""
+    fall_back: bool = False
+    """Use wikitext2 if wikipedia cannot be reached."""
+
+    def run(self) -> int:
+        """Prepare the data, as one process or as one of torchrun's, and print what it holds."""
+        from gpt2lab import console
+        from gpt2lab.cli.tokenizer import open_tokenizer
+        from gpt2lab.data.corpora import CORPORA
+        from gpt2lab.data.download import Unreachable, size_of
+        from gpt2lab.data.prepare import Recipe, prepare_share
+
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        max_disk = None if self.max_disk is None else size_of(self.max_disk)
+        names = self.sources
+        recipe = Recipe(
+            **{
+                "names" if f.name == "sources" else f.name: getattr(self, f.name)
+                for f in fields(self)
+                if f.name not in VERB
+            }
+        )
+        instead = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in names)
+        if self.fall_back and instead == names:
+            raise InputError(f"{' '.join(names)} has no fallback; leave out --fall-back")
+        tokenizer = open_tokenizer(self.tokenizer)
+        console.log_to_console()
+
+        def prepare(config: Recipe) -> TokenDataset | None:
+            with console.preparing_bar() as show:
+                return prepare_share(
+                    config, tokenizer, self.out, max_disk=max_disk, rank=rank, world=world, progress=show
+                )
+
+        try:
+            dataset = prepare(recipe)
+        except Unreachable as error:
+            if instead == names or self.out.exists():
+                raise
+            if not self.fall_back:
+                raise InputError(f"{error}; --fall-back uses {' '.join(instead)} instead") from error
+            print(f"{' '.join(names)} cannot be reached ({error}); using {' '.join(instead)} instead")
+            dataset = prepare(replace(recipe, names=instead))
+        if dataset is None:
+            print(f"process {rank} of {world} has finished its share; another process completes {self.out}")
+        else:
+            _print_contents(dataset)
+        return 0
 
 
-def list_() -> int:
-    """List the corpora known by name: size, documents, licence, what each is for."""
-    from gpt2lab.lab.commands.data import list_corpora
+@dataclass(frozen=True)
+class ImportShards(Command):
+    """Use token files of another project as prepared data: check them and write a manifest beside them."""
 
-    list_corpora()
-    return 0
+    directory: Positional[Path]
+    """Directory of .bin files in the format of llm.c (also modded-nanogpt) or .npy files (build-nanogpt), each with
+    train, val or test in its name."""
+    tokenizer: Path
+    """Directory of the tokenizer that the tokens belong to, or hub:OWNER/NAME."""
+    raw: bool = False
+    """The .bin files are plain uint16 without a header, as nanoGPT writes them."""
+
+    def run(self) -> int:
+        """Import the files and print what they hold."""
+        from gpt2lab.cli.show_data import print_splits
+        from gpt2lab.cli.tokenizer import open_tokenizer
+        from gpt2lab.data.dataset import adopt
+
+        print_splits(adopt(self.directory, open_tokenizer(self.tokenizer), raw=self.raw))
+        return 0
 
 
-def adopt(directory: Positional[Path], tokenizer: Path, raw: bool = False) -> int:
-    """Make a folder of token files from elsewhere prepared data: check them, write a manifest beside them.
+@dataclass(frozen=True)
+class ShowData(Command):
+    """Show what prepared data holds: counts, frequent tokens, document lengths, duplicates, some documents."""
 
-    Args:
-        directory: Holds .bin files of llm.c's format (modded-nanogpt's too) or .npy files (build-nanogpt's), each with
-            train, val or test in its name.
-        tokenizer: Directory of the tokenizer that the tokens are of, or hub:OWNER/NAME.
-        raw: The .bin files have no header: uint16 and nothing else, as nanoGPT writes them.
-    """
-    from gpt2lab.lab.commands.data_survey import adopt_data
+    directory: Positional[Path]
+    """Directory of prepared data."""
+    documents: int = 3
+    """Number of documents of each split to print, split into their tokens."""
+    tokens: int = 10
+    """Number of the most frequent tokens to list."""
+    picture: Path | None = None
+    """Also plot token frequencies and document lengths to this PNG file, which must not exist."""
 
-    adopt_data(directory, tokenizer, raw)
-    return 0
+    def run(self) -> int:
+        """Print the survey."""
+        from gpt2lab.cli.show_data import show_data
+
+        show_data(self.directory, self.documents, self.tokens, self.picture)
+        return 0
 
 
-def show(directory: Positional[Path], documents: int = 3, tokens: int = 10, picture: Path | None = None) -> int:
-    """Show what prepared data holds: counts, common tokens, lengths of documents, duplicates, some documents.
+def _print_contents(dataset: TokenDataset) -> None:
+    for split, info in dataset.manifest.splits.items():
+        counts = f"{info.documents:,} documents  {info.tokens:,} tokens  {info.bytes:,} bytes"
+        print(f"{split:5}  {counts} ({info.bytes / info.tokens:.2f} bytes/token)")
+    left_out = dataset.manifest.left_out
+    if left_out.short:
+        print(f"{left_out.short:,} documents left out: shorter than --min-length")
+    if left_out.duplicates:
+        print(f"{left_out.duplicates:,} documents left out: duplicates")
+    if left_out.held_out_in_train:
+        print(
+            f"{left_out.held_out_in_train:,} documents of validation and test are also in train; "
+            "--deduplicate removes them there"
+        )
+    print(f"{dataset.directory}: fingerprint {dataset.fingerprint[:16]}")
 
-    Args:
-        directory: Prepared data.
-        documents: How many documents of each split to show, cut in tokens.
-        tokens: How many of the most frequent tokens to list.
-        picture: Also draw token frequencies and document lengths to this PNG, which must not exist.
-    """
-    from gpt2lab.lab.commands.data_survey import show_data
 
-    show_data(directory, documents, tokens, picture)
-    return 0
+def _figures(corpus: Corpus) -> tuple[str, str, str]:
+    documents = f"{corpus.documents:,}" if corpus.documents else "-"
+    return size_in_words(corpus.size), documents, _in_words(corpus.tokens)
+
+
+def size_in_words(size: int) -> str:
+    """Return a number of bytes for people: 30.6 GB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size} B" if size else "-"
+
+
+def _in_words(count: int) -> str:
+    for unit, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return "-"

@@ -1,104 +1,234 @@
-"""``gpt2lab tokenizer ...``."""
+"""``gpt2lab tokenizer train|show|export|encode|decode``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from gpt2lab.cli.arguments import Command
+from gpt2lab.errors import InputError
 
-def train(
-    input: Annotated[tuple[str, ...], arg(metavar="FILE")],
-    vocab_size: int,
-    out: Path,
-    pattern: str = "gpt2",
-    special_tokens: tuple[str, ...] = ("<|endoftext|>",),
-    max_documents: int | None = None,
-    column: str | None = None,
-    errors: Literal["strict", "replace"] = "strict",
-) -> int:
-    """Learn a byte-level BPE from text.
+if TYPE_CHECKING:
+    from gpt2lab.tokenizer.tokenizer import Tokenizer
 
-    Args:
-        input: Files (.txt .jsonl .parquet, also .gz or .zst), folders, quoted patterns of names, corpora (see data
-            list), or hub:OWNER/NAME.
-        vocab_size: Entries: 256 bytes, then merges, then the special tokens. 257 gives the byte tokenizer.
-        out: Directory to write; it must not exist.
-        pattern: How text is split before merging: gpt2, cl100k, or a regular expression.
-        special_tokens: Entries that text cannot produce.
-        max_documents: Use only so many documents.
-        column: Where the text of JSON lines and Parquet stands; "text" by default.
-        errors: Bytes that are not UTF-8: refuse their file, or replace each and go on.
+Files = Annotated[tuple[str, ...], arg(metavar="FILE")]
+_SAMPLE = (
+    "It's 1999, isn't it?  A naïve café: 3.14159 + e\u0301 = 你好 👩\u200d🚀\n\tfor word in unbelievably_long_names:\n"
+)
+_SHOWN = 400
+"""Characters of the input that are shown if no text is given."""
+_ID_DIGITS = 19
+"""Digits of the largest 64-bit integer; Python refuses to parse an integer of thousands."""
+
+
+@dataclass(frozen=True)
+class TrainTokenizer(Command):
+    """Train a byte-level BPE tokenizer on text."""
+
+    input: Files
+    """Files (.txt .jsonl .parquet, also .gz or .zst), directories, quoted glob patterns, corpora (see data list), or
+    hub:OWNER/NAME."""
+    vocab_size: int
+    """Vocabulary size: 256 bytes, the merges and the special tokens. 257 gives a byte tokenizer."""
+    out: Path
+    """Directory to write; it must not exist."""
+    pattern: str = "gpt2"
+    """Pre-tokenization pattern: gpt2, cl100k, or a regular expression."""
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    """Tokens that ordinary text never encodes to."""
+    max_documents: int | None = None
+    """Train on at most this many documents."""
+    column: str | None = None
+    """Column that holds the text in JSON lines and Parquet; "text" by default."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not UTF-8: reject the file, or replace each and continue."""
+
+    def run(self) -> int:
+        """Train and save the tokenizer."""
+        from gpt2lab import console
+        from gpt2lab.data.sources import texts
+        from gpt2lab.tokenizer.pretokenize import find_pattern
+        from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+        if self.out.exists():
+            raise InputError(f"{self.out} exists; give another --out")
+        whole = find_pattern(self.pattern).cut is None
+        corpus = texts(
+            self.input, max_documents=self.max_documents, column=self.column, errors=self.errors, whole=whole
+        )
+        with console.merging_bar() as (read, progress):
+            corpus = _counted(corpus, read)
+            tokenizer = Tokenizer.train(
+                corpus, self.vocab_size, self.special_tokens, pattern=self.pattern, progress=progress
+            )
+        tokenizer.save(self.out)
+        if tokenizer.n_vocab < self.vocab_size:
+            print(f"no pair occurs twice after {tokenizer.n_vocab:,} entries; the vocabulary is smaller than asked for")
+        print(f"{self.out}: {tokenizer.n_vocab:,} entries, fingerprint {tokenizer.fingerprint[:16]}")
+        return 0
+
+
+@dataclass(frozen=True)
+class ShowTokenizer(Command):
+    """Show how a tokenizer splits text and how well its vocabulary fits."""
+
+    tokenizer: Positional[Path]
+    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
+    text: str | None = None
+    """Text to split; by default the beginning of the input, or a sample."""
+    input: Files = ()
+    """Text to measure bytes per token on, given as for tokenizer train; by default the text."""
+    gpt2: str | None = None
+    """Compare with GPT-2's own tokenizer: its directory, "tiktoken" for tiktoken's cache, or hub:OWNER/NAME."""
+    longest: int = 10
+    """Number of the longest tokens to list."""
+    max_documents: int | None = None
+    """Measure at most this many documents."""
+    column: str | None = None
+    """Column that holds the text in JSON lines and Parquet; "text" by default."""
+
+    def run(self) -> int:
+        """Print the split, the fit and the longest tokens."""
+        from gpt2lab import console
+        from gpt2lab.data.sources import texts
+        from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, show_token, split_text
+
+        if self.longest < 0:
+            raise InputError(f"--longest is {self.longest}; it must be 0 or more")
+        if not self.input and (self.max_documents, self.column) != (None, None):
+            raise InputError("--max-documents and --column need --input, which they say how to read")
+        read = partial(texts, self.input, max_documents=self.max_documents, column=self.column)
+        text = self.text if self.text is not None else _first_lines(read()) if self.input else _SAMPLE
+        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizers = {str(self.tokenizer): tokenizer}
+        if self.gpt2 is not None:
+            tokenizers["GPT-2"] = Tokenizer.gpt2(self.gpt2)
+        special = ", ".join(f"{name} = {token:,}" for name, token in tokenizer.special_tokens.items()) or "none"
+        print(f"{self.tokenizer}: {tokenizer.n_vocab:,} entries, 256 bytes and {len(tokenizer.merges):,} merges")
+        print(f"special tokens: {special}; pattern: {tokenizer.pattern}; fingerprint {tokenizer.fingerprint[:16]}")
+        for name, each in tokenizers.items():
+            print(f"\n{name}:")
+            console.print_tokens([show_token(token) for token in split_text(each, text)])
+        print()
+        _print_fits(tokenizers, read if self.input else lambda: [text])
+        if self.longest:
+            print(f"\nlongest tokens of {self.tokenizer}:")
+        for token_id, token in longest_tokens(tokenizer, self.longest):
+            print(f'  {token_id:>7,}  {len(token):>3} bytes  "{show_token(token)}"')
+        return 0
+
+
+@dataclass(frozen=True)
+class ExportTokenizer(Command):
+    """Write a tokenizer in the format of another program."""
+
+    tokenizer: Positional[Path]
+    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
+    out: Path
+    """Directory to write into; no file in it is overwritten."""
+    format: Literal["huggingface", "gpt2", "tiktoken"] = "huggingface"
+    """Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, or tiktoken's rank file."""
+
+    def run(self) -> int:
+        """Write the files and print their paths."""
+        from gpt2lab.tokenizer.pretokenize import find_pattern
+
+        tokenizer = open_tokenizer(self.tokenizer)
+        for file in tokenizer.export(self.out, self.format):
+            print(file)
+        if self.format == "tiktoken":
+            print("a rank file holds neither special tokens nor the pattern; pass these to tiktoken.Encoding:")
+            print(f"  special_tokens={tokenizer.special_tokens!r}")
+            print(f"  pat_str={find_pattern(tokenizer.pattern).published!r}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Encode(Command):
+    """Encode text from standard input; each line of text gives a line of ids."""
+
+    tokenizer: Positional[Path]
+    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
+
+    def run(self) -> int:
+        """Encode line by line, newlines included."""
+        tokenizer = open_tokenizer(self.tokenizer)
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"standard input, line {number}: not UTF-8 at byte {error.start}") from error
+            sys.stdout.write(" ".join(map(str, tokenizer.encode(text))) + "\n")
+        return 0
+
+
+@dataclass(frozen=True)
+class Decode(Command):
+    """Decode ids from standard input, separated by spaces, to text."""
+
+    tokenizer: Positional[Path]
+    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
+
+    def run(self) -> int:
+        """Decode line by line."""
+        tokenizer = open_tokenizer(self.tokenizer)
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            try:
+                sys.stdout.buffer.write(tokenizer.decode_bytes(map(_as_id, line.split())))
+            except InputError as error:
+                raise InputError(f"standard input, line {number}: {error}") from None
+        return 0
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer from its own directory, from that of a run or of prepared data, or from ``hub:OWNER/NAME``.
+
+    Raises:
+        InputError: There is none, or it is damaged.
     """
-    from gpt2lab.lab.commands.tokenizer import train_tokenizer
+    from gpt2lab.hub import PREFIX
+    from gpt2lab.tokenizer.tokenizer import Tokenizer
 
-    train_tokenizer(input, vocab_size, out, pattern, special_tokens, max_documents, column, errors)
-    return 0
-
-
-def show(
-    tokenizer: Positional[Path],
-    text: str | None = None,
-    input: Annotated[tuple[str, ...], arg(metavar="FILE")] = (),
-    gpt2: str | None = None,
-    longest: int = 10,
-    max_documents: int | None = None,
-    column: str | None = None,
-) -> int:
-    """Show how a tokenizer splits text and how well its vocabulary fits.
-
-    Args:
-        tokenizer: Directory of a tokenizer, of a run, or of prepared data; or hub:OWNER/NAME.
-        text: What to split; by default the beginning of the input, or a sample.
-        input: Text to measure bytes per token on: what train takes; by default the text.
-        gpt2: Compare with GPT-2's own: its directory, "tiktoken" for tiktoken's cache, or hub:OWNER/NAME.
-        longest: How many of the longest tokens to list.
-        max_documents: Measure only so many documents.
-        column: Where the text of JSON lines and Parquet stands; "text" by default.
-    """
-    from gpt2lab.lab.commands.tokenizer import show_tokenizer
-
-    show_tokenizer(tokenizer, text, input, gpt2, longest, max_documents, column)
-    return 0
+    if (name := path.as_posix()).startswith(PREFIX):
+        return Tokenizer.gpt2(name)
+    return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
 
 
-def export(
-    tokenizer: Positional[Path], out: Path, format: Literal["huggingface", "gpt2", "tiktoken"] = "huggingface"
-) -> int:
-    """Write a tokenizer in the form of another program.
-
-    Args:
-        tokenizer: Directory of a tokenizer, of a run, or of prepared data; or hub:OWNER/NAME.
-        out: Directory to write into; no file in it is overwritten.
-        format: Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, or a rank file of tiktoken.
-    """
-    from gpt2lab.lab.commands.tokenizer import export_tokenizer
-
-    export_tokenizer(tokenizer, out, format)
-    return 0
+def _counted(pieces: Iterable[str], read: Callable[[int], None]) -> Iterator[str]:
+    """Yield pieces of text and report the number of characters so far."""
+    characters = 0
+    for piece in pieces:
+        yield piece
+        characters += len(piece)
+        read(characters)
 
 
-def encode(tokenizer: Positional[Path]) -> int:
-    """Turn text on standard input into ids on standard output, a line for a line.
-
-    Args:
-        tokenizer: Directory of a tokenizer, or of a run.
-    """
-    from gpt2lab.lab.commands.tokenizer import encode_lines
-
-    encode_lines(tokenizer, sys.stdin.buffer, sys.stdout)
-    return 0
+def _first_lines(pieces: Iterable[str]) -> str:
+    """Return the first lines of a text, about a screenful."""
+    start = next(iter(pieces))[:_SHOWN]
+    return start[: start.rfind("\n") + 1] or start
 
 
-def decode(tokenizer: Positional[Path]) -> int:
-    """Turn ids on standard input, parted by spaces, into text on standard output.
+def _print_fits(tokenizers: Mapping[str, Tokenizer], corpus: Callable[[], Iterable[str]]) -> None:
+    from gpt2lab import console
+    from gpt2lab.tokenizer.tokenizer import measure_fit
 
-    Args:
-        tokenizer: Directory of a tokenizer, or of a run.
-    """
-    from gpt2lab.lab.commands.tokenizer import decode_lines
+    width = max(map(len, tokenizers))
+    print(f"{'':{width}}  {'bytes':>13}  {'tokens':>13}  {'bytes/token':>13}  {'vocabulary used':>15}")
+    for name, tokenizer in tokenizers.items():
+        with console.counting(f"measuring {name}") as show:
+            fit = measure_fit(tokenizer, _counted(corpus(), lambda n: show(f"{n / 1e6:,.1f} M characters")))
+        figures = f"{fit.n_bytes:>13,}  {fit.n_tokens:>13,}  {fit.bytes_per_token:>13.2f}  {fit.share_used:>15.1%}"
+        print(f"{name:{width}}  {figures}")
 
-    decode_lines(tokenizer, sys.stdin.buffer, sys.stdout.buffer)
-    return 0
+
+def _as_id(word: bytes) -> int:
+    if not word.isdigit() or len(word) > _ID_DIGITS:
+        raise InputError(f'"{word[:_SHOWN].decode("utf-8", "replace")}" is not an id; give ids separated by spaces')
+    return int(word)

@@ -20,12 +20,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gpt2lab import runtime
+from gpt2lab import console, runtime
 from gpt2lab.compare.output import write_comparison
 from gpt2lab.compare.plan import Job, Plan, make_plan, remarks, require_same_options
 from gpt2lab.compare.results import Comparison, compare_outcomes, is_measured, measure, outcome_of, text_prompts
 from gpt2lab.errors import InputError
-from gpt2lab.lab import console
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import complete, find_newest_sound

@@ -6,7 +6,8 @@ what `evaluation/scoring.py` and `generation/` do. Needs the extra ``harness``; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, score
 from gpt2lab.evaluation.measure import Measured
 from gpt2lab.generation import Strategy, TextStreamer, seeded, stream
-from gpt2lab.lab import console
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Opens a progress bar; yields ``(done, total)``."""
 MAX_NEW_TOKENS = 256
 """Where a task does not say how long a text may be; the harness's own default."""
 
@@ -34,12 +36,13 @@ MAX_NEW_TOKENS = 256
 class HarnessModel(TemplateLM):
     """A model and its tokenizer behind the harness's interface."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, where: Runtime) -> None:
-        """Wrap a model. Raises `InputError` where its tokenizer has no end-of-text token to begin a text with."""
+    def __init__(self, model: GPT, tokenizer: Tokenizer, where: Runtime, bar: Bar | None = None) -> None:
+        """Wrap a model; ``bar`` shows progress. Raises `InputError` if the tokenizer has no end-of-text token."""
         super().__init__()
         if tokenizer.eot is None:
             raise InputError("the tokenizer has no <|endoftext|>, with which the harness begins a text; train one")
         self.model, self.ours, self.where, self._eot = model, tokenizer, where, tokenizer.eot
+        self.bar = bar or (lambda title: nullcontext(lambda done, total: None))
 
     @property
     def eot_token_id(self) -> int:
@@ -56,7 +59,7 @@ class HarnessModel(TemplateLM):
         return self._score([(tuple(context), tuple(ids)) for _, context, ids in requests])
 
     def _score(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, bool]]:
-        with self.where.autocast(), console.bar("continuations") as progress:
+        with self.where.autocast(), self.bar("continuations") as progress:
             scores = score(self.model, [Continuation(*pair) for pair in pairs], progress)
         return [(-s.nats, s.greedy) for s in scores]
 
@@ -76,7 +79,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what the model writes behind each context, up to the task's stops."""
-        with console.bar("texts") as progress:
+        with self.bar("texts") as progress:
             texts = []
             for request in requests:
                 texts.append(self._write(*request.args))

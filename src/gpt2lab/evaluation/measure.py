@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.shards import TokenStream
@@ -21,6 +23,8 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.checkpoint import Checkpoint, load_model
+from gpt2lab.training.config import TrainConfig, held_out_data, saved_config
 
 
 @dataclass(frozen=True)
@@ -67,27 +71,27 @@ class HeldOut:
 
 
 @contextmanager
-def held_out_text(file: Path, tokenizer: Tokenizer, detokenise: str | None) -> Iterator[HeldOut]:
+def held_out_text(file: Path, tokenizer: Tokenizer, detokenize: str | None) -> Iterator[HeldOut]:
     """Tokenize a text file into a folder that is removed afterwards; ``<|endoftext|>`` in it parts documents.
 
     Args:
         file: UTF-8 text.
         tokenizer: The model's.
-        detokenise: A name of `DETOKENISERS` to undo a corpus's own tokenisation first.
+        detokenize: A name of `DETOKENISERS` to undo a corpus's own tokenisation first.
 
     Raises:
         InputError: The file cannot be read or holds no text, or the name is unknown.
     """
-    if detokenise is not None:
-        one_of("detokenise", detokenise, DETOKENISERS)
+    if detokenize is not None:
+        one_of("detokenize", detokenize, DETOKENISERS)
     words = sum(len(piece.split()) for piece in texts([str(file)]))
     name = f"{file.name} ({sha256_of(file)[:16]})"
     with tempfile.TemporaryDirectory() as folder:
         source, done = file, ""
-        if detokenise is not None:
+        if detokenize is not None:
             source = Path(folder) / "text.txt"
-            source.write_text(DETOKENISERS[detokenise](_text_of(file)), encoding="utf-8", newline="\n")
-            done = f"The tokenisation of {detokenise} is undone first; words are counted before. "
+            source.write_text(DETOKENISERS[detokenize](_text_of(file)), encoding="utf-8", newline="\n")
+            done = f"The tokenisation of {detokenize} is undone first; words are counted before. "
         dataset = prepare([str(source)], tokenizer, Path(folder) / "data", val_fraction=0.0, test_fraction=0.0)
         yield HeldOut(dataset, "train", name, words, done)
 
@@ -161,3 +165,68 @@ def measure_stories(texts: list[str], strategy: str) -> tuple[Measured, StoryQua
     """Judge stories that a model wrote by a strategy; return the shares, and what broke in those that are wrong."""
     quality = judge_stories(texts)
     return Measured("stories", "samples", f"{strategy}: {quality.protocol}", quality.figures), quality
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run and the weights of one of its checkpoints."""
+
+    run: Run
+    config: TrainConfig
+    model: GPT
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    runtime: Runtime
+
+    @classmethod
+    def load(cls, path: Path, which: str, device: str, precision: str) -> LoadedRun:
+        """Open a run and load the weights of one of its checkpoints.
+
+        Raises:
+            InputError: The run, checkpoint, device or precision is missing, or the checkpoint is damaged.
+        """
+        runtime.tune_allocator()
+        resolved = runtime.resolve(device, precision)
+        run = Run.open(path)
+        model, checkpoint = load_model(run, which, resolved.device)
+        return cls(run, saved_config(run), model, checkpoint, Tokenizer.load(run.tokenizer), resolved)
+
+    def split(self, data: Path | None, split: str) -> HeldOut:
+        """Open a split of prepared data; its name includes the data unless they are the run's own."""
+        if data is None and self.checkpoint.data_fingerprint is None:
+            raise InputError(
+                f"{self.run.path} was imported and has no data; give --data DIR, prepared with its tokenizer"
+            )
+        dataset = TokenDataset(data or held_out_data(self.run, self.config))
+        dataset.require_tokenizer(self.tokenizer)
+        held_out = HeldOut.of_split(dataset, split)
+        if dataset.fingerprint == self.checkpoint.data_fingerprint:
+            return held_out
+        return dataclasses.replace(held_out, name=f"{split} of {dataset.directory} ({dataset.fingerprint[:16]})")
+
+    @contextmanager
+    def held_out(
+        self, data: Path | None, split: str | None, text: Path | None, detokenize: str | None
+    ) -> Iterator[HeldOut]:
+        """Open a split, or a text file if one is given.
+
+        Raises:
+            InputError: Both are given, or what is given cannot be read.
+        """
+        if text is None:
+            if detokenize is not None:
+                raise InputError(f"detokenize {detokenize} needs a text file; give --text FILE")
+            yield self.split(data, split or "test")
+            return
+        if data is not None or split is not None:
+            raise InputError("--text measures a text file; leave out --data and --split, or --text")
+        with held_out_text(text, self.tokenizer, detokenize) as held_out:
+            yield held_out
+
+    def print_and_record(self, measured: Measured) -> None:
+        """Print figures with their protocol and add them to the run's evals.csv."""
+        measured.record(self.run, self.checkpoint.step)
+        print(f"{measured.split}, checkpoint of step {self.checkpoint.step}")
+        for name, value in measured.figures.items():
+            print(f"{name.replace('_', ' '):16}  {value:.4f}")
+        print(f"protocol: {measured.protocol}")

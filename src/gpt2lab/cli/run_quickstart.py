@@ -1,6 +1,6 @@
-"""`gpt2lab quickstart`: the whole way once, from text to a trained GPT-2 and its report, on any machine.
+"""What ``gpt2lab quickstart`` does: from text to a trained GPT-2 and its report, on any machine.
 
-text -> tokenizer -> token shards -> training -> test perplexity -> samples by each strategy -> report.html
+text -> tokenizer -> token shards -> training -> test perplexity -> samples of each decoding strategy -> report.html
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gpt2lab import runtime
+from gpt2lab import console, runtime
+from gpt2lab.console import log
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.measure import HeldOut, Measured, measure_held_out, measure_stories
 from gpt2lab.generation import STRATEGIES, write_texts
-from gpt2lab.lab import console
-from gpt2lab.lab.console import log
 from gpt2lab.lab.train import train
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
@@ -37,44 +36,44 @@ DEFAULT_OUT, SEED = Path("runs/quickstart"), 1337
 VOCABULARY = 2_048
 DOCUMENTS = 20_000
 TOKENIZER_DOCUMENTS = 2_000
-"""A tenth of the stories holds every word of them."""
+"""A tenth of the stories contains every word."""
 MODEL = GPTConfig(n_layer=2, n_head=4, n_embd=128, n_ctx=256, dropout=0.0)
 OPTIM = OptimConfig(name="muon", lr=4e-3, min_lr=4e-5, warmup_steps=50)
 BATCH_TOKENS, STEPS = 2_048, 1_500
 STRIDE = 64
-"""Of the test's windows: small, so that nearly every token has the whole of its story before it."""
+"""Stride of the test windows: small, so that nearly every token is predicted from its whole story."""
 JUDGED_STORIES = 100
 SAMPLE_TOKENS = 300
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What the steps after training need."""
+class Context:
+    """What the stages after training share."""
 
     run: Run
     model: GPT
     tokenizer: Tokenizer
     step: int
-    where: Runtime
+    runtime: Runtime
     seed: int
 
     def write(self, strategy: str, samples: int) -> list[str]:
-        """Return texts by a named strategy, from an empty prompt; each strategy has random numbers of its own."""
+        """Return texts of a named strategy from an empty prompt; each strategy has its own seed."""
         chosen, seed = STRATEGIES[strategy], self.seed + list(STRATEGIES).index(strategy)
-        return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.where)
+        return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.runtime)
 
 
 def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool = False) -> Run:
-    """Do every step, printing what happens, and return the run.
+    """Run every stage, printing progress, and return the run.
 
     Args:
-        text: What to learn; None is "stories".
-        out: The run directory; None is runs/quickstart, with a number where that exists.
-        seed: Of the weights, the order of the data and the samples.
-        resume: Go on with the training of the quickstart in ``out``, then do the steps after it.
+        text: Training text; None is "stories".
+        out: Run directory; None is runs/quickstart, numbered if that exists.
+        seed: Random seed of the weights, the data order and the samples.
+        resume: Resume the training in ``out``, then run the stages after it.
 
     Raises:
-        InputError: The text cannot be read or is too short, ``out`` exists, or, to resume, is not there.
+        InputError: The text cannot be read or is too short; ``out`` exists or, to resume, does not.
         Interrupted: Ctrl-C; the state was saved.
     """
     begin = time.perf_counter()
@@ -85,18 +84,18 @@ def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool 
     else:
         out = Run.unused(DEFAULT_OUT) if out is None else out
         if out.exists():
-            raise InputError(f"{out} exists; give another --out, or --resume to go on with it")
+            raise InputError(f"{out} exists; give another --out, or --resume to continue it")
         dataset = _prepare(text, Run.unused(out.with_name(f"{out.name}-data")))
         config = _config(dataset, out, seed)
     run = _train(config)
     dataset, seed = TokenDataset(config.data), config.seed
-    where = runtime.resolve()
-    model, checkpoint = load_model(run, "best", where.device)
-    shop = Workshop(run, model, dataset.tokenizer(), checkpoint.step, where, seed)
-    figures = [_perplexity(shop, dataset)]
-    _write_samples(shop)
+    resolved = runtime.resolve()
+    model, checkpoint = load_model(run, "best", resolved.device)
+    context = Context(run, model, dataset.tokenizer(), checkpoint.step, resolved, seed)
+    figures = [_perplexity(context, dataset)]
+    _write_samples(context)
     if dataset.manifest.source.names == ("stories",):
-        figures.append(_judge(shop))
+        figures.append(_judge(context))
     report = write_report([run], run.path / "report.html")
     _summary(run, figures, time.perf_counter() - begin, report)
     return run
@@ -105,7 +104,7 @@ def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool 
 def _prepare(text: Path | None, folder: Path) -> TokenDataset:
     sources = ["stories" if text is None else str(text)]
     documents = DOCUMENTS if text is None else None
-    _step(1, f"learning a tokenizer of {VOCABULARY:,} entries from {sources[0]}")
+    _step(1, f"training a tokenizer of {VOCABULARY:,} entries on {sources[0]}")
     corpus = texts(sources, max_documents=TOKENIZER_DOCUMENTS if text is None else None)
     with console.merging_bar() as (_, progress):
         tokenizer = Tokenizer.train(corpus, VOCABULARY, progress=progress)
@@ -120,25 +119,25 @@ def _prepare(text: Path | None, folder: Path) -> TokenDataset:
         )
     _require_windows(dataset)
     part = dataset.manifest.splits["train"]
-    log.info("%s tokens to train on, %.2f bytes a token", f"{part.tokens:,}", part.bytes / part.tokens)
+    log.info("%s training tokens, %.2f bytes per token", f"{part.tokens:,}", part.bytes / part.tokens)
     return dataset
 
 
 def _require_windows(dataset: TokenDataset) -> None:
-    """Find out before training, not after it, that a split is too short to be measured; leave nothing behind."""
+    """Check before training that no split is too short to evaluate; leave nothing behind otherwise."""
     for split, info in dataset.manifest.splits.items():
         if info.tokens <= MODEL.n_ctx:
             shutil.rmtree(dataset.directory)
             raise InputError(
-                f"the text is too short: its {split} split has {info.tokens} tokens, a window {MODEL.n_ctx + 1}; "
-                "give more text (some 50 kB)"
+                f"the text is too short: its {split} split has {info.tokens} tokens, fewer than one window of "
+                f"{MODEL.n_ctx + 1}; give more text (about 50 kB)"
             )
 
 
 def _interrupted(out: Path, text: Path | None, seed: int) -> TrainConfig:
-    """Return what goes on with the quickstart in a directory."""
+    """Return the configuration that resumes the quickstart in a directory."""
     if text is not None or seed != SEED:
-        raise InputError("--resume goes on with the text and seed that the quickstart began with; leave both out")
+        raise InputError("--resume continues with the original text and seed; leave out --text and --seed")
     return dataclasses.replace(saved_config(Run.open(out)), out=out, resume="last")
 
 
@@ -159,7 +158,7 @@ def _config(dataset: TokenDataset, out: Path, seed: int) -> TrainConfig:
 
 
 def _train(config: TrainConfig) -> Run:
-    _step(3, f"training a GPT-2 of {config.model.n_layer} layers, {config.model.n_embd} wide, in {config.out}")
+    _step(3, f"training a GPT-2 of {config.model.n_layer} layers, width {config.model.n_embd}, in {config.out}")
     try:
         with console.training_bar() as on_step:
             return train(config, on_step)
@@ -167,35 +166,35 @@ def _train(config: TrainConfig) -> Run:
         raise Interrupted(stop.signal, stop.run, stop.step, "quickstart") from stop
 
 
-def _perplexity(shop: Workshop, dataset: TokenDataset) -> Measured:
-    _step(4, "measuring the held-out test split")
+def _perplexity(context: Context, dataset: TokenDataset) -> Measured:
+    _step(4, "measuring perplexity on the test split")
     test = HeldOut.of_split(dataset, "test")
     with console.bar("tokens") as progress:
-        measured = measure_held_out(shop.model, test, MODEL.n_ctx, STRIDE, shop.where, progress)
-    measured.record(shop.run, shop.step)
+        measured = measure_held_out(context.model, test, MODEL.n_ctx, STRIDE, context.runtime, progress)
+    measured.record(context.run, context.step)
     log.info("protocol: %s", measured.protocol)
     return measured
 
 
-def _write_samples(shop: Workshop) -> None:
-    _step(5, "writing with each strategy")
+def _write_samples(context: Context) -> None:
+    _step(5, "sampling with each decoding strategy")
     for name, strategy in STRATEGIES.items():
-        for text in shop.write(name, 1 if strategy.greedy else 2):
-            shop.run.add_sample(shop.step, str(strategy), "", text)
-        log.info("[%s]\n%s\n", strategy, shop.run.samples()[-1]["text"])
+        for text in context.write(name, 1 if strategy.greedy else 2):
+            context.run.add_sample(context.step, str(strategy), "", text)
+        log.info("[%s]\n%s\n", strategy, context.run.samples()[-1]["text"])
 
 
-def _judge(shop: Workshop) -> Measured:
-    _step(6, f"reading {JUDGED_STORIES} of its stories for grammar and consistency")
-    measured, quality = measure_stories(shop.write("nucleus", JUDGED_STORIES), str(STRATEGIES["nucleus"]))
-    measured.record(shop.run, shop.step)
+def _judge(context: Context) -> Measured:
+    _step(6, f"checking {JUDGED_STORIES} of its stories for grammar and consistency")
+    measured, quality = measure_stories(context.write("nucleus", JUDGED_STORIES), str(STRATEGIES["nucleus"]))
+    measured.record(context.run, context.step)
     for broken in quality.breaks:
         log.info("%s", broken)
     return measured
 
 
 def _summary(run: Run, figures: list[Measured], seconds: float, report: Path) -> None:
-    table = Table(title="what came out", show_header=False)
+    table = Table(title="results", show_header=False)
     for measured in figures:
         for name, value in measured.figures.items():
             table.add_row(f"{measured.split} {name.replace('_', ' ')}", f"{value:.3f}")

@@ -1,4 +1,4 @@
-"""What ``gpt2lab data adopt`` and ``gpt2lab data show`` do."""
+"""What ``gpt2lab data show`` prints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2lab.data.dataset import Survey, TokenDataset, adopt, split_documents, survey
+from gpt2lab import console
+from gpt2lab.data.dataset import Survey, TokenDataset, split_documents, survey
 from gpt2lab.errors import InputError
-from gpt2lab.lab import console
-from gpt2lab.lab.commands.tokenizer import open_tokenizer
 from gpt2lab.report.plots import TRAIN, write_png
 from gpt2lab.tokenizer.tokenizer import Tokenizer, show_token
 
@@ -20,25 +19,18 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 80
-"""Tokens of a document that are shown."""
+"""Tokens shown of a document."""
 _STEPS = 12
-"""Steps of the distribution of lengths."""
+"""Bins of the length histogram."""
 _WIDTH = 40
 """Characters of the longest bar."""
 
 
-def adopt_data(directory: Path, tokenizer: Path, raw: bool) -> TokenDataset:
-    """Adopt token files from elsewhere, and print what they hold."""
-    dataset = adopt(directory, open_tokenizer(tokenizer), raw=raw)
-    _print_splits(dataset)
-    return dataset
-
-
 def show_data(directory: Path, documents: int, tokens: int, picture: Path | None) -> None:
-    """Print what prepared data holds, and draw it where asked.
+    """Print what prepared data holds, and plot it if asked.
 
     Raises:
-        InputError: There is none, it is damaged, a number is below 0, or the picture exists.
+        InputError: The data is missing or damaged, a number is negative, or the picture exists.
     """
     for name, number in (("--documents", documents), ("--tokens", tokens)):
         if number < 0:
@@ -47,7 +39,7 @@ def show_data(directory: Path, documents: int, tokens: int, picture: Path | None
         raise InputError(f"{picture} exists; give another --picture")
     dataset = TokenDataset(directory)
     tokenizer = dataset.tokenizer()
-    _print_splits(dataset)
+    print_splits(dataset)
     eot = dataset.manifest.tokenizer.eot
     streams = {split: dataset.stream(split) for split in dataset.manifest.splits}
     with console.counting("reading"):
@@ -65,31 +57,32 @@ def show_data(directory: Path, documents: int, tokens: int, picture: Path | None
         print(f"\n{picture}")
 
 
-def _print_splits(dataset: TokenDataset) -> None:
+def print_splits(dataset: TokenDataset) -> None:
+    """Print the files, fingerprints and counts of prepared data."""
     manifest = dataset.manifest
-    print(f"{dataset.directory}: {len(manifest.shards)} files, vocabulary of {manifest.tokenizer.n_vocab:,}")
+    print(f"{dataset.directory}: {len(manifest.shards)} files, vocabulary size {manifest.tokenizer.n_vocab:,}")
     print(f"tokenizer {manifest.tokenizer.fingerprint[:16]}, data {dataset.fingerprint[:16]}")
     for split, info in manifest.splits.items():
         counts = f"{info.documents:>13,} documents  {info.tokens:>15,} tokens  {info.bytes:>16,} bytes"
-        print(f"{split:5}{counts}  ({info.bytes / info.tokens:.2f} a token)")
+        print(f"{split:5}{counts}  ({info.bytes / info.tokens:.2f} bytes/token)")
 
 
 def _print_duplicates(found: dict[str, Survey]) -> None:
-    """Say how many documents come again, within a split and in another."""
+    """Print the number of duplicate documents, within each split and across splits."""
     distinct = {split: np.unique(of_split.hashes) for split, of_split in found.items()}
     again = {split: len(found[split].hashes) - len(hashes) for split, hashes in distinct.items()}
     print("duplicate documents: " + ", ".join(f"{number:,} in {split}" for split, number in again.items()))
     for one, other in combinations(distinct, 2):
         shared = len(np.intersect1d(distinct[one], distinct[other], assume_unique=True))
-        print(f"documents of {other} that stand in {one} too: {shared:,}")
+        print(f"documents of {other} that are also in {one}: {shared:,}")
 
 
 def _print_lengths(lengths: np.ndarray) -> None:
-    """Draw how many documents have how many tokens, in steps that grow with the length."""
+    """Print a histogram of document lengths with logarithmic bins."""
     if not len(lengths):
-        print("\nno document holds a token")
+        print("\nall documents are empty")
         return
-    print(f"\ntokens a document: median {np.median(lengths):,.0f}, mean {lengths.mean():,.1f}, most {lengths.max():,}")
+    print(f"\ntokens per document: median {np.median(lengths):,.0f}, mean {lengths.mean():,.1f}, max {lengths.max():,}")
     edges = _edges(lengths, _STEPS)
     numbers = np.histogram(lengths, edges)[0]
     for first, end, number in zip(edges, edges[1:], numbers.tolist(), strict=False):
@@ -97,37 +90,37 @@ def _print_lengths(lengths: np.ndarray) -> None:
 
 
 def _edges(lengths: np.ndarray, steps: int) -> np.ndarray:
-    """Return where at most so many steps from the shortest to the longest begin, each by the same factor longer."""
+    """Return the edges of at most this many logarithmic bins."""
     return np.unique(np.geomspace(lengths.min(), lengths.max() + 1, steps + 1).round().astype(int))
 
 
 def _bar(number: int, most: int) -> str:
-    """Return a bar of at least a character, unless there is nothing."""
+    """Return a bar, of at least one character for a positive number."""
     return "#" * -(-number * _WIDTH // int(most))
 
 
 def _print_tokens(counts: np.ndarray, tokenizer: Tokenizer, number: int) -> None:
-    """List the most frequent tokens, with a bar each, and the share of the vocabulary that occurs."""
+    """List the most frequent tokens, and the part of the vocabulary that is used."""
     total, vocabulary = int(counts.sum()), tokenizer.vocab
-    print(f"\n{np.count_nonzero(counts):,} of {len(counts):,} tokens occur; the most frequent:")
+    print(f"\n{np.count_nonzero(counts):,} of {len(counts):,} tokens are used; the most frequent:")
     for token in np.argsort(-counts, kind="stable")[:number].tolist():
         bar = _bar(int(counts[token]), int(counts.max()))
         print(f'{counts[token]:>15,}  {counts[token] / total:>6.2%}  {bar:{_WIDTH}}  "{show_token(vocabulary[token])}"')
 
 
 def draw(found: dict[str, Survey], title: str) -> Figure:
-    """Draw the frequency of tokens over their rank, and the distribution of documents' lengths."""
-    from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
+    """Plot token frequency against rank, and the distribution of document lengths."""
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = np.sort(np.sum([of_split.counts for of_split in found.values()], axis=0))[::-1]
     left.loglog(np.arange(1, np.count_nonzero(counts) + 1), counts[counts > 0], color=TRAIN, lw=1.6)
-    left.set(xlabel="rank of the token", ylabel="times it comes")
+    left.set(xlabel="rank of the token", ylabel="frequency")
     lengths = np.concatenate([of_split.lengths for of_split in found.values()])
     if len(lengths):
         right.hist(lengths, bins=_edges(lengths, 40).tolist(), color=TRAIN)
-    right.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
+    right.set(xscale="log", xlabel="tokens per document", ylabel="documents")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)

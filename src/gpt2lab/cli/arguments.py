@@ -1,0 +1,140 @@
+"""Command-line arguments: every command is a dataclass, and tyro parses its fields.
+
+A field is an option, its annotation the type, its default the default and its docstring the help. What tyro says about
+bad arguments becomes one line that names the nearest option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from gpt2lab.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt2lab.evaluation.measure import LoadedRun
+
+T = TypeVar("T")
+Device = Annotated[str, arg(metavar="auto|cpu|cuda[:N]|mps")]
+Split = Literal["train", "val", "test"]
+Checkpoint = Annotated[str, arg(metavar="best|last|STEP")]
+
+
+class Command(ABC):
+    """A command: its fields are the options, `run` executes it and returns the exit code."""
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> Self:
+        """Build the command from its arguments. Raises `InputError` on bad ones."""
+        return parse(cls, argv, prog)
+
+    @abstractmethod
+    def run(self) -> int:
+        """Execute the command. Raises `InputError` on bad input."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The trained model."""
+
+    run: Positional[Path]
+    """Run directory."""
+    checkpoint: Checkpoint = "best"
+    """Checkpoint to load."""
+    device: Device = "auto"
+    """Device to run on."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the matrix products."""
+
+    def load(self) -> LoadedRun:
+        """Open the run and load the weights. Raises `InputError` if they are missing or damaged."""
+        from gpt2lab.evaluation.measure import LoadedRun
+
+        return LoadedRun.load(self.run, self.checkpoint, self.device, self.precision)
+
+
+Model = Annotated[ModelOptions, OmitArgPrefixes]
+
+
+def parse(command: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """Build a dataclass from arguments; options that are not given come from ``default``.
+
+    Raises:
+        InputError: An argument is unknown, missing or of the wrong type.
+        SystemExit: ``--help`` was printed.
+    """
+    return _tyro(command, argv, prog, {} if default is None else {"default": default})
+
+
+def parse_known(command: type[T], argv: list[str], prog: str, *, help: bool = True) -> tuple[T, list[str]]:
+    """Build a dataclass from the arguments that it knows, and return the others.
+
+    Args:
+        command: The dataclass.
+        argv: Arguments.
+        prog: What messages call the program.
+        help: Whether ``--help`` prints the help of ``command``; otherwise it is among the others.
+    """
+    return _tyro(command, argv, prog, {"return_unknown_args": True, "add_help": help})
+
+
+def _tyro(command: Callable[..., Any], argv: list[str], prog: str, options: dict[str, Any]) -> Any:
+    framed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(framed):
+            return tyro.cli(command, args=argv, prog=prog, **options)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+    message = _one_line(framed.getvalue(), prog)
+    raise InputError(_suggest(message, lambda: _flags(command, options)))
+
+
+def _flags(command: Callable[..., Any], options: dict[str, Any]) -> list[str]:
+    """Return the flags that ``command`` takes, from its help."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(command, args=["--help"], **options)
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
+
+
+def _suggest(message: str, flags: Callable[[], list[str]]) -> str:
+    """Add the most similar flag, by its whole name or its last part, to a message about an unknown one.
+
+    >>> _suggest("train: Unrecognized options: --step, 5; see ...", lambda: ["--optim.lr", "--steps"])
+    'train: Unrecognized options: --step, 5 (did you mean "--steps"?); see ...'
+    """
+    match = re.match(r"([^:]*: Unrecognized options: (--[\w.-]+)[^;]*)(?:;.*)?(; see .*)", message)
+    if match is None:
+        return message
+    spellings = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in flags()}
+    spellings |= {flag: flag for flag in spellings.values()}
+    near = difflib.get_close_matches(match[2], spellings, n=1, cutoff=0.5)
+    hint = f' (did you mean "{spellings[near[0]]}"?)' if near else ""
+    return f"{match[1]}{hint}{match[3]}"
+
+
+def _one_line(framed: str, prog: str) -> str:
+    """Turn tyro's framed message into one line: what is wrong, the nearest option, where to look.
+
+    >>> _one_line("╭─ Unrecognized ─╮\\n│ Unrecognized options: --x │\\n╰───╯", "gpt2lab train")
+    'train: Unrecognized options: --x; see gpt2lab train --help'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+    rows = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = re.split(r"^[─-]+$", "\n".join(rows), flags=re.MULTILINE)
+    if "╭" not in text:  # where only ASCII can be printed, the frame's title is a paragraph
+        del paragraphs[0]
+    parts = [" ".join(paragraph.split()).rstrip(".") for paragraph in paragraphs]
+    parts = [re.sub(r"Perhaps you meant: (\S+).*", r"did you mean \1?", part) for part in parts if "--help" not in part]
+    return f"{prog.removeprefix('gpt2lab ')}: {'; '.join(filter(None, parts))}; see {prog} --help"

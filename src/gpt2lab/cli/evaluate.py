@@ -1,0 +1,201 @@
+"""``gpt2lab eval perplexity|positions|hellaswag|harness|text``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from gpt2lab.cli.arguments import Command, Model, Split
+from gpt2lab.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt2lab.evaluation.hellaswag import HellaSwagItem
+
+HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
+"""Commit of the author's data set on the Hub, so that everybody gets the same items."""
+TABLE_WIDTH = 130
+"""Columns of the table of texts in a file; a narrower terminal wraps its lines."""
+
+
+@dataclass(frozen=True)
+class Perplexity(Command):
+    """Measure perplexity per token and per word, and bits per byte, on held-out text."""
+
+    model: Model
+    data: Path | None = None
+    """Directory of prepared data; by default the data of the run."""
+    split: Split | None = None
+    """Split to measure; by default test."""
+    text: Path | None = None
+    """Measure a text file instead; <|endoftext|> in it separates documents."""
+    detokenize: Literal["wikitext"] | None = None
+    """Undo the tokenization of this corpus first, as in GPT-2's paper."""
+    context: int | None = None
+    """Longest context in tokens; by default the sequence length of training."""
+    stride: int | None = None
+    """Tokens by which the window advances; by default half the context."""
+    by_document: bool = False
+    """Let no window cross a document boundary; always on for runs with --mask-documents."""
+
+    def run(self) -> int:
+        """Print the figures with their protocol and add them to the run's evals.csv."""
+        from gpt2lab import console
+        from gpt2lab.evaluation.measure import measure_held_out
+
+        run = self.model.load()
+        context = run.config.window if self.context is None and self.text is None else self.context
+        by_document = self.by_document or run.config.mask_documents  # trained on one document at a time
+        text = run.held_out(self.data, self.split, self.text, self.detokenize)
+        with text as held_out, console.bar("tokens") as progress:
+            measured = measure_held_out(run.model, held_out, context, self.stride, run.runtime, progress, by_document)
+        run.print_and_record(measured)
+        return 0
+
+
+@dataclass(frozen=True)
+class Positions(Command):
+    """Measure the loss by position in the context, and plot it."""
+
+    model: Model
+    data: Path | None = None
+    """Directory of prepared data; by default the data of the run."""
+    split: Split | None = None
+    """Split to measure; by default test."""
+    text: Path | None = None
+    """Measure a text file instead."""
+    context: int | None = None
+    """Window length in tokens; by default the model's context."""
+    by_document: bool = False
+    """Let no window cross a document boundary; always on for runs with --mask-documents."""
+
+    def run(self) -> int:
+        """Print some of the curve; save all of it, with its plot, in the run directory."""
+        from gpt2lab import console
+        from gpt2lab.evaluation.measure import measure_positions
+        from gpt2lab.report.plots import save_positions
+
+        run = self.model.load()
+        by_document = self.by_document or run.config.mask_documents
+        with run.held_out(self.data, self.split, self.text, None) as held_out, console.bar("tokens") as progress:
+            curve = measure_positions(run.model, held_out, self.context, run.runtime, progress, by_document)
+        print(f"{held_out.name}, checkpoint of step {run.checkpoint.step}\nposition  loss (nats per token)")
+        last = len(curve.losses)
+        for position in [*(1 << n for n in range(last.bit_length()) if 1 << n < last), last]:
+            print(f"{position:8,}  {curve.losses[position - 1]:.4f}")
+        print(f"protocol: {curve.protocol}")
+        for path in save_positions(run.run, run.checkpoint.step, held_out.name, curve):
+            print(path)
+        return 0
+
+
+@dataclass(frozen=True)
+class HellaSwag(Command):
+    """Measure how often the model prefers the right one of four endings."""
+
+    model: Model
+    items: Path | None = None
+    """HellaSwag's .jsonl file; by default the validation split is fetched from the Hub (extra hub)."""
+    style: Literal["completion", "harness"] = "completion"
+    """completion (GPT-2 124M: 29.55 %), or the wording of lm-evaluation-harness (31.14 %)."""
+    limit: int | None = None
+    """Use only the first items."""
+
+    def run(self) -> int:
+        """Print the figures with their protocol and add them to the run's evals.csv."""
+        from gpt2lab import console
+        from gpt2lab.evaluation.hellaswag import read_hellaswag
+        from gpt2lab.evaluation.measure import measure_hellaswag
+
+        run = self.model.load()
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit is {self.limit}; give at least 1, or leave it out for all items")
+        items = (fetch_hellaswag() if self.items is None else read_hellaswag(self.items))[: self.limit]
+        with console.bar("endings") as progress:
+            measured = measure_hellaswag(run.model, run.tokenizer, items, self.style, run.runtime, progress)
+        run.print_and_record(measured)
+        return 0
+
+
+def fetch_hellaswag() -> list[HellaSwagItem]:
+    """Return the 10,042 validation items from the Hub. Raises `InputError` if it cannot be reached."""
+    from gpt2lab.evaluation.hellaswag import hellaswag_item
+    from gpt2lab.hub import fetch_data
+
+    file = fetch_data("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", HELLASWAG_REVISION)
+    from pyarrow import parquet  # comes with the extra that fetch_data needs
+
+    rows = parquet.read_table(file).to_pylist()
+    return [hellaswag_item(row, f"Rowan/hellaswag, item {n}", n) for n, row in enumerate(rows)]
+
+
+@dataclass(frozen=True)
+class LMHarness(Command):
+    """Evaluate the model with EleutherAI's lm-evaluation-harness (extra harness)."""
+
+    model: Model
+    tasks: Annotated[tuple[str, ...], arg(metavar="TASK")]
+    """Tasks of the harness, such as hellaswag lambada_openai."""
+    tasks_dir: Path | None = None
+    """Directory of task definitions to use instead of the harness's own."""
+    limit: int | None = None
+    """Use only the first items of each task."""
+    shots: int | None = None
+    """Examples before each item; by default the task's own number."""
+
+    def run(self) -> int:
+        """Print the figures and add them to the run's evals.csv."""
+        from gpt2lab import console
+
+        run = self.model.load()
+        try:
+            from gpt2lab.evaluation.harness import HarnessModel, run_harness
+        except ImportError as error:
+            raise InputError(f'{error}; install lm-evaluation-harness: pip install "gpt2lab[harness]"') from error
+        model = HarnessModel(run.model, run.tokenizer, run.runtime, console.bar)
+        for measured in run_harness(model, self.tasks, self.tasks_dir, self.limit, self.shots):
+            run.print_and_record(measured)
+        return 0
+
+
+@dataclass(frozen=True)
+class TextQuality(Command):
+    """Complete held-out prompts with each decoding strategy and compare the texts with the reference continuations."""
+
+    model: Model
+    data: Path | None = None
+    """Directory of prepared data; by default the data of the run."""
+    split: Split = "test"
+    """Split that the prompts come from."""
+    samples: int = 64
+    """Number of prompts."""
+    prompt_tokens: int | None = None
+    """Length of a prompt in tokens; by default 32, or a quarter of the context if that is less."""
+    max_new_tokens: int | None = None
+    """Longest continuation in tokens; by default 256, or the rest of the context if that is less."""
+    seed: int = 1337
+    """Random seed; the same seed gives the same texts."""
+
+    def run(self) -> int:
+        """Print the table; save it, with its plot, in the run directory."""
+        from gpt2lab import console
+        from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts
+        from gpt2lab.report.plots import save_text_quality, table_of
+
+        run = self.model.load()
+        held_out = run.split(self.data, self.split)
+        prompts = choose_prompts(
+            *(held_out.dataset, self.split, run.model.config.n_ctx),
+            *(self.samples, self.prompt_tokens, self.max_new_tokens),
+        )
+        with console.bar("strategies") as progress:
+            quality = measure_texts(run.model, run.tokenizer, prompts, run.runtime, self.seed, progress)
+        table = table_of(quality, f"{held_out.name}, checkpoint of step {run.checkpoint.step}")
+        # print(width=...) of the shared console is limited to the terminal's width, and would cut figures off
+        console.Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
+        print(f"protocol: {quality.protocol}")
+        for path in save_text_quality(run.run, run.checkpoint.step, held_out.name, quality):
+            print(path)
+        return 0

@@ -1,0 +1,138 @@
+"""``gpt2lab plan``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from gpt2lab.cli.arguments import Command
+from gpt2lab.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt2lab.lab.forecast import Forecast, Question, Way
+
+UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB")
+
+
+@dataclass(frozen=True)
+class Plan(Command):
+    """Estimate what a training run takes: memory, time, floating-point operations, disk."""
+
+    preset: str | None = None
+    """Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; by default gpt2."""
+    gpu: str | None = None
+    """H100 or another GPU by name, or cpu for this machine; by default H100, or the run's with --from."""
+    gpus: int | None = None
+    """Number of GPUs (of cpu: machines, or processes with --from); by default 1, or the run's with --from."""
+    tokens: Annotated[str | None, arg(metavar="N")] = None
+    """Training tokens, such as 10B or 300M; by default 20 per parameter."""
+    seq_len: int | None = None
+    """Sequence length in tokens; by default the model's context."""
+    batch_tokens: int | None = None
+    """Tokens per optimizer step; by default the recipe's."""
+    micro_batch: int | None = None
+    """Sequences per forward pass of one GPU; by default the largest that fits and divides the batch."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp replicates the model on each GPU, fsdp shards it; auto does as the run of --from did, otherwise it shards if
+    weights, gradients and optimizer state would fill more than half of a GPU."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None
+    """Precision of the matrix products; by default bf16."""
+    mfu: float | None = None
+    """Model FLOPs utilization without activation checkpointing, communication included; by default 0.4, which is a
+    guess. The metrics.csv of a short run has the value of your machine, and --from uses it."""
+    from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
+    """Take architecture, batch and measured speed from a short run."""
+    json: bool = False
+    """Print every figure as JSON, in bytes and seconds."""
+
+    def run(self) -> int:
+        """Print the forecast as a table, or as JSON."""
+        from gpt2lab.lab.forecast import forecast
+
+        found = forecast(self._question())
+        if self.json:
+            print(json.dumps(found.as_json(), indent=2))
+        else:
+            _print(found)
+        return 0
+
+    def _question(self) -> Question:
+        from gpt2lab.lab.forecast import ask, ask_run, count_of
+        from gpt2lab.runs import Run
+
+        tokens = None if self.tokens is None else count_of(self.tokens)
+        if self.from_ is None:
+            gpus = 1 if self.gpus is None else self.gpus
+            machine = (self.gpu or "H100", gpus, self.precision or "bf16", self.parallel)
+            mfu = 0.4 if self.mfu is None else self.mfu
+            preset = self.preset or "gpt2"
+            return ask(preset, *machine, self.seq_len, self.batch_tokens, tokens, self.micro_batch, mfu)
+        fixed = ("preset", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
+        if given := [f"--{name.replace('_', '-')}" for name in fixed if getattr(self, name) is not None]:
+            raise InputError(f"--from takes {', '.join(given)} from the run; leave out one of them")
+        return ask_run(Run.open(self.from_), self.gpu, self.gpus, self.parallel, tokens)
+
+
+def _print(found: Forecast) -> None:
+    from rich.table import Table
+
+    from gpt2lab.console import console
+
+    question = found.question
+    source = "at the measured speed" if question.measured else f"at an assumed MFU of {question.mfu:.0%}"
+    console.print(
+        f"{found.n_params:,} parameters on {question.gpus} x {question.gpu} ({found.parallel}, {question.precision}), "
+        f"{question.tokens:,} tokens in sequences of {question.T:,}, {source}"
+    )
+    table = Table(show_edge=False)
+    for title in ("", "without activation\ncheckpointing", "with activation\ncheckpointing"):
+        table.add_column(title, justify="left" if not title else "right")
+    for name, cell in _rows(found).items():
+        table.add_row(name, *map(cell, (found.plain, found.checkpointed)))
+    console.print(table)
+    console.print(
+        f"{found.steps:,} steps of {question.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
+        f"{in_bytes(found.dataset_bytes)}, each checkpoint {in_bytes(found.checkpoint_bytes)}"
+    )
+
+
+def _rows(found: Forecast) -> dict[str, Callable[[Way], str]]:
+    """Return the table's rows: the text of a cell for either way, by the row's name."""
+    unit = "GPU"
+    if found.question.gpu == "cpu":  # a run tells how many processes it had, but not on how many machines
+        unit = "machine" if found.question.measured is None else "process"
+    return {
+        f"weights, per {unit}": lambda way: in_bytes(way.memory.weights),
+        "gradients": lambda way: in_bytes(way.memory.gradients),
+        "optimizer state": lambda way: in_bytes(way.memory.optimiser),
+        "activations of a micro-batch": lambda way: in_bytes(way.memory.activations),
+        f"peak, of {in_bytes(found.memory_of_a_gpu)} available": lambda way: (
+            in_bytes(way.memory.peak) + ("" if way.fits else " (does not fit)")
+        ),
+        "largest micro-batch that fits": lambda way: str(way.largest_micro_batch),
+        "micro-batch x micro-steps": lambda way: f"{way.micro_batch} x {way.micro_steps}",
+        "MFU": lambda way: f"{way.mfu:.1%}",
+        "time per step": lambda way: (
+            f"{way.step_seconds:.3g} s" if way.step_seconds < 100 else f"{way.step_seconds:,.0f} s"
+        ),
+        "tokens per second": lambda way: f"{way.tokens_per_s:,.0f}",
+        "total time": lambda way: f"{way.days:.2f} days" if way.days >= 1 else f"{24 * way.days:.2f} hours",
+        f"{unit}-hours": lambda way: f"{way.gpu_hours:,.1f}",
+    }
+
+
+def in_bytes(number: float) -> str:
+    """Return a number of bytes with its unit, in powers of 1,000 as data sheets have them.
+
+    >>> in_bytes(1_497_600_000)
+    '1.50 GB'
+    """
+    power = 0
+    while number >= 999.5 and power < len(UNITS) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {UNITS[power]}" if number >= 100 or not power else f"{number:.2f} {UNITS[power]}"

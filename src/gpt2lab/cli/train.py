@@ -1,0 +1,106 @@
+"""``gpt2lab train``: the options of `TrainConfig`, on top of a preset, a saved configuration or an earlier run."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from gpt2lab.cli.arguments import Command, parse, parse_known
+from gpt2lab.errors import InputError
+from gpt2lab.files import read_json
+from gpt2lab.runs import Run
+from gpt2lab.training.config import LENGTHS, TrainConfig, from_dict, saved_config
+
+Resume = Annotated[
+    str | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[STEP]",
+        instance_from_str=lambda words: words[0] if words else "last",
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [value or "off"],
+    ),
+]
+"""``--resume`` alone means the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the defaults of the other options depend on."""
+
+    preset: str | None = None
+    config: Path | None = None
+    init: Path | None = None
+    out: Path | None = None
+    resume: Resume = None
+    steps: str | None = None
+    epochs: str | None = None
+    max_tokens: str | None = None
+
+    def defaults(self) -> TrainConfig:
+        """Return the configuration that the other options start from.
+
+        Raises:
+            InputError: Two starting points are given, or the file does not hold a configuration.
+        """
+        if self.config is not None and (self.preset is not None or self.resume is not None):
+            other = "--preset" if self.preset is not None else "--resume"
+            raise InputError(f"--config and {other} are both starting points of the options; give one of them")
+        if self.init is not None and self.preset is not None:
+            raise InputError("--init and --preset both determine the model; give one of them")
+        if self.resume is not None and self.out is not None:
+            start = saved_config(Run.open(self.out))
+        elif self.config is not None:
+            saved = from_dict(read_json(self.config), where=str(self.config))
+            start = dataclasses.replace(saved, out=None, resume=None)
+        else:
+            start = TrainConfig(preset=self.preset or "nano", init=self.init)
+        if any(getattr(self, name) is not None for name in LENGTHS):
+            start = dataclasses.replace(start, steps=None, epochs=None, max_tokens=None)
+        return start
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig, Command):
+    """Train a GPT-2 on prepared data, or resume a run."""
+
+    resume: Resume = None
+    """Resume the run in --out from its last checkpoint, or from the checkpoint of a given step."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Start from the options in this file, such as RUN/config.json; options on the command line override it."""
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> Self:
+        """Build the options, whose defaults depend on --preset, --config, --init and --resume."""
+        start, _ = parse_known(_Start, argv, prog, help=False)
+        defaults = start.defaults()
+        return parse(cls, argv, prog, default=cls(**_options(defaults)))
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """The options of training."""
+        return TrainConfig(**_options(self))
+
+    def run(self) -> int:
+        """Train, and print what the run directory holds."""
+        from gpt2lab import console
+        from gpt2lab.lab.train import train
+        from gpt2lab.training.distributed import Processes
+
+        main = Processes.from_environment().main
+        console.log_to_console()
+        with console.training_bar() if main else nullcontext() as on_step:
+            run = train(self.train_config, on_step)
+        if main:
+            print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
+        return 0
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
