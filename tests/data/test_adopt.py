@@ -164,7 +164,7 @@ def test_a_numpy_file_that_was_cut_is_refused(ours: Tokenizer, tmp_path: Path) -
 
 def test_whose_tokens_they_are_must_be_said(ours: Tokenizer, tmp_path: Path) -> None:
     llmc(tmp_path / "train.bin", tokens_of(ours, end=False))
-    with pytest.raises(InputError, match=r"no manifest.json that says whose tokens they are; .* data adopt .* --tok"):
+    with pytest.raises(InputError, match=r"no manifest.json that says whose tokens they are; .* data import .* --tok"):
         TokenDataset(tmp_path)
     with pytest.raises(InputError, match=r"the tokenizer has no <\|endoftext\|>"):
         adopt(tmp_path, Tokenizer.train([], 256, ()))

@@ -83,12 +83,12 @@ def test_adopted_files_are_shown_and_trained_on(
     for name in ("train.bin", "val.bin"):
         tokens.tofile(tmp_path / name)
     assert main(["data", "show", str(tmp_path)]) == 2
-    assert "gpt2lab data adopt" in capsys.readouterr().err
-    assert main(["data", "adopt", str(tmp_path), "--tokenizer", str(folder / "tokenizer")]) == 2
+    assert "gpt2lab data import" in capsys.readouterr().err
+    assert main(["data", "import", str(tmp_path), "--tokenizer", str(folder / "tokenizer")]) == 2
     assert "--raw" in capsys.readouterr().err
-    said = said_by(capsys, "data", "adopt", tmp_path, "--tokenizer", folder / "tokenizer", "--raw")
+    said = said_by(capsys, "data", "import", tmp_path, "--tokenizer", folder / "tokenizer", "--raw")
     assert len(re.findall(r"3,000 tokens", said)) == 2
-    assert "2 files, vocabulary of" in said_by(capsys, "data", "show", tmp_path)
+    assert "2 files, vocabulary size" in said_by(capsys, "data", "show", tmp_path)
     small = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "8", "--model.n-ctx", "16"]
     run = ["train", "--data", tmp_path, "--out", tmp_path / "run", "--steps", "2", "--batch-tokens", "64", *small]
     said_by(capsys, *run)

@@ -126,7 +126,11 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [([], "does not exist"), (["--seed", "7"], "leave both out"), (["--text", "x"], "leave both out")],
+    [
+        ([], "does not exist"),
+        (["--seed", "7"], "leave out --text and --seed"),
+        (["--text", "x"], "leave out --text and --seed"),
+    ],
 )
 def test_only_an_interrupted_quickstart_can_go_on(
     flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

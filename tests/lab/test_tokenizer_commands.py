@@ -78,7 +78,7 @@ def test_show_lists_the_longest_tokens(tok: Path, capsys: pytest.CaptureFixture[
     ("flags", "said"),
     [
         (["--longest", "-1"], "--longest is -1; it must be 0 or more"),
-        (["--max-documents", "3"], "--max-documents and --column say how to read --input; give that too"),
+        (["--max-documents", "3"], "--max-documents and --column need --input"),
         (["--gpt2", "./nowhere"], "./nowhere does not exist"),
         (["--input", "nowhere.txt"], "nowhere.txt"),
     ],

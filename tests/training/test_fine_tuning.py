@@ -121,7 +121,7 @@ def test_the_command_line_fine_tunes(
     assert "fine-tuning: " in capsys.readouterr().out
     assert Run.open(out).config["optim"]["lr"] == 5e-5
     for bad, said in (
-        (["--init", str(finished.path), "--preset", "nano"], "both say what the model is"),
+        (["--init", str(finished.path), "--preset", "nano"], "both determine the model"),
         (["--init", "nowhere"], "nowhere does not exist"),
         (["--init", str(finished.path), "--model.n-layer", "3"], "n_layer 3 (there 2)"),
     ):

@@ -102,7 +102,7 @@ class ShowTokenizer(Command):
         if self.longest < 0:
             raise InputError(f"--longest is {self.longest}; it must be 0 or more")
         if not self.input and (self.max_documents, self.column) != (None, None):
-            raise InputError("--max-documents and --column need --input, which they say how to read")
+            raise InputError("--max-documents and --column need --input, the text that they apply to")
         read = partial(texts, self.input, max_documents=self.max_documents, column=self.column)
         text = self.text if self.text is not None else _first_lines(read()) if self.input else _SAMPLE
         tokenizer = open_tokenizer(self.tokenizer)

@@ -413,7 +413,7 @@ def _why_no_manifest(directory: Path) -> str:
     if any(directory.glob("*.bin")) or any(directory.glob("*.npy")):
         return (
             f"{directory}: holds token files, but no {MANIFEST} that says whose tokens they are; say it with: "
-            f"gpt2lab data adopt {directory} --tokenizer TOKENIZER"
+            f"gpt2lab data import {directory} --tokenizer TOKENIZER"
         )
     return f"{directory}: holds no prepared data (no {MANIFEST}); make it with: gpt2lab data prepare"
 
