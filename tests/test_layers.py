@@ -18,6 +18,7 @@ LEVELS = {
     "formatting": 1,
     "hub": 2,
     "runtime": 2,
+    "plots": 3,
     "runs": 3,
     "stories": 4,
     "tokenizer": 4,
