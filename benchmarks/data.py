@@ -27,11 +27,10 @@ import pyarrow.parquet as pq
 import tiktoken
 import torch
 
-from gpt2lab.data.loader import Loader
+from gpt2lab.data.loader import Loader, Prefetcher
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.data.sources import documents
-from gpt2lab.data.streaming import Prefetcher
 from gpt2lab.files import write_json
 from gpt2lab.tokenizer.pretokenize import find_pattern
 from gpt2lab.tokenizer.tokenizer import Tokenizer

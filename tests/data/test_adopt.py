@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2lab.data.dataset import TokenDataset, adopt
+from gpt2lab.data.dataset import TokenDataset, import_shards
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.shards import ShardWriter, format_for
 from gpt2lab.errors import InputError
@@ -62,7 +62,7 @@ def test_files_of_other_projects_become_prepared_data(form: str, ours: Tokenizer
     for name, part in zip(names, (tokens[:50], tokens[50:], tokens), strict=True):
         write(tmp_path / name, part)
     before = {name: (tmp_path / name).read_bytes() for name in names}
-    dataset = adopt(tmp_path, ours, raw=raw)
+    dataset = import_shards(tmp_path, ours, raw=raw)
     assert list(dataset.manifest.splits) == ["train", "val"]
     for split, info in dataset.manifest.splits.items():
         stream = TokenDataset(tmp_path).stream(split)
@@ -100,7 +100,7 @@ def test_data_adopted_is_the_same_as_data_prepared(ours: Tokenizer, tmp_path: Pa
     prepared = prepare([str(tmp_path / "a.txt")], ours, tmp_path / "out", val_fraction=0, test_fraction=0)
     (tmp_path / "copy").mkdir()
     (tmp_path / "out" / "train_000000.bin").rename(tmp_path / "copy" / "train_000000.bin")
-    adopted = adopt(tmp_path / "copy", ours)
+    adopted = import_shards(tmp_path / "copy", ours)
     assert adopted.manifest.splits == {
         split: type(info)(info.documents, info.tokens, info.bytes, None)
         for split, info in prepared.manifest.splits.items()
@@ -136,7 +136,7 @@ def test_what_is_no_token_file_is_refused_and_nothing_is_written(case: str, ours
     name, content, raw, message = BAD[case]
     (tmp_path / name).write_bytes(content(tokens_of(ours, end=False)))
     with pytest.raises(InputError, match=message) as caught:
-        adopt(tmp_path, ours, raw=raw)
+        import_shards(tmp_path, ours, raw=raw)
     assert name in str(caught.value) and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -152,14 +152,14 @@ def test_what_is_no_token_file_is_refused_and_nothing_is_written(case: str, ours
 def test_arrays_of_other_kinds_are_refused(array: np.ndarray, message: str, ours: Tokenizer, tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", array, allow_pickle=True)
     with pytest.raises(InputError, match=message):
-        adopt(tmp_path, ours)
+        import_shards(tmp_path, ours)
 
 
 def test_a_numpy_file_that_was_cut_is_refused(ours: Tokenizer, tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", np.zeros(100, np.uint16))
     (tmp_path / "train.npy").write_bytes((tmp_path / "train.npy").read_bytes()[:-6])
     with pytest.raises(InputError, match=r"train\.npy: \d+ bytes, but its header says 100 tokens"):
-        adopt(tmp_path, ours)
+        import_shards(tmp_path, ours)
 
 
 def test_whose_tokens_they_are_must_be_said(ours: Tokenizer, tmp_path: Path) -> None:
@@ -167,17 +167,17 @@ def test_whose_tokens_they_are_must_be_said(ours: Tokenizer, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"no manifest.json that says whose tokens they are; .* data import .* --tok"):
         TokenDataset(tmp_path)
     with pytest.raises(InputError, match=r"the tokenizer has no <\|endoftext\|>"):
-        adopt(tmp_path, Tokenizer.train([], 256, ()))
-    adopt(tmp_path, ours)
+        import_shards(tmp_path, Tokenizer.train([], 256, ()))
+    import_shards(tmp_path, ours)
     with pytest.raises(InputError, match=r"has a manifest.json already"):
-        adopt(tmp_path, ours)
+        import_shards(tmp_path, ours)
     with pytest.raises(InputError, match=r"holds no \.bin and no \.npy files"):
-        adopt(tmp_path / "tokenizer", ours)
+        import_shards(tmp_path / "tokenizer", ours)
 
 
 def test_a_change_of_an_adopted_file_is_found(ours: Tokenizer, tmp_path: Path) -> None:
     nanogpts(tmp_path / "train.bin", tokens_of(ours, end=True))
-    adopt(tmp_path, ours, raw=True)
+    import_shards(tmp_path, ours, raw=True)
     content = bytearray((tmp_path / "train.bin").read_bytes())
     content[6] ^= 1
     (tmp_path / "train.bin").write_bytes(content)

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data.loader import Batch, Loader, within_documents
+from gpt2lab.data.loader import Batch, Loader, Prefetcher, within_documents
 from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
-from gpt2lab.data.streaming import Prefetcher
 from gpt2lab.errors import InputError
 
 EOT = 9

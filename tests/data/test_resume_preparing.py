@@ -20,7 +20,7 @@ import pytest
 from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.download import DiskFull, Unreachable, bytes_below
-from gpt2lab.data.prepare import Recipe, prepare, prepare_share
+from gpt2lab.data.prepare import PrepareConfig, prepare, prepare_shards
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_datasets import Hub, loopback_hub
@@ -92,34 +92,34 @@ def test_other_arguments_do_not_go_on_with_a_half_written_folder(
 def test_several_processes_make_the_same_files_in_any_order(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes], world: int
 ) -> None:
-    recipe = Recipe(("hub:o/n",), **ARGUMENTS)
+    config = PrepareConfig(("hub:o/n",), **ARGUMENTS)
     out = tmp_path / "out"
-    found = [prepare_share(recipe, tokenizer, out, rank=rank, world=world) for rank in reversed(range(world))]
+    found = [prepare_shards(config, tokenizer, out, rank=rank, world=world) for rank in reversed(range(world))]
     assert [dataset is not None for dataset in found][-1]
     assert folder_bytes(out) == unbroken
-    assert prepare_share(recipe, tokenizer, out, rank=world - 1, world=world) is not None  # comes late, nothing to do
-    other = dataclasses.replace(recipe, shard_tokens=recipe.shard_tokens + 1)
+    assert prepare_shards(config, tokenizer, out, rank=world - 1, world=world) is not None  # comes late, nothing to do
+    other = dataclasses.replace(config, shard_tokens=config.shard_tokens + 1)
     with pytest.raises(InputError, match="exists already and is left as it is"):
-        prepare_share(other, tokenizer, out, rank=world - 1, world=world)
+        prepare_shards(other, tokenizer, out, rank=world - 1, world=world)
 
 
 def test_a_rank_whose_download_fails_does_not_hold_up_the_others(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
 ) -> None:
-    recipe, out = Recipe(("hub:o/n",), **ARGUMENTS), tmp_path / "out"
+    config, out = PrepareConfig(("hub:o/n",), **ARGUMENTS), tmp_path / "out"
     hub.faults["001.parquet"] = [404]
     with pytest.raises(InputError, match="HTTP 404"):
-        prepare_share(recipe, tokenizer, out, rank=1, world=2)
-    assert prepare_share(recipe, tokenizer, out, rank=0, world=2) is None
-    assert prepare_share(recipe, tokenizer, out, rank=1, world=2) is not None
+        prepare_shards(config, tokenizer, out, rank=1, world=2)
+    assert prepare_shards(config, tokenizer, out, rank=0, world=2) is None
+    assert prepare_shards(config, tokenizer, out, rank=1, world=2) is not None
     assert folder_bytes(out) == unbroken
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from gpt2lab.data.prepare import claimed
-with claimed(Path(sys.argv[1]) / "preparing", [0]):
+from gpt2lab.data.prepare import preparation_lock
+with preparation_lock(Path(sys.argv[1]) / "preparing", [0]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -128,28 +128,28 @@ with claimed(Path(sys.argv[1]) / "preparing", [0]):
 def test_a_folder_that_another_process_prepares_is_left_alone_until_that_ends(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    recipe, out = Recipe(("stories",), max_documents=300), tmp_path / "out"
+    config, out = PrepareConfig(("stories",), max_documents=300), tmp_path / "out"
     with pytest.raises(DiskFull):
-        prepare_share(recipe, tokenizer, out, max_disk=2_000)
+        prepare_shards(config, tokenizer, out, max_disk=2_000)
     before = folder_bytes(out)
     command = [sys.executable, "-c", HOLD, str(out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="out is being prepared by another process; wait for it, or end it"):
-            prepare_share(recipe, tokenizer, out)
+            prepare_shards(config, tokenizer, out)
         assert folder_bytes(out) == before | {"preparing/claims": b""}
         other.kill()
-    assert prepare_share(recipe, tokenizer, out) is not None
+    assert prepare_shards(config, tokenizer, out) is not None
 
 
 def test_what_goes_through_documents_in_order_is_not_shared_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    for name, recipe in (
-        ("--deduplicate", Recipe(("stories",), deduplicate=True)),
-        ("--max-documents", Recipe(("stories",), max_documents=9)),
+    for name, config in (
+        ("--deduplicate", PrepareConfig(("stories",), deduplicate=True)),
+        ("--max-documents", PrepareConfig(("stories",), max_documents=9)),
     ):
         with pytest.raises(InputError, match=f"{name} goes through all documents in order"):
-            prepare_share(recipe, tokenizer, tmp_path / "out", rank=0, world=2)
+            prepare_shards(config, tokenizer, tmp_path / "out", rank=0, world=2)
 
 
 def test_the_disk_is_kept_within_its_bounds_at_every_moment(

@@ -27,11 +27,11 @@ from support import assert_same_run, at_step, go_on, saved_steps, small, train
 
 from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
-from gpt2lab.data.dataset import TokenDataset, split_documents
+from gpt2lab.data.dataset import HELD_OUT, TokenDataset, split_documents
 from gpt2lab.data.download import DiskFull
 from gpt2lab.data.loader import permute
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.streaming import HELD_OUT, RollingDataset, RoundLoader, Rounds
+from gpt2lab.data.streaming import SegmentStore, StreamingDataset, StreamLoader
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
@@ -102,15 +102,15 @@ def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_pa
 
 def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tok)
-    dataset = RollingDataset("hub:o/three", tokenizer, tmp_path / "stream")
+    dataset = StreamingDataset("hub:o/three", tokenizer, tmp_path / "stream")
     dataset.held_out()
-    rounds = dataset.rounds()
+    rounds = dataset.segments()
     kept = []
     for number in range(FILES):
         (tmp_path / f"{number}.parquet").write_bytes(parquet(number))
         prepared = prepare([str(tmp_path / f"{number}.parquet")], tokenizer, tmp_path / str(number))
         kept.append(prepared.stream("train"))
-    loader = RoundLoader(rounds, 16, 8, 4, seed=5)
+    loader = StreamLoader(rounds, 16, 8, 4, seed=5)
     step = 0
     for number in range(FILES + 1):
         rounds.prepare(number)
@@ -124,7 +124,7 @@ def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_pa
             assert torch.equal(torch.cat([batch.targets for batch in asked]), read[:, 1:])
             assert loader.epoch_of(step) == number + within / (count // 8)
             step += 1
-        assert loader.begins_round(step) and loader.epoch_of(step) == number + 1
+        assert loader.begins_segment(step) and loader.epoch_of(step) == number + 1
         rounds.keep_from(number + 1)
         assert not rounds.is_ready(number)
     assert step == BORDERS[-1] + BORDERS[0]
@@ -178,7 +178,7 @@ def test_the_disk_is_kept_within_its_bound_at_every_moment(tok: Path, tmp_path: 
         return rolling(tok, tmp_path / name, "hub:o/large", batch_tokens=1280, micro_batch=40, steps=40, **changes)
 
     unbounded = train(run_of("unbounded"))
-    rounds = Rounds.reopen(unbounded.stream)
+    rounds = SegmentStore.reopen(unbounded.stream)
     for number in range(3):
         rounds.prepare(number)
     bound = 75_000
@@ -243,9 +243,9 @@ def test_a_first_download_that_fails_leaves_no_run_and_the_same_command_goes_on(
 
 
 def test_other_bytes_than_the_first_time_are_refused(tok: Path, tmp_path: Path) -> None:
-    dataset = RollingDataset("hub:o/three", Tokenizer.load(tok), tmp_path / "stream")
+    dataset = StreamingDataset("hub:o/three", Tokenizer.load(tok), tmp_path / "stream")
     dataset.held_out()
-    rounds = dataset.rounds()
+    rounds = dataset.segments()
     ledger = tmp_path / "stream" / "ledger.json"
     ledger.write_text(ledger.read_text(encoding="utf-8").replace('"tokens": 2', '"tokens": 3'), encoding="utf-8")
     rounds.remove_all()
@@ -256,10 +256,10 @@ def test_other_bytes_than_the_first_time_are_refused(tok: Path, tmp_path: Path) 
 def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CORPORA, "stories", dataclasses.replace(CORPORA["stories"], documents=100))
     tokenizer = Tokenizer.load(tok)
-    dataset = RollingDataset("stories", tokenizer, tmp_path / "stream")
+    dataset = StreamingDataset("stories", tokenizer, tmp_path / "stream")
     eot = dataset.manifest.tokenizer.eot
     dataset.held_out()
-    rounds = dataset.rounds()
+    rounds = dataset.segments()
     for number in range(3):
         rounds.prepare(number)
         told = [story.text for story in itertools.islice(stories(0, 100 * number), 100)]

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from gpt2lab.data.corpora import Corpus
     from gpt2lab.data.dataset import TokenDataset
 
-VERB = {"tokenizer", "out", "max_disk", "fall_back"}
-
 
 @dataclass(frozen=True)
 class ListCorpora(Command):
@@ -83,39 +81,33 @@ class Prepare(Command):
         from gpt2lab.cli.tokenizer import open_tokenizer
         from gpt2lab.data.corpora import CORPORA
         from gpt2lab.data.download import Unreachable, size_of
-        from gpt2lab.data.prepare import Recipe, prepare_share
+        from gpt2lab.data.prepare import PrepareConfig, prepare_shards
 
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         max_disk = None if self.max_disk is None else size_of(self.max_disk)
         names = self.sources
-        recipe = Recipe(
-            **{
-                "names" if f.name == "sources" else f.name: getattr(self, f.name)
-                for f in fields(self)
-                if f.name not in VERB
-            }
-        )
+        config = PrepareConfig(**{f.name: getattr(self, f.name) for f in fields(PrepareConfig)})
         instead = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in names)
         if self.fall_back and instead == names:
             raise InputError(f"{' '.join(names)} has no fallback; leave out --fall-back")
         tokenizer = open_tokenizer(self.tokenizer)
         console.log_to_console()
 
-        def prepare(config: Recipe) -> TokenDataset | None:
+        def prepare(config: PrepareConfig) -> TokenDataset | None:
             with console.preparing_bar() as show:
-                return prepare_share(
+                return prepare_shards(
                     config, tokenizer, self.out, max_disk=max_disk, rank=rank, world=world, progress=show
                 )
 
         try:
-            dataset = prepare(recipe)
+            dataset = prepare(config)
         except Unreachable as error:
             if instead == names or self.out.exists():
                 raise
             if not self.fall_back:
                 raise InputError(f"{error}; --fall-back uses {' '.join(instead)} instead") from error
             print(f"{' '.join(names)} cannot be reached ({error}); using {' '.join(instead)} instead")
-            dataset = prepare(replace(recipe, names=instead))
+            dataset = prepare(replace(config, sources=instead))
         if dataset is None:
             print(f"process {rank} of {world} has finished its share; another process completes {self.out}")
         else:
@@ -139,9 +131,9 @@ class ImportShards(Command):
         """Import the files and print what they hold."""
         from gpt2lab.cli.show_data import print_splits
         from gpt2lab.cli.tokenizer import open_tokenizer
-        from gpt2lab.data.dataset import adopt
+        from gpt2lab.data.dataset import import_shards
 
-        print_splits(adopt(self.directory, open_tokenizer(self.tokenizer), raw=self.raw))
+        print_splits(import_shards(self.directory, open_tokenizer(self.tokenizer), raw=self.raw))
         return 0
 
 

@@ -84,6 +84,9 @@ def survey(stream: TokenStream, n_vocab: int, eot: int) -> Survey:
 
 
 TOKENIZER = "tokenizer"
+"""Subfolder of prepared data that holds its tokenizer."""
+HELD_OUT = "held-out"
+"""Subfolder of a streamed corpus that holds its validation and test splits, as prepared data."""
 
 
 class TokenDataset:
@@ -173,7 +176,7 @@ class TokenDataset:
 _SPLIT = re.compile(r"(?:^|[._-])(train|val|validation|test)(?=[._-])")
 
 
-def adopt(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -> TokenDataset:
+def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -> TokenDataset:
     """Write ``manifest.json`` and ``tokenizer/`` into a folder of token files, and open it as prepared data.
 
     Args:

@@ -27,7 +27,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -227,3 +229,62 @@ def _other_micro_batches(batch_tokens: int, row_tokens: int, micro_batch: int) -
     below = next(n for n in range(min(micro_batch, rows), 0, -1) if rows % n == 0)
     above = [n for n in range(micro_batch, rows + 1) if rows % n == 0][:1]
     return f", or a micro_batch of {' or '.join(map(str, [below, *above]))}"
+
+
+class BatchSource(Protocol):
+    """What a `Prefetcher` reads from: a `Loader` or a `StreamLoader`."""
+
+    micro_steps: int
+
+    def batch(self, step: int, micro_step: int) -> Batch:
+        """Return the batch of a micro-step."""
+        ...
+
+    def is_ready(self, step: int) -> bool:
+        """Return whether the batches of a step can be read without waiting."""
+        ...
+
+
+_AHEAD = 2
+"""Batches that each thread may be ahead."""
+
+
+class Prefetcher:
+    """Gives a loader's batches, read ahead by ``workers`` threads within a ``with`` block; by none outside of one."""
+
+    def __init__(self, loader: BatchSource, workers: int) -> None:
+        if workers < 0:
+            raise InputError(f"workers is {workers}; it must be 0 or more")
+        self._loader = loader
+        self._workers = workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: dict[tuple[int, int], Future[Batch]] = {}
+
+    def __enter__(self) -> Self:
+        if self._workers:
+            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="gpt2lab-batches")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._coming.clear()
+
+    def batch(self, step: int, micro_step: int) -> Batch:
+        """Return what the loader's ``batch`` does, and have those that follow it read."""
+        asked = (step, micro_step)
+        ready = self._coming.pop(asked, None)
+        if self._pool is not None:
+            self._read_ahead(asked, self._pool)
+        return self._loader.batch(*asked) if ready is None else ready.result()
+
+    def _read_ahead(self, position: tuple[int, int], pool: ThreadPoolExecutor) -> None:
+        wanted: dict[tuple[int, int], Future[Batch]] = {}
+        for _ in range(_AHEAD * self._workers):
+            step, micro_step = position
+            position = (step, micro_step + 1) if micro_step + 1 < self._loader.micro_steps else (step + 1, 0)
+            if not self._loader.is_ready(position[0]):  # a thread must not wait for data that is being prepared
+                break
+            wanted[position] = self._coming.get(position) or pool.submit(self._loader.batch, *position)
+        self._coming = wanted  # what nobody asks for any more is dropped

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
@@ -40,7 +40,7 @@ from gpt2lab.data.shards import (
     SplitInfo,
     TokenizerInfo,
     format_for,
-    is_half_written,
+    is_incomplete,
 )
 from gpt2lab.data.sources import Portion, fetched, here, read_portion, resolve
 from gpt2lab.data.writing import SOURCE, Journal, Plan, Record, Writing, take_tokens, write_documents
@@ -51,21 +51,21 @@ from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 CLAIMS = "claims"
 
 
-class Claimed(InputError):
+class AlreadyPreparing(InputError):
     """Another process works on what was asked for."""
 
 
 @contextmanager
-def claimed(folder: Path, portions: Sequence[int]) -> Iterator[None]:
+def preparation_lock(folder: Path, portions: Sequence[int]) -> Iterator[None]:
     """Keep other processes from some portions of the journal in ``folder``.
 
     Raises:
-        Claimed: Another process works on one of them.
+        AlreadyPreparing: Another process works on one of them.
     """
     if not portions:  # whoever completes the others may already be deleting the folder
         yield
         return
-    taken = Claimed(f"{folder.parent} is being prepared by another process; wait for it, or end it")
+    taken = AlreadyPreparing(f"{folder.parent} is being prepared by another process; wait for it, or end it")
     with locked(folder / CLAIMS, taken, portions):
         yield
 
@@ -83,55 +83,67 @@ of the best bread in the country: small reasons, perhaps, but they're enough for
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The arguments of `prepare` that decide what is written."""
+class PrepareConfig:
+    """What is prepared: these options decide every byte that is written."""
 
-    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    """Files (.txt, .jsonl or .parquet, also as .gz or .zst), directories, quoted patterns of names, corpora (see
+    data list), or hub:OWNER/NAME."""
     seed: int = 0
+    """Seed of "stories"."""
     max_documents: int | None = None
+    """Use only the first N documents (of each split, for a corpus that comes in splits)."""
     column: str | None = None
-    errors: str = "strict"
+    """Name of the text column of JSON lines and Parquet files. Default: "text"."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
     val_fraction: float | None = None
+    """Fraction of the documents held out for validation; 0 for none. Default: the corpus's own fraction, else 0.05,
+    or none for a corpus that comes in splits."""
     test_fraction: float | None = None
+    """Fraction of the documents held out for the final test, with the same default; 0 for none."""
     min_length: int = 0
+    """Drop documents with fewer characters."""
     deduplicate: bool = False
+    """Drop documents that are exact copies of an earlier one; needs 8 bytes of memory per document."""
     shard_tokens: int = 100_000_000
+    """Tokens per shard file."""
 
     def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Return them as they are written down, with the tokenizer's fingerprint."""
-        return {**asdict(self), "names": list(self.names), "tokenizer": tokenizer.fingerprint}
+        return {**asdict(self), "sources": list(self.sources), "tokenizer": tokenizer.fingerprint}
 
 
-def make_plan(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None, world: int) -> Plan:
+def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> Plan:
     """Look at every source and plan its portions.
 
     Raises:
         InputError: A source or an argument cannot be used.
         DiskFull: The output and the largest download of each process will not fit in ``max_disk``.
     """
-    if recipe.min_length < 0:
-        raise InputError(f"min_length is {recipe.min_length}; it must be 0 or more characters")
+    if config.min_length < 0:
+        raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
     if max_disk is not None and max_disk < 1:
         raise InputError(f"max_disk is {max_disk}; it must be 1 byte or more, or be left out")
     portions = tuple(
         resolve(
-            recipe.names,
-            seed=recipe.seed,
-            max_documents=recipe.max_documents,
-            column=recipe.column,
-            errors=recipe.errors,
+            config.sources,
+            seed=config.seed,
+            max_documents=config.max_documents,
+            column=config.column,
+            errors=config.errors,
         )
     )
     if any(portion.cut == "tokens" for portion in portions):
-        _refuse_for_tokens(recipe)
-    rule, portions = _divided(recipe, portions)
+        _refuse_for_tokens(config)
+    rule, portions = _divided(config, portions)
     needed = world * max(portion.download for portion in portions) + output_bytes(portions, tokenizer)
-    if max_disk is not None and recipe.max_documents is None and needed > max_disk:
+    if max_disk is not None and config.max_documents is None and needed > max_disk:
         raise DiskFull(
             f"about {needed:,} bytes are needed (token files and what is downloaded at once), "
             f"--max-disk allows {max_disk:,}; give more, or take a smaller corpus"
         )
-    return Plan(recipe.arguments(tokenizer), rule, portions)
+    return Plan(config.arguments(tokenizer), rule, portions)
 
 
 def output_bytes(portions: Sequence[Portion], tokenizer: Tokenizer) -> int:
@@ -142,42 +154,42 @@ def output_bytes(portions: Sequence[Portion], tokenizer: Tokenizer) -> int:
     return int(text * rate) * size + sum(portion.download for portion in portions if portion.cut == "tokens")
 
 
-def _refuse_for_tokens(recipe: Recipe) -> None:
+def _refuse_for_tokens(config: PrepareConfig) -> None:
     names = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
-    if given := [name for name in names if getattr(recipe, name)]:
+    if given := [name for name in names if getattr(config, name)]:
         option = "--" + given[0].replace("_", "-")
-        raise InputError(f"{', '.join(recipe.names)}: comes as tokens, which are taken as they are; leave {option} out")
+        raise InputError(f"{', '.join(config.sources)}: comes as tokens, taken as they are; leave {option} out")
 
 
-def _divided(recipe: Recipe, portions: tuple[Portion, ...]) -> tuple[SplitRule, tuple[Portion, ...]]:
+def _divided(config: PrepareConfig, portions: tuple[Portion, ...]) -> tuple[SplitRule, tuple[Portion, ...]]:
     """Return the rule of the splits, and the portions, of which those without a split are divided by it."""
     held = {portion.split for portion in portions}
     if "" in held:
-        return _rule(recipe, portions, _default_fraction(recipe)), portions
-    for split, fraction in (("val", recipe.val_fraction), ("test", recipe.test_fraction)):
+        return _rule(config, portions, _default_fraction(config)), portions
+    for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
         if fraction is not None and split in held:
             raise InputError(
-                f"{', '.join(recipe.names)}: comes in splits of its own, {split} too; leave --{split}-fraction out"
+                f"{', '.join(config.sources)}: comes in splits of its own, {split} too; leave --{split}-fraction out"
             )
-    if not (recipe.val_fraction or recipe.test_fraction):
+    if not (config.val_fraction or config.test_fraction):
         return SplitRule("given", 0.0, 0.0), portions
     cut = tuple(replace(one, split="") if one.split == "train" else one for one in portions)
-    return _rule(recipe, cut, 0.0), cut  # what it lacks is held out of what it trains on
+    return _rule(config, cut, 0.0), cut  # what it lacks is held out of what it trains on
 
 
-def _rule(recipe: Recipe, portions: Sequence[Portion], default: float) -> SplitRule:
-    val = default if recipe.val_fraction is None else recipe.val_fraction
-    test = default if recipe.test_fraction is None else recipe.test_fraction
-    few = _count(portions, recipe.max_documents) < FEW_DOCUMENTS
+def _rule(config: PrepareConfig, portions: Sequence[Portion], default: float) -> SplitRule:
+    val = default if config.val_fraction is None else config.val_fraction
+    test = default if config.test_fraction is None else config.test_fraction
+    few = _count(portions, config.max_documents) < FEW_DOCUMENTS
     return SplitRule("position" if few else "hash", val, test)
 
 
-def _default_fraction(recipe: Recipe) -> float:
+def _default_fraction(config: PrepareConfig) -> float:
     """Return the smallest of the sources' shares; of the first documents only, more, so that no split is empty."""
-    default = min(CORPORA[name].held_out if name in CORPORA else DEFAULT_FRACTION for name in recipe.names)
-    if recipe.max_documents is None:
+    default = min(CORPORA[name].held_out if name in CORPORA else DEFAULT_FRACTION for name in config.sources)
+    if config.max_documents is None:
         return default
-    return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / recipe.max_documents))
+    return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / config.max_documents))
 
 
 def _count(portions: Sequence[Portion], limit: int | None) -> int:
@@ -190,34 +202,34 @@ def _count(portions: Sequence[Portion], limit: int | None) -> int:
     return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
 
 
-def is_complete(out: Path, recipe: Recipe, tokenizer: Tokenizer) -> bool:
-    """Return whether a folder holds what a recipe makes."""
+def is_complete(out: Path, config: PrepareConfig, tokenizer: Tokenizer) -> bool:
+    """Return whether a folder holds what a config makes."""
     if not (out / MANIFEST).exists():
         return False
     manifest = DataManifest.load(out)
     return (
-        manifest.source == source_info(recipe)
+        manifest.source == source_info(config)
         and manifest.tokenizer.fingerprint == tokenizer.fingerprint
-        and recipe.val_fraction in (None, manifest.split_rule.val_fraction)
-        and recipe.test_fraction in (None, manifest.split_rule.test_fraction)
+        and config.val_fraction in (None, manifest.split_rule.val_fraction)
+        and config.test_fraction in (None, manifest.split_rule.test_fraction)
     )
 
 
-def source_info(recipe: Recipe) -> SourceInfo:
+def source_info(config: PrepareConfig) -> SourceInfo:
     """Return what the manifest says of the sources."""
     return SourceInfo(
-        recipe.names,
-        recipe.seed,
-        recipe.max_documents,
-        recipe.column,
-        recipe.errors,
-        recipe.min_length,
-        recipe.deduplicate,
-        recipe.shard_tokens,
+        config.sources,
+        config.seed,
+        config.max_documents,
+        config.column,
+        config.errors,
+        config.min_length,
+        config.deduplicate,
+        config.shard_tokens,
     )
 
 
-def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, recipe: Recipe, out: Path) -> TokenDataset | None:
+def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, config: PrepareConfig, out: Path) -> TokenDataset | None:
     """Name the token files and write the manifest, if all portions are complete; else return None.
 
     Raises:
@@ -235,12 +247,12 @@ def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, recipe: Recipe, o
         left_out = LeftOut(
             sum(record.short for record in records),
             sum(record.duplicates for record in records),
-            overlap(folders) if given and not recipe.deduplicate else 0,
+            overlap(folders) if given and not config.deduplicate else 0,
         )
         tokenizer.save(out / TOKENIZER)
         assert tokenizer.eot is not None
         DataManifest(
-            source=source_info(recipe),
+            source=source_info(config),
             tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
             split_rule=plan.rule,
             splits=splits,
@@ -284,7 +296,7 @@ def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> No
         )
 
 
-Progress: TypeAlias = Callable[[int, int, int, int], None]
+ProgressCallback: TypeAlias = Callable[[int, int, int, int], None]
 """Called with the documents, bytes of text and tokens written so far, and about how many bytes it will be in all."""
 _SMALL_FILES = 1 << 23
 """More bytes than plan, tokenizer and manifest take."""
@@ -295,69 +307,42 @@ def prepare(
     tokenizer: Tokenizer,
     out: Path,
     *,
-    seed: int = 0,
-    max_documents: int | None = None,
-    column: str | None = None,
-    errors: str = "strict",
-    val_fraction: float | None = None,
-    test_fraction: float | None = None,
-    min_length: int = 0,
-    deduplicate: bool = False,
-    shard_tokens: int = 100_000_000,
     max_disk: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
+    **options: Any,
 ) -> TokenDataset:
-    """Write the sources' tokens to the folder ``out`` and open it. The same arguments give the same bytes.
+    """Tokenize the sources into the directory ``out`` and open it. The same arguments give the same bytes.
 
     Args:
-        sources: Files, folders, patterns, names of corpora, data sets of the hub; see `documents`.
+        sources: Files, directories, patterns, names of corpora, datasets of the Hub; see `documents`.
         tokenizer: Encodes the text; saved with the data.
-        out: Folder to make; it must not exist, unless an earlier call with the same arguments was stopped.
-        seed: Seed of the stories.
-        max_documents: Take only the first so many documents; where they come in splits, of each.
-        column: Where the text of JSON lines and Parquet stands; ``text`` by default.
-        errors: What to do with files that are not UTF-8: ``"strict"`` or ``"replace"``.
-        val_fraction: Share held out for validation; 0 for none. By default what the catalogue says, else 0.05.
-        test_fraction: Share held out for the test; 0 for none. The same.
-        min_length: Leave out documents of fewer characters.
-        deduplicate: Leave out documents that came before; takes 8 bytes of memory a document (see `cleaning`).
-        shard_tokens: Tokens in a file.
-        max_disk: Bytes that downloads and token files may take at any moment.
-        progress: Told how far it is after each batch.
+        out: Directory to create; it must not exist, unless an earlier call with the same arguments was stopped.
+        max_disk: Bytes that downloads and token files may occupy at any moment.
+        progress: Called after each batch.
+        options: Fields of `PrepareConfig`, such as ``val_fraction=0.1``.
 
     Raises:
         InputError: ``out`` holds something else, a source cannot be read, an argument is out of range, a split would
             be empty, or the tokenizer has no ``<|endoftext|>``.
-        DiskFull: It does not fit; what is finished is kept.
-        Unreachable: A download failed again and again; what is finished is kept.
-        Claimed: Another process prepares the same folder.
+        DiskFull: The disk or ``max_disk`` is exhausted; finished parts are kept.
+        Unreachable: A download failed repeatedly; finished parts are kept.
+        AlreadyPreparing: Another process is preparing the same directory.
     """
-    recipe = Recipe(
-        names=tuple(sources),
-        seed=seed,
-        max_documents=max_documents,
-        column=column,
-        errors=errors,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        min_length=min_length,
-        deduplicate=deduplicate,
-        shard_tokens=shard_tokens,
-    )
-    dataset = prepare_share(recipe, tokenizer, out, max_disk=max_disk, progress=progress)
-    assert dataset is not None  # the only process does every portion
+    config = PrepareConfig(tuple(sources), **options)
+    dataset = prepare_shards(config, tokenizer, out, max_disk=max_disk, progress=progress)
+    assert dataset is not None  # a single process prepares everything
     return dataset
 
 
-def prepare_share(
-    recipe: Recipe,
+def prepare_shards(
+    config: PrepareConfig,
     tokenizer: Tokenizer,
     out: Path,
     *,
     max_disk: int | None = None,
     rank: int = 0,
     world: int = 1,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> TokenDataset | None:
     """Do process ``rank``'s share of `prepare`; return the data where that completes it, else None.
 
@@ -365,25 +350,25 @@ def prepare_share(
     """
     if tokenizer.eot is None:
         raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; train one with it")
-    if world > 1 and (recipe.deduplicate or recipe.max_documents):
-        option = "--deduplicate" if recipe.deduplicate else "--max-documents"
+    if world > 1 and (config.deduplicate or config.max_documents):
+        option = "--deduplicate" if config.deduplicate else "--max-documents"
         raise InputError(f"{option} goes through all documents in order; prepare with one process, not {world}")
-    is_new = not is_half_written(out)
+    is_new = not is_incomplete(out)
     journal = Journal(out)
     if is_new and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if (world > 1 or journal.folder.exists()) and is_complete(out, recipe, tokenizer):
+        if (world > 1 or journal.folder.exists()) and is_complete(out, config, tokenizer):
             journal.remove()  # where a kill came after the manifest
             return TokenDataset(out)
         raise InputError(f"{out}: exists already and is left as it is; choose a folder that does not exist")
     with explaining_full_disk(out, _SMALL_FILES):
-        plan = journal.plan(recipe.arguments(tokenizer), partial(make_plan, recipe, tokenizer, max_disk, world))
+        plan = journal.plan(config.arguments(tokenizer), partial(make_plan, config, tokenizer, max_disk, world))
     own = range(rank, len(plan.portions), world)
     try:
-        with claimed(journal.folder, [index for index in own if not journal.is_complete(index)]):
+        with preparation_lock(journal.folder, [index for index in own if not journal.is_complete(index)]):
             _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
         with explaining_full_disk(out, _SMALL_FILES):
-            return finish(plan, journal, tokenizer, recipe, out)
-    except (DiskFull, Unreachable, Claimed):
+            return finish(plan, journal, tokenizer, config, out)
+    except (DiskFull, Unreachable, AlreadyPreparing):
         raise
     except InputError:
         if is_new and world == 1 and not any(map(journal.is_complete, own)):
@@ -407,7 +392,7 @@ class _Preparation:
         self._budget = DiskBudget(max_disk, sum(bytes_below(journal.of(index)) for index in own))
         self._done: list[Record] = []
 
-    def run(self, progress: Progress | None) -> None:
+    def run(self, progress: ProgressCallback | None) -> None:
         """Write every portion of the process that is not complete."""
         for index in self._own:
             if not self._journal.is_complete(index):
@@ -417,7 +402,7 @@ class _Preparation:
                     self._write(index, progress)
             self._done.append(self._journal.record(index))
 
-    def _write(self, index: int, progress: Progress | None) -> None:
+    def _write(self, index: int, progress: ProgressCallback | None) -> None:
         portion, arguments = self._plan.portions[index], self._plan.arguments
         limit = arguments["max_documents"]
         if limit is not None and (limit := limit - self._read_of(portion.split)) == 0:
@@ -445,7 +430,7 @@ class _Preparation:
         done = zip(self._own, self._done, strict=False)
         return sum(record.documents for index, record in done if self._plan.portions[index].split == split)
 
-    def _teller(self, index: int, progress: Progress | None) -> Callable[[int, int, int], None]:
+    def _teller(self, index: int, progress: ProgressCallback | None) -> Callable[[int, int, int], None]:
         """Return what adds a portion's counts to those of the portions before it."""
         if progress is None:
             return lambda documents, size, tokens: None

@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from gpt2lab.data.streaming import Rounds
+from gpt2lab.data.streaming import SegmentStore
 from gpt2lab.errors import InputError
 
 
@@ -16,7 +16,7 @@ def main(folder: str, first: str, max_disk: str) -> int:
     if sys.platform != "win32":
         os.nice(10)  # training comes first
     try:
-        rounds = Rounds.reopen(Path(folder), int(max_disk) or None)
+        rounds = SegmentStore.reopen(Path(folder), int(max_disk) or None)
         rounds.tidy(int(first))
         threading.Thread(target=_listen, args=(rounds,), daemon=True).start()
         rounds.prepare_ahead()
@@ -26,7 +26,7 @@ def main(folder: str, first: str, max_disk: str) -> int:
     return 0
 
 
-def _listen(rounds: Rounds) -> None:
+def _listen(rounds: SegmentStore) -> None:
     """Do what training says, line by line, and end when it does."""
     for line in sys.stdin:
         rounds.keep_from(int(line))

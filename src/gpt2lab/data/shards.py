@@ -78,7 +78,7 @@ def open_shard(path: Path) -> Shard:
         known = " or ".join(map(str, _FORMATS))
         raise InputError(
             f"{path}: begins with {magic} where a token file has {known}; name a token file "
-            "(one of nanoGPT, without header, can be adopted with --raw)"
+            "(one of nanoGPT, without header, can be imported with --raw)"
         )
     form = _FORMATS[magic]
     if version != form.version:
@@ -395,7 +395,7 @@ class DataManifest:
             raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the data again") from error
 
 
-def is_half_written(directory: Path) -> bool:
+def is_incomplete(directory: Path) -> bool:
     """Return whether preparing this folder was stopped before it was complete."""
     return not (directory / MANIFEST).exists() and (directory / WORK).is_dir()
 
@@ -408,7 +408,7 @@ def _why_no_manifest(directory: Path) -> str:
         )
     if not directory.is_dir():
         return f"{directory}: no such folder of prepared data; make it with: gpt2lab data prepare"
-    if is_half_written(directory):
+    if is_incomplete(directory):
         return f"{directory}: half-written, as preparing it was stopped; run the same command again to go on"
     if any(directory.glob("*.bin")) or any(directory.glob("*.npy")):
         return (

@@ -28,7 +28,6 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,10 +36,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpt2lab.data.dataset import TOKENIZER, TokenDataset
+from gpt2lab.data.dataset import HELD_OUT, TOKENIZER, TokenDataset
 from gpt2lab.data.download import DiskBudget, DiskFull, Unreachable, bytes_below, explaining_full_disk
 from gpt2lab.data.loader import Batch, Loader, micro_steps
-from gpt2lab.data.prepare import Recipe, finish, make_plan, output_bytes, source_info, write_portion
+from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, source_info, write_portion
 from gpt2lab.data.selection import Cleaner, SplitRule
 from gpt2lab.data.shards import MANIFEST, DataManifest, TokenizerInfo, TokenStream, checked_sha256, open_shard
 from gpt2lab.data.sources import Portion
@@ -49,12 +48,11 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, remove_temporary, write_json
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
-HELD_OUT = "held-out"
 AHEAD = 2
-"""Rounds that may lie prepared behind the one in use."""
+"""SegmentStore that may lie prepared behind the one in use."""
 
 
-class Rounds:
+class SegmentStore:
     """The folder of a corpus that is prepared round by round; its plan stands in it already."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, max_disk: int | None = None) -> None:
@@ -69,7 +67,7 @@ class Rounds:
         self._room = _Room(max_disk, lambda: self._oldest < self._current)
 
     @classmethod
-    def reopen(cls, folder: Path, max_disk: int | None = None) -> Rounds:
+    def reopen(cls, folder: Path, max_disk: int | None = None) -> SegmentStore:
         """Open a folder whose first round was prepared, with the tokenizer that lies there."""
         return cls(folder, Tokenizer.load(folder / HELD_OUT / TOKENIZER), max_disk)
 
@@ -96,7 +94,7 @@ class Rounds:
             raise InputError(f"{folder}: changed since it was written; delete the folder and go on with --resume")
         return TokenStream(str(folder), shards)
 
-    def prepare_first(self, recipe: Recipe) -> None:
+    def prepare_first(self, config: PrepareConfig) -> None:
         """Prepare the first round and what is held out, unless that was done. Raises what `prepare` does."""
         if not (self.folder / HELD_OUT / MANIFEST).exists():
             apart = Journal(self.folder / HELD_OUT)
@@ -108,7 +106,7 @@ class Rounds:
                 apart.complete(index, self._write(portion, apart, index))
             if not portions:
                 self._divide_first(apart)
-            finish(plan, apart, self._tokenizer, recipe, self.folder / HELD_OUT)
+            finish(plan, apart, self._tokenizer, config, self.folder / HELD_OUT)
         self.prepare(0)
 
     def prepare(self, number: int) -> None:
@@ -245,7 +243,7 @@ class Rounds:
 
     def _named(self, number: int) -> str:
         files = ", ".join(file.name for file in self._portion(number).files[:3])
-        return f"round {number} of {', '.join(self._plan.arguments['names'])} ({files or 'written here'})"
+        return f"round {number} of {', '.join(self._plan.arguments['sources'])} ({files or 'written here'})"
 
 
 class _Room(DiskBudget):
@@ -284,7 +282,7 @@ LOG = "preparer.log"
 class Ahead:
     """The process that prepares rounds from ``first`` on, within a ``with`` block."""
 
-    def __init__(self, rounds: Rounds, first: int) -> None:
+    def __init__(self, rounds: SegmentStore, first: int) -> None:
         self._rounds = rounds
         self._first = first
         self._process: subprocess.Popen[bytes] | None = None
@@ -330,7 +328,7 @@ class Ahead:
         raise InputError(f"the process that prepares ahead ended ({why}); see {path}, and go on with --resume")
 
 
-class RollingDataset:
+class StreamingDataset:
     """Stands where a `TokenDataset` does; what is known before anything is prepared is in its ``manifest``."""
 
     def __init__(
@@ -353,9 +351,9 @@ class RollingDataset:
         self.directory = directory
         self._tokenizer = tokenizer
         self._max_disk = max_disk
-        self._recipe = Recipe((name,), column=column)
+        self._config = PrepareConfig((name,), column=column)
         made_with = TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot)
-        self.manifest = DataManifest(source_info(self._recipe), made_with, SplitRule("given", 0.0, 0.0), {}, ())
+        self.manifest = DataManifest(source_info(self._config), made_with, SplitRule("given", 0.0, 0.0), {}, ())
 
     @property
     def fingerprint(self) -> str:
@@ -374,11 +372,11 @@ class RollingDataset:
     def held_out(self) -> TokenDataset:
         """Return what is held out, with the first round prepared as well. Raises what `prepare` does."""
         self._plan()
-        self.rounds().prepare_first(self._recipe)
+        self.segments().prepare_first(self._config)
         return TokenDataset(self.directory / HELD_OUT)
 
     @contextmanager
-    def begun_only_if_used(self) -> Iterator[None]:
+    def discard_if_refused(self) -> Iterator[None]:
         """Delete what a block began to prepare, where it ends in an error that the same command would meet again."""
         was_there = self.directory.exists()
         try:
@@ -390,27 +388,27 @@ class RollingDataset:
                 shutil.rmtree(self.directory, ignore_errors=True)
             raise
 
-    def rounds(self) -> Rounds:
+    def segments(self) -> SegmentStore:
         """Return what is trained on."""
-        return Rounds(self.directory, self._tokenizer, self._max_disk)
+        return SegmentStore(self.directory, self._tokenizer, self._max_disk)
 
     def move_to(self, directory: Path) -> None:
         """Move all that was prepared."""
         self.directory = self.directory.rename(directory)
 
     def _plan(self) -> Plan:
-        make = partial(_plan_rounds, self._recipe, self._tokenizer, self._max_disk)
-        return Journal(self.directory).plan(self._recipe.arguments(self._tokenizer), make)
+        make = partial(_plan_rounds, self._config, self._tokenizer, self._max_disk)
+        return Journal(self.directory).plan(self._config.arguments(self._tokenizer), make)
 
 
-def _plan_rounds(recipe: Recipe, tokenizer: Tokenizer, max_disk: int | None) -> Plan:
-    plan = make_plan(recipe, tokenizer, None, 1)
+def _plan_rounds(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None) -> Plan:
+    plan = make_plan(config, tokenizer, None, 1)
     if not (trained := trained_on(plan)):
-        raise InputError(f"{recipe.names[0]}: has no split to train on; take another corpus")
+        raise InputError(f"{config.sources[0]}: has no split to train on; take another corpus")
     needed = max(portion.download + output_bytes([portion], tokenizer) for portion in trained)
     if max_disk is not None and needed > max_disk:
         raise DiskFull(
-            f"{recipe.names[0]}: about {needed:,} bytes are needed (a download and its tokens), --max-disk allows "
+            f"{config.sources[0]}: about {needed:,} bytes are needed (a download and its tokens), --max-disk allows "
             f"{max_disk:,}; give more, and twice as much to have the next round ready in time"
         )
     return plan
@@ -420,12 +418,12 @@ log = logging.getLogger("gpt2lab")
 _POLL_SECONDS = 0.05
 
 
-class RoundLoader:
+class StreamLoader:
     """The training batches of a corpus that is prepared round by round; the arguments are those of `Loader`."""
 
     def __init__(
         self,
-        rounds: Rounds,
+        rounds: SegmentStore,
         seq_len: int,
         sequences_per_step: int,
         micro_batch: int,
@@ -462,13 +460,13 @@ class RoundLoader:
 
     def epoch_of(self, step: int) -> float:
         """Return the rounds completed when ``step`` steps are."""
-        number = self.round_of(step)
+        number = self.segment_of(step)
         if number + 1 == len(self._begins):  # at the border to a round not known yet
             return float(number)
         begin, end = self._begins[number : number + 2]
         return number + (step - begin) / (end - begin)
 
-    def round_of(self, step: int) -> int:
+    def segment_of(self, step: int) -> int:
         """Return the round that a step reads, or the first whose size is not known, or less than a step."""
         seq_len, sequences = self._how[:2]
         with self._guard:
@@ -482,23 +480,23 @@ class RoundLoader:
 
     def is_ready(self, step: int) -> bool:
         """Return whether the batches of a step can be read now."""
-        number = self.round_of(step)
+        number = self.segment_of(step)
         return number + 1 < len(self._begins) and self._rounds.is_ready(number)
 
-    def begins_round(self, step: int) -> bool:
+    def begins_segment(self, step: int) -> bool:
         """Return whether a step is the first of its round."""
-        self.round_of(step)
+        self.segment_of(step)
         return step in self._begins
 
     @contextmanager
-    def prepared_ahead(self, step: int, check: Callable[[], None]) -> Iterator[None]:
+    def preparing_ahead(self, step: int, check: Callable[[], None]) -> Iterator[None]:
         """Have the rounds from that of a step on prepared by another process within the block.
 
         Args:
             step: The first step that will be read.
             check: Called again and again where a batch must wait for its round; what it raises ends the waiting.
         """
-        with Ahead(self._rounds, self.round_of(step)) as ahead:
+        with Ahead(self._rounds, self.segment_of(step)) as ahead:
             self._ahead, self._check = ahead, check
             yield
         if self._over:
@@ -509,7 +507,7 @@ class RoundLoader:
 
         To be called when the state after ``step`` steps is saved.
         """
-        number, self._over = self.round_of(step), over
+        number, self._over = self.segment_of(step), over
         with self._guard:
             for old in [n for n in self._open if n < number]:
                 del self._open[old]
@@ -517,23 +515,23 @@ class RoundLoader:
         self._ahead.keep_from(number)
 
     def _wait_for(self, step: int) -> None:
-        log.info("waiting for round %d of the data to be prepared", self.round_of(step))
+        log.info("waiting for round %d of the data to be prepared", self.segment_of(step))
         assert self._ahead is not None
         while not self.is_ready(step):
             self._check()
-            require_step(self._rounds, self.round_of(step), self._how[0] * self._how[1])
+            require_one_step(self._rounds, self.segment_of(step), self._how[0] * self._how[1])
             self._ahead.require_running()
             time.sleep(_POLL_SECONDS)
 
     def _loader(self, step: int) -> tuple[Loader, int]:
-        number = self.round_of(step)
+        number = self.segment_of(step)
         with self._guard:
             if number not in self._open:
                 self._open[number] = Loader(self._rounds.stream(number), *self._how, first_epoch=number)
             return self._open[number], self._begins[number]
 
 
-def require_step(rounds: Rounds, number: int, batch_tokens: int) -> None:
+def require_one_step(rounds: SegmentStore, number: int, batch_tokens: int) -> None:
     """Raise `InputError` where a round is known to be smaller than a step."""
     tokens = rounds.tokens(number)
     if tokens is not None and tokens - 1 < batch_tokens:
@@ -541,48 +539,3 @@ def require_step(rounds: Rounds, number: int, batch_tokens: int) -> None:
             f"round {number} of the data has {tokens:,} tokens, less than a step of {batch_tokens:,} takes; "
             "start anew with a smaller --batch-tokens"
         )
-
-
-_AHEAD = 2
-"""Batches that each thread may be ahead."""
-
-
-class Prefetcher:
-    """Gives a loader's batches, read ahead by ``workers`` threads within a ``with`` block; by none outside of one."""
-
-    def __init__(self, loader: Loader | RoundLoader, workers: int) -> None:
-        if workers < 0:
-            raise InputError(f"workers is {workers}; it must be 0 or more")
-        self._loader = loader
-        self._workers = workers
-        self._pool: ThreadPoolExecutor | None = None
-        self._coming: dict[tuple[int, int], Future[Batch]] = {}
-
-    def __enter__(self) -> Self:
-        if self._workers:
-            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="gpt2lab-batches")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-        self._coming.clear()
-
-    def batch(self, step: int, micro_step: int) -> Batch:
-        """Return what the loader's ``batch`` does, and have those that follow it read."""
-        asked = (step, micro_step)
-        ready = self._coming.pop(asked, None)
-        if self._pool is not None:
-            self._read_ahead(asked, self._pool)
-        return self._loader.batch(*asked) if ready is None else ready.result()
-
-    def _read_ahead(self, position: tuple[int, int], pool: ThreadPoolExecutor) -> None:
-        wanted: dict[tuple[int, int], Future[Batch]] = {}
-        for _ in range(_AHEAD * self._workers):
-            step, micro_step = position
-            position = (step, micro_step + 1) if micro_step + 1 < self._loader.micro_steps else (step + 1, 0)
-            if not self._loader.is_ready(position[0]):  # a thread must not wait for data that is being prepared
-                break
-            wanted[position] = self._coming.get(position) or pool.submit(self._loader.batch, *position)
-        self._coming = wanted  # what nobody asks for any more is dropped

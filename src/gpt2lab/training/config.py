@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from gpt2lab.data.dataset import HELD_OUT
 from gpt2lab.data.download import size_of
-from gpt2lab.data.streaming import HELD_OUT
 from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run

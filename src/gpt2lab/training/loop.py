@@ -27,9 +27,9 @@ import torch
 import torch.utils.checkpoint
 
 from gpt2lab import runtime
-from gpt2lab.data.loader import count_windows, within_documents
+from gpt2lab.data.loader import Prefetcher, count_windows, within_documents
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.streaming import Prefetcher, RoundLoader
+from gpt2lab.data.streaming import StreamLoader
 from gpt2lab.model.flops import mfu, peak_flops
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
@@ -147,7 +147,7 @@ class Trainer:
         self.plan, self.config, self.runtime, self.processes = plan, plan.config, plan.runtime, processes
         self.data, self.run, self.hooks = data, run, hooks
         self.loader = data.loader(self.config, self.runtime)
-        self.rounds = self.loader if isinstance(self.loader, RoundLoader) else None
+        self.rounds = self.loader if isinstance(self.loader, StreamLoader) else None
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
@@ -192,7 +192,7 @@ class Trainer:
             if signal := signals():
                 raise Interrupted(signal, self.run, self.progress.step)
 
-        return nullcontext() if self.rounds is None else self.rounds.prepared_ahead(self.progress.step, check)
+        return nullcontext() if self.rounds is None else self.rounds.preparing_ahead(self.progress.step, check)
 
     def _fit(self, signals: Callable[[], int | None], profiler: Profiler) -> None:
         progress, config = self.progress, self.config
@@ -220,7 +220,7 @@ class Trainer:
                 if due and self.processes.highest(hook is not None):  # rank 0 has the hooks
                     self._show(hook)
             improved = progress.val_loss is not None and progress.evals_since_best == 0
-            round_ends = self.rounds is not None and self.rounds.begins_round(step)  # so that it can be deleted
+            round_ends = self.rounds is not None and self.rounds.begins_segment(step)  # so that it can be deleted
             if step % config.checkpoint_every == 0 or improved or over or signal or round_ends:
                 self.save()
             if self.processes.main and (eval_due or over or signal):

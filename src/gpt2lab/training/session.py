@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from gpt2lab import runtime
-from gpt2lab.data.streaming import RollingDataset
+from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import locked, remove_temporary, write_json
 from gpt2lab.model.config import PRESETS
@@ -216,11 +216,11 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
     def create() -> None:
         Run.create(path, to_dict(kept), runtime.environment() | of_launch(processes))
         tokenizer.save(run.tokenizer)
-        if isinstance(dataset, RollingDataset):
+        if isinstance(dataset, StreamingDataset):
             dataset.move_to(run.stream)
 
     processes.on_main(create)
-    if isinstance(dataset, RollingDataset):
+    if isinstance(dataset, StreamingDataset):
         data = Data.open(dataset, plan.config)  # where it lies now
     with held(run, processes), _running(run, plan, processes):
         trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)

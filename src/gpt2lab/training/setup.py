@@ -17,7 +17,7 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.download import size_of
 from gpt2lab.data.loader import Loader, count_windows, micro_steps
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.streaming import RollingDataset, RoundLoader, Rounds, require_step
+from gpt2lab.data.streaming import SegmentStore, StreamingDataset, StreamLoader, require_one_step
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
@@ -35,7 +35,7 @@ from gpt2lab.training.memory import Shape, largest_micro_batch
 class Data:
     """What a run reads, checked; and what it must be again when the run goes on."""
 
-    train: TokenStream | Rounds
+    train: TokenStream | SegmentStore
     val: TokenStream | None
     fingerprints: dict[str, str]
     """Of the ``data`` and of its ``tokenizer``."""
@@ -43,44 +43,44 @@ class Data:
     """The id that documents begin with, where attention stays within them."""
 
     @classmethod
-    def open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig, every_byte: bool = True) -> Data:
+    def open(cls, dataset: TokenDataset | StreamingDataset, config: TrainConfig, every_byte: bool = True) -> Data:
         """Check and open the splits that training uses; ``every_byte`` is that of `TokenDataset.stream`.
 
         Raises:
             InputError: One is damaged or shorter than a window, or patience has no validation split to go by; of a
                 corpus that is prepared meanwhile, what preparing the first round refuses.
         """
-        with dataset.begun_only_if_used() if isinstance(dataset, RollingDataset) else nullcontext():
+        with dataset.discard_if_refused() if isinstance(dataset, StreamingDataset) else nullcontext():
             return cls._open(dataset, config, every_byte)
 
     @classmethod
-    def _open(cls, dataset: TokenDataset | RollingDataset, config: TrainConfig, every_byte: bool) -> Data:
-        held_out = dataset.held_out() if isinstance(dataset, RollingDataset) else dataset
+    def _open(cls, dataset: TokenDataset | StreamingDataset, config: TrainConfig, every_byte: bool) -> Data:
+        held_out = dataset.held_out() if isinstance(dataset, StreamingDataset) else dataset
         val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
         if val is None and config.patience:
             raise InputError(
                 f"patience is {config.patience}, but {dataset.directory} has no val split to go by; leave it out, or "
                 "prepare the data with a val fraction"
             )
-        train = dataset.rounds() if isinstance(dataset, RollingDataset) else dataset.stream("train", every_byte)
+        train = dataset.segments() if isinstance(dataset, StreamingDataset) else dataset.stream("train", every_byte)
         for stream in (train, val):
-            if isinstance(stream, Rounds):
+            if isinstance(stream, SegmentStore):
                 assert config.batch_tokens is not None  # filled in by TrainConfig
-                require_step(stream, 0, config.batch_tokens)
+                require_one_step(stream, 0, config.batch_tokens)
             elif stream is not None:
                 count_windows(stream, config.window)
         eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
         return cls(train, val, cls.fingerprints_of(dataset), eot)
 
-    def loader(self, config: TrainConfig, where: Runtime) -> Loader | RoundLoader:
+    def loader(self, config: TrainConfig, where: Runtime) -> Loader | StreamLoader:
         """Return the batches of one process of a resolved run."""
         assert isinstance(config.micro_batch, int) and config.batch_tokens is not None  # resolved
         sequences = config.batch_tokens // config.window
         how = (config.window, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
-        return RoundLoader(self.train, *how) if isinstance(self.train, Rounds) else Loader(self.train, *how)
+        return StreamLoader(self.train, *how) if isinstance(self.train, SegmentStore) else Loader(self.train, *how)
 
     @staticmethod
-    def fingerprints_of(dataset: TokenDataset | RollingDataset) -> dict[str, str]:
+    def fingerprints_of(dataset: TokenDataset | StreamingDataset) -> dict[str, str]:
         """Return what tells this data and its tokenizer from others, without reading them."""
         return {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
 
@@ -114,7 +114,7 @@ class Update(NamedTuple):
     grad_norm: float
 
 
-AnyDataset: TypeAlias = TokenDataset | RollingDataset
+AnyDataset: TypeAlias = TokenDataset | StreamingDataset
 DEFAULT_STEPS = 1_000
 CPU_PASS_TOKENS = 4_096
 """Tokens a forward pass on a CPU: products are efficient, activations still small."""
@@ -154,7 +154,7 @@ def open_data(config: TrainConfig, run: Path, processes: Processes) -> AnyDatase
     assert tokenizer is not None  # required by TrainConfig
     max_disk = None if config.max_disk is None else size_of(config.max_disk)
     directory = kept if kept.exists() else beside
-    return RollingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
+    return StreamingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
 
 def resolve(config: TrainConfig, dataset: AnyDataset, processes: Processes = ALONE) -> Plan:
