@@ -40,7 +40,7 @@ import tokenizers.trainers
 from gpt2lab import Tokenizer
 from gpt2lab.files import write_atomically, write_json
 from gpt2lab.stories.corpus import stories
-from gpt2lab.tokenizer.bpe import spell, unspell
+from gpt2lab.tokenizer.bpe import bytes_to_unicode, unicode_to_bytes
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE = 32_000
@@ -97,7 +97,9 @@ def compare(
 
 
 def train_ours(texts: list[str]) -> list[tuple[str, str]]:
-    return [(spell(left), spell(right)) for left, right in Tokenizer.train(texts, VOCAB_SIZE).merges]
+    return [
+        (bytes_to_unicode(left), bytes_to_unicode(right)) for left, right in Tokenizer.train(texts, VOCAB_SIZE).merges
+    ]
 
 
 def train_theirs(texts: list[str]) -> list[tuple[str, str]]:
@@ -117,7 +119,7 @@ def train_theirs(texts: list[str]) -> list[tuple[str, str]]:
 def tiktokens_gpt2(directory: Path) -> tiktoken.Encoding:
     ids = json.loads((directory / "encoder.json").read_text(encoding="utf-8"))
     special = {"<|endoftext|>": ids.pop("<|endoftext|>")}
-    ranks = {unspell(token): number for token, number in ids.items()}
+    ranks = {unicode_to_bytes(token): number for token, number in ids.items()}
     return tiktoken.Encoding("gpt2", pat_str=TIKTOKENS_GPT2, mergeable_ranks=ranks, special_tokens=special)
 
 
@@ -140,7 +142,7 @@ def encode_runs(gpt2: Tokenizer) -> dict[str, float]:
     letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=100_000)
     runs = {"one letter": "a" * 100_000, "spaces": " " * 100_000, "random letters": "".join(letters)}
     seconds = {name: timed(lambda text=text: gpt2.encode(text))[0] for name, text in runs.items()}
-    readable = {f"{name}, readable": timed(lambda t=text: gpt2.encode_readably(t))[0] for name, text in runs.items()}
+    readable = {f"{name}, readable": timed(lambda t=text: gpt2.encode_reference(t))[0] for name, text in runs.items()}
     return seconds | readable
 
 

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from gpt2lab.model.gpt import GPT
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # timings on a busy machine are no failures
+hypothesis.settings.load_profile("no deadline")
 
 DATA = Path(os.environ.get("GPT2LAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

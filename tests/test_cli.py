@@ -208,7 +208,7 @@ def test_the_loss_by_position_is_kept_with_its_picture(
     assert len(kept["losses"]) == len(kept["tokens"]) == 32
     assert (folder / "positions.png").read_bytes().startswith(b"\x89PNG")
     assert f"{kept['losses'][31]:.4f}" in capsys.readouterr().out
-    Run.open(tmp_path / "run").cut_back(10)
+    Run.open(tmp_path / "run").truncate(10)
     assert not folder.exists()
 
 

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.runs import EVALS, METRICS, Row, Run
+from gpt2lab.files import free_path
+from gpt2lab.runs import EVALS_COLUMNS, MetricsRow, Run
+from gpt2lab.runs import METRICS_COLUMNS as COLUMNS
 
 text = st.text(st.characters(codec="utf-8"))
 
 
-def row(step: int, **cells: float | None) -> Row:
-    return dict.fromkeys(METRICS, None) | {"step": step} | cells
+def row(step: int, **cells: float | None) -> MetricsRow:
+    return dict.fromkeys(COLUMNS, None) | {"step": step} | cells
 
 
 @pytest.fixture
@@ -68,21 +70,26 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
 def test_an_unused_name_has_the_first_free_number(tmp_path: Path) -> None:
     path = tmp_path / "run"
     for expected in ("run", "run-2", "run-3"):
-        found = Run.unused(path)
+        found = free_path(path)
         assert found.name == expected
         found.mkdir()
     (tmp_path / "run-2").rmdir()
-    assert Run.unused(path).name == "run-2"
+    assert free_path(path).name == "run-2"
 
 
-@given(st.lists(st.lists(st.none() | st.floats(), min_size=len(METRICS) - 1, max_size=len(METRICS) - 1), max_size=5))
+@given(
+    st.lists(
+        st.lists(st.none() | st.floats(), min_size=len(COLUMNS) - 1, max_size=len(COLUMNS) - 1),
+        max_size=5,
+    )
+)
 def test_metrics_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, cells: list[list[Any]]) -> None:
-    run = Run.create(Run.unused(tmp_path_factory.getbasetemp() / "metrics"), {}, {})
-    written: list[Row] = [dict(zip(METRICS, [step, *values], strict=True)) for step, values in enumerate(cells)]
+    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "metrics"), {}, {})
+    written: list[MetricsRow] = [dict(zip(COLUMNS, [step, *values], strict=True)) for step, values in enumerate(cells)]
     for metrics in written:
         run.add_metrics(metrics)
     for read, metrics in zip(run.metrics(), written, strict=True):
-        assert list(read) == list(METRICS)
+        assert list(read) == list(COLUMNS)
         assert [_bits(v) for v in read.values()] == [_bits(v) for v in metrics.values()]
 
 
@@ -92,18 +99,18 @@ def _bits(value: float | None) -> str | None:
 
 @given(text.filter(lambda t: "\n" not in t and "\r" not in t), st.floats(allow_nan=False))
 def test_figures_come_back(tmp_path_factory: pytest.TempPathFactory, protocol: str, value: float) -> None:
-    run = Run.create(Run.unused(tmp_path_factory.getbasetemp() / "evals"), {}, {})
+    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "evals"), {}, {})
     run.add_eval(3, "perplexity", "test", protocol, "bits_per_byte", value)
     run.add_eval(4, "hellaswag", "val", "p", "acc", 0.25)
     first, second = run.evals()
-    assert list(first) == list(EVALS)
+    assert list(first) == list(EVALS_COLUMNS)
     assert (first["step"], first["protocol"], float(first["value"])) == ("3", protocol, value)
     assert second["task"] == "hellaswag"
 
 
 @given(text, text)
 def test_samples_come_back(tmp_path_factory: pytest.TempPathFactory, prompt: str, written: str) -> None:
-    run = Run.create(Run.unused(tmp_path_factory.getbasetemp() / "samples"), {}, {})
+    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "samples"), {}, {})
     run.add_sample(7, "greedy", prompt, written, verdict="consistent")
     run.add_sample(8, "nucleus", "", "x")
     first, second = run.samples()
@@ -126,7 +133,7 @@ def test_a_last_line_that_was_cut_off_is_ignored_and_cut_away(run: Run) -> None:
     append(run.path / "evals.csv", '30,"perpl')
     append(run.path / "samples.jsonl", '{"step": 30, "te')
     assert [len(run.metrics()), len(run.evals()), len(run.samples())] == [2, 2, 2]
-    run.cut_back(20)
+    run.truncate(20)
     assert {name: (run.path / name).read_bytes() for name in whole} == whole
     run.add_metrics(row(30))
     assert [metrics["step"] for metrics in run.metrics()] == [10, 20, 30]
@@ -148,30 +155,30 @@ def test_cutting_back_drops_what_is_later(run: Run) -> None:
         run.add_metrics(row(step))
         run.add_eval(step, "perplexity", "test", "p, q", "loss", 1.5)
         run.add_sample(step, "greedy", "", "text")
-    run.cut_back(10)
+    run.truncate(10)
     assert [metrics["step"] for metrics in run.metrics()] == [5, 10]
     assert [figure["step"] for figure in run.evals()] == ["5", "10"]
     assert [sample["step"] for sample in run.samples()] == [5, 10]
-    run.cut_back(0)
+    run.truncate(0)
     assert (run.metrics(), run.evals(), run.samples()) == ([], [], [])
 
 
 def test_cutting_back_makes_no_samples_file(run: Run) -> None:
-    run.cut_back(0)
+    run.truncate(0)
     assert not (run.path / "samples.jsonl").exists()
 
 
 DAMAGED = [
     ("metrics.csv", "", "the first line is not step,tokens"),
     ("metrics.csv", "step,loss\n", "the first line is not step,tokens"),
-    ("metrics.csv", f"{','.join(METRICS)}\n1,2,3\n", "line 2 has 3 cells, not 11"),
-    ("metrics.csv", f"{','.join(METRICS)}\n1{',' * 10}\n\n", "line 3 has 0 cells"),
-    ("metrics.csv", f"{','.join(METRICS)}\nx{',' * 10}\n", 'line 2 has "x" for a number'),
-    ("metrics.csv", f'{",".join(METRICS)}\n1{"," * 10}"1\n2{"," * 10}\n', None),
-    ("metrics.csv", f"{','.join(METRICS)}\n1{',' * 9}\r,\n", "line 2"),
+    ("metrics.csv", f"{','.join(COLUMNS)}\n1,2,3\n", "line 2 has 3 cells, not 11"),
+    ("metrics.csv", f"{','.join(COLUMNS)}\n1{',' * 10}\n\n", "line 3 has 0 cells"),
+    ("metrics.csv", f"{','.join(COLUMNS)}\nx{',' * 10}\n", 'line 2 has "x" for a number'),
+    ("metrics.csv", f'{",".join(COLUMNS)}\n1{"," * 10}"1\n2{"," * 10}\n', None),
+    ("metrics.csv", f"{','.join(COLUMNS)}\n1{',' * 9}\r,\n", "line 2"),
     ("evals.csv", "step\n", "the first line is not step,task"),
-    ("evals.csv", f"{','.join(EVALS)}\nten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
-    ("evals.csv", f"{','.join(EVALS)}\n1,a,b\n", "line 2 has 3 cells, not 6"),
+    ("evals.csv", f"{','.join(EVALS_COLUMNS)}\nten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
+    ("evals.csv", f"{','.join(EVALS_COLUMNS)}\n1,a,b\n", "line 2 has 3 cells, not 6"),
     ("samples.jsonl", '{"step": 1}\n{"step": \n', "line 2 is not JSON"),
     ("samples.jsonl", "[]\n", "line 1 is not a sample with its step"),
     ("samples.jsonl", '{"text": "x"}\n', "line 1 is not a sample with its step"),
@@ -187,7 +194,7 @@ def test_damage_is_named_with_its_line_and_nothing_is_changed(run: Run, name: st
         assert [metrics["step"] for metrics in run.metrics()] == [1, 2]
         return
     with pytest.raises(InputError, match=rf"{name}: {said}"):
-        run.cut_back(0)
+        run.truncate(0)
     assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
 
 

@@ -43,7 +43,7 @@ def with_cpu(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
 def test_a_cpu_that_multiplies_bf16_gets_it(monkeypatch: pytest.MonkeyPatch, no_gpu: None, flag: str) -> None:
     with_cpu(monkeypatch, "avx2", flag)
     found = runtime.resolve()
-    assert (found.device, found.precision, found.why_precision) == (CPU, "bf16", f"this CPU has {flag}")
+    assert (found.device, found.precision, found.precision_reason) == (CPU, "bf16", f"this CPU has {flag}")
     assert found.dtype == torch.bfloat16
 
 
@@ -71,7 +71,7 @@ def test_gpus_get_bf16_from_ampere_on(
 def test_what_is_asked_for_is_taken(no_gpu: None) -> None:
     for precision in ("fp32", "bf16"):
         found = runtime.resolve("cpu", precision)
-        assert (found.precision, found.why_precision) == (precision, "asked for")
+        assert (found.precision, found.precision_reason) == (precision, "asked for")
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps", "cuda:0", "gpu", "tpu", ""])
@@ -109,7 +109,7 @@ def test_what_is_compiled(
     monkeypatch: pytest.MonkeyPatch, choice: str, device: str, steps: int, able: bool, expected: bool
 ) -> None:
     monkeypatch.setattr(runtime, "can_compile", lambda device: (able, "the reason"))
-    compiled, why = runtime.should_compile(choice, torch.device(device), steps)
+    compiled, why = runtime.resolve_compile(choice, torch.device(device), steps)
     assert compiled is expected
     assert why
 
@@ -119,13 +119,13 @@ def test_compiling_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(InputError, match=r"cannot compile here: no C\+\+ compiler on the path; leave compile at auto"):
-        runtime.should_compile("on", CPU, 10**6)
-    assert runtime.should_compile("auto", CPU, 10**6) == (False, "no C++ compiler on the path")
+        runtime.resolve_compile("on", CPU, 10**6)
+    assert runtime.resolve_compile("auto", CPU, 10**6) == (False, "no C++ compiler on the path")
 
 
 def test_an_unknown_choice_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r'unknown compile "of" \(did you mean "off"\?\)'):
-        runtime.should_compile("of", CPU, 1)
+        runtime.resolve_compile("of", CPU, 1)
 
 
 def test_a_seed_by_the_published_generator() -> None:

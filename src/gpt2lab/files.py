@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,6 +74,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def free_path(path: Path) -> Path:
+    """Return ``path``, or where it exists ``path-2``, ``path-3``, ...: the first that does not."""
+    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
 def remove_temporary(directory: Path) -> None:
     """Remove what processes that were killed left under temporary names in a directory."""
     for stray in directory.glob(".*.tmp"):
@@ -118,7 +125,7 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, taken: InputError, places: Sequence[int] = ()) -> Iterator[None]:
+def locked(path: Path, taken: InputError, offsets: Sequence[int] = ()) -> Iterator[None]:
     """Keep other processes out while a block runs; the lock ends with the process too, however that ends.
 
     Where a file system has no locks, as some on networks, a warning says so.
@@ -126,11 +133,11 @@ def locked(path: Path, taken: InputError, places: Sequence[int] = ()) -> Iterato
     Args:
         path: The file that is locked, made where it is missing.
         taken: Raised where another process holds the lock.
-        places: Bytes of the file to lock, each for itself; none for the whole of it.
+        offsets: The bytes to lock, each on its own; the whole file by default.
     """
     with path.open("ab") as file:
         try:
-            _lock(file, places)
+            _lock(file, offsets)
         except (BlockingIOError, PermissionError) as error:
             raise taken from error
         except OSError as error:
@@ -138,17 +145,17 @@ def locked(path: Path, taken: InputError, places: Sequence[int] = ()) -> Iterato
         yield
 
 
-def _lock(file: BinaryIO, places: Sequence[int]) -> None:
+def _lock(file: BinaryIO, offsets: Sequence[int]) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        for place in places or (_WINDOWS_BYTE,):
-            file.seek(place)
+        for offset in offsets or (_WINDOWS_BYTE,):
+            file.seek(offset)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        if not places:  # not lockf, whose lock is gone when anything in this process reads the file and closes it
+        if not offsets:  # not lockf, whose lock is gone when anything in this process reads the file and closes it
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for place in places:  # not flock, which locks whole files only
-            fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        for offset in offsets:  # not flock, which locks whole files only
+            fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)

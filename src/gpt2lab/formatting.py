@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 GAP = "\u00a0"
@@ -18,10 +19,25 @@ def count(n: float) -> str:
 
 def short(n: float) -> str:
     """Return a large count to three digits: 870 k, 12.3 M, 1.56 B."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= 0.9995 * size:
-            return f"{_digits(n / size, 3)}{GAP}{unit}"
-    return count(n)
+    return _scaled(n, {"B": 1e9, "M": 1e6, "k": 1e3}, GAP) or count(n)
+
+
+def in_words(n: float) -> str:
+    """Return a large count to three digits with the unit spelled out: 10.4 billion."""
+    return _scaled(n, {"billion": 1e9, "million": 1e6, "thousand": 1e3}) or count(n)
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes to three digits, in powers of 1,000 as data sheets have them: 30.6 GB."""
+    return _scaled(n_bytes, {"PB": 1e15, "TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{count(n_bytes)} bytes"
+
+
+def _scaled(n: float, units: Mapping[str, float], gap: str = " ") -> str:
+    """Return ``n`` in the largest unit that it fills when rounded; nothing where it fills none."""
+    for unit, amount in units.items():
+        if n >= 0.9995 * amount:
+            return f"{_digits(n / amount, 3)}{gap}{unit}"
+    return ""
 
 
 def number(x: float, digits: int = 4) -> str:

@@ -3,8 +3,8 @@
     config.json        every option of the run, each `auto` resolved
     environment.json   versions and machine
     train.log          what was printed
-    metrics.csv        one row a logged step (METRICS)
-    evals.csv          one row a figure of any other evaluation (EVALS)
+    metrics.csv        one row a logged step (METRICS_COLUMNS)
+    evals.csv          one row a figure of any other evaluation (EVALS_COLUMNS)
     samples.jsonl      texts that the model wrote
     curves.png         loss and learning rate, redrawn as the run goes on
     tokenizer/         the data's tokenizer
@@ -32,16 +32,16 @@ from typing import Any, BinaryIO
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_atomically, write_json
 
-METRICS = (
+METRICS_COLUMNS = (
     "step", "tokens", "epoch", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb",
     "seconds",
 )  # fmt: skip
 """Columns of metrics.csv. Losses are nats per token; a cell without a value is empty."""
 EVALUATIONS = "evaluations"
-EVALS = ("step", "task", "split", "protocol", "metric", "value")
+EVALS_COLUMNS = ("step", "task", "split", "protocol", "metric", "value")
 """Columns of evals.csv; protocol says in words how the figure was taken."""
 
-Row = dict[str, float | None]
+MetricsRow = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Run:
         Raises:
             InputError: There is something of that name already, or the directory cannot be made.
         """
-        cls.require_unused(path)
+        cls.require_new(path)
         try:
             (path / "checkpoints").mkdir(parents=True)
         except OSError as error:
             raise InputError(f"{path} cannot be made ({error.strerror}); give another --out") from error
         run = cls(path)
         write_json(path / "environment.json", environment)
-        write_atomically(path / "metrics.csv", ",".join(METRICS) + "\n")
-        write_atomically(path / "evals.csv", ",".join(EVALS) + "\n")
+        write_atomically(path / "metrics.csv", ",".join(METRICS_COLUMNS) + "\n")
+        write_atomically(path / "evals.csv", ",".join(EVALS_COLUMNS) + "\n")
         write_json(path / "config.json", config)
         return run
 
@@ -82,19 +82,10 @@ class Run:
         return cls(path)
 
     @staticmethod
-    def require_unused(path: Path) -> None:
+    def require_new(path: Path) -> None:
         """Raise `InputError` where there is something of that name already."""
         if path.exists():
             raise InputError(f"{path} exists; give another --out, or --resume to go on with the run in it")
-
-    @staticmethod
-    def unused(path: Path) -> Path:
-        """Return the path, or, where it exists, the path with the first free number behind it."""
-        candidate, number = path, 2
-        while candidate.exists():
-            candidate = path.with_name(f"{path.name}-{number}")
-            number += 1
-        return candidate
 
     @property
     def checkpoints(self) -> Path:
@@ -127,23 +118,23 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def newest_evaluation(self, name: str) -> Path | None:
+    def latest_evaluation(self, name: str) -> Path | None:
         """Return a file such as ``text.json`` of the newest step that has it; None where none has."""
         return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
-    def metrics(self) -> list[Row]:
+    def metrics(self) -> list[MetricsRow]:
         """Return the rows of metrics.csv in the order of steps; an empty cell is None.
 
         Raises:
             InputError: The file is damaged (with the line), as in `evals` and `samples`.
         """
         path = self.path / "metrics.csv"
-        rows = enumerate(_read_csv(path, METRICS), start=2)
+        rows = enumerate(_read_csv(path, METRICS_COLUMNS), start=2)
         return [{name: _number(cell, path, line) for name, cell in row.items()} for line, row in rows]
 
     def evals(self) -> list[dict[str, str]]:
         """Return the rows of evals.csv."""
-        return _read_csv(self.path / "evals.csv", EVALS)
+        return _read_csv(self.path / "evals.csv", EVALS_COLUMNS)
 
     def samples(self) -> list[dict[str, Any]]:
         """Return the texts that were written: ``step, strategy, prompt, text`` and more."""
@@ -153,7 +144,7 @@ class Run:
 
     def add_metrics(self, row: Mapping[str, float | None]) -> None:
         """Append a row to metrics.csv. Numbers are written so that reading them gives the same bits."""
-        cells = ["" if row[name] is None else repr(row[name]) for name in METRICS]
+        cells = ["" if row[name] is None else repr(row[name]) for name in METRICS_COLUMNS]
         _append(self.path / "metrics.csv", ",".join(cells) + "\n")
 
     def add_eval(self, step: int, task: str, split: str, protocol: str, metric: str, value: float) -> None:
@@ -167,14 +158,14 @@ class Run:
         sample = {"step": step, "strategy": strategy, "prompt": prompt, "text": text, **more}
         _append_once(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
 
-    def cut_back(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Drop every row, figure, sample and evaluation of later steps than ``step``, and a last line that was cut off.
 
         Raises:
             InputError: A file is damaged (with the line); none is changed.
         """
         kept = {}
-        for name, columns in (("metrics.csv", METRICS), ("evals.csv", EVALS)):
+        for name, columns in (("metrics.csv", METRICS_COLUMNS), ("evals.csv", EVALS_COLUMNS)):
             path = self.path / name
             steps = [_number(row["step"], path, line) for line, row in enumerate(_read_csv(path, columns), start=2)]
             header, *lines = _whole_lines(path)

@@ -38,7 +38,7 @@ class Runtime:
 
     device: torch.device
     precision: Precision
-    why_precision: str = "asked for"
+    precision_reason: str = "asked for"
     rank: int = 0
     world: int = 1
 
@@ -141,7 +141,7 @@ def _importable(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def should_compile(choice: str, device: torch.device, steps: int) -> tuple[bool, str]:
+def resolve_compile(choice: str, device: torch.device, steps: int) -> tuple[bool, str]:
     """Resolve ``compile`` (``auto``, ``on``, ``off``) for a run of so many steps; return it with the reason.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gpt2lab.files import write_json
-from gpt2lab.runs import METRICS, Run
+from gpt2lab.runs import METRICS_COLUMNS, Run
 
 CONFIG = {
     "data": "work/stories-data",
@@ -51,7 +51,7 @@ def log_steps(run: Run, steps: int) -> None:
             "peak_memory_mb": 700.0,
             "seconds": step / 2,
         }
-        run.add_metrics({name: row[name] for name in METRICS})
+        run.add_metrics({name: row[name] for name in METRICS_COLUMNS})
 
 
 def save_checkpoint(run: Run, step: int, finished: str | None) -> Path:

@@ -14,7 +14,7 @@ from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
 from gpt2lab.report.html import write_report
-from gpt2lab.runs import METRICS, Run
+from gpt2lab.runs import METRICS_COLUMNS, Run
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "mspace", "path", "use", "circle", "rect"}
 
@@ -156,7 +156,7 @@ def test_missing_part_does_not_stop_the_report(run: Run, name: str) -> None:
 
 
 def test_loss_that_is_not_finite_is_said_and_not_drawn(run: Run) -> None:
-    last = {name: (math.nan if name == "train_loss" else 310.0) for name in METRICS}
+    last = {name: (math.nan if name == "train_loss" else 310.0) for name in METRICS_COLUMNS}
     run.add_metrics(last)
     page = page_of([run], run.path / "report.html")
     assert "The training loss is not finite at step 310: training diverged." in page.text

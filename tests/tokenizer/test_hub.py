@@ -8,7 +8,7 @@ import pytest
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.bpe import spell
+from gpt2lab.tokenizer.bpe import bytes_to_unicode
 from loopback_hub import gpt2lab_with, loopback_hub
 
 
@@ -26,7 +26,7 @@ def test_a_name_on_the_hub_is_fetched_once(small: dict[str, dict[str, bytes]], t
         done = gpt2lab_with(endpoint, tmp_path / "home", *export, "--out", str(tmp_path / "first"))
         assert done.returncode == 0, done.stderr
     loaded = Tokenizer.load(tmp_path / "first")
-    assert loaded.n_vocab == 262 and spell(loaded.merges[0][0]) == "l"
+    assert loaded.n_vocab == 262 and bytes_to_unicode(loaded.merges[0][0]) == "l"
     # The server is gone, its cache is not.
     done = gpt2lab_with(
         "http://127.0.0.1:9", tmp_path / "home", *export, "--out", str(tmp_path / "second"), offline=True

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gpt2lab import Tokenizer
-from gpt2lab.tokenizer.tokenizer import longest_tokens, measure_fit, show_token
+from gpt2lab.tokenizer.tokenizer import longest_tokens, measure_compression, render_token
 
 
 @pytest.fixture(scope="module")
@@ -12,15 +12,15 @@ def tokenizer() -> Tokenizer:
 
 
 def test_the_fit_counts_tokens_bytes_and_the_share_used(tokenizer: Tokenizer) -> None:
-    fit = measure_fit(tokenizer, ["lowest", "lowest st"])
+    fit = measure_compression(tokenizer, ["lowest", "lowest st"])
     assert [tokenizer.decode_bytes([i]) for i in tokenizer.encode("lowest")] == [b"lowe", b"st"]
     assert (fit.n_tokens, fit.n_bytes, fit.n_used, fit.n_vocab) == (6, 15, 3, 262)
     assert fit.bytes_per_token == 15 / 6
-    assert fit.share_used == 3 / 262
+    assert fit.vocab_used == 3 / 262
 
 
 def test_no_text_fits_without_dividing_by_zero(tokenizer: Tokenizer) -> None:
-    assert measure_fit(tokenizer, []).bytes_per_token == 0.0
+    assert measure_compression(tokenizer, []).bytes_per_token == 0.0
 
 
 def test_the_longest_tokens_are_ordinary_ones(tokenizer: Tokenizer) -> None:
@@ -38,4 +38,4 @@ def test_the_longest_tokens_are_ordinary_ones(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_a_token_is_shown_without_what_would_move_a_terminal(token: bytes, shown: str) -> None:
-    assert show_token(token) == shown
+    assert render_token(token) == shown

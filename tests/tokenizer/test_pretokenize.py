@@ -77,7 +77,7 @@ def test_surrogates_that_pair_become_their_character() -> None:
     ("pattern", "message"),
     [
         ("gtp2", r'unknown splitting pattern "gtp2" \(did you mean "gpt2"\?\); choose from gpt2, cl100k'),
-        ("(", "'\\(' is no regular expression: missing \\)"),
+        ("(", "'\\(' is not a regular expression: missing \\)"),
         (r"\d*", "matches the empty text; each match must take a character"),
         (r"(\d)+", r"has a capturing group; write \(\?:...\)"),
         (r"\X", "cannot be read by tiktoken"),

@@ -24,7 +24,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 def test_a_stream_gives_the_ids_of_the_whole_text(parts: list[str], tokenizer: Tokenizer) -> None:
     whole = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt2lab.tokenizer.pretokenize._CHARACTERS", 4)
+        patch.setattr("gpt2lab.tokenizer.pretokenize._BUFFER", 4)
         for allowed in ((), "all"):
             expected = tokenizer.encode(whole, allowed)
             assert list(tokenizer.encode_iter(parts, allowed)) == expected

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from gpt2lab import formatting
 from gpt2lab.cli.arguments import Command
 from gpt2lab.errors import InputError
 
@@ -177,19 +178,5 @@ def _print_contents(dataset: TokenDataset) -> None:
 
 def _figures(corpus: Corpus) -> tuple[str, str, str]:
     documents = f"{corpus.documents:,}" if corpus.documents else "-"
-    return size_in_words(corpus.size), documents, _in_words(corpus.tokens)
-
-
-def size_in_words(size: int) -> str:
-    """Return a number of bytes for people: 30.6 GB."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size} B" if size else "-"
-
-
-def _in_words(count: int) -> str:
-    for unit, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {name}"
-    return "-"
+    size = formatting.size(corpus.size) if corpus.size else "-"
+    return size, documents, formatting.in_words(corpus.tokens) if corpus.tokens else "-"

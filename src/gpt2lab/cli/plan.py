@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from gpt2lab import formatting
 from gpt2lab.cli.arguments import Command
 from gpt2lab.errors import InputError
 
 if TYPE_CHECKING:
     from gpt2lab.lab.forecast import Forecast, Question, Way
-
-UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _print(found: Forecast) -> None:
     console.print(table)
     console.print(
         f"{found.steps:,} steps of {question.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
-        f"{in_bytes(found.dataset_bytes)}, each checkpoint {in_bytes(found.checkpoint_bytes)}"
+        f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}"
     )
 
 
@@ -107,12 +106,12 @@ def _rows(found: Forecast) -> dict[str, Callable[[Way], str]]:
     if found.question.gpu == "cpu":  # a run tells how many processes it had, but not on how many machines
         unit = "machine" if found.question.measured is None else "process"
     return {
-        f"weights, per {unit}": lambda way: in_bytes(way.memory.weights),
-        "gradients": lambda way: in_bytes(way.memory.gradients),
-        "optimizer state": lambda way: in_bytes(way.memory.optimiser),
-        "activations of a micro-batch": lambda way: in_bytes(way.memory.activations),
-        f"peak, of {in_bytes(found.memory_of_a_gpu)} available": lambda way: (
-            in_bytes(way.memory.peak) + ("" if way.fits else " (does not fit)")
+        f"weights, per {unit}": lambda way: formatting.size(way.memory.weights),
+        "gradients": lambda way: formatting.size(way.memory.gradients),
+        "optimizer state": lambda way: formatting.size(way.memory.optimiser),
+        "activations of a micro-batch": lambda way: formatting.size(way.memory.activations),
+        f"peak, of {formatting.size(found.memory_of_a_gpu)} available": lambda way: (
+            formatting.size(way.memory.peak) + ("" if way.fits else " (does not fit)")
         ),
         "largest micro-batch that fits": lambda way: str(way.largest_micro_batch),
         "micro-batch x micro-steps": lambda way: f"{way.micro_batch} x {way.micro_steps}",
@@ -124,15 +123,3 @@ def _rows(found: Forecast) -> dict[str, Callable[[Way], str]]:
         "total time": lambda way: f"{way.days:.2f} days" if way.days >= 1 else f"{24 * way.days:.2f} hours",
         f"{unit}-hours": lambda way: f"{way.gpu_hours:,.1f}",
     }
-
-
-def in_bytes(number: float) -> str:
-    """Return a number of bytes with its unit, in powers of 1,000 as data sheets have them.
-
-    >>> in_bytes(1_497_600_000)
-    '1.50 GB'
-    """
-    power = 0
-    while number >= 999.5 and power < len(UNITS) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:.3g} {UNITS[power]}" if number >= 100 or not power else f"{number:.2f} {UNITS[power]}"

@@ -20,6 +20,7 @@ from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.measure import HeldOut, Measured, measure_held_out, measure_stories
+from gpt2lab.files import free_path
 from gpt2lab.generation import STRATEGIES, write_texts
 from gpt2lab.lab.train import train
 from gpt2lab.model.config import GPTConfig
@@ -82,10 +83,10 @@ def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool 
     if resume:
         config = _interrupted(out or DEFAULT_OUT, text, seed)
     else:
-        out = Run.unused(DEFAULT_OUT) if out is None else out
+        out = free_path(DEFAULT_OUT) if out is None else out
         if out.exists():
             raise InputError(f"{out} exists; give another --out, or --resume to continue it")
-        dataset = _prepare(text, Run.unused(out.with_name(f"{out.name}-data")))
+        dataset = _prepare(text, free_path(out.with_name(f"{out.name}-data")))
         config = _config(dataset, out, seed)
     run = _train(config)
     dataset, seed = TokenDataset(config.data), config.seed

@@ -12,7 +12,7 @@ from gpt2lab import console
 from gpt2lab.data.dataset import Survey, TokenDataset, split_documents, survey
 from gpt2lab.errors import InputError
 from gpt2lab.report.plots import TRAIN, write_png
-from gpt2lab.tokenizer.tokenizer import Tokenizer, show_token
+from gpt2lab.tokenizer.tokenizer import Tokenizer, render_token
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def show_data(directory: Path, documents: int, tokens: int, picture: Path | None
     for split, stream in streams.items():
         for number, ids in enumerate(islice(split_documents(stream, eot), documents), start=1):
             print(f"\n{split}, document {number}, {len(ids):,} tokens:")
-            console.print_tokens([show_token(vocabulary[token]) for token in ids[:_SHOWN].tolist()])
+            console.print_tokens([render_token(vocabulary[token]) for token in ids[:_SHOWN].tolist()])
     if picture is not None:
         write_png(picture, draw(found, str(directory)))
         print(f"\n{picture}")
@@ -105,7 +105,9 @@ def _print_tokens(counts: np.ndarray, tokenizer: Tokenizer, number: int) -> None
     print(f"\n{np.count_nonzero(counts):,} of {len(counts):,} tokens are used; the most frequent:")
     for token in np.argsort(-counts, kind="stable")[:number].tolist():
         bar = _bar(int(counts[token]), int(counts.max()))
-        print(f'{counts[token]:>15,}  {counts[token] / total:>6.2%}  {bar:{_WIDTH}}  "{show_token(vocabulary[token])}"')
+        print(
+            f'{counts[token]:>15,}  {counts[token] / total:>6.2%}  {bar:{_WIDTH}}  "{render_token(vocabulary[token])}"'
+        )
 
 
 def draw(found: dict[str, Survey], title: str) -> Figure:

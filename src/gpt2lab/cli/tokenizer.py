@@ -97,7 +97,7 @@ class ShowTokenizer(Command):
         """Print the split, the fit and the longest tokens."""
         from gpt2lab import console
         from gpt2lab.data.sources import texts
-        from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, show_token, split_text
+        from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, render_token, tokenize
 
         if self.longest < 0:
             raise InputError(f"--longest is {self.longest}; it must be 0 or more")
@@ -114,13 +114,13 @@ class ShowTokenizer(Command):
         print(f"special tokens: {special}; pattern: {tokenizer.pattern}; fingerprint {tokenizer.fingerprint[:16]}")
         for name, each in tokenizers.items():
             print(f"\n{name}:")
-            console.print_tokens([show_token(token) for token in split_text(each, text)])
+            console.print_tokens([render_token(token) for token in tokenize(each, text)])
         print()
         _print_fits(tokenizers, read if self.input else lambda: [text])
         if self.longest:
             print(f"\nlongest tokens of {self.tokenizer}:")
         for token_id, token in longest_tokens(tokenizer, self.longest):
-            print(f'  {token_id:>7,}  {len(token):>3} bytes  "{show_token(token)}"')
+            print(f'  {token_id:>7,}  {len(token):>3} bytes  "{render_token(token)}"')
         return 0
 
 
@@ -217,14 +217,14 @@ def _first_lines(pieces: Iterable[str]) -> str:
 
 def _print_fits(tokenizers: Mapping[str, Tokenizer], corpus: Callable[[], Iterable[str]]) -> None:
     from gpt2lab import console
-    from gpt2lab.tokenizer.tokenizer import measure_fit
+    from gpt2lab.tokenizer.tokenizer import measure_compression
 
     width = max(map(len, tokenizers))
     print(f"{'':{width}}  {'bytes':>13}  {'tokens':>13}  {'bytes/token':>13}  {'vocabulary used':>15}")
     for name, tokenizer in tokenizers.items():
         with console.counting(f"measuring {name}") as show:
-            fit = measure_fit(tokenizer, _counted(corpus(), lambda n: show(f"{n / 1e6:,.1f} M characters")))
-        figures = f"{fit.n_bytes:>13,}  {fit.n_tokens:>13,}  {fit.bytes_per_token:>13.2f}  {fit.share_used:>15.1%}"
+            fit = measure_compression(tokenizer, _counted(corpus(), lambda n: show(f"{n / 1e6:,.1f} M characters")))
+        figures = f"{fit.n_bytes:>13,}  {fit.n_tokens:>13,}  {fit.bytes_per_token:>13.2f}  {fit.vocab_used:>15.1%}"
         print(f"{name:{width}}  {figures}")
 
 

@@ -114,7 +114,7 @@ SAMPLES = 64
 
 def is_measured(run: Run, texts: bool) -> bool:
     """Return whether `measure` has been through with a run, with its texts where they are wanted."""
-    return run.newest_evaluation(RECALL) is not None and not (texts and run.newest_evaluation(TEXT_FILE) is None)
+    return run.latest_evaluation(RECALL) is not None and not (texts and run.latest_evaluation(TEXT_FILE) is None)
 
 
 def measure(run: Run, texts: bool) -> None:
@@ -131,9 +131,9 @@ def measure(run: Run, texts: bool) -> None:
     where = runtime.resolve(config.device, config.precision)
     model, checkpoint = load_model(run, "best", where.device)
     dataset = TokenDataset(config.data)
-    if run.newest_evaluation(RECALL) is None:
+    if run.latest_evaluation(RECALL) is None:
         _measure_losses(run, config, model, checkpoint.step, dataset, where)
-    if texts and run.newest_evaluation(TEXT_FILE) is None:
+    if texts and run.latest_evaluation(TEXT_FILE) is None:
         quality = measure_texts(model, dataset.tokenizer(), text_prompts(config), where, config.seed)
         save_text_quality(run, checkpoint.step, "test", quality)
 
@@ -279,7 +279,7 @@ def to_loss(outcome: Outcome, target: float) -> tuple[float, float] | None:
 
 
 def _recall(run: Run) -> dict[str, list[float]]:
-    path = run.newest_evaluation(RECALL)
+    path = run.latest_evaluation(RECALL)
     if path is None:
         return {}
     values = read_json(path)

@@ -25,6 +25,7 @@ from gpt2lab.compare.output import write_comparison
 from gpt2lab.compare.plan import Job, Plan, make_plan, remarks, require_same_options
 from gpt2lab.compare.results import Comparison, compare_outcomes, is_measured, measure, outcome_of, text_prompts
 from gpt2lab.errors import InputError
+from gpt2lab.files import free_path
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import complete, find_newest_sound
@@ -152,7 +153,7 @@ def _prepare_place(run: Run) -> bool:
         return False
     if (run.path / "config.json").is_file() and _is_sound(run):
         return True
-    aside = run.path.rename(Run.unused(run.path.with_name(f"{run.path.name}.unusable")))
+    aside = run.path.rename(free_path(run.path.with_name(f"{run.path.name}.unusable")))
     log.warning("%s has no sound checkpoint to go on from: kept as %s, begun anew", run.path, aside.name)
     return False
 

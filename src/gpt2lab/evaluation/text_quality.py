@@ -277,7 +277,7 @@ def saved_texts(run: Run) -> TextQuality | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = run.newest_evaluation(FILE)
+    path = run.latest_evaluation(FILE)
     if path is None:
         return None
     values = read_json(path)

@@ -91,7 +91,7 @@ def _machine(context: Context) -> str:
 
 def _precision(context: Context) -> str:
     rate, source = peak_flops(context.runtime.device, context.runtime.precision)
-    return f"{context.runtime.precision} ({context.runtime.why_precision}); {rate / 1e12:.2f} TFLOP/s, {source}"
+    return f"{context.runtime.precision} ({context.runtime.precision_reason}); {rate / 1e12:.2f} TFLOP/s, {source}"
 
 
 def _compiler(context: Context) -> str:

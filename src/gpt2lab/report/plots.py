@@ -56,7 +56,7 @@ def saved_positions(run: Run) -> PositionCurve | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = run.newest_evaluation(POSITIONS)
+    path = run.latest_evaluation(POSITIONS)
     if path is None:
         return None
     values = read_json(path)

@@ -17,7 +17,7 @@ from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
 from gpt2lab.files import read_json
 from gpt2lab.model.inspection import attention_weights
 from gpt2lab.report.plots import PositionCurve, saved_positions
-from gpt2lab.runs import Row, Run
+from gpt2lab.runs import MetricsRow, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import load_model
 from gpt2lab.training.config import STREAM
@@ -60,7 +60,7 @@ class Record:
     run: Run
     config: dict[str, Any]
     environment: dict[str, Any]
-    metrics: list[Row]
+    metrics: list[MetricsRow]
     evals: list[Evaluated]
     samples: list[Written]
     state: dict[str, Any]

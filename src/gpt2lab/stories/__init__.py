@@ -1,1 +1,9 @@
-"""The embedded corpus: short stories of known entropy."""
+"""The embedded corpus: short children's stories of known entropy.
+
+Reading order:
+
+1. ``grammar``: a graph whose random walks write texts of exactly known probability.
+2. ``notation``: the language in which plots are written, compiled to that graph.
+3. ``lexicon`` and ``plots``: the words and the plots.
+4. ``corpus``: generating stories, parsing texts, and their entropy.
+"""

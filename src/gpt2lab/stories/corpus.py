@@ -1,11 +1,12 @@
-"""The embedded corpus: short children's stories of known entropy, any number of them, the same everywhere.
+"""Short children's stories: generated in any number, the same everywhere, each with its exact probability.
 
-A seeded probabilistic grammar writes them (the graph: `stories_grammar.py`; the notation: `stories_notation.py`; the
-plots and words: `stories_plots.py`, `stories_words.py`). Every story carries its exact -log2 probability, so the mean
-over stories is the lowest loss that any model can reach, and :func:`parse` says of any text whether the grammar
-can write it, and where it first breaks. Stories in the manner of TinyStories (Eldan & Li 2023).
+A seeded probabilistic grammar writes them (the graph in `grammar.py`, the notation in `notation.py`, the contents in
+`plots.py` and `lexicon.py`), in the manner of TinyStories (Eldan & Li 2023). Every story carries its information
+content, -log2 p. The mean over stories is the entropy of the corpus, which is the lowest loss that any model can reach.
+:func:`parse` tells whether the grammar can write a text, and where it first breaks.
 
-Story ``index`` depends on ``(seed, index)`` only, through integers only: any process can write any part of the corpus.
+Story ``index`` is a function of ``(seed, index)`` alone, computed in integers: any process can write any part of the
+corpus.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from math import log2
 from typing import NoReturn
 
 from gpt2lab.errors import InputError
-from gpt2lab.stories.grammar import END, Choice, Draw, Refer, Trie, Walk, Word
+from gpt2lab.stories.grammar import END, Choice, Draw, Reference, Trie, Walk, Word
 from gpt2lab.stories.lexicon import POOLS
 from gpt2lab.stories.notation import Grammar
 from gpt2lab.stories.plots import PLOTS
 
 _MASK = (1 << 64) - 1
-_SHOWN = 5  # expectations named in a message
+_MAX_SHOWN = 5  # expected words named in a message
 
 
 @dataclass(frozen=True)
 class Story:
-    """A text, and its information: ``bits`` = -log2 of the probability with which the grammar writes it."""
+    """A text and its information content: ``bits`` = -log2 of the probability with which the grammar writes it."""
 
     text: str
     bits: float
@@ -38,10 +39,14 @@ class Story:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the grammar says of a text; ``offset`` is the character at which it first breaks, ``message`` how.
+    """What the grammar says about a text.
 
-    ``grammatical``: each sentence is one that can stand in its place, and the text is complete. ``consistent``: what
-    refers back agrees with what was said, as far as the text could be read. ``bits`` is None unless both hold.
+    Attributes:
+        grammatical: The grammar can write each sentence where it stands, and the text is complete.
+        consistent: What refers back agrees with what was said, as far as the text could be parsed.
+        bits: -log2 of the probability of the text; ``None`` unless it is grammatical and consistent.
+        offset: The character at which it first breaks, if it does.
+        message: What was expected there and what was found.
     """
 
     grammatical: bool
@@ -51,34 +56,38 @@ class Verdict:
     message: str | None
 
 
+def generate_story(seed: int, index: int) -> Story:
+    """Generate story ``index`` of corpus ``seed``: 60 to 250 words of ASCII, without a newline at the end.
+
+    Raises:
+        InputError: ``seed`` or ``index`` is outside [0, 2**64).
+    """
+    for name, value in (("seed", seed), ("index", index)):
+        if not 0 <= value <= _MASK:
+            raise InputError(f"{name} of the stories is {value}; give an integer from 0 to 2**64 - 1")
+    return generate(grammar(), splitmix64(seed, index))
+
+
+def stories(seed: int = 0, start: int = 0) -> Iterator[Story]:
+    """Generate the stories ``start``, ``start + 1``, ... of corpus ``seed``, without end."""
+    return (generate_story(seed, index) for index in count(start))
+
+
+def parse(text: str) -> Verdict:
+    """Judge a text: can the grammar write it, does it agree with itself, and how probable is it?"""
+    return parse_with(grammar(), text)
+
+
 @cache
 def grammar() -> Grammar:
     """The grammar of the stories, compiled at the first call."""
     return Grammar(PLOTS, POOLS)
 
 
-def write_story(seed: int, index: int) -> Story:
-    """Write story ``index`` of corpus ``seed``; both in [0, 2**64). 60 to 250 words of ASCII, no newline at the end."""
-    for name, value in (("seed", seed), ("index", index)):
-        if not 0 <= value <= _MASK:
-            raise InputError(f"{name} of the stories is {value}; give an integer from 0 to 2**64 - 1")
-    return write(grammar(), splitmix64(seed, index))
-
-
-def stories(seed: int = 0, start: int = 0) -> Iterator[Story]:
-    """Write the stories ``start``, ``start + 1``, ... of corpus ``seed``, without end."""
-    return (write_story(seed, index) for index in count(start))
-
-
-def parse(text: str) -> Verdict:
-    """Judge a text: can the grammar write it, does it agree with itself, and how probable is it."""
-    return read(grammar(), text)
-
-
 def splitmix64(seed: int, index: int) -> Callable[[int], int]:
     """Return ``pick(n)``, which draws integers in [0, n): SplitMix64 (Steele et al. 2014), started at a hash of both.
 
-    Multiplying up a 64-bit draw favours no number by more than n / 2**64: nothing that a corpus could show.
+    Scaling a 64-bit draw favors no number by more than n / 2**64, which no corpus could show.
     """
     state = _mix(_mix(seed) ^ index)
 
@@ -96,146 +105,43 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One grammar, two interpreters
+# ---------------------------------------------------------------------------------------------------------- generating
+
+
+def generate(grammar: Grammar, pick: Callable[[int], int]) -> Story:
+    """Generate one text of a grammar; ``pick(n)`` chooses one of n possibilities."""
+    writer = _Writer(pick)
+    writer.run(grammar.start)
+    return Story("".join(writer.parts), log2(writer.outcomes))
 
 
 class _Writer(Walk):
-    """Decides by ``pick(n)``, an integer in [0, n), and writes."""
+    """Chooses by ``pick(n)``, an integer in [0, n), and writes."""
 
     def __init__(self, pick: Callable[[int], int]) -> None:
         super().__init__()
         self.pick = pick
         self.parts: list[str] = []
 
-    def say(self, text: str) -> None:
+    def literal(self, text: str) -> None:
         self.parts.append(text)
 
     def choose(self, choice: Choice) -> int:
-        return self.pick(len(choice.ways))
+        return self.pick(len(choice.branches))
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
         word = words[self.pick(len(words))]
         self.parts.append(word.forms[draw.form])
         return word
 
-    def refer(self, refer: Refer, word: Word) -> None:
-        self.parts.append(word.forms[refer.form])
+    def refer(self, reference: Reference, word: Word) -> None:
+        self.parts.append(word.forms[reference.form])
 
 
-class _Break(Exception):
-    """The text goes on as the grammar cannot."""
+# ------------------------------------------------------------------------------------------------------------- parsing
 
 
-class _Reader(Walk):
-    """Decides by the text that comes next, and notes the first thing that is wrong."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text + END
-        self.position = 0
-        self.consistent = True
-        self.offset: int | None = None
-        self.message: str | None = None
-
-    def say(self, text: str) -> None:
-        if not self.text.startswith(text, self.position):
-            self._break([text])
-        self.position += len(text)
-
-    def choose(self, choice: Choice) -> int:
-        way = self._decide(choice.trie)
-        if way is None:
-            self._break(choice.expected)
-        return way
-
-    def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
-        expected = [word.forms[draw.form] for word in words]
-        word = draw.legal.words[self._word(draw, expected)]
-        if word not in words:
-            self._disagree(expected, word.forms[draw.form])
-        return word
-
-    def refer(self, refer: Refer, word: Word) -> None:
-        expected = word.forms[refer.form]
-        if self.text.startswith(expected, self.position):
-            self.position += len(expected)
-        else:
-            self._disagree([expected], refer.legal.texts[self._word(refer, [expected])])
-
-    def finish(self) -> None:
-        """The text must end where the grammar does."""
-        if self.text[self.position :] != END:
-            self._break([END])
-
-    def _word(self, node: Draw | Refer, expected: Sequence[str]) -> int:
-        """Pass any word that is legal in the slot; return its number."""
-        number = self._decide(node.legal.trie)
-        if number is None or not self.text.startswith(node.legal.texts[number], self.position):
-            self._break(expected)
-        self.position += len(node.legal.texts[number])
-        return number
-
-    def _disagree(self, expected: Sequence[str], found: str) -> None:
-        """The word just passed is legal, but not after what was said."""
-        self.consistent = False
-        self._note(self.position - len(found), expected, found)
-
-    def _decide(self, trie: Trie) -> int | None:
-        """Return the number that the next characters lead to."""
-        below: Trie | None = trie
-        position = self.position
-        while isinstance(below, dict):
-            below = below.get(self.text[position])
-            position += 1
-        return below
-
-    def _note(self, offset: int, expected: Sequence[str], found: str) -> None:
-        """Remember the first fault."""
-        if self.offset is None:
-            self.offset = offset
-            self.message = f"expected {_listed(expected)}, found {_shown(found)}"
-
-    def _break(self, expected: Iterable[str]) -> NoReturn:
-        """Say at which character the text leaves every continuation that the grammar has, and stop."""
-        rest = self.text[self.position :]
-        shared = [(_shared(text, rest), text) for text in expected]
-        length = max(n for n, _ in shared)
-        begin = max(rest.rfind(" ", 0, length), rest.rfind("\n", 0, length)) + 1  # show the whole word
-        words = [_first_word(text[begin:]) for n, text in shared if n == length]
-        self._note(self.position + length, words, _first_word(rest[begin:]))
-        raise _Break
-
-
-def _shared(a: str, b: str) -> int:
-    """Count the characters with which both begin."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _first_word(text: str) -> str:
-    return text.split(END)[0][: len(text) - len(text.lstrip()) + len((text.split() or [""])[0])]
-
-
-def _shown(word: str) -> str:
-    return json.dumps(word) if word else "the end of the text"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """``"a"``, ``"a" or "b"``, ``"a", "b" or 7 others``."""
-    names = [_shown(word) for word in sorted(set(words))]
-    if len(names) > _SHOWN:
-        names[_SHOWN - 1 :] = [f"{len(names) - _SHOWN + 1} others"]
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def write(grammar: Grammar, pick: Callable[[int], int]) -> Story:
-    """Write one text of a grammar; ``pick(n)`` decides between n ways."""
-    writer = _Writer(pick)
-    writer.run(grammar.start)
-    return Story("".join(writer.parts), log2(writer.outcomes))
-
-
-def read(grammar: Grammar, text: str) -> Verdict:
+def parse_with(grammar: Grammar, text: str) -> Verdict:
     """Judge a text by a grammar."""
     reader = _Reader(text)
     try:
@@ -245,3 +151,107 @@ def read(grammar: Grammar, text: str) -> Verdict:
         return Verdict(False, reader.consistent, None, reader.offset, reader.message)
     bits = log2(reader.outcomes) if reader.consistent else None
     return Verdict(True, reader.consistent, bits, reader.offset, reader.message)
+
+
+class _Break(Exception):
+    """The text continues as the grammar cannot."""
+
+
+class _Reader(Walk):
+    """Chooses what the text says next, and records the first fault."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text + END
+        self.position = 0
+        self.consistent = True
+        self.offset: int | None = None
+        self.message: str | None = None
+
+    def literal(self, text: str) -> None:
+        if not self.text.startswith(text, self.position):
+            self._break([text])
+        self.position += len(text)
+
+    def choose(self, choice: Choice) -> int:
+        branch = self._look_up(choice.trie)
+        if branch is None:
+            self._break(choice.expected)
+        return branch
+
+    def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
+        expected = [word.forms[draw.form] for word in words]
+        word = draw.legal.words[self._read_word(draw, expected)]
+        if word not in words:
+            self._disagree(expected, word.forms[draw.form])
+        return word
+
+    def refer(self, reference: Reference, word: Word) -> None:
+        expected = word.forms[reference.form]
+        if self.text.startswith(expected, self.position):
+            self.position += len(expected)
+        else:
+            self._disagree([expected], reference.legal.texts[self._read_word(reference, [expected])])
+
+    def finish(self) -> None:
+        """Require that the text ends where the grammar does."""
+        if self.text[self.position :] != END:
+            self._break([END])
+
+    def _read_word(self, node: Draw | Reference, expected: Sequence[str]) -> int:
+        """Read any word that is legal in the slot; return its number."""
+        number = self._look_up(node.legal.trie)
+        if number is None or not self.text.startswith(node.legal.texts[number], self.position):
+            self._break(expected)
+        self.position += len(node.legal.texts[number])
+        return number
+
+    def _look_up(self, trie: Trie) -> int | None:
+        """Return the number that the next characters lead to."""
+        below: Trie | None = trie
+        position = self.position
+        while isinstance(below, dict):
+            below = below.get(self.text[position])
+            position += 1
+        return below
+
+    def _disagree(self, expected: Sequence[str], found: str) -> None:
+        """Record that the word just read is legal, but contradicts what was said."""
+        self.consistent = False
+        self._record(self.position - len(found), expected, found)
+
+    def _break(self, expected: Iterable[str]) -> NoReturn:
+        """Record the character at which the text leaves every continuation that the grammar has, and stop."""
+        rest = self.text[self.position :]
+        common = [(_common_length(text, rest), text) for text in expected]
+        length = max(n for n, _ in common)
+        begin = max(rest.rfind(" ", 0, length), rest.rfind("\n", 0, length)) + 1  # show the whole word
+        words = [_first_word(text[begin:]) for n, text in common if n == length]
+        self._record(self.position + length, words, _first_word(rest[begin:]))
+        raise _Break
+
+    def _record(self, offset: int, expected: Sequence[str], found: str) -> None:
+        if self.offset is None:  # the first fault
+            self.offset = offset
+            self.message = f"expected {_listed(expected)}, found {_quoted(found)}"
+
+
+def _common_length(a: str, b: str) -> int:
+    """Count the characters that both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _first_word(text: str) -> str:
+    return text.split(END)[0][: len(text) - len(text.lstrip()) + len((text.split() or [""])[0])]
+
+
+def _quoted(word: str) -> str:
+    return json.dumps(word) if word else "the end of the text"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``"a"``, ``"a" or "b"``, ``"a", "b" or 7 others``."""
+    names = [_quoted(word) for word in sorted(set(words))]
+    if len(names) > _MAX_SHOWN:
+        names[_MAX_SHOWN - 1 :] = [f"{len(names) - _MAX_SHOWN + 1} others"]
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,12 +1,13 @@
-"""A grammar whose every text has one derivation, so that its exact probability is known: write it, or read it back.
+"""A probabilistic grammar in which every text has exactly one derivation, so that its exact probability is known.
 
-A story is a walk through a graph without cycles. Where n ways lead on, the walk takes each with probability 1/n, so
+A story is a random walk through an acyclic graph. At a node with n branches the walk takes each with probability 1/n:
 
-    P(story) = 1 / (n_1 n_2 ... n_k),        -log2 P(story) = log2(n_1 n_2 ... n_k) bits,
+    P(story) = 1 / (n_1 n_2 ... n_k),        -log2 P(story) = log2(n_1 n_2 ... n_k) bits.
 
-whose mean over stories is their entropy: no model can do better (Shannon 1948). The same walk has two interpreters
-(`stories.py`): the writer draws at each place, the reader takes the way whose text comes next. That it can is the
-grammar's one law, checked place by place: *no way's text is a prefix of another's*, as in a prefix code (Kraft 1949).
+The mean of this over stories is their entropy, and no model can have a lower loss (Shannon 1948). The same walk has two
+interpreters (`corpus.py`): the writer chooses at random at each node, the reader takes the branch whose text comes next
+and so recovers the product n_1 n_2 ... n_k from a text. That it can is the one law of the grammar, checked at each
+node: *no branch's text is a prefix of another's*, as in a prefix code (Kraft 1949).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from functools import cached_property
 from typing import TypeAlias
 
 END = "\0"  # stands for the end of the story where texts are compared
-_DEEPEST_LOOK = 4  # literals to look ahead before a choice counts as ambiguous
+_MAX_LOOKAHEAD = 4  # literals after which a choice counts as ambiguous
 
 
 class AmbiguityError(Exception):
-    """Two ways on can begin with the same text: the grammar is at fault, not its user."""
+    """Two branches can begin with the same text: the grammar is at fault, not its user."""
 
 
 # ------------------------------------------------------------------------------------------------ telling texts apart
@@ -31,9 +32,10 @@ Trie: TypeAlias = "dict[str, Trie] | int"
 
 
 def build_trie(texts: Sequence[tuple[str, int]], depth: int = 0) -> Trie:
-    """Index numbered texts by their characters, from ``depth`` on and as deep as it takes to know the number.
+    """Index numbered texts by their characters, from ``depth`` on and as deep as needed to know the number.
 
-    Raises :class:`AmbiguityError` where a text is a prefix of one with another number.
+    Raises:
+        AmbiguityError: A text is a prefix of one with another number.
     """
     first = texts[0][1]
     if all(number == first for _, number in texts):
@@ -41,20 +43,20 @@ def build_trie(texts: Sequence[tuple[str, int]], depth: int = 0) -> Trie:
     below: dict[str, list[tuple[str, int]]] = {}
     for text, number in texts:
         if len(text) == depth:
-            raise AmbiguityError(f"two ways on begin with {text!r}")
+            raise AmbiguityError(f"two branches begin with {text!r}")
         below.setdefault(text[depth], []).append((text, number))
     return {char: build_trie(part, depth + 1) for char, part in below.items()}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Word:
-    """A word of a pool, with its forms by name; the plain one is ``""``."""
+    """A word of a pool, with its forms by name; the plain form is ``""``."""
 
     forms: Mapping[str, str]
 
 
-class Vocabulary:
-    """Words in one form: ``texts`` in order, each once ("he" for all boys), and their trie."""
+class SurfaceForms:
+    """Words in one form: their distinct ``texts`` in order ("he" once for all boys), and the trie of these."""
 
     def __init__(self, words: Sequence[Word], form: str) -> None:
         self.words = words
@@ -62,17 +64,17 @@ class Vocabulary:
 
     @cached_property
     def trie(self) -> Trie:
-        """Number the text that comes next."""
+        """Gives the number of the text that comes next."""
         return build_trie([(text, number) for number, text in enumerate(self.texts)])
 
 
 # ---------------------------------------------------------------------------------------------------------- the graph
-# No repr: it would spell out the whole graph behind a node.
+# No repr: it would spell out the whole graph below a node.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Literal:
-    """Text that stands in every story that comes by."""
+    """Text that every story on this walk contains."""
 
     text: str
     after: Node
@@ -80,82 +82,83 @@ class Literal:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """One of n ways on, each with probability 1/n."""
+    """One of n branches, each with probability 1/n."""
 
-    ways: Sequence[Node]
+    branches: Sequence[Node]
 
     @cached_property
-    def _looked(self) -> tuple[int, Trie]:
+    def _lookahead(self) -> tuple[int, Trie]:
+        """The smallest look-ahead that can tell the branches apart, and the trie of what it sees."""
         depth = 1
         while True:
+            seen = [(text, i) for i, branch in enumerate(self.branches) for text in continuations(branch, depth)]
             try:
-                return depth, build_trie([(lead, i) for i, way in enumerate(self.ways) for lead in leads(way, depth)])
+                return depth, build_trie(seen)
             except AmbiguityError:
-                if depth == _DEEPEST_LOOK:
+                if depth == _MAX_LOOKAHEAD:
                     raise
             depth += 1
 
     @property
     def trie(self) -> Trie:
-        """Number the way whose text comes next, with the least look-ahead that can tell."""
-        return self._looked[1]
+        """Gives the number of the branch whose text comes next."""
+        return self._lookahead[1]
 
     @property
     def expected(self) -> Iterator[str]:
-        """All that may come next, as far as the trie looks ahead."""
-        return leads(self, self._looked[0])
+        """Everything that may come next, as far as the trie looks ahead."""
+        return continuations(self, self._lookahead[0])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Refer:
-    """What a slot holds, in one of its forms; ``legal`` is all that may stand in the slot."""
+class Reference:
+    """The word that a slot holds, in one of its forms; ``legal`` are all words that the slot may hold."""
 
     slot: str
     form: str
-    legal: Vocabulary
+    legal: SurfaceForms
     after: Node
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Draw:
-    """A word of a pool for a slot: each that no slot took from the pool before has the same probability.
+    """A word of a pool for a slot, uniform over those that no other slot has taken from the pool.
 
-    The pool ``among`` slots is what they hold. A draw for the slot ``""`` is remembered nowhere.
+    The pool ``among`` slots is what they hold. A draw for the slot ``""`` is not remembered.
     """
 
     slot: str
     form: str
     pool: str
     among: Sequence[str]
-    words: Vocabulary
-    legal: Vocabulary
+    words: SurfaceForms
+    legal: SurfaceForms
     after: Node
 
 
-Node: TypeAlias = "Literal | Choice | Refer | Draw | None"  # None: the story ends
+Node: TypeAlias = "Literal | Choice | Reference | Draw | None"  # None: the story ends
 
 
-def leads(node: Node, depth: int) -> Iterator[str]:
-    """Yield every text with which a story can go on at ``node``, up to the end of its ``depth``-th literal."""
+def continuations(node: Node, depth: int) -> Iterator[str]:
+    """Yield every text with which a story can continue at ``node``, up to the end of its ``depth``-th literal."""
     match node:
         case None:
             yield END
         case Literal():
-            yield from (node.text + lead for lead in (leads(node.after, depth - 1) if depth > 1 else ("",)))
+            yield from (node.text + rest for rest in (continuations(node.after, depth - 1) if depth > 1 else ("",)))
         case Choice():
-            for way in node.ways:
-                yield from leads(way, depth)
-        case Refer():
-            yield from (text + lead for text in node.legal.texts for lead in leads(node.after, depth))
-        case Draw():
-            yield from (text + lead for text in node.words.texts for lead in leads(node.after, depth))
+            for branch in node.branches:
+                yield from continuations(branch, depth)
+        case Reference() | Draw():
+            words = node.words if isinstance(node, Draw) else node.legal
+            yield from (text + rest for text in words.texts for rest in continuations(node.after, depth))
 
 
 # ----------------------------------------------------------------------------------------------------------- the walk
 
 
 class Walk(ABC):
-    """One way through the graph. An interpreter decides where there is a choice, and keeps what it wants to keep."""
+    """One walk through the graph. An interpreter decides where there is a choice, and keeps what it wants."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Word] = {}
@@ -165,16 +168,16 @@ class Walk(ABC):
     def run(self, node: Node) -> None:
         """Walk from ``node`` to the end."""
         while node is not None:
-            if isinstance(node, Literal):
-                self.say(node.text)
-            elif isinstance(node, Refer):
-                self.refer(node, self.slots[node.slot])
-            elif isinstance(node, Draw):
-                self._draw(node)
-            else:
-                self.outcomes *= len(node.ways)
-                node = node.ways[self.choose(node)]
+            if isinstance(node, Choice):
+                self.outcomes *= len(node.branches)
+                node = node.branches[self.choose(node)]
                 continue
+            if isinstance(node, Literal):
+                self.literal(node.text)
+            elif isinstance(node, Reference):
+                self.refer(node, self.slots[node.slot])
+            else:
+                self._draw(node)
             node = node.after
 
     def _draw(self, node: Draw) -> None:
@@ -189,17 +192,17 @@ class Walk(ABC):
             self.slots[node.slot] = word
 
     @abstractmethod
-    def say(self, text: str) -> None:
+    def literal(self, text: str) -> None:
         """Pass a literal."""
 
     @abstractmethod
     def choose(self, choice: Choice) -> int:
-        """Decide for a way; return its number."""
+        """Choose a branch; return its number."""
 
     @abstractmethod
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
-        """Decide for one of ``words``."""
+        """Choose one of ``words``."""
 
     @abstractmethod
-    def refer(self, refer: Refer, word: Word) -> None:
+    def refer(self, reference: Reference, word: Word) -> None:
         """Pass ``word``, which was drawn before."""

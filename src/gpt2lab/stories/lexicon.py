@@ -1,6 +1,6 @@
-"""The words of the stories, in pools: those of a pool are equally probable and can stand for one another in every plot.
+"""The words of the stories, in pools: the words of a pool are equally probable and interchangeable in every plot.
 
-Within a pool no word is the beginning of another, so that a reader knows where a word ends.
+Within a pool no word is a prefix of another, so that a reader knows where a word ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _HE = {"he": "he", "him": "him", "his": "his", "He": "He", "His": "His"}
 
 
 def _plain(words: str) -> tuple[Word, ...]:
-    """Words separated by blanks, with ``a``: behind the article, ``A``: as a sentence begins, ``s``: the plural."""
+    """Words separated by spaces; ``a``: with the article, ``A``: the same capitalized, ``s``: the plural."""
     return tuple(_noun(word) for word in words.split())
 
 
@@ -21,10 +21,10 @@ def _noun(word: str, **forms: str) -> Word:
     return Word({"": word, "a": a, "A": a.capitalize(), "s": word + ("es" if word.endswith("ch") else "s"), **forms})
 
 
-def _with(form: str, lines: str) -> tuple[Word, ...]:
-    """``dog: barked``, one a line: a noun and what is its own, in another form."""
-    pairs = (line.split(": ") for line in lines.strip().splitlines())
-    return tuple(_noun(word.strip(), **{form: own}) for word, own in pairs)
+def _with(form: str, items: str) -> tuple[Word, ...]:
+    """``dog: barked, ...``: nouns, each with a form of its own."""
+    pairs = (item.split(": ") for item in _items(items))
+    return tuple(_noun(word, **{form: own}) for word, own in pairs)
 
 
 def _people(words: str, pronouns: dict[str, str]) -> tuple[Word, ...]:
@@ -33,23 +33,27 @@ def _people(words: str, pronouns: dict[str, str]) -> tuple[Word, ...]:
     return tuple(Word({"": name, "short": short[0] if short else name, **pronouns}) for name, *short in pairs)
 
 
-def _deeds(lines: str) -> tuple[Word, ...]:
-    """``fly/flew/flying kites``: the plain form, ``did`` and ``doing``."""
+def _deeds(items: str) -> tuple[Word, ...]:
+    """``fly/flew/flying kites, ...``: the plain form, ``did`` and ``doing``."""
     deeds = []
-    for line in lines.strip().splitlines():
-        verb, rest = line.strip().split(" ", 1)
+    for item in _items(items):
+        verb, rest = item.split(" ", 1)
         do, did, doing = verb.split("/")
         deeds.append(Word({"": f"{do} {rest}", "did": f"{did} {rest}", "doing": f"{doing} {rest}"}))
     return tuple(deeds)
 
 
-def _phrases(lines: str) -> tuple[Word, ...]:
-    """One a line, with ``A``: as a sentence begins."""
-    texts = [line.strip() for line in lines.strip().splitlines()]
-    return tuple(Word({"": text, "A": text[0].upper() + text[1:]}) for text in texts)
+def _phrases(items: str) -> tuple[Word, ...]:
+    """``the river, ...``: phrases; ``A``: at the start of a sentence."""
+    return tuple(Word({"": text, "A": text[0].upper() + text[1:]}) for text in _items(items))
 
 
-# Words that stories refer back to. No other pool holds one, so that the last one said is the one that is meant.
+def _items(items: str) -> list[str]:
+    """Split a list at its commas."""
+    return [item.strip() for item in items.split(",")]
+
+
+# Words that stories refer back to. No other pool contains them, so that the last one mentioned is the one meant.
 _REMEMBERED: dict[str, tuple[Word, ...]] = {
     "girl": _people("Lily/Lil Mia/Mimi Anna/Annie Sara/Sally Emma/Emmy Rose/Rosie", _SHE),
     "boy": _people("Tom/Tommy Ben/Benny Max/Maxie Sam/Sammy Jack/Jacky Leo/Lee", _HE),
@@ -61,48 +65,24 @@ _REMEMBERED: dict[str, tuple[Word, ...]] = {
     "trait": _plain("kind brave clever gentle shy lively patient polite"),
     "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
     "site": _phrases("""
-        the river
-        the forest
-        the sea
-        the lake
-        the park
-        the hill
-        the school
-        the bridge
+        the river, the forest, the sea, the lake, the park, the hill, the school, the bridge
     """),
     "deed": _deeds("""
-        fly/flew/flying kites
-        paint/painted/painting pictures
-        sing/sang/singing songs
-        climb/climbed/climbing trees
-        bake/baked/baking bread
-        count/counted/counting stars
-        ride/rode/riding bikes
-        read/read/reading books
+        fly/flew/flying kites, paint/painted/painting pictures, sing/sang/singing songs,
+        climb/climbed/climbing trees, bake/baked/baking bread, count/counted/counting stars,
+        ride/rode/riding bikes, read/read/reading books
     """),
-    "colour": _with(
+    "color": _with(
         "like",
         """
-        red: a tomato
-        blue: the sky
-        green: grass
-        yellow: the sun
-        purple: a grape
-        orange: a fire
-        pink: a pig
-        white: snow
+        red: a tomato, blue: the sky, green: grass, yellow: the sun, purple: a grape, orange: a fire,
+        pink: a pig, white: snow
     """,
     ),
     "toy": _with(
         "can",
         """
-        ball: bounce
-        kite: fly
-        doll: blink
-        drum: boom
-        boat: float
-        train: whistle
-        robot: talk
+        ball: bounce, kite: fly, doll: blink, drum: boom, boat: float, train: whistle, robot: talk,
         car: race
     """,
     ),
@@ -111,66 +91,32 @@ _REMEMBERED: dict[str, tuple[Word, ...]] = {
     "animal": _with(
         "said",
         """
-        dog: barked
-        cat: meowed
-        goat: bleated
-        hen: clucked
-        horse: neighed
-        donkey: brayed
-        parrot: squawked
-        duck: quacked
+        dog: barked, cat: meowed, goat: bleated, hen: clucked, horse: neighed, donkey: brayed,
+        parrot: squawked, duck: quacked
     """,
     ),
     "baby": _with(
         "said",
         """
-        kitten: mewed
-        puppy: yapped
-        lamb: cried
-        owlet: hooted
-        chick: peeped
-        piglet: squealed
-        calf: mooed
-        foal: whinnied
+        kitten: mewed, puppy: yapped, lamb: cried, owlet: hooted, chick: peeped, piglet: squealed,
+        calf: mooed, foal: whinnied
     """,
     ),
     "hideout": _phrases("""
-        under the bed
-        behind the sofa
-        under the stairs
-        in the closet
-        behind the curtain
-        on the top shelf
-        inside the oven
-        in the attic
-        in the tall grass
-        in the hollow tree
-        behind the shed
-        next to the well
+        under the bed, behind the sofa, under the stairs, in the closet, behind the curtain,
+        on the top shelf, inside the oven, in the attic, in the tall grass, in the hollow tree,
+        behind the shed, next to the well
     """),
     "fear": _phrases("""
-        the dark
-        loud thunder
-        deep water
-        high places
-        spiders
-        ghosts
-        wolves
-        strangers
+        the dark, loud thunder, deep water, high places, spiders, ghosts, wolves, strangers
     """),
     "tool": _phrases("""
-        a pot of glue
-        a roll of tape
-        a ball of string
-        a hammer
-        a needle and thread
-        a pair of pliers
-        a box of nails
-        a brush
+        a pot of glue, a roll of tape, a ball of string, a hammer, a needle and thread, a pair of pliers,
+        a box of nails, a brush
     """),
 }
 
-# Words that are said and not spoken of again.
+# Words that are not mentioned again.
 _PASSING: dict[str, tuple[Word, ...]] = {
     "look": _plain(
         "little tiny big shiny wooden old new pretty striped round painted heavy funny strange lovely dusty"
@@ -194,20 +140,8 @@ _PASSING: dict[str, tuple[Word, ...]] = {
         elephants wizards robbers kings whales monsters sailors"""
     ),
     "topic": _phrases("""
-        the moon
-        the weather
-        the stars
-        the summer
-        the winter
-        the world
-        dreams
-        faraway lands
-        music
-        birthdays
-        magic
-        ships
-        riddles
-        planets
+        the moon, the weather, the stars, the summer, the winter, the world, dreams, faraway lands, music,
+        birthdays, magic, ships, riddles, planets
     """),
     "mood": _plain("sad upset angry worried gloomy unhappy cross nervous"),
     "joy": _plain("happy glad proud thankful delighted excited pleased relieved"),

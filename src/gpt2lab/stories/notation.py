@@ -1,14 +1,14 @@
-"""The language in which plots are written, compiled to the graph of `stories_grammar.py`.
+"""The language in which plots are written, compiled to the graph of `grammar.py`.
 
-    {hero:girl} had {colour.a:colour} {thing:toy}.       draw a word of a pool, remember it under a name
-    One (day|morning), the {thing} was gone.             choose; refer to what was drawn
-    | "Where is my {colour} {thing}?" cried {hero}.      another way to say the line above
-    |                                                    or nothing at all
-    <search>                                             the lines of another rule
+    {hero:girl} had {color.a:color} {thing:toy}.       draw a word of a pool and remember it under a name
+    One (day|morning), the {thing} was gone.           choose; refer to what was drawn
+    | "Where is my {color} {thing}?" cried {hero}.     another way to say the line above
+    |                                                  or nothing at all
+    <search>                                           the lines of another rule
 
-``{slot.form}`` takes another form of the word (``{hero.his}``, ``{colour.a}``), ``{:pool}`` draws without remembering,
-``{slot:one/other}`` draws among the words of the slots named. Words drawn from one pool under names are all different.
-Lines are joined by spaces; an empty line starts a paragraph. A backslash at a line's end continues it.
+``{slot.form}`` takes another form of the word (``{hero.his}``, ``{color.a}``), ``{:pool}`` draws without remembering,
+``{slot:one/other}`` draws among the words that the named slots hold. Words drawn from one pool under names are all
+different. Lines are joined by spaces; an empty line starts a paragraph.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from gpt2lab.stories.grammar import Choice, Draw, Literal, Node, Refer, Vocabulary, Word
+from gpt2lab.stories.grammar import Choice, Draw, Literal, Node, Reference, SurfaceForms, Word
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """``{slot.form:pool}``; a reference where no pool is named."""
+    """``{slot.form:pool}``; without a pool, a reference."""
 
     slot: str
     form: str
@@ -36,18 +36,16 @@ _TOKEN = re.compile(_SLOT.pattern + r"|<(?P<rule>\w+)>|(?P<mark>[(|)])|(?P<text>
 
 
 class Grammar:
-    """Rules and pools of words by name; ``start`` is the first node of the graph of everything they can write."""
+    """Rules and pools of words, by name; ``start`` is the first node of the graph of all their texts."""
 
     def __init__(self, rules: Mapping[str, str], pools: Mapping[str, Sequence[Word]], first: str = "story") -> None:
         self._rules, self._pools = rules, pools
-        self._vocabularies: dict[tuple[Sequence[str], str], Vocabulary] = {}
+        self._surface_forms: dict[tuple[Sequence[str], str], SurfaceForms] = {}
         self._drawn_from: dict[str, list[str]] = {}  # slot -> the names of the pools that fill it anywhere
         for slot, _, pool in _SLOT.findall("\n".join(rules.values())):
             if pool:
                 self._drawn_from.setdefault(slot, []).append(pool)
         self.start = self._link(self._rule(first), None)
-
-    # Text to parts
 
     def _rule(self, name: str) -> list[_Part]:
         parts: list[_Part] = []
@@ -72,22 +70,20 @@ class Grammar:
         return [separator, *self._alternatives(tokens)[0]] if line else []
 
     def _alternatives(self, tokens: Iterator[re.Match[str]]) -> list[list[_Part]]:
-        """Read up to the closing bracket or the end."""
-        found: list[list[_Part]] = [[]]
+        """Parse up to the closing parenthesis or the end."""
+        alternatives: list[list[_Part]] = [[]]
         for token in tokens:
             if token["rule"]:
-                found[-1] += self._rule(token["rule"])
+                alternatives[-1] += self._rule(token["rule"])
             elif token["mark"] == "(":
-                found[-1].append(self._alternatives(tokens))
+                alternatives[-1].append(self._alternatives(tokens))
             elif token["mark"] == ")":
                 break
             elif token["mark"] == "|":
-                found.append([])
+                alternatives.append([])
             else:
-                found[-1].append(token["text"] or _Slot(token[1] or "", token[2] or "", token[3] or ""))
-        return found
-
-    # Parts to nodes
+                alternatives[-1].append(token["text"] or _Slot(token[1] or "", token[2] or "", token[3] or ""))
+        return alternatives
 
     def _link(self, parts: list[_Part], after: Node) -> Node:
         for part in reversed(parts):
@@ -96,8 +92,8 @@ class Grammar:
 
     def _node(self, part: _Part, after: Node) -> Node:
         if isinstance(part, list):
-            ways = [self._link(alternative, after) for alternative in part]
-            return ways[0] if len(ways) == 1 else Choice(ways)
+            branches = [self._link(alternative, after) for alternative in part]
+            return branches[0] if len(branches) == 1 else Choice(branches)
         if isinstance(part, _Slot):
             return self._slot_node(part, after)
         if not part:
@@ -105,21 +101,21 @@ class Grammar:
         return Literal(part + after.text, after.after) if isinstance(after, Literal) else Literal(part, after)
 
     def _slot_node(self, part: _Slot, after: Node) -> Node:
-        legal = self._vocabulary(self._drawn_from[part.slot] if part.slot else (part.pool,), part.form)
+        legal = self._forms(self._drawn_from[part.slot] if part.slot else (part.pool,), part.form)
         if not part.pool:
-            return Refer(part.slot, part.form, legal, after)
+            return Reference(part.slot, part.form, legal, after)
         among = part.pool.split("/") if "/" in part.pool else ()
-        return Draw(part.slot, part.form, part.pool, among, self._vocabulary((part.pool,), part.form), legal, after)
+        return Draw(part.slot, part.form, part.pool, among, self._forms((part.pool,), part.form), legal, after)
 
-    def _vocabulary(self, pools: Sequence[str], form: str) -> Vocabulary:
+    def _forms(self, pools: Sequence[str], form: str) -> SurfaceForms:
         key = (tuple(pools), form)
-        if key not in self._vocabularies:
+        if key not in self._surface_forms:
             words = dict.fromkeys(word for pool in pools for word in self._words(pool))
-            self._vocabularies[key] = Vocabulary(tuple(words), form)
-        return self._vocabularies[key]
+            self._surface_forms[key] = SurfaceForms(tuple(words), form)
+        return self._surface_forms[key]
 
     def _words(self, pool: str) -> Iterator[Word]:
-        """The words of a pool; those of ``one/other`` are all that may stand in the slots named."""
+        """Yield the words of a pool; for ``one/other``, all words that the named slots may hold."""
         if "/" not in pool:
             yield from self._pools[pool]
             return

@@ -1,4 +1,4 @@
-"""The plots of the stories, in the notation of `stories_notation.py`: one rule a plot, and the rules that they share.
+"""The plots of the stories, in the notation of `notation.py`: one rule a plot, and the rules that they share.
 
 A plot finds ``hero kind trait adult home site love`` filled, and must fill ``friend``, of whom the ending speaks.
 """
@@ -30,8 +30,8 @@ SHARED: dict[str, str] = {
     "critter": "{kind:critter} (named|called) ({hero:girl}|{hero:boy})",
     "grown_up": "({adult:female}|{adult:male})",
     "friend": "({friend:girl}|{friend:boy})",
-    "new_thing": "{.a:look} {colour:colour} {thing:toy}",
-    "new_box": "{.a:look} {colour:colour} {box:box}",
+    "new_thing": "{.a:look} {color:color} {thing:toy}",
+    "new_box": "{.a:look} {color:color} {box:box}",
     "near": "(by|near|close to|not far from)",
     "beside": "(under|behind|next to|in front of) {.a:look} {:furniture}",
     "ran": "(ran|walked|went|hurried|raced|skipped|marched|rushed)",
@@ -87,9 +87,9 @@ SHARED: dict[str, str] = {
 PLOTS: dict[str, str] = SHARED | {
     "lost": """
         One {:time}, {hero.his} {adult} gave {hero.him} <new_thing>. It could {thing.can} <very> well.
-        | On {hero.his} birthday, {hero.he} got <new_thing> as {colour} as {colour.like}.
-        <soon>, it was gone. "Have you seen my {colour} {thing}?" {hero.he} asked <friend> {:say}.
-        | But one {:weather} {:time}, {hero.he} told <friend> {:say}, "I lost my {colour} {thing}."
+        | On {hero.his} birthday, {hero.he} got <new_thing> as {color} as {color.like}.
+        <soon>, it was gone. "Have you seen my {color} {thing}?" {hero.he} asked <friend> {:say}.
+        | But one {:weather} {:time}, {hero.he} told <friend> {:say}, "I lost my {color} {thing}."
         They met {.a:build} {animal:animal}. "Look {hidden:hideout}," it {animal.said} {:say}.
         | {.A:build} {animal:animal} came along. "I saw it {hidden:hideout}," it {animal.said} {:say}.
         <sights>
@@ -107,7 +107,7 @@ PLOTS: dict[str, str] = SHARED | {
         {breaker.He} was <very> {:mood} and hid it {hidden:hideout}, <beside>.
         "Where is it?" {other:hero/friend} asked {:say}. "I broke it. Look {hidden}," {breaker.he} said {:say}.
         {hero.His} {adult} mended it with {tool:tool} and some {:hue} {:stuff}.
-        | With {tool:tool} and some {:hue} {:stuff}, {other} mended the {colour} {thing} {:move}.
+        | With {tool:tool} and some {:hue} {:stuff}, {other} mended the {color} {thing} {:move}.
     """,
     "errand": """
         One {:weather} {:time}, {hero.he} asked {:say}, "Can we {wish:deed}?"
@@ -117,20 +117,20 @@ PLOTS: dict[str, str] = SHARED | {
         So {hero.he} put it in <new_box> and <ran> off {:move}.
         | {hero} found <new_box> <beside> and put it in there.
         <sights>
-        <soon>, {friend} opened the {colour} {box}. "What a fine {fruit}!" {friend.he} said {:say}.
+        <soon>, {friend} opened the {color} {box}. "What a fine {fruit}!" {friend.he} said {:say}.
         | {friend} was <very> {:joy} and gave {hero.him} {:number} {:hue} {:goods} and {:number} {:papers}.
         Then, back at home, they {wish.did} until (noon|night|dinner|bedtime).
         | Back at the {home}, they {wish.did} and had {.a:savory} and <some> {:drink}.
     """,
     "quarrel": """
-        Together with <friend>, {hero.he} (found|saw|spotted) <new_thing> {found:hideout}, as {colour} as {colour.like}.
+        Together with <friend>, {hero.he} (found|saw|spotted) <new_thing> {found:hideout}, as {color} as {color.like}.
         | {hero.His} friend <friend> was with {hero.him} when they found <new_thing> {found:hideout}.
         "It is mine!" said {one:hero/friend}. "No, I saw it first!" {other:hero/friend} said {:say}.
         | {one:hero/friend} (took|grabbed|held) it {:move}, but {other:hero/friend} was <very> {:mood}.
         {hero.His} {adult} came with {.a:savory} and {.a:sweet}. "Play together!" {adult.he} said {:say}.
         | {hero.His} {adult} <sat> <beside> and told them {:say} to take turns.
         <soon>, {one} gave {other} the {thing}, {.a:savory} and {.a:sweet}.
-        | Then they put the {colour} {thing} back {found}, <beside>.
+        | Then they put the {color} {thing} back {found}, <beside>.
         <meal>
     """,
     "courage": """
@@ -144,7 +144,7 @@ PLOTS: dict[str, str] = SHARED | {
         | One {:weather} {:time}, {hero.he} heard a cry. It was {.a:build} {:hue} {baby:baby}.
         {hero.He} thought of {fear} and felt <very> {:mood} and <very> {:mood}.
         | "Help me!" it {baby.said} {:say}, but {hero.he} thought of {fear}.
-        {hero.He} (took|got|fetched) the {colour} {thing}, which was still {keep}, and saved the {baby}.
+        {hero.He} (took|got|fetched) the {color} {thing}, which was still {keep}, and saved the {baby}.
         | The {thing} was still {keep}. With it, {hero.he} <ran> {:move} to help the {baby}.
     """,
     "rescue": """
@@ -167,7 +167,7 @@ PLOTS: dict[str, str] = SHARED | {
         | "The {animal:animal} <near> {goal:site} wants <new_thing>," it said.
         <sights>
         At {goal}, {hero} gave it to the {animal}, who was <very> {:joy}.
-        | "The {colour} {thing}!" it {animal.said} {:say} when they came to {goal}.
+        | "The {color} {thing}!" it {animal.said} {:say} when they came to {goal}.
         "Now look for {box.a:box} {hidden:hideout}," it {animal.said} {:say}.
         | It talked {:say} about {:topic} and about {box.a:box} {hidden:hideout}.
         {hidden.A}, in the {box}, were {:number} {:hue} {:goods} and {:number} {:hue} {:papers}.
@@ -189,15 +189,15 @@ PLOTS: dict[str, str] = SHARED | {
     "present": """
         It was the birthday of {hero.his} friend <friend>, and {:number} guests wanted to come.
         | {hero.His} friend <friend> was going to have {.a:weather} birthday with {:number} guests.
-        "I wish I had {colour.a:colour} {thing:toy} that can {thing.can}," {friend.he} had said {:say}.
-        | {friend.He} had always (wanted|dreamed of) {colour.a:colour} {thing:toy}.
-        {hero} made one with {tool:tool} and some {colour} paint and worked {:move} for {:number} days.
-        | {hero.His} {adult} gave {hero.him} {tool:tool}, some {colour} paint, {.a:savory} and {.a:sweet}.
+        "I wish I had {color.a:color} {thing:toy} that can {thing.can}," {friend.he} had said {:say}.
+        | {friend.He} had always (wanted|dreamed of) {color.a:color} {thing:toy}.
+        {hero} made one with {tool:tool} and some {color} paint and worked {:move} for {:number} days.
+        | {hero.His} {adult} gave {hero.him} {tool:tool}, some {color} paint, {.a:savory} and {.a:sweet}.
         <soon>, {.a:build} {animal:animal} {animal.said} {:say} and <ran> away with the {thing}.
         | {hero.He} hid the {thing} <beside>, but {.a:build} {animal:animal} played with it {:move}.
         "It is for {friend}!" {hero.he} told the {animal} {:say} and got it back.
         | So {hero.he} gave it {.a:savory}, {.a:sweet} and {:number} {:goods} and got the {thing} back.
-        At the party, {friend} got {:number} {:goods}, {.a:look} {:furniture} and then the {colour} {thing}.
-        | {friend} was <very> {:joy}. "Just what I wanted, {colour.a} {thing}!" {friend.he} said {:say}.
+        At the party, {friend} got {:number} {:goods}, {.a:look} {:furniture} and then the {color} {thing}.
+        | {friend} was <very> {:joy}. "Just what I wanted, {color.a} {thing}!" {friend.he} said {:say}.
     """,
 }

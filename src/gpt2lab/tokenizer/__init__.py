@@ -1,7 +1,11 @@
-"""Byte-level byte-pair encoding from scratch: from text to ids and back, exactly as GPT-2 does it.
+"""Byte-level byte-pair encoding from scratch: from text to ids and back, exactly as in GPT-2.
 
-Read in this order: ``alphabet`` (bytes, and how GPT-2 spells them), ``pretokenize`` (text to words), ``bpe`` (the
-algorithm, readable: encoding and training), then what makes it fast (``counting``, ``trainer``), what a tokenizer is
-(``vocabulary``), the class that everybody uses (``tokenizer``), its files (``tokenizer_json``, ``formats``), and what
-shows how well it fits a text (``inspection``).
+Reading order:
+
+1. ``pretokenize``: a text splits into words.
+2. ``bpe``: the bytes and their characters; the readable algorithm, encoding and training; the vocabulary; encoding by
+   tiktoken's core.
+3. ``train``: counting words and finding merges at full size.
+4. ``formats``: the files of other programs.
+5. ``tokenizer``: :class:`~gpt2lab.tokenizer.tokenizer.Tokenizer`, which everything else uses.
 """

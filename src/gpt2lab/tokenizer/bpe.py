@@ -1,16 +1,25 @@
-"""Byte-pair encoding, readable: the reference that every faster path must equal.
+"""Byte-pair encoding over bytes: the readable reference, the vocabulary, and the fast encoder that must equal it.
 
-A word is a row of tokens, at first one for each byte. Encoding replaces the neighbouring pair of lowest rank by one
-token until no neighbours are in the list of merges::
+Byte-level BPE starts from the 256 bytes, so that it can write every text. GPT-2 (Radford et al. 2019, section 2.2)
+stores its vocabulary as text and therefore writes each byte as one visible character: the 188 bytes that are visible in
+Latin-1 as themselves, the other 68 as the characters from U+0100 on. ::
+
+    byte         0x20 (space)  0x21 '!'  0x41 'A'  0x0A (newline)
+    character    'Ġ' U+0120    '!'       'A'       'Ċ' U+010A
+
+Sorted by these characters the bytes also get their ids: '!' is 0, and NUL, the first of the 68, is 188.
+
+A word is a list of tokens, at first one per byte. Encoding merges the adjacent pair of lowest rank into one token until
+no adjacent pair is in the list of merges::
 
     l o w e r     merges: 0 (l, o)  1 (e, r)  2 (lo, w)
     lo w e r
     lo w er
     low er
 
-Training makes that list: the pair that occurs most in the corpus is merged, over and over (Gage 1994; Sennrich, Haddow
-and Birch 2016, algorithm 1; over bytes: Radford et al. 2019, section 2.2). :func:`train_naively` is that sentence as a
-program, :mod:`gpt2lab.tokenizer.trainer` gives the same list sooner.
+Training makes that list: it merges the most frequent pair of the corpus, again and again (Gage 1994; Sennrich, Haddow
+and Birch 2016, algorithm 1). :func:`train_reference` is that sentence as a program;
+:mod:`gpt2lab.tokenizer.train` finds the same merges faster.
 """
 
 from __future__ import annotations
@@ -19,14 +28,11 @@ import functools
 import hashlib
 import heapq
 import json
-import os
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 import tiktoken
@@ -40,43 +46,52 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTE_ORDER: tuple[int, ...] = (*_VISIBLE, *_HIDDEN)
 """The byte of each of the first 256 ids."""
 
+BYTES: tuple[bytes, ...] = tuple(bytes([byte]) for byte in BYTE_ORDER)
+"""The tokens of the first 256 ids."""
+
 ID_OF_BYTE: tuple[int, ...] = tuple(sorted(range(256), key=BYTE_ORDER.__getitem__))
 """The id of each byte: the inverse of :data:`BYTE_ORDER`."""
 
-_SPELLING = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_HIDDEN)}
-_BYTE_OF = {character: byte for byte, character in _SPELLING.items()}
-
-
-def spell(token: bytes) -> str:
-    """Write the bytes of a token as GPT-2's visible characters, one for each byte."""
-    return "".join([_SPELLING[byte] for byte in token])
-
-
-def unspell(spelling: str) -> bytes:
-    """Return the bytes that ``spelling`` stands for.
-
-    Raises:
-        InputError: a character stands for no byte, so the vocabulary is not a byte-level one.
-    """
-    try:
-        return bytes([_BYTE_OF[character] for character in spelling])
-    except KeyError as unknown:
-        raise InputError(
-            f"the token {spelling!r} is not of a byte-level vocabulary: {unknown.args[0]!r} stands for no byte; "
-            "only byte-level BPE as GPT-2's can be read"
-        ) from None
-
+_CHARACTER = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_HIDDEN)}
+_BYTE = {character: byte for byte, character in _CHARACTER.items()}
 
 Merge = tuple[bytes, bytes]
 
 
-def merge_word(word: bytes, ranks: Mapping[Merge, int]) -> list[bytes]:
-    """Return the tokens of one word: the pair of lowest rank merges first, the leftmost of equals.
+def bytes_to_unicode(token: bytes) -> str:
+    """Return the bytes of a token as GPT-2's visible characters, one per byte."""
+    return "".join([_CHARACTER[byte] for byte in token])
 
-    A heap of (rank, place) and a linked list of the tokens still there make it O(n log n) for n bytes, so that a word
-    of 100,000 letters takes no minutes.
+
+def unicode_to_bytes(characters: str) -> bytes:
+    """Return the bytes that GPT-2's visible characters stand for.
+
+    Raises:
+        InputError: A character stands for no byte, so the vocabulary is not byte-level.
     """
-    tokens = [word[i : i + 1] for i in range(len(word))]  # tokens[i] starts at byte i; b"" once its left one took it
+    try:
+        return bytes([_BYTE[character] for character in characters])
+    except KeyError as unknown:
+        what = f"the token {characters!r} is not from a byte-level vocabulary"
+        raise InputError(f"{what}: {unknown.args[0]!r} stands for no byte") from None
+
+
+# ------------------------------------------------------------------------------------------------ the reference
+
+
+def encode_text(text: str, pattern: Pattern, ranks: Mapping[Merge, int]) -> Iterator[bytes]:
+    """Yield the tokens of a text: split it into words, then merge within each."""
+    for word in pattern.split(well_formed(text)):
+        yield from merge_word(word.encode("utf-8"), ranks)
+
+
+def merge_word(word: bytes, ranks: Mapping[Merge, int]) -> list[bytes]:
+    """Return the tokens of one word: the pair of lowest rank merges first, the leftmost in a tie.
+
+    A heap of (rank, position) and a linked list of the remaining tokens make it O(n log n) for n bytes: a word of
+    100,000 letters does not take minutes.
+    """
+    tokens = [word[i : i + 1] for i in range(len(word))]  # tokens[i] starts at byte i; b"" once merged into its left
     after = list(range(1, len(word) + 1))
     before = list(range(-1, len(word) - 1))
     heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in ranks]
@@ -101,59 +116,13 @@ def merge_word(word: bytes, ranks: Mapping[Merge, int]) -> list[bytes]:
     return [token for token in tokens if token]
 
 
-def in_order_of_training(merges: Sequence[Merge]) -> bool:
-    """Say whether the list is one that training can have made; then a token's rank alone decides each merge.
-
-    tiktoken's core knows tokens, not merges: it joins whichever neighbours make a token of low rank. That is the same
-    exactly when each merge joins what the merges before it leave side by side. A list put together otherwise (parts
-    made later, one token made in two ways) encodes differently there.
-    """
-    ranks: dict[Merge, int] = {}
-    made: dict[bytes, int] = {}
-    for rank, (left, right) in enumerate(merges):
-        token = left + right
-        known = all(len(part) == 1 or part in made for part in (left, right))
-        if not known or token in made or _joined_across(left, right, ranks, made, merges):
-            return False
-        ranks[left, right] = rank
-        made[token] = rank
-    return True
-
-
-def _joined_across(
-    left: bytes, right: bytes, ranks: Mapping[Merge, int], made: Mapping[bytes, int], merges: Sequence[Merge]
-) -> bool:
-    """Say whether encoding ``left + right`` would merge over the seam before both stand whole.
-
-    Undoes the later made of the two tokens at the seam, again and again: at each step the pair at the seam must not be
-    one that merges sooner than the token just undone.
-    """
-    limit = len(merges)
-    while True:
-        if ranks.get((left, right), limit) < limit:
-            return True
-        left_rank, right_rank = made.get(left, -1), made.get(right, -1)
-        if left_rank == right_rank == -1:
-            return False
-        if left_rank > right_rank:
-            limit, left = left_rank, merges[left_rank][1]
-        else:  # of equals the left merges first; a pair at the seam is left of those within ``right``, so wins a tie
-            limit, right = right_rank + 1, merges[right_rank][0]
-
-
-def encode_text(text: str, pattern: Pattern, ranks: Mapping[Merge, int]) -> Iterator[bytes]:
-    """Yield the tokens of a text: split it into words, then merge within each."""
-    for word in pattern.split(well_formed(text)):
-        yield from merge_word(word.encode("utf-8"), ranks)
-
-
-def train_naively(
+def train_reference(
     texts: Iterable[str], n_merges: int, *, pattern: str = "gpt2", min_frequency: int = 2
 ) -> list[tuple[int, int]]:
     """Return up to ``n_merges`` merges as pairs of ids: the definition of training, and the oracle of the fast trainer.
 
-    Counts all pairs anew for each merge, so use it on small texts. Of pairs that occur equally often the one with the
-    smallest (left id, right id) is merged; fewer than ``min_frequency`` occurrences end it.
+    It counts all pairs again for each merge, so use it on small texts. Of equally frequent pairs the one with the
+    smallest (left id, right id) is merged. Training ends when no pair occurs ``min_frequency`` times.
     """
     split = find_pattern(pattern).split
     counts = Counter(word for text in texts for word in split(well_formed(text)))
@@ -174,7 +143,7 @@ def train_naively(
 
 
 def _replace_pair(tokens: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """Replace each ``pair`` among ``tokens`` by ``new``, from left to right."""
+    """Replace each ``pair`` in ``tokens`` by ``new``, from left to right."""
     replaced: list[int] = []
     for token in tokens:
         if replaced and (replaced[-1], token) == pair:
@@ -184,19 +153,22 @@ def _replace_pair(tokens: list[int], pair: tuple[int, int], new: int) -> list[in
     return replaced
 
 
+# ----------------------------------------------------------------------------------------------- the vocabulary
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """The whole of a tokenizer, in memory.
+    """Everything that defines a tokenizer, checked once, here.
 
     Attributes:
-        ids: the id of each ordinary token: the 256 bytes and what the merges make.
-        merges: the two parts of each merge, by rank.
-        special_tokens: the id of each special token, by its text.
-        pattern: how text splits into words.
+        ids: The id of each ordinary token: the 256 bytes and the results of the merges.
+        merges: The two parts of each merge, by rank.
+        special_tokens: The id of each special token, by its text.
+        pattern: How text splits into words.
 
     Raises:
-        InputError: merges of unknown parts, a byte without id, an id given twice or left out, an unusable special
-            token.
+        InputError: A merge has an unknown part, a byte has no id, an id is used twice or left out, or a special token
+            cannot be used.
     """
 
     ids: Mapping[bytes, int]
@@ -208,68 +180,64 @@ class Vocabulary:
         _check_merges(self.ids, self.merges)
         for text in self.special_tokens:
             _check_special_token(text, self.ids)
-        _check_ids([*self.ids.values(), *self.special_tokens.values()])
+        numbers = [*self.ids.values(), *self.special_tokens.values()]
+        if missing := set(range(len(numbers))).difference(numbers):
+            n = len(numbers)
+            raise InputError(
+                f"the vocabulary of {n} tokens has no id {min(missing)}; ids must be 0 to {n - 1}, each once"
+            )
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Iterable[tuple[int, int]], special_tokens: Sequence[str], pattern: Pattern
+    ) -> Vocabulary:
+        """Number the tokens as GPT-2 does: the bytes in GPT-2's order, merges (pairs of ids), special tokens."""
+        tokens, merges = list(BYTES), []
+        for left, right in pairs:
+            merges.append((tokens[left], tokens[right]))
+            tokens.append(tokens[left] + tokens[right])
+        ids = {token: number for number, token in enumerate(tokens)}
+        return cls(ids, merges, {name: len(tokens) + i for i, name in enumerate(special_tokens)}, pattern)
 
     @property
     def by_id(self) -> dict[int, bytes]:
-        """The bytes of every id, in the order of ids; a special token's are its text as UTF-8."""
+        """The bytes of every id, in the order of ids; those of a special token are its text as UTF-8."""
         tokens = {number: token for token, number in self.ids.items()}
         tokens.update({number: text.encode("utf-8") for text, number in self.special_tokens.items()})
         return {number: tokens[number] for number in range(len(tokens))}
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of all that decides which ids a text gets."""
+        """Return the SHA-256 (hexadecimal) of everything that decides which ids a text gets."""
         content = {
-            "ids": [spell(token) for token in sorted(self.ids, key=self.ids.__getitem__)],
-            "merges": [[spell(left), spell(right)] for left, right in self.merges],
+            "ids": [bytes_to_unicode(token) for token in sorted(self.ids, key=self.ids.__getitem__)],
+            "merges": [list(map(bytes_to_unicode, merge)) for merge in self.merges],
             "special_tokens": sorted(self.special_tokens.items()),
             "pattern": self.pattern.published,
         }
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
 
+    def token_ranks(self) -> dict[bytes, int] | None:
+        """Return the id of each token that encoding can produce, if these ids as ranks decide every merge.
 
-def in_gpt2_order(merges: Sequence[Merge], special_tokens: Iterable[str], pattern: Pattern) -> Vocabulary:
-    """Number the tokens as GPT-2 does: the bytes in GPT-2's order, what the merges make, the special tokens."""
-    names = unique_special_tokens(special_tokens)
-    ordinary = [*(bytes([byte]) for byte in BYTE_ORDER), *(left + right for left, right in merges)]
-    ids = {token: number for number, token in enumerate(ordinary)}
-    return Vocabulary(ids, merges, {name: len(ordinary) + i for i, name in enumerate(names)}, pattern)
-
-
-def unique_special_tokens(names: Iterable[str]) -> list[str]:
-    """Return the names of special tokens as a list. Raises InputError where one is given twice."""
-    unique = [names] if isinstance(names, str) else list(names)
-    for name, times in Counter(unique).items():
-        if times > 1:
-            raise InputError(f"the special token {name!r} is given {times} times; give each once")
-    return unique
-
-
-def ranks_of_tokens(vocabulary: Vocabulary) -> dict[bytes, int] | None:
-    """Return the id of each token that encoding can give, if these as ranks of tokens decide every merge.
-
-    ``None`` where they do not: merges that training cannot have made, or ids in another order than the merges.
-    """
-    made = [left + right for left, right in vocabulary.merges]
-    numbers = [vocabulary.ids[token] for token in made]
-    if numbers != sorted(numbers) or not in_order_of_training(vocabulary.merges):
-        return None
-    return {token: vocabulary.ids[token] for token in [*(bytes([byte]) for byte in BYTE_ORDER), *made]}
+        ``None`` if they do not: training cannot have made the merges, or the ids do not follow them.
+        """
+        made = [left + right for left, right in self.merges]
+        numbers = [self.ids[token] for token in made]
+        if numbers != sorted(numbers) or not _in_order_of_training(self.merges):
+            return None
+        return {token: self.ids[token] for token in [*BYTES, *made]}
 
 
 def _check_merges(ids: Mapping[bytes, int], merges: Sequence[Merge]) -> None:
-    for byte in BYTE_ORDER:
-        if bytes([byte]) not in ids:
-            raise InputError(
-                f"the vocabulary has no token for the byte 0x{byte:02x}; a byte-level vocabulary has all 256"
-            )
-    for rank, merge in enumerate(merges):
-        for token in (*merge, merge[0] + merge[1]):
+    for token in BYTES:
+        if token not in ids:
+            raise InputError(f"the vocabulary has no token for the byte 0x{token.hex()}; byte-level BPE has all 256")
+    for rank, (left, right) in enumerate(merges):
+        for token in (left, right, left + right):
             if token not in ids:
-                raise InputError(
-                    f"merge {rank} ({spell(merge[0])} {spell(merge[1])}) names {spell(token)!r}, "
-                    "which is not in the vocabulary; merges and vocabulary must be of the same tokenizer"
-                )
+                pair = f"{bytes_to_unicode(left)} {bytes_to_unicode(right)}"
+                missing = bytes_to_unicode(token)
+                raise InputError(f"merge {rank} ({pair}) names {missing!r}, which is not in the vocabulary")
 
 
 def _check_special_token(text: str, ids: Mapping[bytes, int]) -> None:
@@ -279,59 +247,87 @@ def _check_special_token(text: str, ids: Mapping[bytes, int]) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(f"the special token {text!r} holds half a surrogate pair; use whole characters") from None
-    if _is_spelling(text, ids):
-        raise InputError(
-            f"the special token {text!r} is also an ordinary token of the vocabulary; "
-            "choose a text that does not occur, such as <|endoftext|>"
-        )
+    # Files write ordinary tokens in visible characters: they could not tell this text from such a token.
+    if set(text) <= _BYTE.keys() and unicode_to_bytes(text) in ids:
+        raise InputError(f"the special token {text!r} is also an ordinary token; choose another, such as <|endoftext|>")
 
 
-def _is_spelling(text: str, ids: Mapping[bytes, int]) -> bool:
-    """Say whether files, which name ordinary tokens by their spelling, could not tell ``text`` from one."""
-    try:
-        return unspell(text) in ids
-    except InputError:
-        return False
+# ------------------------------------------------------------------------------------------------- fast encoding
 
 
-def _check_ids(numbers: Sequence[int]) -> None:
-    missing = set(range(len(numbers))).difference(numbers)
-    if missing:
-        raise InputError(
-            f"the vocabulary of {len(numbers)} tokens has no id {min(missing)}; "
-            f"ids must be 0 to {len(numbers) - 1}, each once"
-        )
+def _in_order_of_training(merges: Sequence[Merge]) -> bool:
+    """Return whether training can have made this list of merges; then the rank of a token alone decides each merge.
+
+    tiktoken's core knows tokens, not merges: it joins adjacent tokens whenever their bytes are a token of low rank.
+    That is the same only if each merge joins what the merges before it leave side by side. Any other list (parts made
+    later, one token made in two ways) would encode differently there.
+    """
+    ranks: dict[Merge, int] = {}
+    made: dict[bytes, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        token = left + right
+        known = all(len(part) == 1 or part in made for part in (left, right))
+        if not known or token in made or _joined_across(left, right, ranks, made, merges):
+            return False
+        ranks[left, right] = rank
+        made[token] = rank
+    return True
 
 
-# The core's expression engine gives up on about a million characters of white space in one run.
-_LONGEST = 500_000
+def _joined_across(
+    left: bytes, right: bytes, ranks: Mapping[Merge, int], made: Mapping[bytes, int], merges: Sequence[Merge]
+) -> bool:
+    """Return whether encoding ``left + right`` would merge across their boundary before both are complete.
+
+    Undoes the later merge of the two tokens at the boundary, again and again: at each step the pair at the boundary
+    must not merge earlier than the token just undone.
+    """
+    limit = len(merges)
+    while True:
+        if ranks.get((left, right), limit) < limit:
+            return True
+        left_rank, right_rank = made.get(left, -1), made.get(right, -1)
+        if left_rank == right_rank == -1:
+            return False
+        if left_rank > right_rank:
+            limit, left = left_rank, merges[left_rank][1]
+        else:  # the leftmost of equal pairs merges first: the pair at the boundary beats those within ``right``
+            limit, right = right_rank + 1, merges[right_rank][0]
+
+
+_MAX_CHARACTERS = 500_000  # The core's regex engine fails on about a million characters of white space in one run.
 _LONG_SPACE = re.compile(r"\s{1000}")
-# The core's search for special tokens is slow where it has none to search for; this one is never allowed.
-_NEVER_MADE = "<|endoftext|>"
+_UNUSED_SPECIAL = "<|endoftext|>"  # The core searches for special tokens slowly if it has none; this is never allowed.
 
 
 class Encoder:
-    """Turns text into ids; knows nothing of special tokens."""
+    """Turns text into ids, without special tokens: by the definition, or fast on tiktoken's core with the same result.
+
+    The core is Rust: it splits and merges some hundred times faster than Python. It takes the ids as ranks of tokens,
+    which is equivalent to the merges for every vocabulary that training has made; the reference encodes with any other.
+    The two can differ only on characters newer than the Unicode tables of ``regex`` or the core, which may not agree
+    yet whether such a character is a letter.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
-    def readable(self, text: str) -> np.ndarray:
-        """Return the ids of a text, uint32, by the definition, :func:`gpt2lab.tokenizer.bpe.encode_text`."""
+    def reference(self, text: str) -> np.ndarray:
+        """Return the ids of a text, uint32, by the definition, :func:`encode_text`."""
         ids = self._vocabulary.ids
         return np.array([ids[token] for token in encode_text(text, self._vocabulary.pattern, self._ranks)], np.uint32)
 
     def fast(self, text: str) -> np.ndarray:
-        """Return the same ids by tiktoken's core, which does not hold the interpreter's lock meanwhile."""
+        """Return the same ids by tiktoken's core, which releases the interpreter's lock meanwhile."""
         if self._core is None:
-            return self.readable(text)
-        if len(text) <= _LONGEST:
-            return _by(self._core, text)
-        parts = []
-        for piece in self._vocabulary.pattern.pieces(text, _LONGEST):
-            too_long = len(piece) > 2 * _LONGEST and _LONG_SPACE.search(piece)
-            parts.append(self.readable(piece) if too_long else _by(self._core, piece))
-        return np.concatenate(parts)
+            return self.reference(text)
+        pieces = [text] if len(text) <= _MAX_CHARACTERS else self._vocabulary.pattern.pieces(text, _MAX_CHARACTERS)
+        return np.concatenate([self._encode_piece(piece, self._core) for piece in pieces])
+
+    def _encode_piece(self, text: str, core: tiktoken.Encoding) -> np.ndarray:
+        if len(text) > 2 * _MAX_CHARACTERS and _LONG_SPACE.search(text):
+            return self.reference(text)
+        return core.encode_to_numpy(well_formed(text), disallowed_special=())
 
     @functools.cached_property
     def _ranks(self) -> dict[Merge, int]:
@@ -342,29 +338,8 @@ class Encoder:
 
     @functools.cached_property
     def _core(self) -> tiktoken.Encoding | None:
-        ranks = ranks_of_tokens(self._vocabulary)
+        ranks = self._vocabulary.token_ranks()
         if ranks is None:
             return None
-        fast, special = self._vocabulary.pattern.fast, {_NEVER_MADE: len(ranks)}
+        fast, special = self._vocabulary.pattern.fast, {_UNUSED_SPECIAL: len(ranks)}
         return tiktoken.Encoding("gpt2lab", pat_str=fast, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _by(core: tiktoken.Encoding, text: str) -> np.ndarray:
-    return core.encode_to_numpy(well_formed(text), disallowed_special=())
-
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Yield ``function`` of each item, in order; threads, one for each core, work on a few items that come next."""
-    workers = os.cpu_count() or 1
-    waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

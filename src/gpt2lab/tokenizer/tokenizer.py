@@ -1,18 +1,21 @@
-"""The tokenizer that the rest of the laboratory uses: text to ids and back.
+"""The tokenizer that everything else uses: text to ids and back.
 
 Ids follow GPT-2: the first 256 are the bytes, in GPT-2's order, then come the merges by rank, then the special tokens.
-A special token (``<|endoftext|>`` between documents) is made only where it is allowed; elsewhere its text is ordinary
-text, so that no web page can break a corpus. Every ``str`` encodes, every list of ids decodes to bytes.
+A special token (``<|endoftext|>`` between documents) is recognized only where it is allowed; elsewhere its text is
+ordinary text, so that no web page can corrupt a data set. Every ``str`` encodes, every list of ids decodes to bytes.
 
-Encoding runs on tiktoken's core, loaded with these merges, and gives what :meth:`Tokenizer.encode_readably` gives,
-which is the definition.
+Encoding runs on tiktoken's core, loaded with these merges, and equals :meth:`Tokenizer.encode_reference`, which is the
+definition. Functions at the end show how a tokenizer cuts a text and how well its vocabulary compresses it.
 """
 
 from __future__ import annotations
 
 import codecs
 import functools
+import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,35 +23,17 @@ from typing import TextIO
 import numpy as np
 
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.tokenizer.bpe import BYTE_ORDER, Encoder, Merge, Vocabulary, ahead, in_gpt2_order, unique_special_tokens
-from gpt2lab.tokenizer.formats import (
-    TOKENIZER_FILE,
-    find_gpt2,
-    holds_gpt2,
-    read_gpt2,
-    read_tokenizer_json,
-    write_gpt2,
-    write_tiktoken,
-    write_tokenizer_json,
-)
-from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, special_pattern
+from gpt2lab.tokenizer.bpe import BYTES, Encoder, Merge, Vocabulary
+from gpt2lab.tokenizer.formats import WRITERS, find_gpt2, read_gpt2, read_tokenizer, write_tokenizer_json
+from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, grouped, special_pattern
 from gpt2lab.tokenizer.train import count_words, learn_merges
 
 END_OF_TEXT = "<|endoftext|>"
-
-EXPORTS: dict[str, Callable[[Vocabulary, Path], list[Path]]] = {
-    "huggingface": write_tokenizer_json,
-    "gpt2": write_gpt2,
-    "tiktoken": write_tiktoken,
-}
-
-_BYTES = [bytes([byte]) for byte in BYTE_ORDER]
-
-_GROUP = 1 << 18  # characters, encoded by one thread at a time
+_GROUP = 1 << 18  # characters that one thread encodes at a time
 
 
 class Tokenizer:
-    """Byte-level byte-pair encoding. Make one by :meth:`train`, :meth:`load` or :meth:`gpt2`."""
+    """Byte-level byte-pair encoding. Make one with :meth:`train`, :meth:`load` or :meth:`gpt2`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -71,48 +56,49 @@ class Tokenizer:
 
         Args:
             texts: Any iterable of documents; read once, never held as a whole.
-            vocab_size: Tokens in all: 256 bytes, merges, special tokens. With no room for merges the result is the
-                tokenizer of bytes. Where the texts give fewer merges, ``n_vocab`` of the result is smaller.
+            vocab_size: Number of tokens: 256 bytes, merges and special tokens. Without room for merges the result is
+                the tokenizer of bytes. If the texts give fewer merges, ``n_vocab`` of the result is smaller.
             special_tokens: They get the last ids; no merge is learned from their texts.
-            pattern: ``gpt2``, ``cl100k`` or a regular expression of one's own.
+            pattern: ``gpt2``, ``cl100k`` or a custom regular expression.
             min_frequency: A pair that occurs less often is not merged.
-            processes: How many count words; by default the number of cores. The result is the same for any.
-            progress: Called with (merges made, merges wanted) now and then.
+            processes: How many processes count words; by default the number of cores. The result does not depend on it.
+            progress: Called with (merges made, merges wanted) from time to time.
 
         Raises:
-            InputError: ``vocab_size`` or another number is too small, the texts hold nothing, a special token comes
+            InputError: ``vocab_size`` or another number is too small, the texts are empty, a special token is given
                 twice or is also an ordinary token, or the pattern cannot be used.
         """
-        names = unique_special_tokens(special_tokens)
+        names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
+        for name, times in Counter(names).items():
+            if times > 1:
+                raise InputError(f"the special token {name!r} is given {times} times; give each once")
         splitting = find_pattern(pattern)
-        n_merges = vocab_size - len(BYTE_ORDER) - len(names)
+        n_merges = vocab_size - len(BYTES) - len(names)
         if n_merges < 0:
-            raise InputError(
-                f"a vocabulary of {vocab_size} is too small: give at least {vocab_size - n_merges} "
-                f"(256 bytes and {len(names)} special tokens)"
-            )
+            least = f"{vocab_size - n_merges} (256 bytes and {len(names)} special tokens)"
+            raise InputError(f"a vocabulary of {vocab_size} is too small: give at least {least}")
         if min_frequency < 1 or (processes is not None and processes < 1):
             raise InputError(f"min_frequency {min_frequency} and processes {processes} must be 1 or more")
         if isinstance(texts, str):
-            raise InputError("the texts to train on are one str; give a list of them, such as [text]")
+            raise InputError("the texts to train on are a single str; give a list, such as [text]")
         pairs: list[tuple[int, int]] = []
         if n_merges:
             counts = count_words(texts, splitting, names, processes=processes)
             if not counts:
-                raise InputError("there is no text to train a tokenizer on; give at least one text that is not empty")
+                raise InputError("there is no text to train a tokenizer on; give at least one non-empty text")
             pairs = learn_merges(counts, n_merges, min_frequency=min_frequency, progress=progress)
-        return cls(in_gpt2_order(_as_bytes(pairs), names, splitting))
+        return cls(Vocabulary.from_pairs(pairs, names, splitting))
 
     @classmethod
     def gpt2(cls, source: Path | str) -> Tokenizer:
         """Read GPT-2's own vocabulary.
 
         Args:
-            source: A directory with encoder.json and vocab.bpe, or vocab.json and merges.txt; ``"tiktoken"`` for what
-                tiktoken has fetched; or a name on the Hugging Face Hub, such as ``"hub:openai-community/gpt2"``.
+            source: A directory with encoder.json and vocab.bpe, or vocab.json and merges.txt; ``"tiktoken"`` for
+                tiktoken's cache; or a name on the Hugging Face Hub, such as ``"hub:openai-community/gpt2"``.
 
         Raises:
-            InputError: a file is missing or damaged, or cannot be fetched.
+            InputError: A file is missing or damaged, or cannot be fetched.
         """
         return cls(read_gpt2(find_gpt2(source)))
 
@@ -120,21 +106,18 @@ class Tokenizer:
     def load(cls, directory: Path | str) -> Tokenizer:
         """Read what :meth:`save` wrote, or any byte-level BPE in Hugging Face's format (``tokenizer.json``).
 
-        Where there is none but GPT-2's pair of files, read those.
+        A directory without one may hold GPT-2's two files instead.
 
         Raises:
-            InputError: the file is missing or damaged, or not a byte-level BPE.
+            InputError: The file is missing or damaged, or not a byte-level BPE.
         """
-        path = Path(directory)
-        if holds_gpt2(path) and not (path / TOKENIZER_FILE).exists():
-            return cls(read_gpt2(path))
-        return cls(read_tokenizer_json(path))
+        return cls(read_tokenizer(Path(directory)))
 
     def save(self, directory: Path | str) -> None:
-        """Write ``tokenizer.json``, in Hugging Face's format, into a directory (made where missing).
+        """Write ``tokenizer.json``, in Hugging Face's format, into a directory, which is created if missing.
 
         Raises:
-            InputError: another tokenizer lies there already.
+            InputError: The directory holds another tokenizer.
         """
         write_tokenizer_json(self._vocabulary, Path(directory))
 
@@ -142,23 +125,23 @@ class Tokenizer:
         """Write the tokenizer for other programs into a directory; return the files.
 
         Args:
-            directory: Made where missing.
+            directory: Created if missing.
             form: ``huggingface`` (tokenizer.json), ``gpt2`` (vocab.json and merges.txt) or ``tiktoken`` (ranks).
 
         Raises:
-            InputError: the form is unknown or cannot hold this tokenizer, or a file exists.
+            InputError: The format is unknown or cannot hold this tokenizer, or a file exists.
         """
-        one_of("format", form, EXPORTS)
-        return EXPORTS[form](self._vocabulary, Path(directory))
+        one_of("format", form, WRITERS)
+        return WRITERS[form](self._vocabulary, Path(directory))
 
     @property
     def n_vocab(self) -> int:
-        """The number of tokens, special ones included: ids are 0 to ``n_vocab - 1``."""
+        """The number of tokens, including special ones: ids are 0 to ``n_vocab - 1``."""
         return len(self._by_id)
 
     @property
     def vocab(self) -> dict[int, bytes]:
-        """The bytes of every id; a special token's are its text."""
+        """The bytes of every id; those of a special token are its text."""
         return dict(self._by_id)
 
     @property
@@ -173,17 +156,17 @@ class Tokenizer:
 
     @property
     def eot(self) -> int | None:
-        """The id of ``<|endoftext|>``, which stands between documents; ``None`` where the vocabulary has none."""
+        """The id of ``<|endoftext|>``, which separates documents; ``None`` if the vocabulary has none."""
         return self._vocabulary.special_tokens.get(END_OF_TEXT)
 
     @property
     def pattern(self) -> str:
-        """The splitting pattern: its name, or the expression where it has none."""
+        """The splitting pattern: its name, or the expression of a custom one."""
         return self._vocabulary.pattern.name
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over merges, ids, special tokens and pattern: equal where every text gets equal ids."""
+        """SHA-256 (hexadecimal) over merges, ids, special tokens and pattern: equal if every text gets equal ids."""
         return self._vocabulary.fingerprint()
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
@@ -191,7 +174,7 @@ class Tokenizer:
 
         Args:
             text: Any ``str``. Half a surrogate pair, which no encoding can hold, counts as U+FFFD.
-            allowed_special: The special tokens to make of their texts: names, or ``"all"``. Others are ordinary text.
+            allowed_special: The special tokens to recognize: names, or ``"all"``. Others are ordinary text.
 
         Raises:
             InputError: ``allowed_special`` names no special token of this vocabulary.
@@ -201,14 +184,14 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
         """Return the ids of each text, encoded on all cores."""
         allowed = self._allowed(allowed_special)
-        return [ids.tolist() for group in self._encode_groups(_grouped(texts), allowed) for ids in group]
+        return [ids.tolist() for group in self._encode_groups(grouped(texts, _GROUP), allowed) for ids in group]
 
     def encode_arrays(self, batches: Iterable[Sequence[str]]) -> Iterator[list[np.ndarray]]:
         """Yield the ids of each batch's texts as uint32; all cores encode the next few batches meanwhile."""
         return self._encode_groups(batches, frozenset())
 
     def encode_iter(self, source: TextIO | Iterable[str], allowed_special: Iterable[str] = ()) -> Iterator[int]:
-        """Yield the ids of a text that need not fit into memory: those that :meth:`encode` would give for the whole.
+        """Yield the ids of a text that need not fit into memory: the same as :meth:`encode` of the whole text.
 
         Args:
             source: An open text file, or strings that are parts of one text, cut anywhere.
@@ -218,28 +201,31 @@ class Tokenizer:
         for piece in cut_stream(source, self._vocabulary.pattern, allowed):
             yield from self._encode(piece, allowed).tolist()
 
-    def encode_readably(self, text: str) -> list[int]:
-        """Return the same as :meth:`encode`, slowly, by the plain program of :mod:`gpt2lab.tokenizer.bpe`."""
-        return self._encoder.readable(text).tolist()
+    def encode_reference(self, text: str) -> list[int]:
+        """Return the same as :meth:`encode`, slowly, by the readable algorithm of :mod:`gpt2lab.tokenizer.bpe`."""
+        return self._encoder.reference(text).tolist()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of some ids.
 
         Raises:
-            InputError: an id is outside the vocabulary.
+            InputError: An id is outside the vocabulary.
         """
         try:
             return b"".join([self._by_id[number] for number in ids])
         except KeyError as unknown:
-            raise InputError(
-                f"the id {unknown.args[0]} is outside the vocabulary; ids are 0 to {self.n_vocab - 1}"
-            ) from None
+            what = f"the id {unknown.args[0]} is outside the vocabulary"
+            raise InputError(f"{what}; ids are 0 to {self.n_vocab - 1}") from None
 
     def decode_iter(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of ids as they come, whole characters only; joined it is what :meth:`decode` gives.
+        """Yield the text of ids as they come, in whole characters only; joined it is the result of :meth:`decode`.
+
+        A character may be spread over several tokens: bytes are held back until they complete one. ::
+
+            ids      e2 | 82 ac 20 | 41           text   "" | "€ " | "A"
 
         Raises:
-            InputError: an id is outside the vocabulary.
+            InputError: An id is outside the vocabulary.
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for number in ids:
@@ -252,7 +238,7 @@ class Tokenizer:
         """Return the text of some ids; bytes that are not UTF-8, such as half a character, become U+FFFD.
 
         Raises:
-            InputError: an id is outside the vocabulary.
+            InputError: An id is outside the vocabulary.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
@@ -276,42 +262,30 @@ class Tokenizer:
         return np.concatenate([*parts, self._encoder.fast(text[start:])])
 
     def _encode_groups(self, groups: Iterable[Sequence[str]], allowed: frozenset[str]) -> Iterator[list[np.ndarray]]:
-        return ahead(lambda group: [self._encode(text, allowed) for text in group], groups)
+        """Yield the ids of each group, in order; threads, one per core, work on the next few groups."""
+        workers = os.cpu_count() or 1
+        pending: deque[Future[list[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for group in groups:
+                pending.append(pool.submit(lambda texts: [self._encode(text, allowed) for text in texts], group))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
 
-def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Gather texts into lists that are worth a thread's turn."""
-    group: list[str] = []
-    characters = 0
-    for text in texts:
-        group.append(text)
-        characters += len(text)
-        if characters >= _GROUP:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
-
-
-def _as_bytes(pairs: Sequence[tuple[int, int]]) -> list[Merge]:
-    """Return merges given as pairs of ids as pairs of bytes."""
-    tokens = list(_BYTES)
-    merges: list[Merge] = []
-    for left, right in pairs:
-        merges.append((tokens[left], tokens[right]))
-        tokens.append(tokens[left] + tokens[right])
-    return merges
+# ------------------------------------------------------------------------------------------------------- inspection
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a vocabulary fits some texts.
+class Compression:
+    """How well a vocabulary compresses some texts.
 
     Attributes:
-        n_tokens: What the texts become.
-        n_bytes: What they are, as UTF-8.
-        n_used: Different tokens among them.
-        n_vocab: Tokens that there are.
+        n_tokens: Number of tokens of the texts.
+        n_bytes: Number of bytes of the texts, as UTF-8.
+        n_used: Number of distinct tokens among them.
+        n_vocab: Size of the vocabulary.
     """
 
     n_tokens: int
@@ -321,17 +295,17 @@ class Fit:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes that a token stands for on average: the more, the shorter the text is for a model."""
+        """The compression ratio: the more bytes per token, the shorter the text is for a model."""
         return self.n_bytes / self.n_tokens if self.n_tokens else 0.0
 
     @property
-    def share_used(self) -> float:
-        """The share of the vocabulary that occurs in the texts, 0 to 1."""
+    def vocab_used(self) -> float:
+        """The fraction of the vocabulary that occurs in the texts, 0 to 1."""
         return self.n_used / self.n_vocab
 
 
-def measure_fit(tokenizer: Tokenizer, texts: Iterable[str]) -> Fit:
-    """Measure how a tokenizer fits some texts; they are read once and not held."""
+def measure_compression(tokenizer: Tokenizer, texts: Iterable[str]) -> Compression:
+    """Measure how well a tokenizer compresses some texts, which are read once and not held."""
     n_tokens = n_bytes = 0
     used: set[int] = set()
     for text in texts:
@@ -339,23 +313,23 @@ def measure_fit(tokenizer: Tokenizer, texts: Iterable[str]) -> Fit:
         n_tokens += len(ids)
         n_bytes += len(tokenizer.decode_bytes(ids))
         used.update(ids)
-    return Fit(n_tokens, n_bytes, len(used), tokenizer.n_vocab)
+    return Compression(n_tokens, n_bytes, len(used), tokenizer.n_vocab)
 
 
-def split_text(tokenizer: Tokenizer, text: str) -> list[bytes]:
-    """Return the tokens of a text as their bytes, in order; they join to the text."""
+def tokenize(tokenizer: Tokenizer, text: str) -> list[bytes]:
+    """Return the tokens of a text as bytes, in order; they join to the text."""
     vocabulary = tokenizer.vocab
     return [vocabulary[number] for number in tokenizer.encode(text)]
 
 
 def longest_tokens(tokenizer: Tokenizer, number: int) -> list[tuple[int, bytes]]:
-    """Return the ordinary tokens of most bytes, the longest first, each with its id."""
+    """Return the longest ordinary tokens in bytes, longest first, each with its id."""
     special = set(tokenizer.special_tokens.values())
     ordinary = [(i, token) for i, token in tokenizer.vocab.items() if i not in special]
     return sorted(ordinary, key=lambda item: -len(item[1]))[:number]
 
 
-def show_token(token: bytes) -> str:
-    r"""Return a token as a terminal can show it, with escapes for what is not printable and for parts of characters."""
+def render_token(token: bytes) -> str:
+    r"""Return a token as a terminal can show it, with escapes for unprintable characters and partial ones."""
     text = token.decode("utf-8", errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, sha256_of, sync_directory, temporary_name, write_json
+from gpt2lab.files import free_path, read_json, sha256_of, sync_directory, temporary_name, write_json
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
@@ -366,4 +366,4 @@ def prune(run: Run, keep_last: int) -> None:
 def set_aside(run: Run, after: int) -> list[str]:
     """Rename the checkpoints of later steps than ``after``, where a run is about to go on; return their names."""
     later = [folder for step, folder in _folders(run) if step > after]
-    return [p.rename(Run.unused(p.with_name(f"{p.name}.before_resume_at_{after}"))).name for p in later]
+    return [p.rename(free_path(p.with_name(f"{p.name}.before_resume_at_{after}"))).name for p in later]

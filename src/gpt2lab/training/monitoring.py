@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from gpt2lab import plots
-from gpt2lab.files import temporary_name
+from gpt2lab.files import free_path, temporary_name
 from gpt2lab.runs import Run
 
 SPIKE_WINDOW = 100
@@ -117,7 +117,7 @@ class Profiler:
             return
         recording, self._recording = self._recording, None
         recording.stop()
-        path = Run.unused(self._folder / f"trace_{self._steps[0]}-{self._steps[-1]}.json")
+        path = free_path(self._folder / f"trace_{self._steps[0]}-{self._steps[-1]}.json")
         beside = temporary_name(path)
         recording.export_chrome_trace(str(beside))
         beside.replace(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from gpt2lab import runtime
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
-from gpt2lab.files import locked, remove_temporary, write_json
+from gpt2lab.files import free_path, locked, remove_temporary, write_json
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
@@ -198,13 +198,13 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
 
 
 def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
-    path = Path(processes.from_main(str(config.out or Run.unused(default_path(config)))))
+    path = Path(processes.from_main(str(config.out or free_path(default_path(config)))))
     with processes.together():
         dataset = open_data(config, path, processes)
         begin = initial_weights(config, dataset)
         plan = resolve(config, dataset, processes)
     plan = agreed(plan, config, dataset, processes)
-    processes.on_main(lambda: Run.require_unused(path))
+    processes.on_main(lambda: Run.require_new(path))
     checks = processes.is_first_with(str(dataset.directory.resolve()))
     with processes.together():  # all is checked before anything is written
         data, tokenizer = Data.open(dataset, plan.config, checks), dataset.tokenizer()
@@ -384,7 +384,7 @@ def _go_back(run: Run, step: int) -> None:
         remove_temporary(folder)
     for name in checkpoint.set_aside(run, step):
         log.warning("a later checkpoint is kept as %s", name)
-    run.cut_back(step)
+    run.truncate(step)
 
 
 def _describe(trainer: Trainer) -> None:

@@ -170,7 +170,7 @@ def resolve(config: TrainConfig, dataset: AnyDataset, processes: Processes = ALO
     steps = total_steps(config, dataset)
     if config.profiled is not None and config.profiled[-1] > steps:
         raise InputError(f"profile_steps is {config.profile_steps}, but the run ends after step {steps}")
-    compiled, why = runtime.should_compile(config.compile, where.device, steps)
+    compiled, why = runtime.resolve_compile(config.compile, where.device, steps)
     parallel, why_parallel = choose(config.parallel, model, where, processes)
     _require_shareable(config, where.world)
     micro_batch = config.micro_batch
@@ -184,7 +184,7 @@ def resolve(config: TrainConfig, dataset: AnyDataset, processes: Processes = ALO
     shared = f"{where.world} processes x " if where.world > 1 else ""
     notes = (
         f"device {where.device} ({runtime.device_name(where.device)})",
-        f"precision {where.precision}: {where.why_precision}",
+        f"precision {where.precision}: {where.precision_reason}",
         f"compile {config.compile}: {why}",
         *attention_notes(config, where),
         f"parallel {config.parallel}: {why_parallel}",

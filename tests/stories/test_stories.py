@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.stories.corpus import grammar, parse, read, splitmix64, stories, write, write_story
-from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Literal, Node, Refer, Walk, Word
+from gpt2lab.stories.corpus import generate, generate_story, grammar, parse, parse_with, splitmix64, stories
+from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Literal, Node, Reference, Walk, Word
 from gpt2lab.stories.notation import Grammar
 
 SEED = 0
-SAMPLE = [write_story(SEED, index) for index in range(2_000)]
+SAMPLE = [generate_story(SEED, index) for index in range(2_000)]
 
 PEOPLE = {
     "girl": (Word({"": "Ann", "he": "she"}), Word({"": "Eve", "he": "she"})),
@@ -43,7 +43,7 @@ TOY = Grammar(
 )
 
 
-def nodes(start: Node) -> Iterator[Literal | Choice | Refer | Draw]:
+def nodes(start: Node) -> Iterator[Literal | Choice | Reference | Draw]:
     """Every node of a graph, once."""
     seen: set[int] = set()
     waiting = [start]
@@ -52,7 +52,7 @@ def nodes(start: Node) -> Iterator[Literal | Choice | Refer | Draw]:
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
-        waiting += node.ways if isinstance(node, Choice) else [node.after]
+        waiting += node.branches if isinstance(node, Choice) else [node.after]
         yield node
 
 
@@ -67,7 +67,7 @@ def every_text(toy: Grammar) -> Iterator[tuple[str, Fraction, float]]:
             sizes.append(n)
             return decided[len(sizes) - 1] if len(sizes) <= len(decided) else 0
 
-        story = write(toy, pick)
+        story = generate(toy, pick)
         probability = Fraction(1)
         for n in sizes:
             probability /= n
@@ -85,7 +85,7 @@ class TestTheLaw:
 
     def test_no_word_of_the_stories_begins_another_of_its_place(self) -> None:
         for node in nodes(grammar().start):
-            if isinstance(node, Draw | Refer):
+            if isinstance(node, Draw | Reference):
                 assert node.legal.trie is not None
             if isinstance(node, Draw):
                 assert len(node.legal.texts) == len(node.legal.words), (
@@ -96,7 +96,7 @@ class TestTheLaw:
     def test_a_grammar_that_breaks_the_law_is_found_out(self, rule: str) -> None:
         broken = Grammar({"story": rule}, PEOPLE)
         with pytest.raises(AmbiguityError):
-            read(broken, write(broken, lambda n: 0).text)
+            parse_with(broken, generate(broken, lambda n: 0).text)
 
     def test_the_probabilities_of_all_texts_add_up_to_one(self) -> None:
         texts = list(every_text(TOY))
@@ -104,11 +104,11 @@ class TestTheLaw:
         assert sum(probability for _, probability, _ in texts) == 1
         for text, probability, bits in texts:
             assert 2**-bits == pytest.approx(float(probability), rel=1e-12)
-            assert read(TOY, text).bits == bits
+            assert parse_with(TOY, text).bits == bits
 
     def test_texts_come_as_often_as_their_bits_say(self) -> None:
         n = 20_000
-        found = Counter(write(TOY, splitmix64(7, index)).text for index in range(n))
+        found = Counter(generate(TOY, splitmix64(7, index)).text for index in range(n))
         for text, probability, _ in every_text(TOY):
             expected = n * float(probability)
             assert abs(found[text] - expected) < 6 * expected**0.5
@@ -121,22 +121,22 @@ class TestWriting:
 
     def test_a_story_depends_on_seed_and_index_only(self) -> None:
         assert list(islice(stories(SEED, start=5), 20)) == SAMPLE[5:25]
-        assert write_story(SEED, 2**64 - 1) == write_story(SEED, 2**64 - 1)
-        assert write_story(SEED + 1, 5) != write_story(SEED, 5)
+        assert generate_story(SEED, 2**64 - 1) == generate_story(SEED, 2**64 - 1)
+        assert generate_story(SEED + 1, 5) != generate_story(SEED, 5)
 
     def test_no_story_comes_twice(self) -> None:
         assert len({story.text for story in SAMPLE}) == len(SAMPLE)
 
     def test_every_story_that_can_be_has_60_to_250_words(self) -> None:
-        """The shortest and the longest way through the graph, counted in blanks."""
+        """The shortest and the longest branch through the graph, counted in blanks."""
 
         @cache
         def bounds(node: Node) -> tuple[int, int]:
             if node is None:
                 return 1, 1
             if isinstance(node, Choice):
-                ways = [bounds(way) for way in node.ways]
-                return min(low for low, _ in ways), max(high for _, high in ways)
+                branches = [bounds(branch) for branch in node.branches]
+                return min(low for low, _ in branches), max(high for _, high in branches)
             texts = (node.text,) if isinstance(node, Literal) else node.legal.texts
             blanks = [len(re.findall(r"[ \n]", text)) for text in texts]
             low, high = bounds(node.after)
@@ -163,7 +163,7 @@ class TestWriting:
     @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1), (2**64, 0), (0, 2**64)])
     def test_a_seed_or_index_out_of_range_is_refused(self, seed: int, index: int) -> None:
         with pytest.raises(InputError, match=r"give an integer from 0 to 2\*\*64 - 1"):
-            write_story(seed, index)
+            generate_story(seed, index)
 
 
 class Distances(Walk):
@@ -176,11 +176,11 @@ class Distances(Walk):
         self.drawn_at: dict[Word, int] = {}
         self.found: list[int] = []
 
-    def say(self, text: str) -> None:
+    def literal(self, text: str) -> None:
         self.text += text
 
     def choose(self, choice: Choice) -> int:
-        return self.pick(len(choice.ways))
+        return self.pick(len(choice.branches))
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
         word = words[self.pick(len(words))]
@@ -188,9 +188,9 @@ class Distances(Walk):
         self.text += word.forms[draw.form]
         return word
 
-    def refer(self, refer: Refer, word: Word) -> None:
+    def refer(self, reference: Reference, word: Word) -> None:
         self.found.append(len(self.text.split()) - self.drawn_at[word])
-        self.text += word.forms[refer.form]
+        self.text += word.forms[reference.form]
 
 
 def distances(index: int) -> list[int]:
@@ -210,7 +210,7 @@ class TestReading:
 
     @given(st.randoms(use_true_random=False))
     def test_any_derivation_is_read_back_with_exactly_its_bits(self, random: object) -> None:
-        story = write(grammar(), random.randrange)  # type: ignore[attr-defined]
+        story = generate(grammar(), random.randrange)  # type: ignore[attr-defined]
         assert parse(story.text).bits == story.bits
 
     def test_a_text_that_breaks_off_is_not_grammatical_and_breaks_where_it_ends(self) -> None:
@@ -232,7 +232,7 @@ class TestReading:
 
     def test_a_word_that_cannot_stand_there_breaks_at_its_first_wrong_letter(self) -> None:
         text = "Ann had a bell. The end."
-        verdict = read(TOY, text)
+        verdict = parse_with(TOY, text)
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (False, True, text.index("ell."))
         assert verdict.message == 'expected "ball", found "bell."'
 
@@ -256,26 +256,26 @@ class TestReading:
 
 class TestConsistency:
     def test_another_name_is_inconsistent_and_the_first_place_is_told(self) -> None:
-        verdict = read(TOY, "Ann had a top. Eve was glad, and he sang.\nThe end.")
+        verdict = parse_with(TOY, "Ann had a top. Eve was glad, and he sang.\nThe end.")
         assert (verdict.grammatical, verdict.consistent, verdict.bits) == (True, False, None)
         assert (verdict.offset, verdict.message) == (15, 'expected "Ann", found "Eve"')
 
     def test_another_pronoun_is_inconsistent(self) -> None:
-        verdict = read(TOY, "Bob had a top. Bob was glad, and she sang.\nThe end.")
+        verdict = parse_with(TOY, "Bob had a top. Bob was glad, and she sang.\nThe end.")
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 33)
 
     def test_two_people_of_one_name_are_inconsistent(self) -> None:
-        verdict = read(TOY, "Bob had a top. Then Bob came, and Bob took the top, not a top.\nThe end.")
+        verdict = parse_with(TOY, "Bob had a top. Then Bob came, and Bob took the top, not a top.\nThe end.")
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 20)
         assert verdict.message == 'expected "Jim", found "Bob"'
 
     def test_somebody_who_is_not_there_is_inconsistent(self) -> None:
-        verdict = read(TOY, "Bob had a top. Then Eve came, and Jim took the top, not a top.\nThe end.")
+        verdict = parse_with(TOY, "Bob had a top. Then Eve came, and Jim took the top, not a top.\nThe end.")
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 34)
         assert verdict.message == 'expected "Bob" or "Eve", found "Jim"'
 
     def test_both_faults_are_told_and_the_offset_is_the_first(self) -> None:
-        verdict = read(TOY, "Bob had a top. Jim was glad, and he sat.")
+        verdict = parse_with(TOY, "Bob had a top. Jim was glad, and he sat.")
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (False, False, 15)
 
     def test_a_story_whose_end_forgets_a_name_is_inconsistent(self) -> None:
