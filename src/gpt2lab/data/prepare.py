@@ -1,6 +1,6 @@
-"""From text to a folder of token files: portion by portion, to be stopped at any moment and gone on with.
+"""From text to a folder of token files: chunk by chunk, to be stopped at any moment and gone on with.
 
-    sources -> portions     for each: fetch -> documents -> splits -> ids -> token files -> delete what was fetched
+    sources -> chunks     for each: fetch -> documents -> splits -> ids -> token files -> delete what was fetched
                             in the end: names, manifest                         bounded memory, a given amount of disk
 
 Every document begins with ``<|endoftext|>``, as in llm.c's files:
@@ -11,8 +11,8 @@ so what is predicted of a document has a context that begins where it does, and 
 than its text. All but the first token are predicted: every token of the text once, and D - 1 ends. By the chain rule
 their loss is on average at least the documents' -log2 probabilities (an end that is certain costs nothing).
 
-A token file holds documents of one portion, so any number of processes can share the portions out: portion i is done
-by process i mod world. No process waits for another. Whichever completes the last portion writes the manifest, and a
+A token file holds documents of one chunk, so any number of processes can share the chunks out: chunk i is done
+by process i mod world. No process waits for another. Whichever completes the last chunk writes the manifest, and a
 process that fails stops nobody else: what it lacks is done when the command is run again.
 """
 
@@ -42,7 +42,7 @@ from gpt2lab.data.shards import (
     format_for,
     is_incomplete,
 )
-from gpt2lab.data.sources import Portion, fetched, here, read_portion, resolve
+from gpt2lab.data.sources import Chunk, fetched, here, read_chunk, resolve
 from gpt2lab.data.writing import SOURCE, Journal, Plan, Record, Writing, take_tokens, write_documents
 from gpt2lab.errors import InputError
 from gpt2lab.files import locked
@@ -56,17 +56,17 @@ class AlreadyPreparing(InputError):
 
 
 @contextmanager
-def preparation_lock(folder: Path, portions: Sequence[int]) -> Iterator[None]:
-    """Keep other processes from some portions of the journal in ``folder``.
+def preparation_lock(folder: Path, chunks: Sequence[int]) -> Iterator[None]:
+    """Keep other processes from some chunks of the journal in ``folder``.
 
     Raises:
         AlreadyPreparing: Another process works on one of them.
     """
-    if not portions:  # whoever completes the others may already be deleting the folder
+    if not chunks:  # whoever completes the others may already be deleting the folder
         yield
         return
     taken = AlreadyPreparing(f"{folder.parent} is being prepared by another process; wait for it, or end it")
-    with locked(folder / CLAIMS, taken, portions):
+    with locked(folder / CLAIMS, taken, chunks):
         yield
 
 
@@ -115,7 +115,7 @@ class PrepareConfig:
 
 
 def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> Plan:
-    """Look at every source and plan its portions.
+    """Look at every source and plan its chunks.
 
     Raises:
         InputError: A source or an argument cannot be used.
@@ -125,7 +125,7 @@ def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None,
         raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
     if max_disk is not None and max_disk < 1:
         raise InputError(f"max_disk is {max_disk}; it must be 1 byte or more, or be left out")
-    portions = tuple(
+    chunks = tuple(
         resolve(
             config.sources,
             seed=config.seed,
@@ -134,24 +134,24 @@ def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None,
             errors=config.errors,
         )
     )
-    if any(portion.cut == "tokens" for portion in portions):
+    if any(chunk.cut == "tokens" for chunk in chunks):
         _refuse_for_tokens(config)
-    rule, portions = _divided(config, portions)
-    needed = world * max(portion.download for portion in portions) + output_bytes(portions, tokenizer)
+    rule, chunks = _divided(config, chunks)
+    needed = world * max(chunk.download for chunk in chunks) + output_bytes(chunks, tokenizer)
     if max_disk is not None and config.max_documents is None and needed > max_disk:
         raise DiskFull(
             f"about {needed:,} bytes are needed (token files and what is downloaded at once), "
             f"--max-disk allows {max_disk:,}; give more, or take a smaller corpus"
         )
-    return Plan(config.arguments(tokenizer), rule, portions)
+    return Plan(config.arguments(tokenizer), rule, chunks)
 
 
-def output_bytes(portions: Sequence[Portion], tokenizer: Tokenizer) -> int:
-    """Return about how many bytes of token files the portions will make."""
+def output_bytes(chunks: Sequence[Chunk], tokenizer: Tokenizer) -> int:
+    """Return about how many bytes of token files the chunks will make."""
     size = format_for(tokenizer.n_vocab).dtype.itemsize
     rate = len(tokenizer.encode(_SAMPLE)) / len(_SAMPLE.encode())
-    text = sum(portion.text_bytes for portion in portions if portion.cut != "tokens")
-    return int(text * rate) * size + sum(portion.download for portion in portions if portion.cut == "tokens")
+    text = sum(chunk.text_bytes for chunk in chunks if chunk.cut != "tokens")
+    return int(text * rate) * size + sum(chunk.download for chunk in chunks if chunk.cut == "tokens")
 
 
 def _refuse_for_tokens(config: PrepareConfig) -> None:
@@ -161,26 +161,26 @@ def _refuse_for_tokens(config: PrepareConfig) -> None:
         raise InputError(f"{', '.join(config.sources)}: comes as tokens, taken as they are; leave {option} out")
 
 
-def _divided(config: PrepareConfig, portions: tuple[Portion, ...]) -> tuple[SplitRule, tuple[Portion, ...]]:
-    """Return the rule of the splits, and the portions, of which those without a split are divided by it."""
-    held = {portion.split for portion in portions}
+def _divided(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule, tuple[Chunk, ...]]:
+    """Return the rule of the splits, and the chunks, of which those without a split are divided by it."""
+    held = {chunk.split for chunk in chunks}
     if "" in held:
-        return _rule(config, portions, _default_fraction(config)), portions
+        return _rule(config, chunks, _default_fraction(config)), chunks
     for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
         if fraction is not None and split in held:
             raise InputError(
                 f"{', '.join(config.sources)}: comes in splits of its own, {split} too; leave --{split}-fraction out"
             )
     if not (config.val_fraction or config.test_fraction):
-        return SplitRule("given", 0.0, 0.0), portions
-    cut = tuple(replace(one, split="") if one.split == "train" else one for one in portions)
+        return SplitRule("given", 0.0, 0.0), chunks
+    cut = tuple(replace(one, split="") if one.split == "train" else one for one in chunks)
     return _rule(config, cut, 0.0), cut  # what it lacks is held out of what it trains on
 
 
-def _rule(config: PrepareConfig, portions: Sequence[Portion], default: float) -> SplitRule:
+def _rule(config: PrepareConfig, chunks: Sequence[Chunk], default: float) -> SplitRule:
     val = default if config.val_fraction is None else config.val_fraction
     test = default if config.test_fraction is None else config.test_fraction
-    few = _count(portions, config.max_documents) < FEW_DOCUMENTS
+    few = _count(chunks, config.max_documents) < FEW_DOCUMENTS
     return SplitRule("position" if few else "hash", val, test)
 
 
@@ -192,13 +192,13 @@ def _default_fraction(config: PrepareConfig) -> float:
     return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / config.max_documents))
 
 
-def _count(portions: Sequence[Portion], limit: int | None) -> int:
+def _count(chunks: Sequence[Chunk], limit: int | None) -> int:
     """Return the number of documents, or `FEW_DOCUMENTS` where it is that or more."""
     most = FEW_DOCUMENTS if limit is None else min(FEW_DOCUMENTS, limit)
-    if any(file.url and not file.name.endswith(".txt") for portion in portions for file in portion.files):
+    if any(file.url and not file.name.endswith(".txt") for chunk in chunks for file in chunk.files):
         return most
-    fetched = sum(bool(file.url) for portion in portions for file in portion.files)  # a text of the catalogue is one
-    local = chain.from_iterable(read_portion(p, here(p)) for p in portions if not p.download)
+    fetched = sum(bool(file.url) for chunk in chunks for file in chunk.files)  # a text of the catalogue is one
+    local = chain.from_iterable(read_chunk(p, here(p)) for p in chunks if not p.download)
     return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
 
 
@@ -230,19 +230,19 @@ def source_info(config: PrepareConfig) -> SourceInfo:
 
 
 def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, config: PrepareConfig, out: Path) -> TokenDataset | None:
-    """Name the token files and write the manifest, if all portions are complete; else return None.
+    """Name the token files and write the manifest, if all chunks are complete; else return None.
 
     Raises:
         InputError: A split that is wanted has nothing; the folder is removed, as going on would end here again.
     """
-    indices = range(len(plan.portions))
+    indices = range(len(plan.chunks))
     if not all(map(journal.is_complete, indices)):
         return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process was quicker
     try:
         records = [journal.record(index) for index in indices]
         splits = {split: info for split in SPLITS if (info := _sum(split, records)).documents}
         _require_all(splits, plan.rule, out)
-        given = any(portion.split for portion in plan.portions)
+        given = any(chunk.split for chunk in plan.chunks)
         folders = [journal.of(index) for index in indices]
         left_out = LeftOut(
             sum(record.short for record in records),
@@ -267,7 +267,7 @@ def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, config: PrepareCo
 
 
 def _named(journal: Journal, records: Sequence[Record]) -> Iterator[ShardInfo]:
-    """Give the token files of all portions their names, split by split."""
+    """Give the token files of all chunks their names, split by split."""
     for split in SPLITS:
         number = count()
         for index, record in enumerate(records):
@@ -362,7 +362,7 @@ def prepare_shards(
         raise InputError(f"{out}: exists already and is left as it is; choose a folder that does not exist")
     with explaining_full_disk(out, _SMALL_FILES):
         plan = journal.plan(config.arguments(tokenizer), partial(make_plan, config, tokenizer, max_disk, world))
-    own = range(rank, len(plan.portions), world)
+    own = range(rank, len(plan.chunks), world)
     try:
         with preparation_lock(journal.folder, [index for index in own if not journal.is_complete(index)]):
             _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
@@ -393,19 +393,19 @@ class _Preparation:
         self._done: list[Record] = []
 
     def run(self, progress: ProgressCallback | None) -> None:
-        """Write every portion of the process that is not complete."""
+        """Write every chunk of the process that is not complete."""
         for index in self._own:
             if not self._journal.is_complete(index):
-                left = [self._plan.portions[i] for i in self._own if i >= index]
-                needed = output_bytes(left, self._tokenizer) + max(portion.download for portion in left)
+                left = [self._plan.chunks[i] for i in self._own if i >= index]
+                needed = output_bytes(left, self._tokenizer) + max(chunk.download for chunk in left)
                 with explaining_full_disk(self._journal.folder, needed):
                     self._write(index, progress)
             self._done.append(self._journal.record(index))
 
     def _write(self, index: int, progress: ProgressCallback | None) -> None:
-        portion, arguments = self._plan.portions[index], self._plan.arguments
+        chunk, arguments = self._plan.chunks[index], self._plan.arguments
         limit = arguments["max_documents"]
-        if limit is not None and (limit := limit - self._read_of(portion.split)) == 0:
+        if limit is not None and (limit := limit - self._read_of(chunk.split)) == 0:
             self._journal.begin(index)
             self._journal.complete(index, Record(0, 0, 0, {}, ()))
             return
@@ -415,44 +415,44 @@ class _Preparation:
             folder=folder,
             tokenizer=self._tokenizer,
             rule=self._plan.rule,
-            split=portion.split,
+            split=chunk.split,
             shard_tokens=arguments["shard_tokens"],
             reserve=self._budget.reserve,
             advance=self._teller(index, progress),
             cleaner=Cleaner(arguments["min_length"], arguments["deduplicate"], read_hashes(seen, SPLITS)),
             keeps_hashes=self._plan.keeps_hashes,
         )
-        self._journal.complete(index, write_portion(portion, writing, self._budget, limit))
-        self._budget.release(portion.fetched_only)
+        self._journal.complete(index, write_chunk(chunk, writing, self._budget, limit))
+        self._budget.release(chunk.fetched_only)
 
     def _read_of(self, split: str) -> int:
-        """Return the documents read so far of the portions that came in a split, or in none."""
+        """Return the documents read so far of the chunks that came in a split, or in none."""
         done = zip(self._own, self._done, strict=False)
-        return sum(record.documents for index, record in done if self._plan.portions[index].split == split)
+        return sum(record.documents for index, record in done if self._plan.chunks[index].split == split)
 
     def _teller(self, index: int, progress: ProgressCallback | None) -> Callable[[int, int, int], None]:
-        """Return what adds a portion's counts to those of the portions before it."""
+        """Return what adds a chunk's counts to those of the chunks before it."""
         if progress is None:
             return lambda documents, size, tokens: None
         before = [split for record in self._done for split in record.splits.values()]
         documents, size, tokens = (sum(getattr(s, name) for s in before) for name in ("documents", "bytes", "tokens"))
-        after = sum(self._plan.portions[i].text_bytes for i in self._own if i > index)
-        here = self._plan.portions[index].text_bytes
+        after = sum(self._plan.chunks[i].text_bytes for i in self._own if i > index)
+        here = self._plan.chunks[index].text_bytes
         return lambda d, b, t: progress(documents + d, size + b, tokens + t, size + max(here, b) + after)
 
 
-def write_portion(portion: Portion, how: Writing, budget: DiskBudget, limit: int | None = None) -> Record:
-    """Write the token files of a portion, of at most ``limit`` documents, to ``how.folder``; return what they hold.
+def write_chunk(chunk: Chunk, how: Writing, budget: DiskBudget, limit: int | None = None) -> Record:
+    """Write the token files of a chunk, of at most ``limit`` documents, to ``how.folder``; return what they hold.
 
     What is fetched lies in its subfolder `SOURCE`: to be deleted, and released from the budget, by who calls this.
     """
-    paths = _fetch(portion, how.folder / SOURCE, budget) if portion.download else here(portion)
-    if portion.cut == "tokens":
+    paths = _fetch(chunk, how.folder / SOURCE, budget) if chunk.download else here(chunk)
+    if chunk.cut == "tokens":
         return take_tokens(paths[0], how)
-    return write_documents(read_portion(portion, paths), how, limit)
+    return write_documents(read_chunk(chunk, paths), how, limit)
 
 
-def _fetch(portion: Portion, folder: Path, budget: DiskBudget) -> list[Path]:
+def _fetch(chunk: Chunk, folder: Path, budget: DiskBudget) -> list[Path]:
     folder.mkdir(exist_ok=True)
-    budget.reserve(portion.download - bytes_below(folder))
-    return fetched(portion, folder)
+    budget.reserve(chunk.download - bytes_below(folder))
+    return fetched(chunk, folder)

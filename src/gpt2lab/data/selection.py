@@ -111,7 +111,7 @@ def _section(pieces: Iterator[str], start: int, stop: int) -> Iterator[str]:
 
 
 HASHES = "{split}.hashes"
-"""Name of the file that keeps a portion's hashes of a split: 8 bytes a document, in order."""
+"""Name of the file that keeps a chunk's hashes of a split: 8 bytes a document, in order."""
 
 
 class Cleaner:
@@ -152,7 +152,7 @@ def write_hashes(folder: Path, hashes: dict[str, list[int]]) -> None:
 
 
 def read_hashes(folders: list[Path], splits: tuple[str, ...]) -> np.ndarray:
-    """Return the hashes of some splits that portions kept, sorted."""
+    """Return the hashes of some splits that chunks kept, sorted."""
     files = [folder / HASHES.format(split=split) for folder in folders for split in splits]
     kept = [np.fromfile(file, dtype="<u8") for file in files if file.exists()]
     return np.sort(np.concatenate(kept)) if kept else np.empty(0, dtype="<u8")

@@ -1,7 +1,7 @@
 """Where text comes from: files, folders, patterns of names, corpora of the catalogue, data sets of the hub.
 
 sources ["stories", "wikitext2", "a.txt", "more/*.jsonl.zst", "hub:OWNER/NAME"]
-    ->  portions  ->  Document, Document, ...  ->  pieces of text
+    ->  chunks  ->  Document, Document, ...  ->  pieces of text
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.stories.corpus import stories
 
 _TOGETHER = 1 << 28
-"""Bytes up to which files of this machine make one portion."""
+"""Bytes up to which files of this machine make one chunk."""
 _STORIES = 100_000
-"""Stories in a portion."""
+"""Stories in a chunk."""
 _STORY_BYTES = 800
 _EXPANSION = {".txt": 1.0, ".jsonl": 1.0, ".parquet": 1.7}
 """Bytes of text in a byte of a file; Parquet's is that of OpenWebText, Wikipedia and FineWeb."""
@@ -56,7 +56,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Portion:
+class Chunk:
     """What is prepared together. ``split`` is given where the corpus comes in splits; stories have seed and range."""
 
     files: tuple[SourceFile, ...] = ()
@@ -84,8 +84,8 @@ class Portion:
         return (self.stop - self.start) * _STORY_BYTES + sum(map(_text_bytes, self.files))
 
     @classmethod
-    def parse(cls, tree: dict[str, Any]) -> Portion:
-        """Return what `dataclasses.asdict` made of a portion."""
+    def parse(cls, tree: dict[str, Any]) -> Chunk:
+        """Return what `dataclasses.asdict` made of a chunk."""
         return cls(**{**tree, "files": tuple(SourceFile(**file) for file in tree["files"])})
 
 
@@ -95,44 +95,44 @@ def _text_bytes(file: SourceFile) -> int:
     return int(file.size * compressed * _EXPANSION[format_of(path)])
 
 
-def story_portions(seed: int, count: int) -> list[Portion]:
-    """Return the portions of the first ``count`` stories of a seed."""
+def story_chunks(seed: int, count: int) -> list[Chunk]:
+    """Return the chunks of the first ``count`` stories of a seed."""
     starts = range(0, count, _STORIES)
-    return [Portion(cut="stories", seed=seed, start=n, stop=min(n + _STORIES, count)) for n in starts]
+    return [Chunk(cut="stories", seed=seed, start=n, stop=min(n + _STORIES, count)) for n in starts]
 
 
-def grouped(portions: Iterable[Portion]) -> list[Portion]:
+def grouped(chunks: Iterable[Chunk]) -> list[Chunk]:
     """Return the same with neighbouring files of this machine put together, up to `_TOGETHER` bytes."""
-    groups: list[Portion] = []
-    for portion in portions:
+    groups: list[Chunk] = []
+    for chunk in chunks:
         last = groups[-1] if groups else None
-        if last is not None and _fit(last, portion):
-            groups[-1] = replace(last, files=last.files + portion.files)
+        if last is not None and _fit(last, chunk):
+            groups[-1] = replace(last, files=last.files + chunk.files)
         else:
-            groups.append(portion)
+            groups.append(chunk)
     return groups
 
 
-def _fit(one: Portion, other: Portion) -> bool:
+def _fit(one: Chunk, other: Chunk) -> bool:
     if one.download or not one.files or replace(one, files=()) != replace(other, files=()):
         return False
     return sum(file.size for file in one.files + other.files) <= _TOGETHER and not other.download
 
 
-def read_portion(portion: Portion, paths: Iterable[Path]) -> Iterator[Document]:
-    """Yield the documents of a portion, whose files lie at ``paths``.
+def read_chunk(chunk: Chunk, paths: Iterable[Path]) -> Iterator[Document]:
+    """Yield the documents of a chunk, whose files lie at ``paths``.
 
     Raises:
         InputError: It holds tokens instead of text, or a file is none that can be read (see `read_documents`).
     """
-    if portion.cut == "tokens":
-        raise InputError(f"{portion.files[0].name}: holds tokens, not text; give a corpus of text")
-    if portion.cut == "stories":
-        told = islice(stories(portion.seed, portion.start), portion.stop - portion.start)
+    if chunk.cut == "tokens":
+        raise InputError(f"{chunk.files[0].name}: holds tokens, not text; give a corpus of text")
+    if chunk.cut == "stories":
+        told = islice(stories(chunk.seed, chunk.start), chunk.stop - chunk.start)
         return (TextDocument(story.text, story.bits) for story in told)
-    if portion.cut == "articles":
-        return chain.from_iterable(_articles(read_rows(path, portion.column, portion.errors)) for path in paths)
-    return chain.from_iterable(read_documents(path, portion.column, portion.errors) for path in paths)
+    if chunk.cut == "articles":
+        return chain.from_iterable(_articles(read_rows(path, chunk.column, chunk.errors)) for path in paths)
+    return chain.from_iterable(read_documents(path, chunk.column, chunk.errors) for path in paths)
 
 
 def _articles(rows: Iterable[str]) -> Iterator[Document]:
@@ -180,12 +180,12 @@ def documents(
         InputError: At once for a source that is missing, empty, not to be reached or an unknown name, or a column
             where no source has columns; while reading for what `read_documents` and `fetch` refuse.
     """
-    portions = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
-    return _first(portions, max_documents)
+    chunks = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
+    return _first(chunks, max_documents)
 
 
-def _first(portions: Sequence[Portion], max_documents: int | None) -> Iterator[Document]:
-    return islice(chain.from_iterable(map(_documents_of, portions)), max_documents)
+def _first(chunks: Sequence[Chunk], max_documents: int | None) -> Iterator[Document]:
+    return islice(chain.from_iterable(map(_documents_of, chunks)), max_documents)
 
 
 def texts(
@@ -203,33 +203,33 @@ def texts(
     GPT-2's or GPT-4's splitting pattern reaches across; ``whole`` gives each document in one piece, for a pattern of
     one's own.
     """
-    portions = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
-    found = _first([portion for portion in portions if portion.split in ("", "train")], max_documents)
+    chunks = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
+    found = _first([chunk for chunk in chunks if chunk.split in ("", "train")], max_documents)
     if whole:
         return ("".join(document.pieces()) for document in found)
     return chain.from_iterable(document.pieces() for document in found)
 
 
-def _documents_of(portion: Portion) -> Iterator[Document]:
-    if not portion.download:
-        yield from read_portion(portion, here(portion))
+def _documents_of(chunk: Chunk) -> Iterator[Document]:
+    if not chunk.download:
+        yield from read_chunk(chunk, here(chunk))
         return
     with tempfile.TemporaryDirectory(prefix="gpt2lab-") as folder:
-        yield from read_portion(portion, fetched(portion, Path(folder)))
+        yield from read_chunk(chunk, fetched(chunk, Path(folder)))
 
 
-def here(portion: Portion) -> list[Path]:
-    """Return where the files of a portion of this machine lie. Raises `InputError` where one was changed since."""
-    for file in portion.files:
+def here(chunk: Chunk) -> list[Path]:
+    """Return where the files of a chunk of this machine lie. Raises `InputError` where one was changed since."""
+    for file in chunk.files:
         if _source_file(Path(file.name)) != file:
             raise InputError(f"{file.name}: changed since preparing began; delete what is half-written and begin anew")
-    return [Path(file.name) for file in portion.files]
+    return [Path(file.name) for file in chunk.files]
 
 
-def fetched(portion: Portion, folder: Path) -> list[Path]:
-    """Fetch the files of a portion to a folder, and return where they lie."""
+def fetched(chunk: Chunk, folder: Path) -> list[Path]:
+    """Fetch the files of a chunk to a folder, and return where they lie."""
     paths = []
-    for file in portion.files:
+    for file in chunk.files:
         path = folder / Path(file.name).name
         if not path.exists():
             log.info("fetching %s, %s MB", file.name, f"{file.size / 1e6:,.1f}")
@@ -249,8 +249,8 @@ def resolve(
     max_documents: int | None = None,
     column: str | None = None,
     errors: str = "strict",
-) -> list[Portion]:
-    """Return the portions of all sources, after looking that each is there. The arguments are those of `documents`."""
+) -> list[Chunk]:
+    """Return the chunks of all sources, after looking that each is there. The arguments are those of `documents`."""
     if not sources:
         raise InputError(f"no source given: name files, folders or a corpus ({', '.join(CORPORA)})")
     if max_documents is not None and max_documents < 1:
@@ -258,41 +258,41 @@ def resolve(
     one_of("way with errors", errors, ERRORS)
     if seed and "stories" not in sources:
         raise InputError(f"seed {seed} is given, but only stories have a seed; leave --seed out")
-    portions = []
+    chunks = []
     for source in sources:
-        portions += _portions(source, seed, max_documents, column, errors)
-    has_columns = any(format_of(Path(file.name)) != ".txt" for portion in portions for file in portion.files)
+        chunks += _chunks(source, seed, max_documents, column, errors)
+    has_columns = any(format_of(Path(file.name)) != ".txt" for chunk in chunks for file in chunk.files)
     if column is not None and not has_columns:
         raise InputError(f'column "{column}" is given, but no source has columns; leave --column out')
-    return grouped(portions)
+    return grouped(chunks)
 
 
-def _portions(source: str, seed: int, max_documents: int | None, column: str | None, errors: str) -> list[Portion]:
+def _chunks(source: str, seed: int, max_documents: int | None, column: str | None, errors: str) -> list[Chunk]:
     if source.startswith(HUB):
         return _of_hub(any_dataset(source.removeprefix(HUB)), column=column or DEFAULT_COLUMN, errors=errors)
     corpus = CORPORA.get(source)
     if corpus is None:
         files = map(_source_file, find_files(source))
-        return [Portion((file,), column=column or DEFAULT_COLUMN, errors=errors) for file in files]
+        return [Chunk((file,), column=column or DEFAULT_COLUMN, errors=errors) for file in files]
     if corpus.cut == "stories":
-        return story_portions(seed, max_documents or corpus.documents)
+        return story_chunks(seed, max_documents or corpus.documents)
     if corpus.cut == "pystdlib":
-        return [Portion((_source_file(path),)) for path in _standard_library()]
+        return [Chunk((_source_file(path),)) for path in _standard_library()]
     if corpus.url:
-        return [Portion((SourceFile(source + ".txt", corpus.size, corpus.sha256, corpus.url),))]
+        return [Chunk((SourceFile(source + ".txt", corpus.size, corpus.sha256, corpus.url),))]
     return _of_corpus(corpus, column, errors)
 
 
-def _of_corpus(corpus: Corpus, column: str | None, errors: str) -> list[Portion]:
+def _of_corpus(corpus: Corpus, column: str | None, errors: str) -> list[Chunk]:
     found = matching(corpus.repository, corpus.files)
     return _of_hub(found, cut=corpus.cut, column=column or corpus.column, errors=errors)
 
 
-def _of_hub(splits: dict[str, list[HubFile]], **how: str) -> list[Portion]:
+def _of_hub(splits: dict[str, list[HubFile]], **how: str) -> list[Chunk]:
     if list(splits) == ["train"]:  # nothing is held out, so the rule decides
         splits = {"": splits["train"]}
     return [
-        Portion((SourceFile(file.path, file.size, file.sha256 or "", file.url),), split=split, **how)  # type: ignore[arg-type]
+        Chunk((SourceFile(file.path, file.size, file.sha256 or "", file.url),), split=split, **how)  # type: ignore[arg-type]
         for split in sorted(splits, key=_held_out_first)
         for file in splits[split]
     ]

@@ -1,15 +1,15 @@
 """A corpus as rounds that come and go, for a disk that does not hold it: each is prepared, read once, and deleted.
 
-    round    0         1         2         3                 a round is a portion of the corpus (see `portions`):
+    round    0         1         2         3                 a round is a chunk of the corpus (see `chunks`):
              deleted   in use    ready     being written     a file of a hub, files of this machine, 10,000 stories
 
-    STREAM/preparing/plan.json      every portion, at the hub's commit of the day: what a round holds never changes
-          /preparing/00002/         round 2, kept as `journal` keeps a portion
-          /ledger.json              tokens and SHA-256 of each portion that was ever written to be trained on
+    STREAM/preparing/plan.json      every chunk, at the hub's commit of the day: what a round holds never changes
+          /preparing/00002/         round 2, kept as `journal` keeps a chunk
+          /ledger.json              tokens and SHA-256 of each chunk that was ever written to be trained on
           /held-out/                what the first round holds out, or comes held out: prepared data, kept for good
 
-After the last portion comes the first again; the stories never end. A round that is needed again, because training went
-back, is prepared again, and must give the bytes of the ledger. Where there is but one portion, every round is the same:
+After the last chunk comes the first again; the stories never end. A round that is needed again, because training went
+back, is prepared again, and must give the bytes of the ledger. Where there is but one chunk, every round is the same:
 it is prepared once, and kept. One process at a time writes here.
 """
 
@@ -39,10 +39,10 @@ import numpy as np
 from gpt2lab.data.dataset import HELD_OUT, TOKENIZER, TokenDataset
 from gpt2lab.data.download import DiskBudget, DiskFull, Unreachable, bytes_below, explaining_full_disk
 from gpt2lab.data.loader import Batch, Loader, micro_steps
-from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, source_info, write_portion
+from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, source_info, write_chunk
 from gpt2lab.data.selection import Cleaner, SplitRule
 from gpt2lab.data.shards import MANIFEST, DataManifest, TokenizerInfo, TokenStream, checked_sha256, open_shard
-from gpt2lab.data.sources import Portion
+from gpt2lab.data.sources import Chunk
 from gpt2lab.data.writing import Journal, Plan, Record, Writing
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, remove_temporary, write_json
@@ -76,7 +76,7 @@ class SegmentStore:
         return self._journal.is_complete(self._place(number))
 
     def tokens(self, number: int) -> int | None:
-        """Return the tokens of a round; None where that is not known, as its portion was never prepared."""
+        """Return the tokens of a round; None where that is not known, as its chunk was never prepared."""
         entry = self._ledger().get(self._key(number))
         return None if entry is None else entry["tokens"]
 
@@ -98,13 +98,13 @@ class SegmentStore:
         """Prepare the first round and what is held out, unless that was done. Raises what `prepare` does."""
         if not (self.folder / HELD_OUT / MANIFEST).exists():
             apart = Journal(self.folder / HELD_OUT)
-            given = {p.split: p for p in reversed(self._plan.portions) if p.split in ("test", "val")}  # the first ones
-            portions = tuple(given.values())
-            plan = Plan(self._plan.arguments, SplitRule("given", 0.0, 0.0), portions or (self._portion(0),))
+            given = {p.split: p for p in reversed(self._plan.chunks) if p.split in ("test", "val")}  # the first ones
+            chunks = tuple(given.values())
+            plan = Plan(self._plan.arguments, SplitRule("given", 0.0, 0.0), chunks or (self._chunk(0),))
             apart.plan(plan.arguments, lambda: plan)
-            for index, portion in enumerate(portions):
-                apart.complete(index, self._write(portion, apart, index))
-            if not portions:
+            for index, chunk in enumerate(chunks):
+                apart.complete(index, self._write(chunk, apart, index))
+            if not chunks:
                 self._divide_first(apart)
             finish(plan, apart, self._tokenizer, config, self.folder / HELD_OUT)
         self.prepare(0)
@@ -119,7 +119,7 @@ class SegmentStore:
         """
         if not self.is_ready(number):
             self._current = number
-            self._complete(number, self._write(self._portion(number), self._journal, self._place(number)))
+            self._complete(number, self._write(self._chunk(number), self._journal, self._place(number)))
 
     def prepare_ahead(self) -> None:
         """Prepare rounds for ever, at most `AHEAD` beyond the oldest that `keep_from` keeps."""
@@ -172,22 +172,22 @@ class SegmentStore:
         """Return the number of the folder of the journal that a round lies in."""
         return 0 if self._always_the_same else number
 
-    def _portion(self, number: int) -> Portion:
+    def _chunk(self, number: int) -> Chunk:
         first = self._trained[0]
         if first.cut == "stories":
             return replace(first, start=number * first.stop, stop=(number + 1) * first.stop)
         return self._trained[number % len(self._trained)]
 
     def _key(self, number: int) -> str:
-        """Return what the ledger calls a round: the number of its portion."""
+        """Return what the ledger calls a round: the number of its chunk."""
         return str(number if self._trained[0].cut == "stories" else number % len(self._trained))
 
     def _ledger(self) -> dict[str, Any]:
         path = self.folder / "ledger.json"
         return read_json(path) if path.exists() else {}
 
-    def _write(self, portion: Portion, journal: Journal, index: int) -> Record:
-        """Write a portion's token files to its folder of a journal."""
+    def _write(self, chunk: Chunk, journal: Journal, index: int) -> Record:
+        """Write a chunk's token files to its folder of a journal."""
         folder = journal.begin(index)
         with self._room.changed:
             self._room.used = bytes_below(self.folder)
@@ -196,19 +196,19 @@ class SegmentStore:
             folder=folder,
             tokenizer=self._tokenizer,
             rule=self._plan.rule,
-            split=portion.split,
+            split=chunk.split,
             shard_tokens=arguments["shard_tokens"],
             reserve=self._room.reserve,
             advance=lambda documents, size, tokens: None,
             cleaner=Cleaner(0, deduplicate=False, seen=np.empty(0, dtype=np.uint64)),
             keeps_hashes=False,
         )
-        with explaining_full_disk(self.folder, portion.download + output_bytes([portion], self._tokenizer)):
-            return write_portion(portion, writing, self._room)
+        with explaining_full_disk(self.folder, chunk.download + output_bytes([chunk], self._tokenizer)):
+            return write_chunk(chunk, writing, self._room)
 
     def _divide_first(self, apart: Journal) -> None:
         """Write the first round, and move what is held out of it to the journal that keeps it."""
-        record = self._write(self._portion(0), self._journal, 0)
+        record = self._write(self._chunk(0), self._journal, 0)
         folder = apart.begin(0)
         held_out = tuple(shard for shard in record.shards if shard.split != "train")
         for shard in held_out:
@@ -242,7 +242,7 @@ class SegmentStore:
         )
 
     def _named(self, number: int) -> str:
-        files = ", ".join(file.name for file in self._portion(number).files[:3])
+        files = ", ".join(file.name for file in self._chunk(number).files[:3])
         return f"round {number} of {', '.join(self._plan.arguments['sources'])} ({files or 'written here'})"
 
 
@@ -271,9 +271,9 @@ class _Room(DiskBudget):
             self.changed.notify_all()
 
 
-def trained_on(plan: Plan) -> tuple[Portion, ...]:
-    """Return the portions of a plan that are to be trained on, wholly or but for what is held out of them."""
-    return tuple(portion for portion in plan.portions if portion.split in ("", "train"))
+def trained_on(plan: Plan) -> tuple[Chunk, ...]:
+    """Return the chunks of a plan that are to be trained on, wholly or but for what is held out of them."""
+    return tuple(chunk for chunk in plan.chunks if chunk.split in ("", "train"))
 
 
 LOG = "preparer.log"
@@ -357,7 +357,7 @@ class StreamingDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the plan: which portions there are, at which commit, and how they become tokens.
+        """SHA-256 of the plan: which chunks there are, at which commit, and how they become tokens.
 
         Raises:
             InputError: The corpus is unknown, cannot be reached, or was begun here with another tokenizer.
@@ -405,7 +405,7 @@ def _plan_rounds(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | No
     plan = make_plan(config, tokenizer, None, 1)
     if not (trained := trained_on(plan)):
         raise InputError(f"{config.sources[0]}: has no split to train on; take another corpus")
-    needed = max(portion.download + output_bytes([portion], tokenizer) for portion in trained)
+    needed = max(chunk.download + output_bytes([chunk], tokenizer) for chunk in trained)
     if max_disk is not None and needed > max_disk:
         raise DiskFull(
             f"{config.sources[0]}: about {needed:,} bytes are needed (a download and its tokens), --max-disk allows "

@@ -1,4 +1,4 @@
-"""A portion of text to token files: documents -> parts of splits -> batches of pieces -> ids -> shards, in one pass."""
+"""A chunk of text to token files: documents -> parts of splits -> batches of pieces -> ids -> shards, in one pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpt2lab.data.shards import (
     format_for,
     open_shard,
 )
-from gpt2lab.data.sources import Portion
+from gpt2lab.data.sources import Chunk
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
@@ -35,21 +35,21 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is prepared: the arguments that decide every byte, how documents are split, and the portions."""
+    """What is prepared: the arguments that decide every byte, how documents are split, and the chunks."""
 
     arguments: dict[str, Any]
     rule: SplitRule
-    portions: tuple[Portion, ...]
+    chunks: tuple[Chunk, ...]
 
     @property
     def keeps_hashes(self) -> bool:
         """Whether hashes are needed: to leave out duplicates, or because splits were made by others."""
-        return bool(self.arguments["deduplicate"]) or any(portion.split for portion in self.portions)
+        return bool(self.arguments["deduplicate"]) or any(chunk.split for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a complete portion holds. ``documents`` counts those read, also the short and the repeated left out."""
+    """What a complete chunk holds. ``documents`` counts those read, also the short and the repeated left out."""
 
     documents: int
     short: int
@@ -86,7 +86,7 @@ class Journal:
     def load(self) -> Plan:
         """Return the plan that was begun. Raises `InputError` where there is none."""
         tree = read_json(self._plan)
-        return Plan(tree["arguments"], SplitRule(**tree["rule"]), tuple(map(Portion.parse, tree["portions"])))
+        return Plan(tree["arguments"], SplitRule(**tree["rule"]), tuple(map(Chunk.parse, tree["chunks"])))
 
     def _make_folder(self) -> None:
         try:
@@ -114,15 +114,15 @@ class Journal:
             beside.unlink(missing_ok=True)
 
     def of(self, index: int) -> Path:
-        """Return the folder of a portion."""
+        """Return the folder of a chunk."""
         return self.folder / f"{index:05d}"
 
     def is_complete(self, index: int) -> bool:
-        """Return whether a portion is done."""
+        """Return whether a chunk is done."""
         return (self.of(index) / "record.json").exists()
 
     def begin(self, index: int) -> Path:
-        """Return the empty folder of a portion, where only what was fetched is left."""
+        """Return the empty folder of a chunk, where only what was fetched is left."""
         folder = self.of(index)
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
@@ -131,22 +131,22 @@ class Journal:
         return folder
 
     def complete(self, index: int, record: Record) -> None:
-        """Write that a portion is done, and delete what was fetched of it."""
+        """Write that a chunk is done, and delete what was fetched of it."""
         write_json(self.of(index) / "record.json", asdict(record))
         self.delete_fetched(index)
 
     def delete_fetched(self, index: int) -> None:
-        """Delete what was fetched of a portion, if it is still there."""
+        """Delete what was fetched of a chunk, if it is still there."""
         shutil.rmtree(self.of(index) / SOURCE, ignore_errors=True)
 
     def record(self, index: int) -> Record:
-        """Return what a complete portion holds."""
+        """Return what a complete chunk holds."""
         tree = read_json(self.of(index) / "record.json")
         splits = {name: SplitInfo(**split) for name, split in tree["splits"].items()}
         return Record(**{**tree, "splits": splits, "shards": tuple(ShardInfo(**shard) for shard in tree["shards"])})
 
     def finish(self, index: int, info: ShardInfo, name: str) -> ShardInfo:
-        """Give a token file of a portion its name in the folder that is prepared."""
+        """Give a token file of a chunk its name in the folder that is prepared."""
         target = self.folder.parent / name
         try:
             (self.of(index) / info.name).replace(target)
@@ -168,7 +168,7 @@ _GPT2 = "7e6b205346b649bbd0f3dc1b6c593f259ffeeca9fa9f0ada295c1438faa431f3"
 
 @dataclass
 class Writing:
-    """How a portion is written: where, by which rule of splits or to which split, in files of what size."""
+    """How a chunk is written: where, by which rule of splits or to which split, in files of what size."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -177,7 +177,7 @@ class Writing:
     shard_tokens: int
     reserve: Callable[[int], None]
     advance: Callable[[int, int, int], None]
-    """Told the documents, bytes of text and tokens of the portion so far."""
+    """Told the documents, bytes of text and tokens of the chunk so far."""
     cleaner: Cleaner
     keeps_hashes: bool
     hashes: dict[str, list[int]] = field(default_factory=lambda: {split: [] for split in SPLITS})
@@ -217,7 +217,7 @@ class _Output:
 
 
 def write_documents(found: Iterable[Document], how: Writing, limit: int | None) -> Record:
-    """Write the token files of a portion's documents, of at most ``limit``, and return what they hold."""
+    """Write the token files of a chunk's documents, of at most ``limit``, and return what they hold."""
     eot = how.tokenizer.eot
     assert eot is not None
     form = format_for(how.tokenizer.n_vocab)
@@ -282,7 +282,7 @@ def _describe(path: Path, split: str, tokenizer: Tokenizer) -> ShardInfo:
 
 
 def take_tokens(source: Path, how: Writing) -> Record:
-    """Take a token file of GPT-2's ids as it is: count what it holds, and move it to the portion's folder.
+    """Take a token file of GPT-2's ids as it is: count what it holds, and move it to the chunk's folder.
 
     Raises:
         InputError: The tokenizer is not GPT-2's, or the file is damaged or holds an id that is none.
