@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read with messages that say where they are damaged."""
+"""Files are written completely or not at all, and errors say where a damaged file is damaged."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
+    free_path,
     locked,
     new_directory,
     read_json,
@@ -34,11 +35,15 @@ values = st.recursive(
 )
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.parametrize(
     ("data", "held"),
     [("a\nb\r\n", b"a\nb\r\n"), ("ŝ☃😀", "ŝ☃😀".encode()), (b"\x00\xff\r\n", b"\x00\xff\r\n"), ("", b""), (b"", b"")],
 )
-def test_what_is_written_is_what_is_there(tmp_path: Path, data: str | bytes, held: bytes) -> None:
+def test_a_file_holds_exactly_what_was_written(tmp_path: Path, data: str | bytes, held: bytes) -> None:
     path = tmp_path / "file.txt"
     for _ in range(2):  # new, then over the old one
         write_atomically(path, data)
@@ -48,7 +53,7 @@ def test_what_is_written_is_what_is_there(tmp_path: Path, data: str | bytes, hel
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, failing: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.txt"
@@ -64,7 +69,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()} == {"file.txt": "old"}
 
 
-def test_the_file_is_synced_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, order = tmp_path / "file.txt", []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: order.append(("synced", path.exists())) or fsync(handle))
@@ -72,7 +77,7 @@ def test_the_file_is_synced_before_it_takes_its_name(tmp_path: Path, monkeypatch
     assert order == [("synced", False)]
 
 
-def test_strays_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "kept.tmp").touch()
     (tmp_path / ".hidden").touch()
     temporary_name(tmp_path / "file.txt").touch()
@@ -80,7 +85,16 @@ def test_strays_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path)
     folder.mkdir()
     (folder / "inside").touch()
     remove_temporary(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "kept.tmp"]
+    assert names(tmp_path) == [".hidden", "kept.tmp"]
+
+
+def test_a_free_path_has_the_first_free_number(tmp_path: Path) -> None:
+    for expected in ("run", "run-2", "run-3"):
+        found = free_path(tmp_path / "run")
+        assert found.name == expected
+        found.mkdir()
+    (tmp_path / "run-2").rmdir()
+    assert free_path(tmp_path / "run").name == "run-2"
 
 
 @given(values)
@@ -92,36 +106,34 @@ def test_json_round_trips(tmp_path_factory: pytest.TempPathFactory, value: Any) 
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    ("held", "message"),
     [
         (b'{\n "a": 1,\n b}', "not JSON at line 3 .*it is damaged"),
         (b"", "not JSON at line 1"),
         (b'{"a": "\xff"}', "not UTF-8 text at byte 7; it is damaged"),
+        (None, r"cannot be read \(No such file or directory\)"),
+        ("folder", "cannot be read"),
     ],
 )
-def test_damaged_json_is_told_where(tmp_path: Path, held: bytes, said: str) -> None:
+def test_unreadable_json_is_refused(tmp_path: Path, held: bytes | str | None, message: str) -> None:
     path = tmp_path / "value.json"
-    path.write_bytes(held)
-    with pytest.raises(InputError, match=rf"value\.json: {said}"):
+    if isinstance(held, bytes):
+        path.write_bytes(held)
+    elif held:
+        path.mkdir()
+    with pytest.raises(InputError, match=rf"value\.json: {message}"):
         read_json(path)
-
-
-def test_missing_json_is_told_why(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.json: cannot be read \(No such file or directory\)"):
-        read_json(tmp_path / "none.json")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_json(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3_000_001])
 def test_the_digest_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
-    data = bytes(range(251)) * (size // 251 + 1)
-    (tmp_path / "file").write_bytes(data[:size])
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(data[:size]).hexdigest()
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot open directories")
-def test_a_directory_is_synced_and_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_synced_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     sync_directory(tmp_path)
@@ -130,36 +142,36 @@ def test_a_directory_is_synced_and_closed_again(tmp_path: Path, monkeypatch: pyt
         os.fstat(handle)
 
 
-def test_a_new_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with new_directory(tmp_path / "deep" / "new") as folder:
+def test_a_new_directory_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "new"
+    with new_directory(path) as folder:
         (folder / "inner").mkdir()
         (folder / "inner" / "file").write_bytes(b"content")
-        assert not (tmp_path / "deep" / "new").exists()
-    assert (tmp_path / "deep" / "new" / "inner" / "file").read_bytes() == b"content"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]
+        assert not path.exists()
+    assert (path / "inner" / "file").read_bytes() == b"content"
+    assert names(tmp_path / "deep") == ["new"]
     with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "other") as folder:
         (folder / "file").write_bytes(b"half")
         raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert names(tmp_path) == ["deep"]
 
 
-def test_a_new_directory_takes_nobodys_place(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="exists"), new_directory(tmp_path):
-        pytest.fail("it was entered")
+def test_a_new_directory_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="cannot be made"), new_directory(tmp_path / "file" / "new"):
-        pytest.fail("it was entered")
+    for path, message in ((tmp_path, "exists"), (tmp_path / "file" / "new", "cannot be created")):
+        with pytest.raises(InputError, match=message), new_directory(path):
+            pytest.fail("it was entered")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the lock of POSIX")
-@pytest.mark.parametrize("places", [(), (0, 3)])
-def test_where_files_cannot_be_locked_a_warning_says_so_and_work_goes_on(
-    places: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+@pytest.mark.parametrize("offsets", [(), (0, 3)])
+def test_a_file_system_without_locks_gives_a_warning(
+    offsets: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     for name in ("flock", "lockf"):
         monkeypatch.setattr(f"fcntl.{name}", refuse)
-    with locked(tmp_path / "file", InputError("taken"), places):
+    with locked(tmp_path / "file", InputError("taken"), offsets):
         assert "cannot be locked (No locks available)" in caplog.text

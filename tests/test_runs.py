@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path / "run", {"steps": 5}, {"torch": "2"})
 
 
-def test_a_new_run_has_its_files(run: Run) -> None:
+def test_a_new_run_has_its_files(run: Run, tmp_path: Path) -> None:
     assert run.config == {"steps": 5}
     assert run.environment == {"torch": "2"}
     assert (run.path / "metrics.csv").read_text(encoding="utf-8") == (
@@ -39,42 +39,28 @@ def test_a_new_run_has_its_files(run: Run) -> None:
     assert run.checkpoints.is_dir()
     assert run.tokenizer == run.path / "tokenizer"
     assert Run.open(run.path) == run
-
-
-def test_folders_above_it_are_made(tmp_path: Path) -> None:
     assert Run.create(tmp_path / "a" / "b" / "run", {}, {}).checkpoints.is_dir()
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_exists_is_refused_and_left_alone(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "run"
-    path.write_text("mine", encoding="utf-8") if what == "file" else path.mkdir()
-    with pytest.raises(InputError, match=r"run exists; give another --out, or --resume"):
-        Run.create(path, {}, {})
-    assert path.read_text(encoding="utf-8") == "mine" if what == "file" else not list(path.iterdir())
+def test_a_run_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine", encoding="utf-8")
+    folder.mkdir()
+    for path in (file, folder):
+        with pytest.raises(InputError, match=rf"{path.name} exists; give another --out, or --resume"):
+            Run.create(path, {}, {})
+    assert file.read_text(encoding="utf-8") == "mine"
+    assert not list(folder.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_told_why(tmp_path: Path) -> None:
+def test_a_path_that_cannot_hold_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"run cannot be made \(Not a directory\); give another --out"):
+    with pytest.raises(InputError, match=r"run cannot be created \(Not a directory\); give another --out"):
         Run.create(tmp_path / "file" / "run", {}, {})
-
-
-def test_opening_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none does not exist; give the directory"):
         Run.open(tmp_path / "none")
     with pytest.raises(InputError, match=r"holds no run \(config.json is missing\)"):
         Run.open(tmp_path)
-
-
-def test_an_unused_name_has_the_first_free_number(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    for expected in ("run", "run-2", "run-3"):
-        found = free_path(path)
-        assert found.name == expected
-        found.mkdir()
-    (tmp_path / "run-2").rmdir()
-    assert free_path(path).name == "run-2"
 
 
 @given(
@@ -83,7 +69,7 @@ def test_an_unused_name_has_the_first_free_number(tmp_path: Path) -> None:
         max_size=5,
     )
 )
-def test_metrics_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, cells: list[list[Any]]) -> None:
+def test_metrics_round_trip_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, cells: list[list[Any]]) -> None:
     run = Run.create(free_path(tmp_path_factory.getbasetemp() / "metrics"), {}, {})
     written: list[MetricsRow] = [dict(zip(COLUMNS, [step, *values], strict=True)) for step, values in enumerate(cells)]
     for metrics in written:
@@ -98,7 +84,7 @@ def _bits(value: float | None) -> str | None:
 
 
 @given(text.filter(lambda t: "\n" not in t and "\r" not in t), st.floats(allow_nan=False))
-def test_figures_come_back(tmp_path_factory: pytest.TempPathFactory, protocol: str, value: float) -> None:
+def test_results_round_trip(tmp_path_factory: pytest.TempPathFactory, protocol: str, value: float) -> None:
     run = Run.create(free_path(tmp_path_factory.getbasetemp() / "evals"), {}, {})
     run.add_eval(3, "perplexity", "test", protocol, "bits_per_byte", value)
     run.add_eval(4, "hellaswag", "val", "p", "acc", 0.25)
@@ -109,7 +95,7 @@ def test_figures_come_back(tmp_path_factory: pytest.TempPathFactory, protocol: s
 
 
 @given(text, text)
-def test_samples_come_back(tmp_path_factory: pytest.TempPathFactory, prompt: str, written: str) -> None:
+def test_samples_round_trip(tmp_path_factory: pytest.TempPathFactory, prompt: str, written: str) -> None:
     run = Run.create(free_path(tmp_path_factory.getbasetemp() / "samples"), {}, {})
     run.add_sample(7, "greedy", prompt, written, verdict="consistent")
     run.add_sample(8, "nucleus", "", "x")
@@ -123,49 +109,50 @@ def append(path: Path, line: str) -> None:
         file.write(line)
 
 
-def test_a_last_line_that_was_cut_off_is_ignored_and_cut_away(run: Run) -> None:
+def add_to_every_file(run: Run, step: int) -> None:
+    run.add_metrics(row(step, train_loss=step / 7))
+    run.add_eval(step, "perplexity", "test", "p, q", "loss", 1.5)
+    run.add_sample(step, "greedy", "", "ŝ")
+
+
+def steps(run: Run) -> list[list[Any]]:
+    return [[int(entry["step"] or 0) for entry in entries] for entries in (run.metrics(), run.evals(), run.samples())]
+
+
+CUT_OFF = {"metrics.csv": "30,38", "evals.csv": '30,"perpl', "samples.jsonl": '{"step": 30, "te'}
+
+
+def test_an_incomplete_last_line_is_ignored_and_overwritten(run: Run) -> None:
     for step in (10, 20):
-        run.add_metrics(row(step, train_loss=step / 7))
-        run.add_eval(step, "perplexity", "test", "p", "loss", 1.5)
-        run.add_sample(step, "greedy", "", "ŝ")
-    whole = {name: (run.path / name).read_bytes() for name in ("metrics.csv", "evals.csv", "samples.jsonl")}
-    append(run.path / "metrics.csv", "30,38")
-    append(run.path / "evals.csv", '30,"perpl')
-    append(run.path / "samples.jsonl", '{"step": 30, "te')
-    assert [len(run.metrics()), len(run.evals()), len(run.samples())] == [2, 2, 2]
-    run.truncate(20)
-    assert {name: (run.path / name).read_bytes() for name in whole} == whole
-    run.add_metrics(row(30))
-    assert [metrics["step"] for metrics in run.metrics()] == [10, 20, 30]
+        add_to_every_file(run, step)
+    complete = {name: (run.path / name).read_bytes() for name in CUT_OFF}
+    for truncate in (True, False):
+        for name, line in CUT_OFF.items():
+            append(run.path / name, line)
+        assert steps(run) == [[10, 20]] * 3
+        if truncate:
+            run.truncate(20)
+            assert {name: (run.path / name).read_bytes() for name in CUT_OFF} == complete
+    add_to_every_file(run, 40)
+    assert steps(run) == [[10, 20, 40]] * 3
 
 
-def test_what_is_added_takes_the_place_of_a_line_that_was_cut_off(run: Run) -> None:
-    for file, cut_off in (("metrics.csv", "30,38"), ("evals.csv", '30,"perpl'), ("samples.jsonl", '{"step": 3')):
-        append(run.path / file, cut_off)
-    run.add_metrics(row(40))
-    run.add_eval(40, "perplexity", "test", "p", "loss", 1.5)
-    run.add_sample(40, "greedy", "", "ŝ")
-    assert [metrics["step"] for metrics in run.metrics()] == [40]
-    assert [figure["step"] for figure in run.evals()] == ["40"]
-    assert [sample["text"] for sample in run.samples()] == ["ŝ"]
+def test_a_first_line_may_replace_an_incomplete_one(run: Run) -> None:
+    for name, line in CUT_OFF.items():
+        append(run.path / name, line)
+    add_to_every_file(run, 40)
+    assert steps(run) == [[40]] * 3
 
 
-def test_cutting_back_drops_what_is_later(run: Run) -> None:
-    for step in (5, 10, 100):
-        run.add_metrics(row(step))
-        run.add_eval(step, "perplexity", "test", "p, q", "loss", 1.5)
-        run.add_sample(step, "greedy", "", "text")
-    run.truncate(10)
-    assert [metrics["step"] for metrics in run.metrics()] == [5, 10]
-    assert [figure["step"] for figure in run.evals()] == ["5", "10"]
-    assert [sample["step"] for sample in run.samples()] == [5, 10]
-    run.truncate(0)
-    assert (run.metrics(), run.evals(), run.samples()) == ([], [], [])
-
-
-def test_cutting_back_makes_no_samples_file(run: Run) -> None:
+def test_truncating_drops_later_steps(run: Run) -> None:
     run.truncate(0)
     assert not (run.path / "samples.jsonl").exists()
+    for step in (5, 10, 100):
+        add_to_every_file(run, step)
+    run.truncate(10)
+    assert steps(run) == [[5, 10]] * 3
+    run.truncate(0)
+    assert steps(run) == [[]] * 3
 
 
 DAMAGED = [
@@ -174,7 +161,6 @@ DAMAGED = [
     ("metrics.csv", f"{','.join(COLUMNS)}\n1,2,3\n", "line 2 has 3 cells, not 11"),
     ("metrics.csv", f"{','.join(COLUMNS)}\n1{',' * 10}\n\n", "line 3 has 0 cells"),
     ("metrics.csv", f"{','.join(COLUMNS)}\nx{',' * 10}\n", 'line 2 has "x" for a number'),
-    ("metrics.csv", f'{",".join(COLUMNS)}\n1{"," * 10}"1\n2{"," * 10}\n', None),
     ("metrics.csv", f"{','.join(COLUMNS)}\n1{',' * 9}\r,\n", "line 2"),
     ("evals.csv", "step\n", "the first line is not step,task"),
     ("evals.csv", f"{','.join(EVALS_COLUMNS)}\nten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
@@ -185,20 +171,22 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "held", "said"), DAMAGED)
-def test_damage_is_named_with_its_line_and_nothing_is_changed(run: Run, name: str, held: str, said: str | None) -> None:
+@pytest.mark.parametrize(("name", "held", "message"), DAMAGED)
+def test_damage_is_reported_with_its_line_and_nothing_is_changed(run: Run, name: str, held: str, message: str) -> None:
     run.add_metrics(row(1))
     (run.path / name).write_text(held, encoding="utf-8", newline="")
     before = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
-    if said is None:  # a stray quotation mark swallows nothing
-        assert [metrics["step"] for metrics in run.metrics()] == [1, 2]
-        return
-    with pytest.raises(InputError, match=rf"{name}: {said}"):
+    with pytest.raises(InputError, match=rf"{name}: {message}"):
         run.truncate(0)
     assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
 
 
-def test_bytes_that_are_no_text_and_files_that_are_missing(run: Run) -> None:
+def test_a_stray_quotation_mark_swallows_no_lines(run: Run) -> None:
+    append(run.path / "metrics.csv", f'1{"," * 10}"1\n2{"," * 10}\n')
+    assert [metrics["step"] for metrics in run.metrics()] == [1, 2]
+
+
+def test_unreadable_files_are_refused(run: Run) -> None:
     (run.path / "metrics.csv").write_bytes(b"step,\xff")
     with pytest.raises(InputError, match=r"metrics\.csv: not UTF-8 text at byte 5"):
         run.metrics()
@@ -210,7 +198,7 @@ def test_bytes_that_are_no_text_and_files_that_are_missing(run: Run) -> None:
         _ = run.config
 
 
-def test_the_tables_load_with_ordinary_tools(run: Run) -> None:
+def test_numpy_and_json_can_read_the_files(run: Run) -> None:
     import numpy as np
 
     run.add_metrics(row(1, train_loss=0.1, lr=1e-3))
@@ -222,7 +210,7 @@ def test_the_tables_load_with_ordinary_tools(run: Run) -> None:
     assert json.loads((run.path / "samples.jsonl").read_text(encoding="utf-8"))["text"] == "a\nb"
 
 
-def test_the_same_figure_and_the_same_text_stand_there_once(run: Run) -> None:
+def test_equal_results_and_samples_are_written_once(run: Run) -> None:
     for value in (1.5, 1.5, 2.0):
         run.add_eval(3, "perplexity", "test", "context 8", "loss", value)
         run.add_sample(3, "greedy", "", f"text {value}")

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,14 +41,14 @@ def with_cpu(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_a_cpu_that_multiplies_bf16_gets_it(monkeypatch: pytest.MonkeyPatch, no_gpu: None, flag: str) -> None:
+def test_a_cpu_with_fast_bf16_gets_bf16(monkeypatch: pytest.MonkeyPatch, no_gpu: None, flag: str) -> None:
     with_cpu(monkeypatch, "avx2", flag)
     found = runtime.resolve()
     assert (found.device, found.precision, found.precision_reason) == (CPU, "bf16", f"this CPU has {flag}")
     assert found.dtype == torch.bfloat16
 
 
-def test_another_cpu_gets_fp32(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
+def test_any_other_cpu_gets_fp32(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
     with_cpu(monkeypatch, "avx2")
     assert runtime.resolve().precision == "fp32"
     with pytest.raises(InputError, match="fp16 is for GPUs; on this CPU use fp32"):
@@ -68,29 +69,29 @@ def test_gpus_get_bf16_from_ampere_on(
         runtime.resolve("cuda:2")
 
 
-def test_what_is_asked_for_is_taken(no_gpu: None) -> None:
-    for precision in ("fp32", "bf16"):
-        found = runtime.resolve("cpu", precision)
-        assert (found.precision, found.precision_reason) == (precision, "asked for")
-
-
-@pytest.mark.parametrize("name", ["cuda", "mps", "cuda:0", "gpu", "tpu", ""])
-def test_an_absent_device_names_those_present(no_gpu: None, name: str) -> None:
-    with pytest.raises(InputError, match=f'there is no device "{name}" here; this machine has cpu$'):
-        runtime.resolve(name)
-
-
-def test_an_unknown_precision_suggests_the_nearest(no_gpu: None) -> None:
-    with pytest.raises(InputError, match=r'unknown precision "bf61" \(did you mean "bf16"\?\)'):
-        runtime.resolve("cpu", "bf61")
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        *[
+            (lambda name=name: runtime.resolve(name), f'there is no device "{name}" here; this machine has cpu$')
+            for name in ("cuda", "mps", "cuda:0", "gpu", "tpu", "")
+        ],
+        (lambda: runtime.resolve("cpu", "bf61"), r'unknown precision "bf61" \(did you mean "bf16"\?\)'),
+        (lambda: runtime.resolve_compile("of", CPU, 1), r'unknown compile "of" \(did you mean "off"\?\)'),
+    ],
+)
+def test_unavailable_choices_are_refused(action: Callable[[], object], message: str, no_gpu: None) -> None:
+    with pytest.raises(InputError, match=message):
+        action()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_products_run_in_the_precision(precision: str, dtype: torch.dtype) -> None:
-    where = runtime.resolve("cpu", precision)
-    with where.autocast():
+def test_a_given_precision_is_used_for_products(precision: str, dtype: torch.dtype, no_gpu: None) -> None:
+    found = runtime.resolve("cpu", precision)
+    assert (found.precision, found.precision_reason) == (precision, "asked for")
+    with found.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == where.dtype == dtype
+    assert product.dtype == found.dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_products_run_in_the_precision(precision: str, dtype: torch.dtype) -> No
         ("on", "cpu", 1, True, True),
     ],
 )
-def test_what_is_compiled(
+def test_compile_is_resolved_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, choice: str, device: str, steps: int, able: bool, expected: bool
 ) -> None:
     monkeypatch.setattr(runtime, "can_compile", lambda device: (able, "the reason"))
@@ -114,26 +115,21 @@ def test_what_is_compiled(
     assert why
 
 
-def test_compiling_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 12))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(InputError, match=r"cannot compile here: no C\+\+ compiler on the path; leave compile at auto"):
+    with pytest.raises(InputError, match=r"cannot compile here: no C\+\+ compiler on the PATH; leave compile at auto"):
         runtime.resolve_compile("on", CPU, 10**6)
-    assert runtime.resolve_compile("auto", CPU, 10**6) == (False, "no C++ compiler on the path")
+    assert runtime.resolve_compile("auto", CPU, 10**6) == (False, "no C++ compiler on the PATH")
 
 
-def test_an_unknown_choice_suggests_the_nearest() -> None:
-    with pytest.raises(InputError, match=r'unknown compile "of" \(did you mean "off"\?\)'):
-        runtime.resolve_compile("of", CPU, 1)
-
-
-def test_a_seed_by_the_published_generator() -> None:
+def test_the_seed_comes_from_the_published_generator() -> None:
     runtime.seed_step(0)
     assert torch.initial_seed() == 0xE220A8397B1DCDAF  # splitmix64's first output from seed 0 (Steele et al. 2014)
 
 
-def test_every_position_has_random_numbers_of_its_own() -> None:
+def test_every_position_has_its_own_seed() -> None:
     seen = set()
     positions = list(itertools.product(range(4), range(20), range(4), range(4)))  # seed, step, micro-step, rank
     for position in positions:
@@ -156,8 +152,8 @@ def test_the_allocator_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-def test_the_allocator_keeps_what_was_freed() -> None:
-    # In a process of its own. What was given back to the system would be faulted in again, page by page.
+def test_the_allocator_keeps_freed_memory() -> None:
+    # In its own process. Memory given back to the system would be faulted in again, page by page.
     script = """
 import resource
 from gpt2lab import runtime
@@ -173,7 +169,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     assert int(faults) < 40 * 2**24 * 4 // os.sysconf("SC_PAGE_SIZE") / 2
 
 
-def test_peak_memory_is_that_of_the_process() -> None:
+def test_peak_memory_is_that_of_this_process() -> None:
     before = runtime.peak_memory_mb(CPU)
     held = torch.ones(2**26)  # 256 MiB, touched
     after = runtime.peak_memory_mb(CPU)
@@ -181,15 +177,9 @@ def test_peak_memory_is_that_of_the_process() -> None:
     assert after >= held.nbytes / 2**20
 
 
-def test_available_memory_is_positive_and_plausible() -> None:
+def test_the_environment_describes_the_machine() -> None:
     assert 2**24 < runtime.available_memory(CPU) < 2**45
-
-
-def test_the_machine_has_a_name() -> None:
     assert f"({torch.get_num_threads()} threads)" in runtime.device_name(CPU)
-
-
-def test_the_environment_is_what_a_repetition_needs() -> None:
     found = runtime.environment()
     assert found["gpt2lab"] == gpt2lab.__version__
     assert found["torch"] == torch.__version__
@@ -197,7 +187,7 @@ def test_the_environment_is_what_a_repetition_needs() -> None:
     assert {"python", "numpy", "platform", "processor", "gpus", "malloc"} <= found.keys()
 
 
-def test_eager_runs_compiled_modules_as_they_are_written() -> None:
+def test_eager_does_not_compile() -> None:
     compiled: list[Any] = []
 
     class Doubled(torch.nn.Module):

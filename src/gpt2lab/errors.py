@@ -1,7 +1,7 @@
-"""What a user can do wrong, said in one line.
+"""What a user can do wrong, in one line.
 
-Every check of something that a person gave (an option, a file, a name) raises :class:`InputError`. The command line
-prints its message without a traceback and exits with 2; any other exception is a defect of ours and shows its trace.
+Every check of user input (an option, a file, a name) raises :class:`InputError`. The command line prints its message
+without a traceback and exits with 2; any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something given cannot be used. The message is one line: what was given, what is allowed, what to do."""
+    """Unusable input. The message is one line: what was given, what is allowed, what to do."""
 
 
 class ReportedElsewhere(InputError):
-    """What another process of the same run says too, so that this one need not."""
+    """An error that another process of the same run reports, so that this one need not."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return `` (did you mean "X"?)`` for the nearest allowed name, or nothing where none is near."""
+    """Return `` (did you mean "X"?)`` for the nearest allowed name, or nothing if none is near."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
     return f' (did you mean "{near[0]}"?)' if near else ""
 

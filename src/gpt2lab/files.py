@@ -1,4 +1,4 @@
-"""Writing files so that a crash at any moment leaves the old one or the new one, never half of it."""
+"""Writing files so that a crash at any moment leaves the old file or the new one, never half of it; locking them."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from gpt2lab.errors import InputError
 
 log = logging.getLogger("gpt2lab")
 _WINDOWS_BYTE = 2**30
-"""The byte that stands for a whole file on Windows, where nobody else could read or write it: far behind the end."""
+"""The byte that stands for a whole file on Windows, whose locks keep others from reading: far beyond the end."""
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write beside the file, sync, and rename over it. Text is UTF-8 with newlines as they are."""
-    beside = temporary_name(path)
+    """Write to a temporary file, sync it, and rename it to ``path``. Text is UTF-8, its newlines unchanged."""
+    temporary = temporary_name(path)
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:  # a full disk, or Ctrl-C
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to fill, which takes its name when it is complete and synced; of a failure nothing stays.
+    """Yield a directory to fill, which gets its name once it is complete and synced; a failure leaves nothing.
 
     Raises:
-        InputError: Something of that name exists, or it cannot be made.
+        InputError: ``path`` exists or cannot be created.
     """
     if path.exists():
         raise InputError(f"{path} exists; give another name, or delete it first")
-    beside = temporary_name(path)
+    temporary = temporary_name(path)
     try:
-        beside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be made ({error.strerror}); give another directory") from error
+        raise InputError(f"{path} cannot be created ({error.strerror}); give another directory") from error
     try:
-        yield beside
-        for file in beside.rglob("*"):
+        yield temporary
+        for file in temporary.rglob("*"):
             sync(file)
-        beside.rename(path)
+        temporary.rename(path)
         sync_directory(path.parent)
     except BaseException:  # a full disk, or Ctrl-C
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
@@ -69,21 +69,32 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def sync_directory(path: Path) -> None:
+    """Make renames inside a directory durable (does nothing on Windows, which cannot open directories)."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def temporary_name(path: Path) -> Path:
-    """Return the hidden name beside ``path`` under which this process prepares what will be there."""
+    """Return the hidden name beside ``path`` under which this process prepares its new content."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def free_path(path: Path) -> Path:
-    """Return ``path``, or where it exists ``path-2``, ``path-3``, ...: the first that does not."""
-    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
-    return next(candidate for candidate in candidates if not candidate.exists())
-
-
 def remove_temporary(directory: Path) -> None:
-    """Remove what processes that were killed left under temporary names in a directory."""
+    """Remove what killed processes left in a directory under temporary names."""
     for stray in directory.glob(".*.tmp"):
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+
+
+def free_path(path: Path) -> Path:
+    """Return ``path``, or if it exists the first of ``path-2``, ``path-3``, ... that does not."""
+    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,7 +106,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: It is not there, or not JSON (with the line).
+        InputError: It cannot be read, or is not JSON (with the line).
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -108,31 +119,20 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal, reading it in pieces."""
+    """Return the SHA-256 of a file, in hexadecimal, reading it in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_directory(path: Path) -> None:
-    """Make renames inside a directory durable (a no-op on Windows, which cannot open directories)."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
 def locked(path: Path, taken: InputError, offsets: Sequence[int] = ()) -> Iterator[None]:
-    """Keep other processes out while a block runs; the lock ends with the process too, however that ends.
+    """Keep other processes out while a block runs; the lock also ends with the process, however that ends.
 
-    Where a file system has no locks, as some on networks, a warning says so.
+    Some network file systems have no locks; a warning says so.
 
     Args:
-        path: The file that is locked, made where it is missing.
-        taken: Raised where another process holds the lock.
+        path: The file to lock, created if missing.
+        taken: Raised if another process holds the lock.
         offsets: The bytes to lock, each on its own; the whole file by default.
     """
     with path.open("ab") as file:
@@ -141,7 +141,7 @@ def locked(path: Path, taken: InputError, offsets: Sequence[int] = ()) -> Iterat
         except (BlockingIOError, PermissionError) as error:
             raise taken from error
         except OSError as error:
-            log.warning("%s cannot be locked (%s): see that no other process works on it", path, error.strerror)
+            log.warning("%s cannot be locked (%s): make sure that no other process uses it", path, error.strerror)
         yield
 
 
@@ -155,7 +155,7 @@ def _lock(file: BinaryIO, offsets: Sequence[int]) -> None:
     else:
         import fcntl
 
-        if not offsets:  # not lockf, whose lock is gone when anything in this process reads the file and closes it
+        if not offsets:  # not lockf, whose lock is lost when anything in this process opens the file and closes it
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         for offset in offsets:  # not flock, which locks whole files only
             fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)

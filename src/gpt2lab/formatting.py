@@ -1,4 +1,4 @@
-"""Numbers and values as a report says them: rounded, with their unit, never in a form that only a program reads."""
+"""Numbers and values for people: rounded, with their unit, never in a form that only a program reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def count(n: float) -> str:
-    """Return a whole number with its thousands set apart: 12,345."""
+    """Return an integer with thousands separators: 12,345."""
     return f"{n:,.0f}"
+
+
+def plural(n: float, noun: str) -> str:
+    """Return a count with its noun: 1 layer, 12 layers."""
+    return f"{count(n)} {noun}" if n == 1 else f"{count(n)} {noun}s"
 
 
 def short(n: float) -> str:
@@ -23,70 +28,18 @@ def short(n: float) -> str:
 
 
 def in_words(n: float) -> str:
-    """Return a large count to three digits with the unit spelled out: 10.4 billion."""
+    """Return a large count to three digits with its unit spelled out: 10.4 billion."""
     return _scaled(n, {"billion": 1e9, "million": 1e6, "thousand": 1e3}) or count(n)
 
 
 def size(n_bytes: float) -> str:
-    """Return a number of bytes to three digits, in powers of 1,000 as data sheets have them: 30.6 GB."""
+    """Return a number of bytes to three digits, in powers of 1,000 as in data sheets: 30.6 GB."""
     return _scaled(n_bytes, {"PB": 1e15, "TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{count(n_bytes)} bytes"
 
 
-def _scaled(n: float, units: Mapping[str, float], gap: str = " ") -> str:
-    """Return ``n`` in the largest unit that it fills when rounded; nothing where it fills none."""
-    for unit, amount in units.items():
-        if n >= 0.9995 * amount:
-            return f"{_digits(n / amount, 3)}{gap}{unit}"
-    return ""
-
-
-def number(x: float, digits: int = 4) -> str:
-    """Return a number to so many significant digits, without an exponent unless it is very small."""
-    if not math.isfinite(x):
-        return "not finite"
-    if x == 0 or 1e-2 <= abs(x) < 10**digits:
-        return _digits(x, digits)
-    if abs(x) >= 10**digits:
-        return count(x)
-    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
-    mantissa = mantissa.rstrip("0").removesuffix(".")
-    power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-    return power if mantissa == "1" else f"{mantissa}{GAP}×{GAP}{power}"
-
-
-def _digits(x: float, digits: int) -> str:
-    """Round to significant digits and keep trailing zeros: they say how precise a figure is."""
-    if x == 0:
-        return "0"
-    exponent = int(f"{x:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.9996 has that of 10.00
-    return f"{x:,.{max(0, digits - 1 - exponent)}f}"
-
-
-def setting(value: Any) -> str:
-    """Return the value of an option: yes and no, "not set" for None, numbers as they were given."""
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return _as_given(value)
-    return str(value) if value != "" else "empty"
-
-
-def _as_given(value: float) -> str:
-    """Return the shortest form that is the same number, with a power of ten where Python writes an exponent."""
-    mantissa, _, exponent = repr(value).partition("e")
-    if not exponent:
-        return mantissa.removesuffix(".0")
-    power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-    return power if mantissa == "1" else f"{mantissa}{GAP}×{GAP}{power}"
-
-
-def percent(x: float) -> str:
-    """Return a number that counts hundredths: 11.8 %."""
-    return f"{x:.1f}{GAP}%" if math.isfinite(x) else "not finite"
+def memory(mebibytes: float) -> str:
+    """Return an amount of memory: 437 MiB, 1.32 GiB."""
+    return f"{mebibytes / 1024:.2f}{GAP}GiB" if mebibytes >= 1024 else f"{mebibytes:.0f}{GAP}MiB"
 
 
 def duration(seconds: float) -> str:
@@ -99,11 +52,53 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}{GAP}h{GAP}{whole % 3600 // 60:02d}{GAP}min"
 
 
-def memory(mebibytes: float) -> str:
-    """Return an amount of memory: 437 MiB, 1.32 GiB."""
-    return f"{mebibytes / 1024:.2f}{GAP}GiB" if mebibytes >= 1024 else f"{mebibytes:.0f}{GAP}MiB"
+def percent(x: float) -> str:
+    """Return a number of percent: 11.8 %."""
+    return f"{x:.1f}{GAP}%" if math.isfinite(x) else "not finite"
 
 
-def plural(n: float, noun: str) -> str:
-    """Return a count with its noun: 1 layer, 12 layers."""
-    return f"{count(n)} {noun}" if n == 1 else f"{count(n)} {noun}s"
+def number(x: float, digits: int = 4) -> str:
+    """Return a number to some significant digits, without an exponent unless it is very small."""
+    if not math.isfinite(x):
+        return "not finite"
+    if x == 0 or 1e-2 <= abs(x) < 10**digits:
+        return _digits(x, digits)
+    if abs(x) >= 10**digits:
+        return count(x)
+    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+    return _power_of_ten(mantissa.rstrip("0").removesuffix("."), exponent)
+
+
+def setting(value: Any) -> str:
+    """Return the value of an option: yes and no, "not set" for None, numbers as they were given."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):  # the shortest form that is the same number
+        mantissa, _, exponent = repr(value).partition("e")
+        return _power_of_ten(mantissa, exponent) if exponent else mantissa.removesuffix(".0")
+    return str(value) if value != "" else "empty"
+
+
+def _power_of_ten(mantissa: str, exponent: str) -> str:
+    power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa}{GAP}×{GAP}{power}"
+
+
+def _scaled(n: float, units: Mapping[str, float], gap: str = " ") -> str:
+    """Return ``n`` in the largest unit that it reaches when rounded, or nothing if it reaches none."""
+    for unit, amount in units.items():
+        if n >= 0.9995 * amount:
+            return f"{_digits(n / amount, 3)}{gap}{unit}"
+    return ""
+
+
+def _digits(x: float, digits: int) -> str:
+    """Round to significant digits and keep trailing zeros: they show the precision."""
+    if x == 0:
+        return "0"
+    exponent = int(f"{x:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.9996 has that of 10.00
+    return f"{x:,.{max(0, digits - 1 - exponent)}f}"

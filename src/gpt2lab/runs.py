@@ -3,18 +3,18 @@
     config.json        every option of the run, each `auto` resolved
     environment.json   versions and machine
     train.log          what was printed
-    metrics.csv        one row a logged step (METRICS_COLUMNS)
-    evals.csv          one row a figure of any other evaluation (EVALS_COLUMNS)
-    samples.jsonl      texts that the model wrote
-    curves.png         loss and learning rate, redrawn as the run goes on
-    tokenizer/         the data's tokenizer
+    metrics.csv        one row per logged step (METRICS_COLUMNS)
+    evals.csv          one row per result of any other evaluation (EVALS_COLUMNS)
+    samples.jsonl      texts that the model generated
+    curves.png         loss and learning rate, redrawn during the run
+    tokenizer/         the tokenizer of the data
     checkpoints/       step_00001000/ ...; see training/checkpoint.py
-    evaluations/       step_00001000/: what is more than a figure, with its picture (positions, text)
-    report.html        where a report was made
-    stream/            of a run on stream:CORPUS, what is prepared for it; see data/rounds.py
+    evaluations/       step_00001000/: results of more than one number, with a figure (positions, text)
+    report.html        the report, once one is made
+    stream/            for --data stream:CORPUS, the shards prepared for it; see data/streaming.py
 
-Rows are appended line by line and cut back to the checkpoint's step when a run resumes, so that a run that was
-killed and resumed has the rows of one that never stopped.
+Rows are appended line by line, and truncated to the checkpoint's step when a run resumes: a run that was killed and
+resumed has the same rows as one that never stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, write_atomically, write_json
@@ -36,10 +36,10 @@ METRICS_COLUMNS = (
     "step", "tokens", "epoch", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb",
     "seconds",
 )  # fmt: skip
-"""Columns of metrics.csv. Losses are nats per token; a cell without a value is empty."""
+"""Columns of metrics.csv. Losses are in nats per token; a cell without a value is empty."""
 EVALUATIONS = "evaluations"
 EVALS_COLUMNS = ("step", "task", "split", "protocol", "metric", "value")
-"""Columns of evals.csv; protocol says in words how the figure was taken."""
+"""Columns of evals.csv; the protocol says in words how the value was measured."""
 
 MetricsRow = dict[str, float | None]
 
@@ -55,13 +55,13 @@ class Run:
         """Make the directory of a new run.
 
         Raises:
-            InputError: There is something of that name already, or the directory cannot be made.
+            InputError: ``path`` exists or cannot be created.
         """
         cls.require_new(path)
         try:
             (path / "checkpoints").mkdir(parents=True)
         except OSError as error:
-            raise InputError(f"{path} cannot be made ({error.strerror}); give another --out") from error
+            raise InputError(f"{path} cannot be created ({error.strerror}); give another --out") from error
         run = cls(path)
         write_json(path / "environment.json", environment)
         write_atomically(path / "metrics.csv", ",".join(METRICS_COLUMNS) + "\n")
@@ -74,7 +74,7 @@ class Run:
         """Open the directory of a run.
 
         Raises:
-            InputError: It is not one.
+            InputError: It is not a run.
         """
         if not (path / "config.json").is_file():
             what = "holds no run (config.json is missing)" if path.exists() else "does not exist"
@@ -83,23 +83,23 @@ class Run:
 
     @staticmethod
     def require_new(path: Path) -> None:
-        """Raise `InputError` where there is something of that name already."""
+        """Raise `InputError` if ``path`` exists."""
         if path.exists():
-            raise InputError(f"{path} exists; give another --out, or --resume to go on with the run in it")
+            raise InputError(f"{path} exists; give another --out, or --resume to resume the run in it")
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def tokenizer(self) -> Path:
-        """Where the tokenizer lies."""
+        """The folder of the tokenizer."""
         return self.path / "tokenizer"
 
     @property
     def stream(self) -> Path:
-        """Where a corpus lies that is prepared while the run goes on."""
+        """The folder of a corpus that is prepared during the run."""
         return self.path / "stream"
 
     @property
@@ -113,13 +113,13 @@ class Run:
         return read_json(self.path / "environment.json")
 
     def evaluations(self, step: int) -> Path:
-        """Return the folder for what was measured of a step's weights, made where missing."""
+        """Return the folder for evaluations of a step's weights, created if missing."""
         folder = self.path / EVALUATIONS / f"step_{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def latest_evaluation(self, name: str) -> Path | None:
-        """Return a file such as ``text.json`` of the newest step that has it; None where none has."""
+        """Return a file such as ``text.json`` of the last step that has it; None if no step has."""
         return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
     def metrics(self) -> list[MetricsRow]:
@@ -137,9 +137,9 @@ class Run:
         return _read_csv(self.path / "evals.csv", EVALS_COLUMNS)
 
     def samples(self) -> list[dict[str, Any]]:
-        """Return the texts that were written: ``step, strategy, prompt, text`` and more."""
+        """Return the generated texts: ``step, strategy, prompt, text`` and more."""
         path = self.path / "samples.jsonl"
-        lines = _whole_lines(path) if path.exists() else []
+        lines = _complete_lines(path) if path.exists() else []
         return [_sample(line, path, number) for number, line in enumerate(lines, start=1)]
 
     def add_metrics(self, row: Mapping[str, float | None]) -> None:
@@ -148,18 +148,18 @@ class Run:
         _append(self.path / "metrics.csv", ",".join(cells) + "\n")
 
     def add_eval(self, step: int, task: str, split: str, protocol: str, metric: str, value: float) -> None:
-        """Append a figure to evals.csv, unless the same stands there already."""
+        """Append a result to evals.csv, unless the same row is there already."""
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow((step, task, split, protocol, metric, repr(value)))
         _append_once(self.path / "evals.csv", line.getvalue())
 
     def add_sample(self, step: int, strategy: str, prompt: str, text: str, **more: Any) -> None:
-        """Append a text that the model wrote to samples.jsonl, unless the same stands there already."""
+        """Append a generated text to samples.jsonl, unless the same line is there already."""
         sample = {"step": step, "strategy": strategy, "prompt": prompt, "text": text, **more}
         _append_once(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
 
     def truncate(self, step: int) -> None:
-        """Drop every row, figure, sample and evaluation of later steps than ``step``, and a last line that was cut off.
+        """Drop all rows, samples and evaluations of steps after ``step``, and an incomplete last line.
 
         Raises:
             InputError: A file is damaged (with the line); none is changed.
@@ -168,11 +168,11 @@ class Run:
         for name, columns in (("metrics.csv", METRICS_COLUMNS), ("evals.csv", EVALS_COLUMNS)):
             path = self.path / name
             steps = [_number(row["step"], path, line) for line, row in enumerate(_read_csv(path, columns), start=2)]
-            header, *lines = _whole_lines(path)
+            header, *lines = _complete_lines(path)
             kept[path] = [header, *_until(step, steps, lines)]
         samples = self.path / "samples.jsonl"
         if samples.exists():
-            kept[samples] = _until(step, [sample["step"] for sample in self.samples()], _whole_lines(samples))
+            kept[samples] = _until(step, [sample["step"] for sample in self.samples()], _complete_lines(samples))
         for path, lines in kept.items():
             write_atomically(path, "".join(f"{line}\n" for line in lines))
         for folder in (self.path / EVALUATIONS).glob("step_*"):
@@ -185,31 +185,28 @@ def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
 
 
 def _append(path: Path, line: str) -> None:
-    """Append a line in the place of one that was cut off, where a kill or a full disk left that."""
+    """Append a line; an incomplete last line, which a kill or a full disk left, is overwritten."""
     try:
         with path.open("ab+") as file:
-            if file.tell() and not _ends_in_newline(file):
-                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.truncate(path.read_bytes().rfind(b"\n") + 1)
             file.write(line.encode("utf-8"))
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror}); make room, or see to its permissions, and try again"
+            f"{path}: cannot be written ({error.strerror}); free space or check its permissions, and try again"
         ) from error
 
 
-def _ends_in_newline(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
-
-
 def _append_once(path: Path, line: str) -> None:
-    """Append a line that the file does not hold: what is measured or sampled again is not a second finding."""
-    if not path.exists() or line.removesuffix("\n") not in _whole_lines(path):
+    """Append a line unless the file has it: the same measurement or sample twice is not a second result."""
+    if not path.exists() or line.removesuffix("\n") not in _complete_lines(path):
         _append(path, line)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines that end in a newline: what follows the last one is a write that was cut off."""
+def _complete_lines(path: Path) -> list[str]:
+    """Return the lines that end in a newline: anything after the last one is an interrupted write."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
@@ -221,24 +218,22 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    lines = _whole_lines(path)
+    """Read each line by itself, so that a stray quotation mark cannot swallow the lines after it."""
+    lines = _complete_lines(path)
     if not lines or lines[0] != ",".join(columns):
         raise InputError(
             f"{path}: the first line is not {','.join(columns)}; the file is damaged or of another version"
         )
-    rows = [_cells(line, path, number) for number, line in enumerate(lines[1:], start=2)]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(columns):
-            raise InputError(f"{path}: line {number} has {len(row)} cells, not {len(columns)}; the file is damaged")
-    return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-def _cells(line: str, path: Path, number: int) -> list[str]:
-    """Split one line, so that a stray quotation mark cannot swallow those after it."""
-    try:
-        return next(csv.reader([line]), [])
-    except csv.Error as error:
-        raise InputError(f"{path}: line {number}: {error}; the file is damaged") from error
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            cells = next(csv.reader([line]), [])
+        except csv.Error as error:
+            raise InputError(f"{path}: line {number}: {error}; the file is damaged") from error
+        if len(cells) != len(columns):
+            raise InputError(f"{path}: line {number} has {len(cells)} cells, not {len(columns)}; the file is damaged")
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
 
 
 def _number(cell: str, path: Path, line: int) -> float | None:

@@ -1,6 +1,7 @@
-"""Where a program runs: device, precision, compiler, seeds. A frozen value that is passed in, never a global.
+"""Where a program runs: device, precision, compiler, seeds, allocator.
 
-Every ``auto`` is resolved here, once, together with the reason, so that a run can record what it used and why.
+`Runtime` is a frozen value that is passed in, never a global. Every ``auto`` is resolved here, once, together with the
+reason, so that a run can record what it used and why.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +26,12 @@ from gpt2lab.errors import InputError, one_of
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
-    "tf32": torch.float32,  # kept as fp32, multiplied with 10 bits of mantissa
+    "tf32": torch.float32,  # stored as fp32, multiplied with 10 bits of mantissa
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
 COMPILE_FROM_STEPS = 5_000
-"""Steps from which compiling pays on a CPU: it costs some 10 s and saves about 2 ms a step of a small model."""
+"""Steps from which compiling pays off on a CPU: it costs some 10 s and saves about 2 ms per step of a small model."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Runtime:
     world: int = 1
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which the model's products run in this precision."""
+        """Return the context in which matrix products run in this precision."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
@@ -55,11 +57,12 @@ class Runtime:
 
     @contextmanager
     def numerics(self, deterministic: bool = False) -> Iterator[None]:
-        """Set for a while what torch knows only as a global: TF32 products, and algorithms that repeat their bits.
+        """Set what torch has only as globals, TF32 matrix products and deterministic algorithms, for a block.
 
-        cuBLAS reads its workspace from the environment when the first product runs, so enter this before it.
+        cuBLAS reads its workspace from the environment at the first product, so enter this before it.
         """
-        products, repeats = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+        precision = torch.get_float32_matmul_precision()
+        was_deterministic = torch.are_deterministic_algorithms_enabled()
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -67,19 +70,19 @@ class Runtime:
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(products)
-            torch.use_deterministic_algorithms(repeats)
+            torch.set_float32_matmul_precision(precision)
+            torch.use_deterministic_algorithms(was_deterministic)
 
 
 def resolve(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Turn the names that a user gives into a `Runtime`.
+    """Resolve the names that a user gives to a `Runtime`.
 
     Args:
-        device: ``auto`` (CUDA, else MPS, else CPU) or a device that torch names, such as ``cuda:1``.
+        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device, such as ``cuda:1``.
         precision: ``auto``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
     Raises:
-        InputError: The device is not there, or cannot do the precision.
+        InputError: The device does not exist, or does not support the precision.
     """
     where = _device(device)
     one_of("precision", precision, ("auto", *DTYPES))
@@ -89,7 +92,7 @@ def resolve(device: str = "auto", precision: str = "auto") -> Runtime:
     if precision == "fp16" and where.type == "cpu":
         raise InputError(f"precision fp16 is for GPUs; on this CPU use {best} ({why})")
     if precision == "tf32" and not (where.type == "cuda" and torch.cuda.get_device_capability(where)[0] >= 8):
-        raise InputError(f"precision tf32 needs CUDA from Ampere on, this is {where.type}; use {best} ({why})")
+        raise InputError(f"precision tf32 needs CUDA and Ampere or later, this is {where.type}; use {best} ({why})")
     return Runtime(where, precision)  # type: ignore[arg-type]
 
 
@@ -111,41 +114,35 @@ def _best_precision(device: torch.device) -> tuple[Precision, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
-            return "bf16", f"compute capability {major}.{minor} multiplies bf16 in hardware"
-        return "fp16", f"compute capability {major}.{minor} has fp16 products but no bf16"
+            return "bf16", f"compute capability {major}.{minor} has fast bf16"
+        return "fp16", f"compute capability {major}.{minor} has fast fp16 but no bf16"
     if device.type == "cpu":
         has = torch.cpu.get_capabilities()
         for flag in ("amx_bf16", "avx512_bf16", "bf16"):
             if has.get(flag):
                 return "bf16", f"this CPU has {flag}"
-        return "fp32", "this CPU has no fast bf16 products"
-    return "fp32", f"{device.type} is not known to be faster in less"
+        return "fp32", "this CPU has no fast bf16"
+    return "fp32", f"{device.type} is not known to be faster in lower precision"
 
 
 def can_compile(device: torch.device) -> tuple[bool, str]:
-    """Return whether ``torch.compile`` has what it needs on a device, and what that is."""
+    """Return whether ``torch.compile`` has what it needs on a device, and the reason."""
     if sys.version_info >= (3, 14):
         return False, "torch.compile does not support this Python"
     if device.type == "cuda":
-        found = _importable("triton")
+        found = find_spec("triton") is not None
         return found, "Triton is installed" if found else "Triton is not installed"
     if device.type == "cpu":
         compiler = next((c for c in (os.environ.get("CXX"), "g++", "clang++", "cl") if c and shutil.which(c)), None)
-        return compiler is not None, f"C++ compiler {compiler}" if compiler else "no C++ compiler on the path"
-    return False, f"not on {device.type}"
-
-
-def _importable(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None
+        return compiler is not None, f"C++ compiler {compiler}" if compiler else "no C++ compiler on the PATH"
+    return False, f"torch.compile is not used on {device.type}"
 
 
 def resolve_compile(choice: str, device: torch.device, steps: int) -> tuple[bool, str]:
-    """Resolve ``compile`` (``auto``, ``on``, ``off``) for a run of so many steps; return it with the reason.
+    """Resolve ``compile`` (``auto``, ``on``, ``off``) for a run of ``steps``; return it with the reason.
 
     Raises:
-        InputError: It was asked for and cannot be done.
+        InputError: It is ``on``, but not possible.
     """
     one_of("compile", choice, ("auto", "on", "off"))
     able, why = can_compile(device)
@@ -156,16 +153,16 @@ def resolve_compile(choice: str, device: torch.device, steps: int) -> tuple[bool
             raise InputError(f"cannot compile here: {why}; leave compile at auto or off")
         return True, why
     if able and device.type == "cpu" and steps < COMPILE_FROM_STEPS:
-        return False, f"{steps:,} steps on a CPU do not repay it (from {COMPILE_FROM_STEPS:,})"
+        return False, f"too few steps on a CPU to amortize compilation ({steps:,} < {COMPILE_FROM_STEPS:,})"
     return able, why
 
 
 def seed_step(seed: int, *position: int) -> None:
     """Seed torch's generators from a position in the run, such as (step, micro-step, rank).
 
-    The random state of dropout is so a function of where training stands, and needs no place in a checkpoint.
+    The random state of dropout is thus a function of training progress, and a checkpoint need not contain it.
     """
-    mixed = _splitmix64(seed & _MASK)  # or step 1 of seed 0 would be step 0 of seed 1
+    mixed = _splitmix64(seed & _MASK)  # otherwise step 1 of seed 0 would equal step 0 of seed 1
     for number in position:
         mixed = _splitmix64((mixed ^ number) & _MASK)
     torch.manual_seed(mixed)
@@ -183,11 +180,11 @@ def _splitmix64(x: int) -> int:
 
 
 def tune_allocator() -> bool:
-    """Tell glibc to keep large freed blocks; return whether it was told.
+    """Tell glibc to keep large freed blocks; return whether it accepted.
 
-    By default each large temporary is mapped anew and its pages faulted in one by one, which costs more than the
-    arithmetic: training GPT-2 on a CPU doubles in speed without it. Call once, before the first tensor. Set
-    ``GPT2LAB_MALLOC=default`` to leave the allocator alone. Does nothing where the C library is not glibc.
+    By default each large temporary is mapped again and its pages are faulted in one by one, which costs more than the
+    arithmetic: without it, training GPT-2 on a CPU is twice as fast. Call once, before the first tensor. Set
+    ``GPT2LAB_MALLOC=default`` to leave the allocator alone. Does nothing if the C library is not glibc.
     """
     if os.environ.get("GPT2LAB_MALLOC") == "default" or platform.libc_ver()[0] != "glibc":
         return False
@@ -197,7 +194,7 @@ def tune_allocator() -> bool:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the most memory in MiB that the process has held: on the GPU where it trains on one, else resident."""
+    """Return the peak memory of the process in MiB: allocated on the GPU, or resident for any other device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
@@ -209,33 +206,30 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def _windows_peak_mb() -> float:
-    """Ask Windows for the peak working set (untested: no such machine was at hand)."""
+    """Ask Windows for the peak working set (untested)."""
     import ctypes.wintypes as w
 
     class Counters(ctypes.Structure):
-        _fields_ = [("cb", w.DWORD), ("faults", w.DWORD)] + [
-            (name, ctypes.c_size_t) for name in ("peak", "now", "a", "b", "c", "d", "pagefile", "peak_pagefile")
-        ]
+        _fields_ = (("cb", w.DWORD), ("faults", w.DWORD), ("peak", ctypes.c_size_t), ("rest", ctypes.c_size_t * 7))
 
-    counters = Counters()
-    counters.cb = ctypes.sizeof(counters)
+    counters = Counters(cb=ctypes.sizeof(Counters))
     kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
     kernel32.K32GetProcessMemoryInfo(kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
     return counters.peak / 2**20
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes of memory that a run on the device can have without anything being swapped out."""
+    """Return the bytes of memory that a run on the device can use without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))):
-        return int(found[1]) * 1024  # what is free, and what the system only caches
+        return int(found[1]) * 1024  # free memory, and what the system only caches
     return 4 * 2**30  # Windows, macOS: assume a small machine
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device is called, such as ``NVIDIA H200`` or the processor's name."""
+    """Return the name of the device, such as ``NVIDIA H200`` or that of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = str(torch.cpu.get_capabilities().get("cpu_name", "")) or platform.processor() or platform.machine()
@@ -243,7 +237,7 @@ def device_name(device: torch.device) -> str:
 
 
 def environment() -> dict[str, str | int]:
-    """Return what another person needs to repeat a run: versions, machine, threads."""
+    """Return what is needed to repeat a run: versions, machine, threads."""
     import numpy
 
     import gpt2lab
@@ -263,6 +257,6 @@ def environment() -> dict[str, str | int]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled modules uncompiled: evaluation and sampling change shapes, which would compile them again."""
+    """Run compiled modules eagerly: evaluation and sampling change shapes, which would recompile them."""
     with torch.compiler.set_stance("force_eager"):
         yield
