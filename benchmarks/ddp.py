@@ -31,14 +31,15 @@ def work(mode: str, preset: str) -> None:
     from gpt2lab.model.config import GPTConfig
     from gpt2lab.model.gpt import GPT
     from gpt2lab.training.config import OptimConfig
-    from gpt2lab.training.distributed import MODES, clip_gradients, joined
+    from gpt2lab.training.distributed import process_group
     from gpt2lab.training.optim import make_optimiser
+    from gpt2lab.training.parallel import MODES, clip_gradients
 
     runtime.tune_allocator()
     torch.set_num_threads(SIDES[mode][1])
-    with joined("cpu") as processes:
+    with process_group("cpu") as comm:
         chosen = runtime.resolve("cpu")
-        where = runtime.Runtime(chosen.device, chosen.precision, rank=processes.rank, world=processes.world)
+        where = runtime.Runtime(chosen.device, chosen.precision, rank=comm.rank, world=comm.world_size)
         runtime.seed_step(1)
         model = GPT(GPTConfig.preset(preset))
         shared = MODES[mode](model, where)
@@ -49,15 +50,15 @@ def work(mode: str, preset: str) -> None:
             if update == 1:  # the first one allocates
                 begin = time.perf_counter()
             for micro_step in range(MICRO_STEPS):
-                shared.exchange_gradients(micro_step == MICRO_STEPS - 1)
+                shared.sync_gradients(micro_step == MICRO_STEPS - 1)
                 with where.autocast():
                     loss = shared.network(tokens[:, :-1], tokens[:, 1:]).loss
                 (loss / MICRO_STEPS).backward()
             clip_gradients(model, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        if processes.main:
-            count = UPDATES * MICRO_STEPS * B * T * processes.world
+        if comm.is_main:
+            count = UPDATES * MICRO_STEPS * B * T * comm.world_size
             print(f"RESULT {count / (time.perf_counter() - begin)} {where.precision}")
 
 

@@ -56,7 +56,7 @@ def _rank(
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_RUN_ID": "tests",
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "GPT2LAB_MEETING_SECONDS": "60",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "GPT2LAB_RENDEZVOUS_SECONDS": "60",
     }  # fmt: skip
     torch.set_num_threads(1)
     loop.peak_flops = lambda device, precision: (1e12, "not measured")

@@ -21,7 +21,7 @@ from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, monitoring
 from gpt2lab.training import setup as setting_up
 from gpt2lab.training.config import TrainConfig
-from gpt2lab.training.distributed import failing_together
+from gpt2lab.training.distributed import fail_on_all_ranks
 from gpt2lab.training.loop import Hooks, HooksFor, StepReport
 from gpt2lab.training.session import start
 
@@ -149,9 +149,9 @@ def test_a_failure_on_one_rank_ends_all_and_one_says_why(
 STAYS = """
 import sys, time
 import torch.distributed as dist
-from gpt2lab.training.distributed import failing_together
-failing_together.LOOK_SECONDS = failing_together.GRACE_SECONDS = 0.1
-with failing_together.failing_together(dist.FileStore(sys.argv[1]), 1):
+from gpt2lab.training import distributed
+distributed.POLL_SECONDS = distributed.GRACE_SECONDS = 0.1
+with distributed.fail_on_all_ranks(dist.FileStore(sys.argv[1]), 1):
     print("begun", flush=True)
     time.sleep(100)
 """
@@ -162,6 +162,6 @@ def test_a_rank_that_notices_nothing_is_ended(tmp_path: Path) -> None:
     store = FileStore(str(tmp_path / "store"))
     with subprocess.Popen([sys.executable, "-c", STAYS, str(tmp_path / "store")], stdout=subprocess.PIPE) as rank:
         assert rank.stdout is not None and rank.stdout.readline() == b"begun\n"
-        with pytest.raises(Defect), failing_together(store, 0):
+        with pytest.raises(Defect), fail_on_all_ranks(store, 0):
             defect()
         assert rank.wait(60) == 2

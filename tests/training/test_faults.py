@@ -107,7 +107,7 @@ def launch() -> Iterator[Launch]:
 
     def begin(config: TrainConfig, preamble: str = "", threads: int = 1) -> subprocess.Popen[str]:
         if config.out is not None and config.out.exists():
-            if checkpoint.complete(Run(config.out)):
+            if checkpoint.list_checkpoints(Run(config.out)):
                 config = dataclasses.replace(config, resume="last")
             else:
                 shutil.rmtree(config.out)
@@ -139,7 +139,7 @@ def test_sigterm_to_a_process(launch: Launch, data: Path, tmp_path: Path) -> Non
     run = Run(tmp_path / "run")
     (step,) = saved_steps(run)
     assert process.returncode == 128 + signal.SIGTERM
-    assert said == f"stopped after step {step} and saved; go on with: gpt2lab train --out {run.path} --resume\n"
+    assert said == f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume\n"
     go_on(config, steps=step + 5)
     assert saved_steps(run) == [step, step + 5]
 
@@ -198,7 +198,7 @@ def test_killed_during_a_save(launch: Launch, data: Path, saves_often: Run, tmp_
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     run = Run(config.out or tmp_path)
-    newest = checkpoint.find_newest_sound(run, pytest.fail)
+    newest = checkpoint.newest_valid(run, pytest.fail)
     renamed = list(STAGES).index(stage) >= list(STAGES).index("after the rename")
     assert newest.step == (8 if renamed else 4)
     go_on(config)

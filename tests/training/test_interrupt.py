@@ -26,7 +26,7 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on_as_if_unbroken(
     run = Run(tmp_path / "run")
     assert stopped.value.signal == number
     assert str(stopped.value) == (
-        f"stopped after step {step + 1} and saved; go on with: gpt2lab train --out {run.path} --resume"
+        f"stopped after step {step + 1}, state saved; resume with: gpt2lab train --out {run.path} --resume"
     )
     assert saved_steps(run)[-1] == step + 1  # neither a multiple of log_every nor of checkpoint_every
     assert signal.getsignal(number) is before

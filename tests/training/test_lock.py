@@ -13,7 +13,7 @@ from support import at_step, go_on, nothing, saved_steps, small, snapshot, train
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.training.config import TrainConfig
-from gpt2lab.training.distributed import ALONE
+from gpt2lab.training.distributed import SINGLE_PROCESS
 from gpt2lab.training.session import held, resume
 
 SAID = "run is being trained by another process; wait for it, or end it"
@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 from gpt2lab.runs import Run
 from gpt2lab.training.session import held
-from gpt2lab.training.distributed import ALONE
-with held(Run(Path(sys.argv[1])), ALONE):
+from gpt2lab.training.distributed import SINGLE_PROCESS
+with held(Run(Path(sys.argv[1])), SINGLE_PROCESS):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -65,7 +65,7 @@ def going_on(config: TrainConfig) -> None:
 def test_every_rank_is_told_of_the_lock(data: Path, tmp_path: Path) -> None:
     config = small(data, tmp_path / "run", steps=4)
     run = train(config)
-    with held(run, ALONE):
+    with held(run, SINGLE_PROCESS):
         first, second = launch(2, going_on, small(data, run.path, steps=8, resume="last"))
     assert first.startswith("InputError: ")
     assert second.startswith("ReportedElsewhere: ")

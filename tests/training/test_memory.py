@@ -14,7 +14,7 @@ from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.training.loop import Hooks, Trainer
-from gpt2lab.training.memory import HOLES, LIBRARIES, Shape, estimate, largest_micro_batch, parameters
+from gpt2lab.training.memory import FRAGMENTATION, LIBRARY_BYTES, Shape, estimate, largest_micro_batch, parameter_shapes
 from gpt2lab.training.setup import Data, resolve
 
 MODEL: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_ctx": 256, "vocab_size": 257, "dropout": 0.1}
@@ -102,13 +102,13 @@ def test_a_step_takes_what_is_estimated(data: Path, tmp_path: Path, changes: dic
         *(config.model, config.window, config.micro_batch, config.precision, "cpu", config.activation_checkpointing),
         micro_steps=trainer.loader.micro_steps,
     )
-    estimated = (estimate(shape).peak - LIBRARIES) / HOLES
+    estimated = (estimate(shape).peak - LIBRARY_BYTES) / FRAGMENTATION
     assert estimated == pytest.approx(asked_of_the_allocator(trainer), rel=0.05)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_parameters_are_those_of_the_model_unmade(preset: str) -> None:
-    shapes = parameters(PRESETS[preset])
+    shapes = parameter_shapes(PRESETS[preset])
     if preset in ("nano", "tiny"):
         assert shapes == {name: p.shape for name, p in GPT(PRESETS[preset]).named_parameters()}
     memory = estimate(Shape(PRESETS[preset], 1024 if preset not in ("nano", "tiny") else 128, 1))

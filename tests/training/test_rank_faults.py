@@ -118,7 +118,9 @@ def test_sigterm_to_one_rank_makes_all_save_once_and_leave_with_143(
     (step,) = saved_steps(run)
     assert step == run.metrics()[-1]["step"]
     checkpoint.verify(checkpoint.find(run, "last"))
-    assert said.count(f"stopped after step {step} and saved; go on with: gpt2lab train --out {run.path} --resume") == 1
+    assert (
+        said.count(f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume") == 1
+    )
     assert started.returncode == 1 and first_exit(report) == 143
 
 
@@ -161,7 +163,7 @@ STAGES = ["share", "weights", "state", "manifest", "rename"]
 
 def die_while_saving(each: TrainConfig, stage: str) -> None:
     """Start a run whose second save is cut off by the death of a rank."""
-    names = {"share": "write_shares", "weights": "save_file", "manifest": "_publish"}
+    names = {"share": "write_sharded_state", "weights": "save_file", "manifest": "_publish"}
     home = checkpoint
     name, nth = names.get(stage, "write_json"), {"state": 3}.get(stage, 2)
     if stage == "rename":
@@ -185,7 +187,7 @@ def test_a_rank_killed_during_a_sharded_save(data: Path, tmp_path: Path, stage: 
     with pytest.raises(AssertionError):
         launch(2, die_while_saving, each, stage)
     run = Run(tmp_path / "run")
-    assert checkpoint.find_newest_sound(run, pytest.fail).step == 4
+    assert checkpoint.newest_valid(run, pytest.fail).step == 4
     assert launch(2, _resumed, each) == ["", ""]
     assert saved_steps(run) == [4, 8, 12]
     assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]

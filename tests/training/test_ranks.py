@@ -21,8 +21,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, loop
-from gpt2lab.training.checkpoint import load_model
-from gpt2lab.training.checkpoint import of as moments_of
+from gpt2lab.training.checkpoint import load_model, optimizer_state
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.optim import make_optimiser
 from gpt2lab.training.session import resume, start
@@ -141,18 +140,19 @@ def test_two_processes_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
 def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:
     """Load a checkpoint's state at this world size and save it again."""
     from gpt2lab.data.dataset import TokenDataset
-    from gpt2lab.training.distributed import MODES, joined
+    from gpt2lab.training.distributed import process_group
+    from gpt2lab.training.parallel import MODES
     from gpt2lab.training.setup import resolve
 
-    with joined("cpu") as processes:
-        plan = resolve(dataclasses.replace(each, parallel=mode), TokenDataset(each.data), processes)
+    with process_group("cpu") as comm:
+        plan = resolve(dataclasses.replace(each, parallel=mode), TokenDataset(each.data), comm)
         model = GPT(plan.config.model)
         MODES[mode](model, plan.runtime)
         optimiser = make_optimiser(model, plan.config.optim)
         found = checkpoint.find(source, "last")
         checkpoint.verify(found)
         checkpoint.load_into(found, model, optimiser)
-        checkpoint.save(target, model, optimiser, found.state, processes)
+        checkpoint.save(target, model, optimiser, found.state, comm)
 
 
 def whole_state(run: Run, each: TrainConfig) -> dict[str, torch.Tensor]:
@@ -164,7 +164,7 @@ def whole_state(run: Run, each: TrainConfig) -> dict[str, torch.Tensor]:
     model = GPT(plan.config.model)
     optimiser = make_optimiser(model, plan.config.optim)
     checkpoint.load_into(checkpoint.find(run, "last"), model, optimiser)
-    return model.state_dict() | moments_of(model, optimiser)
+    return model.state_dict() | optimizer_state(model, optimiser)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", pytest.param("muon", marks=pytest.mark.fault)])
@@ -281,16 +281,16 @@ def test_what_goes_wrong_on_one_rank_ends_all(data: Path, other_data: Path, tmp_
         said[what] = launch(2, go_wrong, data, other_data, tmp_path / what, what)
     for what in ("options", "data", "no data", "nan", "disk"):
         assert [line.split(": ")[0] for line in said[what]] == ["InputError", "ReportedElsewhere"]
-    assert "rank 1 has another configuration than rank 0: fingerprint " in said["options"][0]
-    assert "optim.lr is 0.02 there and 0.01 on rank 0" in said["options"][0]
-    assert "rank 1 has another data set than rank 0: fingerprint " in said["data"][0]
+    assert "the configuration of rank 1 differs from that of rank 0: " in said["options"][0]
+    assert "optim.lr is 0.02, on rank 0 0.01 (fingerprints " in said["options"][0]
+    assert "the data set of rank 1 differs from that of rank 0: " in said["data"][0]
     assert "rank 1: " in said["no data"][0]
     assert not [path for what in ("options", "data", "no data") for path in (tmp_path / what).iterdir()]
     assert "step 3: loss nan" in said["nan"][0]
     assert "on rank 1 in micro-step 4, windows" in said["nan"][0]
     assert saved_steps(Run(tmp_path / "nan" / "run")) == []
     run = Run(tmp_path / "signal" / "run")
-    stopped = f"Interrupted: stopped after step 5 and saved; go on with: gpt2lab train --out {run.path} --resume"
+    stopped = f"Interrupted: stopped after step 5, state saved; resume with: gpt2lab train --out {run.path} --resume"
     assert said["signal"] == [stopped, stopped]
     assert saved_steps(run) == [5]
     assert "No space left on device" in said["disk"][0]

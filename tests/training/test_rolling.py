@@ -37,7 +37,7 @@ from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import TrainConfig, to_dict
-from gpt2lab.training.distributed import Interrupted, Processes
+from gpt2lab.training.distributed import Communicator, Interrupted
 from gpt2lab.training.setup import open_data
 from loopback_datasets import Hub, loopback_hub
 
@@ -321,7 +321,7 @@ def test_options_of_rolling_data_are_refused_with_other_data(tok: Path, tmp_path
     with pytest.raises(InputError, match=r"column text is for --data stream:CORPUS"):
         TrainConfig(data=tmp_path, column="text")
     with pytest.raises(InputError, match="is prepared by the one process that trains, not by 2"):
-        open_data(rolling(tok, tmp_path / "run"), tmp_path / "run", Processes(world=2))
+        open_data(rolling(tok, tmp_path / "run"), tmp_path / "run", Communicator(world_size=2))
 
 
 KILLED = """

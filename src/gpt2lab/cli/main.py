@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpt2lab: {error.filename or 'a file'}: {error.strerror}; free space and try again", file=sys.stderr)
         return 2
     except Exception as error:
-        from gpt2lab.training.distributed import Interrupted, Processes
+        from gpt2lab.training.distributed import Communicator, Interrupted
 
         if not isinstance(error, Interrupted):
             raise
-        if Processes.from_environment().main:
+        if Communicator.from_environment().is_main:
             print(error)
         return 128 + error.signal
 

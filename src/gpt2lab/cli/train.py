@@ -91,9 +91,9 @@ class Train(TrainConfig, Command):
         """Train, and print what the run directory holds."""
         from gpt2lab import console
         from gpt2lab.lab.train import train
-        from gpt2lab.training.distributed import Processes
+        from gpt2lab.training.distributed import Communicator
 
-        main = Processes.from_environment().main
+        main = Communicator.from_environment().is_main
         console.log_to_console()
         with console.training_bar() if main else nullcontext() as on_step:
             run = train(self.train_config, on_step)

@@ -28,7 +28,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import free_path
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
-from gpt2lab.training.checkpoint import complete, find_newest_sound
+from gpt2lab.training.checkpoint import list_checkpoints, newest_valid
 from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.distributed import Interrupted
 
@@ -141,7 +141,7 @@ def _parent() -> BaseProcess:
 
 def _is_over(job: Job, texts: bool) -> bool:
     """Return whether a run was trained to its end and measured."""
-    checkpoints = complete(Run(job.path))
+    checkpoints = list_checkpoints(Run(job.path))
     if not checkpoints or not (job.path / "config.json").is_file():
         return False
     return checkpoints[-1].state["finished"] is not None and is_measured(Run(job.path), texts)
@@ -160,14 +160,14 @@ def _prepare_place(run: Run) -> bool:
 
 def _is_sound(run: Run) -> bool:
     try:
-        find_newest_sound(run, lambda _: None)
+        newest_valid(run, lambda _: None)
     except InputError:
         return False
     return True
 
 
 def _newest_step(job: Job) -> int:
-    checkpoints = complete(Run(job.path))
+    checkpoints = list_checkpoints(Run(job.path))
     return checkpoints[-1].step if checkpoints else 0
 
 

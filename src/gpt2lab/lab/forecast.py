@@ -19,8 +19,8 @@ from gpt2lab.model.flops import PEAK_FLOPS, data_sheet, flops_per_token, peak_fl
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint
 from gpt2lab.training.config import RECIPES, TrainConfig, saved_config
-from gpt2lab.training.distributed import by_memory
-from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, parameters
+from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params, parameter_shapes
+from gpt2lab.training.parallel import mode_by_memory
 
 GB = 10**9
 GPU_MEMORY: dict[str, int] = {
@@ -168,19 +168,13 @@ def _measured_on(run: Run, device: str, asked: str | None) -> str:
 
 def run_devices(run: Run) -> int:
     """Return how many processes a run was trained by."""
-    checkpoints = checkpoint.complete(run)
+    checkpoints = checkpoint.list_checkpoints(run)
     return checkpoints[-1].state.get("world", 1) if checkpoints else 1
 
 
 def largest_divisor(number: int, most: int) -> int:
     """Return the largest divisor of a number that is at most ``most``; 1 of 0."""
     return max((n for n in range(1, min(number, most) + 1) if number % n == 0), default=1)
-
-
-def n_params(model: GPTConfig) -> int:
-    """Return the parameters of the unpadded model."""
-    padding = (model.padded_vocab - model.vocab_size) * model.n_embd
-    return sum(size.numel() for size in parameters(model).values()) - padding
 
 
 RESERVED = 0.92
@@ -238,7 +232,7 @@ def forecast(question: Question) -> Forecast:
             f"batch_tokens {question.batch_tokens} is not a multiple of {question.gpus} GPUs x seq_len {question.T}; "
             f"nearest that fit: {' or '.join(map(str, near))}"
         )
-    shapes = parameters(question.model)
+    shapes = parameter_shapes(question.model)
     total = sum(size.numel() for size in shapes.values())
     matrices = sum(size.numel() for name, size in shapes.items() if name.startswith("h.") and len(size) == 2)
     rate = _rate(question)  # once: a CPU's is measured
@@ -295,7 +289,7 @@ def _parallel(question: Question) -> str:
         return "single"
     if question.parallel != "auto":
         return question.parallel
-    return "ddp" if question.gpu == "cpu" else by_memory(question.model, GPU_MEMORY[question.gpu])[0]
+    return "ddp" if question.gpu == "cpu" else mode_by_memory(question.model, GPU_MEMORY[question.gpu])[0]
 
 
 def _shape(question: Question, parallel: str, recompute: bool) -> Shape:

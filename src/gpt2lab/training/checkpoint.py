@@ -36,14 +36,15 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
 from gpt2lab.training.config import from_dict
-from gpt2lab.training.distributed import ALONE, Processes, is_shared_out, own_share, whole_weights
+from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
 from gpt2lab.training.optim import state_names
+from gpt2lab.training.parallel import full_state_dict, is_sharded, local_shard
 
 WHOLE, SHARES = "optimizer.safetensors", "optimizer"
 """The file and the folder."""
 
 
-def of(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_state(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the optimiser's state by name, such as ``wpe.weight.exp_avg``; shared out where the parameters are."""
     return {
         f"{name}.{key}": value
@@ -52,7 +53,7 @@ def of(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def write_shares(moments: dict[str, torch.Tensor], folder: Path) -> None:
+def write_sharded_state(moments: dict[str, torch.Tensor], folder: Path) -> None:
     """Write what each rank has to a file of its own. Every rank must call it; all fail where one does.
 
     Raises:
@@ -71,7 +72,7 @@ def write_shares(moments: dict[str, torch.Tensor], folder: Path) -> None:
         raise InputError(f"{folder} cannot be written on rank {rank} ({reason})") from error
 
 
-def load(folder: Path, model: GPT, optimiser: torch.optim.Optimizer) -> None:
+def load_optimizer_state(folder: Path, model: GPT, optimiser: torch.optim.Optimizer) -> None:
     """Load the state that a checkpoint holds in either form into an optimiser, each rank what it keeps.
 
     Raises:
@@ -95,7 +96,7 @@ def _read_whole(path: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
     _require_all(path, wanted, {name: tuple(value.shape) for name, value in tensors.items()})
     # A fused optimiser keeps its step count beside the moments, on the parameter's device.
     moved = {name: tensors[name].to(parameter.device) for name, (parameter, _) in wanted.items()}
-    return {name: moved[name] if key == "step" else own_share(moved[name], p) for name, (p, key) in wanted.items()}
+    return {name: moved[name] if key == "step" else local_shard(moved[name], p) for name, (p, key) in wanted.items()}
 
 
 def _read_shares(folder: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
@@ -152,7 +153,7 @@ class Checkpoint:
 
 
 def save(
-    run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any], processes: Processes = ALONE
+    run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any], comm: Communicator = SINGLE_PROCESS
 ) -> Checkpoint:
     """Write the checkpoint of ``state["step"]``, of which there must be none yet. Every process must call it.
 
@@ -160,10 +161,10 @@ def save(
         InputError: The disk is full, or the folder cannot be written; what was there is as it was.
     """
     final = run.checkpoints / f"step_{state['step']:08d}"
-    beside = Path(processes.from_main(str(temporary_name(final))))
-    kept = of(model, optimiser)
-    shared_out = any(is_shared_out(value) for value in kept.values())
-    weights = whole_weights(model, keep=processes.main)
+    beside = Path(comm.broadcast(str(temporary_name(final))))
+    kept = optimizer_state(model, optimiser)
+    shared_out = any(is_sharded(value) for value in kept.values())
+    weights = full_state_dict(model, keep=comm.is_main)
 
     def write() -> None:
         _save_tensors(weights, beside / "model.safetensors")
@@ -172,16 +173,16 @@ def save(
         write_json(beside / "state.json", state)
 
     try:
-        processes.on_main(beside.mkdir)
+        comm.run_on_main(beside.mkdir)
         if shared_out:
-            write_shares(kept, beside / SHARES)
-        processes.on_main(write)
-        manifest = {"format": FORMAT, "files": _written(beside, processes)}
-        processes.on_main(lambda: _publish(beside, manifest, final))
+            write_sharded_state(kept, beside / SHARES)
+        comm.run_on_main(write)
+        manifest = {"format": FORMAT, "files": _written(beside, comm)}
+        comm.run_on_main(lambda: _publish(beside, manifest, final))
     except (OSError, InputError) as error:
-        if processes.main:
+        if comm.is_main:
             shutil.rmtree(beside, ignore_errors=True)
-        raise processes.error(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
+        raise comm.error(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
     return Checkpoint(final, state["step"], state["val_loss"])
 
 
@@ -194,17 +195,17 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _written(folder: Path, processes: Processes) -> dict[str, dict[str, str | int]]:
+def _written(folder: Path, comm: Communicator) -> dict[str, dict[str, str | int]]:
     """Return size and SHA-256 of each file of a folder; every rank reads what it wrote."""
     entries: dict[str, dict[str, str | int]] = {}
-    with processes.together():
-        own = [*folder.glob(f"{SHARES}/shard-{processes.rank + 1:05d}-*")]
-        if processes.main:
+    with comm.raise_on_all_ranks():
+        own = [*folder.glob(f"{SHARES}/shard-{comm.rank + 1:05d}-*")]
+        if comm.is_main:
             own += [path for path in folder.iterdir() if path.is_file()]
         for path in own:
             name = path.relative_to(folder).as_posix()
             entries[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    parts = processes.texts(json.dumps(entries))
+    parts = comm.all_gather_text(json.dumps(entries))
     return {name: entry for part in parts for name, entry in json.loads(part).items()}
 
 
@@ -217,7 +218,7 @@ def _publish(beside: Path, manifest: dict[str, Any], final: Path) -> None:
     sync_directory(final.parent)
 
 
-def complete(run: Run) -> list[Checkpoint]:
+def list_checkpoints(run: Run) -> list[Checkpoint]:
     """Return the checkpoints by step, damaged ones too: those say so when they are verified."""
     return [Checkpoint(folder, step, _val_loss(folder)) for step, folder in _folders(run)]
 
@@ -289,7 +290,7 @@ def find(run: Run, which: str) -> Checkpoint:
     Raises:
         InputError: There is none, or none of that step.
     """
-    checkpoints = complete(run)
+    checkpoints = list_checkpoints(run)
     if not checkpoints:
         raise InputError(
             f"{run.path} has no checkpoint yet, the first comes after checkpoint_every steps; "
@@ -306,14 +307,14 @@ def find(run: Run, which: str) -> Checkpoint:
     raise InputError(f'{run.path} has no checkpoint "{which}"; it has best, last and the steps {steps}')
 
 
-def find_newest_sound(run: Run, warn: Callable[[str], None]) -> Checkpoint:
+def newest_valid(run: Run, warn: Callable[[str], None]) -> Checkpoint:
     """Return the newest checkpoint whose files match their manifest; say which newer ones were passed over.
 
     Raises:
         InputError: There is none.
     """
     last = find(run, "last")
-    for checkpoint in reversed(complete(run)):
+    for checkpoint in reversed(list_checkpoints(run)):
         try:
             verify(checkpoint)
         except InputError as error:
@@ -335,9 +336,9 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
     different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
     if different:
         raise InputError(f"{checkpoint.path}: the weights are another architecture's: {', '.join(different[:8])}")
-    model.load_state_dict({n: own_share(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
+    model.load_state_dict({n: local_shard(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
     if optimiser is not None:
-        load(checkpoint.path, model, optimiser)
+        load_optimizer_state(checkpoint.path, model, optimiser)
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:
@@ -355,7 +356,7 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
 
 def prune(run: Run, keep_last: int) -> None:
     """Remove all but the newest ``keep_last`` checkpoints and the best."""
-    checkpoints = complete(run)
+    checkpoints = list_checkpoints(run)
     kept = [*checkpoints[-keep_last:], best(checkpoints)]
     for checkpoint in checkpoints:
         if checkpoint not in kept:

@@ -34,9 +34,10 @@ from gpt2lab.model.flops import mfu, peak_flops
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, monitoring
-from gpt2lab.training.distributed import ALONE, MODES, Interrupted, Processes, catch_signals, clip_gradients
+from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupted, catch_signals
 from gpt2lab.training.monitoring import Profiler
 from gpt2lab.training.optim import learning_rate, make_optimiser, set_learning_rate
+from gpt2lab.training.parallel import MODES, clip_gradients
 from gpt2lab.training.setup import Data, Plan, Progress, Update, batch_tokens
 
 
@@ -88,7 +89,7 @@ def validation_loss(
     seq_len: int,
     max_tokens: int,
     eot: int | None = None,
-    processes: Processes = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> float:
     """Return the mean loss in nats over whole windows spread evenly over a stream: the same ones at every call.
 
@@ -106,9 +107,9 @@ def validation_loss(
     rows = max(1, PASS_TOKENS // seq_len)
     device = model.wte.weight.device
     parts = np.array_split(starts, -(-used // rows))
-    totals = torch.zeros(-(-len(parts) // processes.world), dtype=torch.float64)
+    totals = torch.zeros(-(-len(parts) // comm.world_size), dtype=torch.float64)
     for turn in range(len(totals)):
-        index = turn * processes.world + processes.rank
+        index = turn * comm.world_size + comm.rank
         # A rank that has no part left takes part all the same: under fsdp each pass gathers weights from all ranks.
         part = parts[min(index, len(parts) - 1)]
         read = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
@@ -117,7 +118,7 @@ def validation_loss(
         losses = model.token_losses(tokens, targets, *apart)
         if index < len(parts):
             totals[turn] = losses.double().sum()
-    in_order = processes.by_rank(totals).T.flatten().tolist()  # as one process would add them up
+    in_order = comm.all_gather(totals).T.flatten().tolist()  # as one process would add them up
     return sum(in_order) / (used * seq_len)
 
 
@@ -143,8 +144,8 @@ log = logging.getLogger("gpt2lab")
 class Trainer:
     """One run: a model, its optimiser, its data, and where they stand."""
 
-    def __init__(self, plan: Plan, data: Data, run: Run, hooks: Hooks, processes: Processes = ALONE) -> None:
-        self.plan, self.config, self.runtime, self.processes = plan, plan.config, plan.runtime, processes
+    def __init__(self, plan: Plan, data: Data, run: Run, hooks: Hooks, comm: Communicator = SINGLE_PROCESS) -> None:
+        self.plan, self.config, self.runtime, self.comm = plan, plan.config, plan.runtime, comm
         self.data, self.run, self.hooks = data, run, hooks
         self.loader = data.loader(self.config, self.runtime)
         self.rounds = self.loader if isinstance(self.loader, StreamLoader) else None
@@ -180,7 +181,7 @@ class Trainer:
             Interrupted: A signal came; the state was saved.
             InputError: The loss or gradient is not finite, or the disk is full.
         """
-        tracing = Profiler(self.config.profiled if self.processes.main else None, self.run.path, self.runtime.device)
+        tracing = Profiler(self.config.profiled if self.comm.is_main else None, self.run.path, self.runtime.device)
         with catch_signals() as signals, tracing as profiler, self._prepared_ahead(signals), self.batches:
             self._fit(signals, profiler)
         log.info("finished: %s", self.progress.finished)
@@ -209,7 +210,7 @@ class Trainer:
             eval_due = last or step % config.eval_every == 0
             self._validate(eval_due)
             self._stop_early(last)
-            over, signal = progress.finished is not None, self.processes.highest(signals() or 0)
+            over, signal = progress.finished is not None, self.comm.all_reduce_max(signals() or 0)
             if step % config.log_every == 0 or progress.val_loss is not None or over:
                 self._write_row(update, tokens_per_s)
             for hook, every in (
@@ -217,13 +218,13 @@ class Trainer:
                 (self.hooks.hellaswag, config.hellaswag_every),
             ):
                 due = over or (every and step % every == 0)
-                if due and self.processes.highest(hook is not None):  # rank 0 has the hooks
+                if due and self.comm.all_reduce_max(hook is not None):  # rank 0 has the hooks
                     self._show(hook)
             improved = progress.val_loss is not None and progress.evals_since_best == 0
             round_ends = self.rounds is not None and self.rounds.begins_segment(step)  # so that it can be deleted
             if step % config.checkpoint_every == 0 or improved or over or signal or round_ends:
                 self.save()
-            if self.processes.main and (eval_due or over or signal):
+            if self.comm.is_main and (eval_due or over or signal):
                 monitoring.draw(self.run)
             self._tell(update, tokens_per_s)
             if progress.loss_count == 0:  # a row was written: its rate leaves out what else was done since
@@ -249,7 +250,7 @@ class Trainer:
         parts = [self._accumulate(step, micro_step) for micro_step in range(self.loader.micro_steps)]
         self.scaler.unscale_(self.optimiser)
         grad_norm = clip_gradients(self.model, config.optim.grad_clip)
-        losses: list[list[float]] = self.processes.by_rank(torch.stack(parts)).tolist()  # of each rank's micro-steps
+        losses: list[list[float]] = self.comm.all_gather(torch.stack(parts)).tolist()  # of each rank's micro-steps
         loss = math.fsum(itertools.chain(*losses)) / len(losses)
         self._require_finite(losses, grad_norm, step)
         skip = self._spikes(loss, losses, step)
@@ -266,7 +267,7 @@ class Trainer:
 
     def _accumulate(self, step: int, micro_step: int) -> torch.Tensor:
         """Add a micro-batch's part to the gradients; return its part of the rank's loss, shape ()."""
-        self.parallel.exchange_gradients(micro_step == self.loader.micro_steps - 1)
+        self.parallel.sync_gradients(micro_step == self.loader.micro_steps - 1)
         begin = time.perf_counter()
         batch = self.batches.batch(step, micro_step)
         self._data_wait += time.perf_counter() - begin
@@ -285,7 +286,7 @@ class Trainer:
         if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
         rank, micro_step = broken or (None, None)  # a gradient is the ranks' mean, and no longer one rank's
-        raise self.processes.error(
+        raise self.comm.error(
             f"step {step + 1}: loss {math.fsum(itertools.chain(*losses)) / len(losses)}, gradient norm {grad_norm}, "
             f"{self._where(step, rank, micro_step)}: training diverged and the update was not made; "
             f"start anew with a lower --optim.lr (now {self.config.optim.lr}), or see docs/troubleshooting.md"
@@ -325,7 +326,7 @@ class Trainer:
         with self._evaluating():
             loss = validation_loss(
                 *(self.model, self.data.val, self.config.window, self.config.eval_tokens, self.data.eot),
-                self.processes,
+                self.comm,
             )
         progress.val_loss = self._newest_val = loss
         if progress.best_val_loss is None or loss < progress.best_val_loss:
@@ -354,7 +355,7 @@ class Trainer:
             "peak_memory_mb": round(runtime.peak_memory_mb(self.runtime.device), 1),
             "seconds": round(progress.seconds, 3),
         }
-        if self.processes.main:
+        if self.comm.is_main:
             self.run.add_metrics(row)
         seconds = batch_tokens(config) / tokens_per_s * progress.loss_count
         data_wait, self._data_wait = self._data_wait / seconds, 0.0
@@ -372,7 +373,7 @@ class Trainer:
     def _show(self, hook: Callable[[GPT, int], None] | None) -> None:
         """Let rank 0 show its hook the model, with all weights; every rank must call it."""
         with self._evaluating():
-            model = self.parallel.whole_model(keep=self.processes.main)
+            model = self.parallel.full_model(keep=self.comm.is_main)
             if model is not None and hook is not None:
                 hook(model, self.progress.step)
 
@@ -382,8 +383,8 @@ class Trainer:
             self.progress.scaler = self.scaler.state_dict()
         state = dataclasses.asdict(self.progress)
         state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
-        checkpoint.save(self.run, self.model, self.optimiser, state, self.processes)
-        self.processes.on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
+        checkpoint.save(self.run, self.model, self.optimiser, state, self.comm)
+        self.comm.run_on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
         if self.rounds is not None:
             self.rounds.release(self.progress.step, over=self.progress.finished is not None)
 
@@ -393,4 +394,4 @@ class Trainer:
         uncompiled = runtime.eager() if self.config.compile == "on" else nullcontext()
         with evaluating(self.model), uncompiled, self.runtime.autocast():
             yield
-        self.parallel.drop_gathered()
+        self.parallel.reshard()

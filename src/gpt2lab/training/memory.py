@@ -33,10 +33,10 @@ from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
 from gpt2lab.runtime import DTYPES
 
 FP32 = 4
-HOLES = 1.18
+FRAGMENTATION = 1.18
 """What a process on a CPU holds over its live tensors: glibc keeps freed blocks, and not every hole is filled again
 (benchmarks/plan.py measures it). torch's allocator on a GPU rounds less and is asked about what is live."""
-LIBRARIES = 30 * 2**20
+LIBRARY_BYTES = 30 * 2**20
 """What the matrix libraries take for themselves on a CPU once they have run."""
 
 
@@ -73,15 +73,21 @@ class Memory:
 
 
 @functools.cache
-def parameters(model: GPTConfig) -> dict[str, torch.Size]:
+def parameter_shapes(model: GPTConfig) -> dict[str, torch.Size]:
     """Return the shapes of a model's parameters by name, the vocabulary padded, without making them."""
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in GPT(model).named_parameters()}
 
 
+def n_params(model: GPTConfig) -> int:
+    """Return the number of parameters, without the padding of the vocabulary."""
+    padding = (model.padded_vocab - model.vocab_size) * model.n_embd
+    return sum(size.numel() for size in parameter_shapes(model).values()) - padding
+
+
 def estimate(shape: Shape) -> Memory:
     """Return what a rank holds, and the most it holds at any moment of a step."""
-    shapes = parameters(shape.model)
+    shapes = parameter_shapes(shape.model)
     total = sum(size.numel() for size in shapes.values())
     blocks = {name: size.numel() for name, size in shapes.items() if name.startswith("h.")}
     embedding = shape.model.padded_vocab * shape.model.n_embd
@@ -111,7 +117,7 @@ def estimate(shape: Shape) -> Memory:
     )
     peak = weights + optimiser + gathered + max(moments_of_a_step)
     if shape.device == "cpu":
-        peak = int(HOLES * peak) + LIBRARIES
+        peak = int(FRAGMENTATION * peak) + LIBRARY_BYTES
     return Memory(weights, gradients, optimiser, activations, peak)
 
 

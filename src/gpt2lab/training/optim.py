@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gpt2lab.training.config import OptimConfig
-from gpt2lab.training.distributed import own_share, whole
+from gpt2lab.training.parallel import full_tensor, local_shard
 
 WSD_DECAY_FRACTION = 0.2
 """Between the tenth that Hu et al. 2024 decay over and the longer decays that train a little better."""
@@ -98,10 +98,10 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonal(whole(gradient.lerp(momentum, group["momentum"])))
+        update = orthogonal(full_tensor(gradient.lerp(momentum, group["momentum"])))
         rows, columns = parameter.shape
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(own_share(update, parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        parameter.add_(local_shard(update, parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

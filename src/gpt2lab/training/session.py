@@ -19,7 +19,7 @@ from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.config import LENGTHS, OptimConfig, TrainConfig, flat, saved_config, to_dict
-from gpt2lab.training.distributed import ALONE, Processes, joined
+from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
 from gpt2lab.training.loop import Hooks, HooksFor, Trainer
 from gpt2lab.training.optim import make_optimiser
 from gpt2lab.training.setup import (
@@ -37,7 +37,7 @@ from gpt2lab.training.setup import (
 
 
 @contextmanager
-def held(run: Run, processes: Processes) -> Iterator[None]:
+def held(run: Run, comm: Communicator) -> Iterator[None]:
     """Keep other processes from training a run. Every rank must call it.
 
     Raises:
@@ -45,7 +45,7 @@ def held(run: Run, processes: Processes) -> Iterator[None]:
     """
     taken = InputError(f"{run.path} is being trained by another process; wait for it, or end it")
     with ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(locked(run.path / "train.log", taken)))
+        comm.run_on_main(lambda: stack.enter_context(locked(run.path / "train.log", taken)))
         yield
 
 
@@ -59,7 +59,7 @@ MAY_MOVE = ("device", "precision", "compile", "micro_batch", "parallel")
 """Options that may differ too, so that a run can move to another machine; its numbers then differ in the last bits."""
 
 
-def merge_for_resume(asked: TrainConfig, saved: TrainConfig, processes: Processes = ALONE) -> TrainConfig:
+def merge_for_resume(asked: TrainConfig, saved: TrainConfig, comm: Communicator = SINGLE_PROCESS) -> TrainConfig:
     """Return the configuration with which a run goes on: the saved one, with those changes that are allowed.
 
     An option that was left at ``auto`` keeps what it was resolved to. What nobody changed, but was resolved for another
@@ -73,9 +73,9 @@ def merge_for_resume(asked: TrainConfig, saved: TrainConfig, processes: Processe
     if asked.given_length is None:
         changes |= {name: getattr(saved, name) for name in LENGTHS}
     merged = dataclasses.replace(saved, **changes)
-    if merged.parallel == saved.parallel and (merged.parallel == "none") != (processes.world == 1):
+    if merged.parallel == saved.parallel and (merged.parallel == "none") != (comm.world_size == 1):
         merged = dataclasses.replace(merged, parallel="auto")
-    if merged.micro_batch == saved.micro_batch and not _divides(merged, processes.world):
+    if merged.micro_batch == saved.micro_batch and not _divides(merged, comm.world_size):
         merged = dataclasses.replace(merged, micro_batch="auto")
     given, kept = flat(asked), flat(merged)
     for name, value in given.items():
@@ -125,26 +125,26 @@ def default_path(config: TrainConfig) -> Path:
     return Path("runs") / f"{name}-{data}"
 
 
-def of_launch(processes: Processes) -> dict[str, str]:
+def of_launch(comm: Communicator) -> dict[str, str]:
     """Return what environment.json says of the call of torchrun that works on a run, for `began`."""
-    return {} if processes.launch is None else {"launch": processes.launch}
+    return {} if comm.launch_id is None else {"launch": comm.launch_id}
 
 
-def began(run: Run, processes: Processes) -> bool:
+def began(run: Run, comm: Communicator) -> bool:
     """Return whether this very call of torchrun has worked on a run before it restarted its processes."""
-    return processes.restarts > 0 and run.environment.get("launch") == processes.launch
+    return comm.restarts > 0 and run.environment.get("launch") == comm.launch_id
 
 
-def started_before(config: TrainConfig, processes: Processes) -> Run | None:
+def started_before(config: TrainConfig, comm: Communicator) -> Run | None:
     """Return the run that this call of torchrun started before it restarted its processes, if any."""
-    if processes.restarts == 0:
+    if comm.restarts == 0:
         return None
     base = default_path(config)
     paths = [config.out] if config.out is not None else [base, *base.parent.glob(f"{base.name}-*")]
     own = ""
-    if processes.main:
-        own = next((str(p) for p in paths if (p / "config.json").is_file() and began(Run(p), processes)), "")
-    own = processes.from_main(own)
+    if comm.is_main:
+        own = next((str(p) for p in paths if (p / "config.json").is_file() and began(Run(p), comm)), "")
+    own = comm.broadcast(own)
     return Run(Path(own)) if own else None
 
 
@@ -191,22 +191,22 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
         Interrupted: A signal ended it; the state was saved.
     """
     runtime.tune_allocator()
-    with _processes(config.device) as processes:
-        if (own := started_before(config, processes)) is not None:
-            return _resume(dataclasses.replace(config, out=own.path, resume="last"), hooks_for, processes)
-        return _start(config, hooks_for, processes)
+    with _processes(config.device) as comm:
+        if (own := started_before(config, comm)) is not None:
+            return _resume(dataclasses.replace(config, out=own.path, resume="last"), hooks_for, comm)
+        return _start(config, hooks_for, comm)
 
 
-def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
-    path = Path(processes.from_main(str(config.out or free_path(default_path(config)))))
-    with processes.together():
-        dataset = open_data(config, path, processes)
+def _start(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
+    path = Path(comm.broadcast(str(config.out or free_path(default_path(config)))))
+    with comm.raise_on_all_ranks():
+        dataset = open_data(config, path, comm)
         begin = initial_weights(config, dataset)
-        plan = resolve(config, dataset, processes)
-    plan = agreed(plan, config, dataset, processes)
-    processes.on_main(lambda: Run.require_new(path))
-    checks = processes.is_first_with(str(dataset.directory.resolve()))
-    with processes.together():  # all is checked before anything is written
+        plan = resolve(config, dataset, comm)
+    plan = agreed(plan, config, dataset, comm)
+    comm.run_on_main(lambda: Run.require_new(path))
+    checks = comm.is_first_on_node(str(dataset.directory.resolve()))
+    with comm.raise_on_all_ranks():  # all is checked before anything is written
         data, tokenizer = Data.open(dataset, plan.config, checks), dataset.tokenizer()
     kept = dataclasses.replace(plan.config, out=path, data=_absolute(config), profile_steps=None)
     if config.init is not None:
@@ -214,18 +214,18 @@ def _start(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Ru
     run = Run(path)
 
     def create() -> None:
-        Run.create(path, to_dict(kept), runtime.environment() | of_launch(processes))
+        Run.create(path, to_dict(kept), runtime.environment() | of_launch(comm))
         tokenizer.save(run.tokenizer)
         if isinstance(dataset, StreamingDataset):
             dataset.move_to(run.stream)
 
-    processes.on_main(create)
+    comm.run_on_main(create)
     if isinstance(dataset, StreamingDataset):
         data = Data.open(dataset, plan.config)  # where it lies now
-    with held(run, processes), _running(run, plan, processes):
-        trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
+    with held(run, comm), _running(run, plan, comm):
+        trainer = Trainer(plan, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
         _describe(trainer)
-        _begin_from(begin, trainer, processes)
+        _begin_from(begin, trainer, comm)
         trainer.fit()
     return run
 
@@ -241,75 +241,75 @@ def resume(config: TrainConfig, hooks_for: HooksFor) -> Run:
         Interrupted: A signal ended it; the state was saved.
     """
     runtime.tune_allocator()
-    with _processes(config.device) as processes:
-        return _resume(config, hooks_for, processes)
+    with _processes(config.device) as comm:
+        return _resume(config, hooks_for, comm)
 
 
-def _resume(config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
-    with processes.together():
+def _resume(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
+    with comm.raise_on_all_ranks():
         if config.out is None:
             raise InputError("--resume needs --out RUN, the directory of the run to go on with")
         run = Run.open(config.out)
-    with held(run, processes):
-        return _go_on(run, config, hooks_for, processes)
+    with held(run, comm):
+        return _go_on(run, config, hooks_for, comm)
 
 
-def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, processes: Processes) -> Run:
-    with processes.together():
+def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
+    with comm.raise_on_all_ranks():
         saved = saved_config(run)
-        merged = merge_for_resume(config, saved, processes)
-        own = began(run, processes)
-    found, warnings = _checkpoint_for_all(run, "last" if own else config.resume or "last", own, processes)
-    with processes.together():
+        merged = merge_for_resume(config, saved, comm)
+        own = began(run, comm)
+    found, warnings = _checkpoint_for_all(run, "last" if own else config.resume or "last", own, comm)
+    with comm.raise_on_all_ranks():
         if found is not None and found.data_fingerprint is None:
             raise InputError(
                 f"{run.path} was imported: there is no training to go on with; begin one with --init {run.path}"
             )
-        dataset = open_data(merged, run.path, processes)
+        dataset = open_data(merged, run.path, comm)
         if found is not None:
             require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
         begin = initial_weights(merged, dataset) if found is None else None
-        plan = resolve(merged, dataset, processes)
+        plan = resolve(merged, dataset, comm)
         why_over = found and _why_over(found, plan, saved, total_steps(saved, dataset))
     if why_over:
         log.info("%s is finished (%s): nothing to do", run.path, why_over)
         return run
-    plan = agreed(plan, merged, dataset, processes)
+    plan = agreed(plan, merged, dataset, comm)
     step = 0 if found is None else found.step
-    checks = processes.is_first_with(str(dataset.directory.resolve()))
-    with processes.together():
+    checks = comm.is_first_on_node(str(dataset.directory.resolve()))
+    with comm.raise_on_all_ranks():
         _require_ahead(plan.config, step)
         data = Data.open(dataset, plan.config, checks)
-    with _running(run, plan, processes):
-        trainer = Trainer(plan, data, run, hooks_for(run) if processes.main else Hooks(), processes)
-        _begin_from(begin, trainer, processes)
-        with processes.together():
+    with _running(run, plan, comm):
+        trainer = Trainer(plan, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
+        _begin_from(begin, trainer, comm)
+        with comm.raise_on_all_ranks():
             if found is not None:
                 trainer.restore(found)
         for warning in [*warnings, *_no_longer_equal(saved, plan, found)]:
             log.warning("%s", warning)
-        processes.on_main(lambda: _take_up(run, plan, config, step, processes))
+        comm.run_on_main(lambda: _take_up(run, plan, config, step, comm))
         log.info("resumed %s at step %d of %d", run.path, step, plan.steps)
         trainer.fit()
     return run
 
 
-def _begin_from(begin: checkpoint.Checkpoint | None, trainer: Trainer, processes: Processes) -> None:
+def _begin_from(begin: checkpoint.Checkpoint | None, trainer: Trainer, comm: Communicator) -> None:
     """Take the weights that a run begins from, where it does not begin from random ones."""
     if begin is not None:
-        with processes.together():
+        with comm.raise_on_all_ranks():
             checkpoint.load_into(begin, trainer.model)
         log.info("weights of %s", begin.path)
 
 
-def _take_up(run: Run, plan: Plan, config: TrainConfig, step: int, processes: Processes) -> None:
+def _take_up(run: Run, plan: Plan, config: TrainConfig, step: int, comm: Communicator) -> None:
     """Bring a run's files to where they were at a step, and write down how it goes on from there."""
     _go_back(run, step)
     kept = dataclasses.replace(plan.config, out=run.path, data=_absolute(config))
     kept = dataclasses.replace(kept, resume=None, profile_steps=None)  # of this start only
     write_json(run.path / "config.json", to_dict(kept))
-    if processes.launched:
-        write_json(run.path / "environment.json", run.environment | of_launch(processes))
+    if comm.launched:
+        write_json(run.path / "environment.json", run.environment | of_launch(comm))
 
 
 def _absolute(config: TrainConfig) -> Path:
@@ -326,19 +326,19 @@ def _no_longer_equal(saved: TrainConfig, plan: Plan, found: checkpoint.Checkpoin
 
 
 def _checkpoint_for_all(
-    run: Run, which: str, own: bool, processes: Processes
+    run: Run, which: str, own: bool, comm: Communicator
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """Return the checkpoint that rank 0 finds, with what is wrong with newer ones.
 
     None where there is none yet, and this call of torchrun started the run itself: it begins anew.
     """
     found: list[tuple[checkpoint.Checkpoint, list[str]]] = []
-    anew = processes.from_main("anew" if own and not checkpoint.complete(run) else "")
+    anew = comm.broadcast("anew" if own and not checkpoint.list_checkpoints(run) else "")
     if anew:
         return None, []
-    processes.on_main(lambda: found.append(_checkpoint_to_resume(run, which)))
-    step = processes.from_main(str(found[0][0].step) if found else "")
-    if processes.main:
+    comm.run_on_main(lambda: found.append(_checkpoint_to_resume(run, which)))
+    step = comm.broadcast(str(found[0][0].step) if found else "")
+    if comm.is_main:
         return found[0]
     return checkpoint.Checkpoint(run.checkpoints / f"step_{int(step):08d}", int(step), None), []
 
@@ -347,7 +347,7 @@ def _checkpoint_to_resume(run: Run, which: str) -> tuple[checkpoint.Checkpoint, 
     """The newest sound checkpoint by default, with what is wrong with newer ones; one that was named must be sound."""
     if which == "last":
         warnings: list[str] = []
-        return checkpoint.find_newest_sound(run, warnings.append), warnings
+        return checkpoint.newest_valid(run, warnings.append), warnings
     found = checkpoint.find(run, which)
     checkpoint.verify(found)
     return found, []
@@ -401,20 +401,20 @@ def _describe(trainer: Trainer) -> None:
 
 
 @contextmanager
-def _processes(device: str) -> Iterator[Processes]:
+def _processes(device: str) -> Iterator[Communicator]:
     """Meet the other processes, and let rank 0 alone print."""
-    with joined(device) as processes:
-        disabled, log.disabled = log.disabled, not processes.main
+    with process_group(device) as comm:
+        disabled, log.disabled = log.disabled, not comm.is_main
         try:
-            yield processes
+            yield comm
         finally:
             log.disabled = disabled
 
 
 @contextmanager
-def _running(run: Run, plan: Plan, processes: Processes) -> Iterator[None]:
+def _running(run: Run, plan: Plan, comm: Communicator) -> Iterator[None]:
     """Set up what a training loop runs in."""
-    log_file = _log_file(run) if processes.main else nullcontext()
+    log_file = _log_file(run) if comm.is_main else nullcontext()
     with log_file, explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
         yield
 

@@ -27,8 +27,9 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.config import TrainConfig, flat, saved_config
-from gpt2lab.training.distributed import ALONE, Processes, choose
+from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
 from gpt2lab.training.memory import Shape, largest_micro_batch
+from gpt2lab.training.parallel import choose_mode
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Plan:
     """What was chosen and why, for the log."""
 
 
-def open_data(config: TrainConfig, run: Path, processes: Processes) -> AnyDataset:
+def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
     """Open the data of a run, which is to be in the directory ``run``, or is.
 
     Raises:
@@ -144,9 +145,9 @@ def open_data(config: TrainConfig, run: Path, processes: Processes) -> AnyDatase
     """
     if config.stream is None:
         return TokenDataset(config.data)
-    if processes.world > 1:
+    if comm.world_size > 1:
         raise InputError(
-            f"{config.data} is prepared by the one process that trains, not by {processes.world}; start one, or "
+            f"{config.data} is prepared by the one process that trains, not by {comm.world_size}; start one, or "
             "prepare the data first, with gpt2lab data prepare"
         )
     kept, beside = Run(run).stream, run.with_name(f"{run.name}.stream")
@@ -157,21 +158,21 @@ def open_data(config: TrainConfig, run: Path, processes: Processes) -> AnyDatase
     return StreamingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
 
-def resolve(config: TrainConfig, dataset: AnyDataset, processes: Processes = ALONE) -> Plan:
+def resolve(config: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE_PROCESS) -> Plan:
     """Resolve a configuration for a dataset, this machine and the processes that share the work.
 
     Raises:
         InputError: Something asked for cannot be had, or does not fit the data.
     """
     where = runtime.resolve(config.device, config.precision)
-    where = dataclasses.replace(where, rank=processes.rank, world=processes.world)
+    where = dataclasses.replace(where, rank=comm.rank, world=comm.world_size)
     model = _with_vocabulary(config.model, config.preset, dataset)
     config = dataclasses.replace(config, model=model, device=str(where.device), precision=where.precision)
     steps = total_steps(config, dataset)
     if config.profiled is not None and config.profiled[-1] > steps:
         raise InputError(f"profile_steps is {config.profile_steps}, but the run ends after step {steps}")
     compiled, why = runtime.resolve_compile(config.compile, where.device, steps)
-    parallel, why_parallel = choose(config.parallel, model, where, processes)
+    parallel, why_parallel = choose_mode(config.parallel, model, where, comm)
     _require_shareable(config, where.world)
     micro_batch = config.micro_batch
     if micro_batch == "auto":
@@ -236,23 +237,23 @@ def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
     return (*notes, leak)
 
 
-def agreed(plan: Plan, config: TrainConfig, dataset: AnyDataset, processes: Processes) -> Plan:
+def agreed(plan: Plan, config: TrainConfig, dataset: AnyDataset, comm: Communicator) -> Plan:
     """Return a plan that all processes have: where each chose a micro-batch by its memory, with the smallest.
 
     Raises:
         InputError: One has other options, versions or data.
     """
-    if processes.world == 1:
+    if comm.world_size == 1:
         return plan
     assert isinstance(plan.config.micro_batch, int)  # resolved
-    smallest = -processes.highest(-plan.config.micro_batch)
-    plan = resolve(dataclasses.replace(config, micro_batch=smallest), dataset, processes)
-    processes.require_same("data set", Data.fingerprints_of(dataset))
+    smallest = -comm.all_reduce_max(-plan.config.micro_batch)
+    plan = resolve(dataclasses.replace(config, micro_batch=smallest), dataset, comm)
+    comm.require_same("data set", Data.fingerprints_of(dataset))
     versions = {name: runtime.environment()[name] for name in ("gpt2lab", "torch")}
     options = flat(plan.config)
     for place in ("data", "out"):  # may lie elsewhere on each machine
         options.pop(place)
-    processes.require_same("configuration", options | versions)
+    comm.require_same("configuration", options | versions)
     return plan
 
 
