@@ -87,9 +87,9 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
     import numpy as np
 
     from gpt2lab.runs import Run
-    from gpt2lab.training.config import TrainConfig
+    from gpt2lab.training.config import OptimConfig, ResolvedConfig
     from gpt2lab.training.loop import Hooks
-    from gpt2lab.training.setup import Plan
+    from gpt2lab.training.setup import Setup
 
     class RandomStream:
         """Random tokens in place of shards."""
@@ -104,14 +104,15 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
             return np.stack([self.tokens[start : start + length] for start in starts])
 
     options: dict[str, Any] = {
-        "steps": 100, "model": model, "batch_tokens": B * T, "micro_batch": B, "seq_len": T, "compile": "off",
+        "out": Path(), "steps": 100, "model": model, "optim": OptimConfig(lr=3e-3),
+        "batch_tokens": B * T, "micro_batch": B, "seq_len": T, "compile": "off",
         "parallel": "none", "device": str(where.device), "precision": where.precision,
         "activation_checkpointing": checkpointed,
     }  # fmt: skip
     loop.peak_flops = lambda device, precision: (1e12, "not measured")  # its product would take memory of its own
-    config = TrainConfig(**(options | changes))
+    config = ResolvedConfig(**(options | changes))
     data = loop.Data(RandomStream(), None, {})
-    return loop.Trainer(Plan(config, where, 100, ()), data, Run(Path()), Hooks())
+    return loop.Trainer(Setup(config, where, ()), data, Run(Path()), Hooks())
 
 
 if __name__ == "__main__":

@@ -123,9 +123,9 @@ def measure_ours(name: str) -> dict[str, Any]:
 
     from gpt2lab.model.config import GPTConfig
     from gpt2lab.runs import Run
-    from gpt2lab.training.config import OptimConfig, TrainConfig
+    from gpt2lab.training.config import OptimConfig, ResolvedConfig
     from gpt2lab.training.loop import Hooks, Trainer
-    from gpt2lab.training.setup import Data, Plan
+    from gpt2lab.training.setup import Data, Setup
 
     row = ROWS[name]
 
@@ -145,19 +145,21 @@ def measure_ours(name: str) -> dict[str, Any]:
     shape = (row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"])
     model = GPTConfig(*shape, dropout=0.0, bias=False)  # as the peer's recipe has it
     steps = row["warmup"] + row["steps"]
-    config = TrainConfig(
+    config = ResolvedConfig(
+        out=Path(),
         steps=steps,
+        seq_len=row["T"],
         model=model,
         optim=OptimConfig(lr=1e-3),
         batch_tokens=row["B"] * row["T"],
         micro_batch=row["B"],
         device="cpu",
-        precision=where.precision,
+        precision=where.precision,  # type: ignore[arg-type]
         compile="off",
         parallel="none",
     )
     data = Data(RandomStream(), None, {})  # type: ignore[arg-type]
-    trainer = Trainer(Plan(config, where, steps, ()), data, Run(Path()), Hooks())
+    trainer = Trainer(Setup(config, where, ()), data, Run(Path()), Hooks())
     return figures(name, timed(trainer.update, row), where.precision)
 
 

@@ -210,7 +210,10 @@ def test_dry_run_prints_commands_that_make_the_same_runs(
     assert [job.command for job in plan.jobs] == lines
     for job in plan.jobs:
         words = flags(job.config)
-        assert parse(TrainConfig, words[2:], "gpt2lab train", default=TrainConfig(preset=words[1])) == job.config
+        assert (
+            parse(TrainConfig, words[2:], "gpt2lab train", default=TrainConfig(preset=words[1]).filled_in())
+            == job.config
+        )
 
 
 def test_sizes_compare_by_preset_each_with_its_own_recipe(
@@ -232,7 +235,10 @@ def test_arms_of_several_changes_stand_beside_the_baseline(
     found = [line.partition("--out ")[2].split("/")[-2] for line in capsys.readouterr().out.splitlines()]
     assert found == [f"{name},n_head={n}" for name in ("baseline", "window") for n in (2, 1)]
     plan = make_plan(base(data), {}, 1, tmp_path / "out", parse_arms(arms[1:4:2]))
-    assert [(arm.config.model.mask, arm.config.model.window) for arm in plan.arms] == [("causal", None), ("window", 8)]
+    assert [(model.mask, model.window) for arm in plan.arms if (model := arm.config.model)] == [
+        ("causal", None),
+        ("window", 8),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gpt2lab.lab.forecast import GPU_MEMORY
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.flops import PEAK_FLOPS, flops_per_token
 from gpt2lab.runs import Run
-from gpt2lab.training.config import TrainConfig, to_dict
+from gpt2lab.training.config import OptimConfig, ResolvedConfig, to_dict
 
 
 def planned(capsys: pytest.CaptureFixture[str], *argv: object) -> dict:
@@ -107,8 +107,12 @@ def short_run(tmp_path: Path) -> Run:
 
 def measured_run(path: Path, gpus: str = "none", **changes: Any) -> Run:
     """A run of three rows, of which the first is slow."""
-    options: dict[str, Any] = {"preset": "tiny", "batch_tokens": 2048, "micro_batch": 4, "precision": "fp32"}
-    config = TrainConfig(**(options | {"device": "cpu", "model": GPTConfig.preset("tiny")} | changes))
+    options: dict[str, Any] = {
+        "preset": "tiny", "batch_tokens": 2048, "micro_batch": 4, "seq_len": 256, "steps": 30, "out": path,
+        "model": GPTConfig.preset("tiny"), "optim": OptimConfig(), "device": "cpu", "precision": "fp32",
+        "compile": "off", "parallel": "none",
+    }  # fmt: skip
+    config = ResolvedConfig(**(options | changes))
     run = Run.create(path, to_dict(config), {"gpus": gpus})
     for step, speed in ((10, 100.0), (20, 1000.0), (30, 1200.0)):
         row = dict.fromkeys(("tokens", "epoch", "train_loss", "val_loss", "lr", "grad_norm", "seconds"), 1.0)

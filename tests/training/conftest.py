@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from gpt2lab.files import write_json
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.config import OptimConfig, TrainConfig, to_dict
+from gpt2lab.training.config import OptimConfig, TrainConfig
 
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(50))
 
@@ -95,11 +94,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def copied(finished: Run, data: Path, tmp_path: Path) -> tuple[Run, TrainConfig]:
     """A finished run to play with, and its configuration."""
-    run, config = Run(tmp_path / "run"), small(data, tmp_path / "run")
+    run = Run(tmp_path / "run")
     shutil.copytree(finished.path, run.path)
-    write_json(run.path / "config.json", to_dict(dataclasses.replace(config, model=_with_vocabulary(config, data))))
-    return run, config
-
-
-def _with_vocabulary(config: TrainConfig, data: Path) -> object:
-    return dataclasses.replace(config.model, vocab_size=TokenDataset(data).manifest.tokenizer.n_vocab)
+    write_json(run.path / "config.json", run.config | {"out": str(run.path)})
+    return run, small(data, run.path)

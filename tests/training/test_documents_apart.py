@@ -87,7 +87,7 @@ def test_threads_that_read_ahead_change_nothing(short: Path, tmp_path: Path, cha
 def test_a_run_goes_on_with_other_threads_but_not_with_another_mask(short: Path, tmp_path: Path) -> None:
     config = small(short, tmp_path / "run", steps=4, mask_documents=True)
     train(config)
-    with pytest.raises(InputError, match="mask_documents was True when the run began and cannot be False"):
+    with pytest.raises(InputError, match="mask_documents was True when the run started and cannot be False"):
         resume(small(short, tmp_path / "run", steps=8, resume="last"), lambda run: Hooks())
     run = resume(
         small(short, tmp_path / "run", steps=8, resume="last", mask_documents=True, loader_workers=0),

@@ -48,10 +48,10 @@ def test_training_begins_from_the_best_weights_of_the_run(finished: Run, data: P
 
 
 def test_the_architecture_is_the_runs_and_the_recipe_is_that_of_fine_tuning(finished: Run, data: Path) -> None:
-    config = TrainConfig(data=data, init=finished.path)
-    assert config.model == saved_config(finished).model
-    assert config.model.n_layer == SMALL.n_layer
-    assert config.optim.lr == 5e-5 and config.batch_tokens == 8_192
+    recipe = TrainConfig(data=data, init=finished.path).recipe()
+    assert recipe.model == saved_config(finished).model
+    assert recipe.model.n_layer == SMALL.n_layer
+    assert recipe.optim.lr == 5e-5 and recipe.batch_tokens == 8_192
 
 
 def test_dropout_may_be_another(finished: Run, data: Path, tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_a_run_without_a_checkpoint_gives_no_weights(
 
 
 def test_a_preset_beside_it_would_be_ignored_and_is_refused(finished: Run, data: Path) -> None:
-    with pytest.raises(InputError, match="both say what the model is"):
+    with pytest.raises(InputError, match="both determine the model"):
         TrainConfig(data=data, init=finished.path, preset="gpt2")
 
 
 def test_the_flags_of_a_fine_tuning_make_it_again(finished: Run, data: Path) -> None:
     config = TrainConfig(data=data, init=finished.path, steps=7)
     words = flags(config)
-    assert Train.parse(words, "gpt2lab train").train_config == config
+    assert Train.parse(words, "gpt2lab train").train_config == config.filled_in()
 
 
 def test_the_command_line_fine_tunes(

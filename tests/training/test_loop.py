@@ -138,7 +138,7 @@ def test_a_sequence_shorter_than_the_context(data: Path, tmp_path: Path) -> None
         return Hooks(sample=lambda model, step: shapes.append(model.wpe.weight.shape))
 
     run = train(small(data, tmp_path / "run", seq_len=8, steps=3), hooks)
-    assert saved_config(run).window == 8
+    assert saved_config(run).seq_len == 8
     assert shapes == [torch.Size([16, 16])]
     moments = load_file(checkpoint(run, 3) / "optimizer.safetensors")
     read = moments["wpe.weight.exp_avg_sq"].sum(dim=1) > 0

@@ -13,13 +13,14 @@ from support import SMALL, small, train
 from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.training.config import TrainConfig, saved_config
-from gpt2lab.training.setup import Plan, choose_micro_batch, explain_out_of_memory, resolve
+from gpt2lab.training.config import saved_config
+from gpt2lab.training.memory import Shape
+from gpt2lab.training.setup import Setup, choose_micro_batch, explain_out_of_memory, resolve
 
 
-def plan(data: Path, **changes: Any) -> Plan:
+def plan(data: Path, **changes: Any) -> Setup:
     return resolve(small(data, Path("unused"), **changes), TokenDataset(data))
 
 
@@ -38,11 +39,13 @@ def plan(data: Path, **changes: Any) -> Plan:
     ids=str,
 )
 def test_the_length_in_steps(data: Path, length: dict[str, Any], steps: int) -> None:
-    assert plan(data, **({"steps": None} | length)).steps == steps
+    assert plan(data, **({"steps": None} | length)).config.steps == steps
 
 
 def test_epochs_count_windows_of_the_sequences_that_are_read(data: Path) -> None:
-    assert plan(data, steps=None, epochs=1.0, seq_len=8, batch_tokens=64, micro_batch=4).steps == 19  # 151 windows
+    assert (
+        plan(data, steps=None, epochs=1.0, seq_len=8, batch_tokens=64, micro_batch=4).config.steps == 19
+    )  # 151 windows
 
 
 def test_fewer_tokens_than_a_step_takes(data: Path) -> None:
@@ -60,11 +63,11 @@ def test_the_automatic_micro_batch_fits_into_the_memory_that_is_free(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = runtime.resolve("cpu", "fp32")
-    config = TrainConfig(data=data, preset="gpt2", device="cpu", precision="fp32", batch_tokens=4096)
+    shape = Shape(PRESETS["gpt2"], 1024, 1, "fp32", "cpu", micro_steps=2)
     chosen = []
     for free in (2**40, 2**34, 0):
         monkeypatch.setattr(runtime, "available_memory", lambda device, free=free: free)
-        chosen.append(choose_micro_batch(config, where))
+        chosen.append(choose_micro_batch(shape, 4096, where))
     assert chosen == [4, 2, 1]
 
 
@@ -127,13 +130,13 @@ def test_out_of_memory_names_what_to_lower(
         train(small(data, tmp_path / "run"))
 
 
-def test_out_of_memory_on_a_cpu_is_recognised() -> None:
-    with pytest.raises(InputError, match="out of memory"), explain_out_of_memory(TrainConfig()):
+def test_out_of_memory_on_a_cpu_is_recognised(data: Path) -> None:
+    with pytest.raises(InputError, match="out of memory"), explain_out_of_memory(plan(data).config):
         torch.empty(2**55, dtype=torch.uint8)
 
 
-def test_other_errors_pass_unchanged() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(TrainConfig()):
+def test_other_errors_pass_unchanged(data: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(plan(data).config):
         raise RuntimeError("shapes do not fit")
 
 

@@ -147,12 +147,12 @@ def test_rows_figures_and_samples_of_later_steps_are_dropped(copied: Copied) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"optim": OptimConfig(lr=2e-2, warmup_steps=4)}, "optim.lr was 0.01 when the run began and cannot be 0.02"),
-        ({"model": GPTConfig(2, 2, 32, 16)}, "model.n_embd was 16 when the run began and cannot be 32"),
-        ({"model": GPTConfig(3, 2, 16, 16)}, "model.n_layer was 2 when the run began and cannot be 3"),
-        ({"seed": 1}, "seed was 1337 when the run began and cannot be 1"),
-        ({"batch_tokens": 256}, "batch_tokens was 128 when the run began and cannot be 256"),
-        ({"seq_len": 8}, "seq_len was None when the run began and cannot be 8"),
+        ({"optim": OptimConfig(lr=2e-2, warmup_steps=4)}, "optim.lr was 0.01 when the run started and cannot be 0.02"),
+        ({"model": GPTConfig(2, 2, 32, 16)}, "model.n_embd was 16 when the run started and cannot be 32"),
+        ({"model": GPTConfig(3, 2, 16, 16)}, "model.n_layer was 2 when the run started and cannot be 3"),
+        ({"seed": 1}, "seed was 1337 when the run started and cannot be 1"),
+        ({"batch_tokens": 256}, "batch_tokens was 128 when the run started and cannot be 256"),
+        ({"seq_len": 8}, "seq_len was 16 when the run started and cannot be 8"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -220,7 +220,7 @@ def test_data_that_moved_is_the_same_data(copied: Copied, data: Path, finished: 
 
 def test_fewer_steps_than_done_are_refused(copied: Copied) -> None:
     _, config = copied
-    with pytest.raises(InputError, match="stands at step 24, past the 20 asked for"):
+    with pytest.raises(InputError, match="is at step 24, past the 20 asked for"):
         go_on(config, steps=20)
 
 

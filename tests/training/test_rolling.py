@@ -311,7 +311,7 @@ def test_the_column_can_be_named(tok: Path, tmp_path: Path) -> None:
     run = train(rolling(tok, tmp_path / "run", corpus, column="words", **options))
     held_out = list(TokenDataset(run.stream / HELD_OUT).documents("val"))
     assert held_out and set(held_out) < set(texts)
-    with pytest.raises(InputError, match="column was words when the run began and cannot be text"):
+    with pytest.raises(InputError, match="column was words when the run started and cannot be text"):
         go_on(rolling(tok, tmp_path / "run", corpus, column="text", **options))
 
 

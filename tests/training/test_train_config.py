@@ -89,7 +89,7 @@ def test_to_json_and_back(values: dict[str, Any], length: dict[str, Any]) -> Non
 
 
 def test_json_holds_every_option() -> None:
-    values = to_dict(TrainConfig())
+    values = to_dict(TrainConfig().filled_in())
     assert values.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
     assert values["model"].keys() == {field.name for field in dataclasses.fields(GPTConfig)}
     assert values["optim"].keys() == {field.name for field in dataclasses.fields(OptimConfig)}
@@ -109,12 +109,10 @@ def test_integers_stand_for_numbers() -> None:
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_a_preset_brings_its_architecture_and_recipe(preset: str) -> None:
-    config = TrainConfig(preset=preset)
-    assert config.model == PRESETS[preset]
-    assert config.optim == RECIPES[preset].optim
-    assert config.batch_tokens == RECIPES[preset].batch_tokens
-    assert config.window == config.model.n_ctx
-    assert RECIPES[preset].batch_tokens % config.window == 0
+    recipe = TrainConfig(preset=preset).recipe()
+    assert recipe == RECIPES[preset]
+    assert recipe.model == PRESETS[preset]
+    assert recipe.batch_tokens % recipe.model.n_ctx == 0
 
 
 def test_muon_has_a_rate_of_its_own() -> None:
@@ -129,7 +127,7 @@ def test_the_published_sizes_have_the_published_recipes() -> None:
     published = {"gpt2": (6e-4, 2**19), "gpt2-medium": (3e-4, 2**19), "gpt2-large": (2.5e-4, 2**19)}
     published["gpt2-xl"] = (2e-4, 2**20)
     for preset, expected in published.items():
-        config = TrainConfig(preset=preset)
+        config = TrainConfig(preset=preset).recipe()
         assert (config.optim.lr, config.batch_tokens) == expected
         assert (config.optim.beta1, config.optim.beta2, config.optim.weight_decay) == (0.9, 0.95, 0.1)
         assert config.optim.grad_clip == 1.0
@@ -137,7 +135,7 @@ def test_the_published_sizes_have_the_published_recipes() -> None:
 
 
 def test_options_on_top_replace_the_recipe() -> None:
-    config = TrainConfig(preset="nano", batch_tokens=256, model=GPTConfig.preset("nano", n_layer=3))
+    config = TrainConfig(preset="nano", batch_tokens=256, model=GPTConfig.preset("nano", n_layer=3)).recipe()
     assert (config.batch_tokens, config.model.n_layer, config.optim) == (256, 3, RECIPES["nano"].optim)
 
 
@@ -158,7 +156,7 @@ def test_options_on_top_replace_the_recipe() -> None:
         ({"preset": 5}, "preset is 5; it must be text"),
         ({"precision": "fp8"}, "precision is 'fp8'; it must be auto, fp32, tf32, bf16, fp16"),
         ({"micro_batch": "some"}, "micro_batch is 'some'; it must be an integer or auto"),
-        ({"model": None}, "model is None; it must be options by name"),
+        ({"model": "big"}, "model is 'big'; it must be options by name"),
         ({"model": 3}, "model is 3; it must be options by name"),
         ({"model": {"bias": 1}}, "model.bias is 1; it must be true or false"),
         ({"model": {"n_embd": 10, "n_head": 3}}, "run.json: n_embd 10 is not divisible by n_head 3"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 
 from gpt2lab.errors import InputError
 
@@ -92,7 +92,7 @@ def _tyro(command: Callable[..., Any], argv: list[str], prog: str, options: dict
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):
-            return tyro.cli(command, args=argv, prog=prog, **options)
+            return tyro.cli(command, args=argv, prog=prog, config=(AvoidSubcommands,), **options)
     except SystemExit as stop:
         if stop.code != 2:
             raise
@@ -104,7 +104,7 @@ def _flags(command: Callable[..., Any], options: dict[str, Any]) -> list[str]:
     """Return the flags that ``command`` takes, from its help."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        tyro.cli(command, args=["--help"], **options)
+        tyro.cli(command, args=["--help"], config=(AvoidSubcommands,), **options)
     return sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
 
 

@@ -79,7 +79,7 @@ class Compare(Command):
     def _base(self, preset: str) -> TrainConfig:
         """Return the options that the runs of a preset have in common."""
         prog, argv = "gpt2lab compare", ["--data", str(self.data), *self.train_options]
-        config = parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset))
+        config = parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset).filled_in())
         if config.preset != preset:
             raise InputError(
                 f"a comparison starts from --base or --vary preset=..., not from --preset; see {prog} --help"

@@ -46,8 +46,8 @@ class Perplexity(Command):
         from gpt2lab.evaluation.measure import measure_held_out
 
         run = self.model.load()
-        context = run.config.window if self.context is None and self.text is None else self.context
-        by_document = self.by_document or run.config.mask_documents  # trained on one document at a time
+        context = run.seq_len if self.context is None and self.text is None else self.context
+        by_document = self.by_document or run.mask_documents  # trained on one document at a time
         text = run.held_out(self.data, self.split, self.text, self.detokenize)
         with text as held_out, console.bar("tokens") as progress:
             measured = measure_held_out(run.model, held_out, context, self.stride, run.runtime, progress, by_document)
@@ -78,7 +78,7 @@ class Positions(Command):
         from gpt2lab.report.plots import save_positions
 
         run = self.model.load()
-        by_document = self.by_document or run.config.mask_documents
+        by_document = self.by_document or run.mask_documents
         with run.held_out(self.data, self.split, self.text, None) as held_out, console.bar("tokens") as progress:
             curve = measure_positions(run.model, held_out, self.context, run.runtime, progress, by_document)
         print(f"{held_out.name}, checkpoint of step {run.checkpoint.step}\nposition  loss (nats per token)")

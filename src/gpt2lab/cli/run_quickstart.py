@@ -159,7 +159,7 @@ def _config(dataset: TokenDataset, out: Path, seed: int) -> TrainConfig:
 
 
 def _train(config: TrainConfig) -> Run:
-    _step(3, f"training a GPT-2 of {config.model.n_layer} layers, width {config.model.n_embd}, in {config.out}")
+    _step(3, f"training a GPT-2 of {MODEL.n_layer} layers, width {MODEL.n_embd}, in {config.out}")
     try:
         with console.training_bar() as on_step:
             return train(config, on_step)

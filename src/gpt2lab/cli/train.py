@@ -55,7 +55,7 @@ class _Start:
         if self.init is not None and self.preset is not None:
             raise InputError("--init and --preset both determine the model; give one of them")
         if self.resume is not None and self.out is not None:
-            start = saved_config(Run.open(self.out))
+            start = saved_config(Run.open(self.out)).as_asked()
         elif self.config is not None:
             saved = from_dict(read_json(self.config), where=str(self.config))
             start = dataclasses.replace(saved, out=None, resume=None)
@@ -63,7 +63,7 @@ class _Start:
             start = TrainConfig(preset=self.preset or "nano", init=self.init)
         if any(getattr(self, name) is not None for name in LENGTHS):
             start = dataclasses.replace(start, steps=None, epochs=None, max_tokens=None)
-        return start
+        return start.filled_in()
 
 
 @dataclass(frozen=True)

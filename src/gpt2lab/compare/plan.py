@@ -21,7 +21,8 @@ from gpt2lab import formatting
 from gpt2lab.data.shards import DataManifest
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import require_no_leak
-from gpt2lab.training.config import TrainConfig, flags, flat, value_of, with_options
+from gpt2lab.training.config import ResolvedConfig, TrainConfig, flags, flat, value_of, with_options
+from gpt2lab.training.setup import total_steps
 
 ELSEWHERE = {
     "out": "give the directory of the comparison by --out",
@@ -115,7 +116,7 @@ def make_plan(
     if len(arms) < 2:
         raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
     for arm in arms:
-        require_no_leak(arm.config.model)
+        require_no_leak(arm.config.recipe().model)
     for data in {arm.config.data for arm in arms}:
         _require_test_split(data)
     first = bases[0].seed
@@ -174,10 +175,14 @@ def parse_arms(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     return arms
 
 
-def require_same_options(job: Job, saved: TrainConfig) -> None:
+def require_same_options(job: Job, saved: ResolvedConfig) -> None:
     """Raise `InputError` where a run that exists was started with other options than its job has."""
+    recipe = job.config.recipe()
+    seq_len = recipe.model.n_ctx if job.config.seq_len is None else job.config.seq_len
+    steps = total_steps(job.config, recipe.batch_tokens, seq_len, DataManifest.load(job.config.data))
+    asked = dataclasses.replace(job.config.filled_in(), seq_len=seq_len, steps=steps, epochs=None, max_tokens=None)
     before = flat(saved)
-    for name, value in flat(job.config).items():
+    for name, value in flat(asked).items():
         free = name in ("data", "out", "resume", "model.vocab_size") or value == "auto"
         if not free and before[name] != value:
             raise InputError(
@@ -189,10 +194,14 @@ def require_same_options(job: Job, saved: TrainConfig) -> None:
 def remarks(plan: Plan) -> list[str]:
     """Say what of a plan weakens the comparison."""
     said = []
-    for name in ("data", "batch_tokens", "window"):
-        if len({getattr(arm.config, name) for arm in plan.arms}) > 1:
-            spoken = "sequence length" if name == "window" else name.replace("_", " ")
-            said.append(f"The arms differ in {spoken}: runs of one seed do not read the same batches.")
+    recipes = [arm.config.recipe() for arm in plan.arms]
+    for name, values in {
+        "data": {arm.config.data for arm in plan.arms},
+        "batch tokens": {recipe.batch_tokens for recipe in recipes},
+        "sequence length": {a.config.seq_len or r.model.n_ctx for a, r in zip(plan.arms, recipes, strict=True)},
+    }.items():
+        if len(values) > 1:
+            said.append(f"The arms differ in {name}: runs of one seed do not read the same batches.")
     if len({arm.config.mask_documents for arm in plan.arms}) > 1:
         said.append(
             "The arms differ in mask documents and each is measured as it was trained: where documents are read apart, "

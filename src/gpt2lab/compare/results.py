@@ -29,7 +29,7 @@ from gpt2lab.report.run_data import Record, read
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES, Runtime
 from gpt2lab.training.checkpoint import load_model
-from gpt2lab.training.config import TrainConfig, saved_config
+from gpt2lab.training.config import ResolvedConfig, TrainConfig, saved_config
 
 LEVEL = 0.95
 
@@ -140,15 +140,15 @@ def measure(run: Run, texts: bool) -> None:
 
 def text_prompts(config: TrainConfig) -> Prompts:
     """Return the held-out beginnings that a run completes. Raises `InputError` where its test split is too short."""
-    return choose_prompts(TokenDataset(config.data), "test", config.model.n_ctx, SAMPLES)
+    return choose_prompts(TokenDataset(config.data), "test", config.recipe().model.n_ctx, SAMPLES)
 
 
 def _measure_losses(
-    run: Run, config: TrainConfig, model: GPT, step: int, dataset: TokenDataset, where: Runtime
+    run: Run, config: ResolvedConfig, model: GPT, step: int, dataset: TokenDataset, where: Runtime
 ) -> None:
     test, apart = HeldOut.of_split(dataset, "test"), config.mask_documents  # each run as it was trained
-    measure_held_out(model, test, config.window, None, where, by_document=apart).record(run, step)
-    positions = measure_positions(model, test, config.window, where, by_document=apart)
+    measure_held_out(model, test, config.seq_len, None, where, by_document=apart).record(run, step)
+    positions = measure_positions(model, test, config.seq_len, where, by_document=apart)
     with where.autocast():
         recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
     values = {"step": step, "protocol": recall.protocol, "chance": recall.chance}

@@ -24,7 +24,7 @@ from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import Checkpoint, load_model
-from gpt2lab.training.config import TrainConfig, held_out_data, saved_config
+from gpt2lab.training.config import ResolvedConfig, held_out_data, saved_config
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class LoadedRun:
     """A run and the weights of one of its checkpoints."""
 
     run: Run
-    config: TrainConfig
+    config: ResolvedConfig | None
+    """None if the model was imported."""
     model: GPT
     checkpoint: Checkpoint
     tokenizer: Tokenizer
@@ -189,15 +190,28 @@ class LoadedRun:
         resolved = runtime.resolve(device, precision)
         run = Run.open(path)
         model, checkpoint = load_model(run, which, resolved.device)
-        return cls(run, saved_config(run), model, checkpoint, Tokenizer.load(run.tokenizer), resolved)
+        config = None if checkpoint.data_fingerprint is None else saved_config(run)
+        return cls(run, config, model, checkpoint, Tokenizer.load(run.tokenizer), resolved)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per training sequence; the context of an imported model."""
+        return self.model.config.n_ctx if self.config is None else self.config.seq_len
+
+    @property
+    def mask_documents(self) -> bool:
+        """Whether attention stayed within documents in training."""
+        return self.config is not None and self.config.mask_documents
 
     def split(self, data: Path | None, split: str) -> HeldOut:
         """Open a split of prepared data; its name includes the data unless they are the run's own."""
-        if data is None and self.checkpoint.data_fingerprint is None:
-            raise InputError(
-                f"{self.run.path} was imported and has no data; give --data DIR, prepared with its tokenizer"
-            )
-        dataset = TokenDataset(data or held_out_data(self.run, self.config))
+        if data is None:
+            if self.config is None:
+                raise InputError(
+                    f"{self.run.path} was imported and has no data; give --data DIR, prepared with its tokenizer"
+                )
+            data = held_out_data(self.run, self.config)
+        dataset = TokenDataset(data)
         dataset.require_tokenizer(self.tokenizer)
         held_out = HeldOut.of_split(dataset, split)
         if dataset.fingerprint == self.checkpoint.data_fingerprint:

@@ -18,7 +18,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.flops import PEAK_FLOPS, data_sheet, flops_per_token, peak_flops
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint
-from gpt2lab.training.config import RECIPES, TrainConfig, saved_config
+from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params, parameter_shapes
 from gpt2lab.training.parallel import mode_by_memory
 
@@ -75,11 +75,10 @@ def ask(
     _require_several(parallel, gpus)
     if not 0 < mfu <= 1:
         raise InputError(f"mfu is {mfu}; it is a share of the peak rate, above 0 and at most 1")
-    size = n_params(config.model)
-    asked = RECIPES[preset].batch_tokens if batch_tokens is None else batch_tokens
+    recipe = config.recipe()
     return Question(
-        *(config.model, gpu, gpus, precision, parallel, config.window, asked),
-        *(tokens or TOKENS_A_PARAMETER * size, micro_batch, mfu, config.optim.name),
+        *(recipe.model, gpu, gpus, precision, parallel, seq_len or recipe.model.n_ctx, recipe.batch_tokens),
+        *(tokens or TOKENS_A_PARAMETER * n_params(recipe.model), micro_batch, mfu, recipe.optim.name),
     )
 
 
@@ -142,12 +141,11 @@ def ask_run(run: Run, gpu: str | None, gpus: int | None, parallel: str, tokens: 
     rows = [row for row in run.metrics()[1:] if row["tokens_per_s"]]  # the first holds the warm-up
     if not rows:
         raise InputError(f"{run.path} has fewer than two rows in metrics.csv: too few to tell its speed; train longer")
-    assert isinstance(config.micro_batch, int) and config.batch_tokens is not None  # resolved
     slower = RECOMPUTED if config.activation_checkpointing else 1.0
     speed, mfu = (slower * statistics.median(row[name] or 0.0 for row in rows) for name in ("tokens_per_s", "mfu"))
-    sequences = config.batch_tokens // (config.window * gpus)
+    sequences = config.batch_tokens // (config.seq_len * gpus)
     return Question(
-        *(config.model, gpu, gpus, config.precision, parallel, config.window, config.batch_tokens),
+        *(config.model, gpu, gpus, config.precision, parallel, config.seq_len, config.batch_tokens),
         tokens or TOKENS_A_PARAMETER * n_params(config.model),
         *(largest_divisor(sequences, config.micro_batch), mfu, config.optim.name, speed / devices),
     )

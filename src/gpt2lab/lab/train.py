@@ -21,7 +21,7 @@ from gpt2lab.generation import STRATEGIES, write_texts
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.config import TrainConfig, saved_model
 from gpt2lab.training.loop import Hooks, StepReport
 from gpt2lab.training.session import resume, start
 
@@ -144,7 +144,7 @@ def _sampler(run: Run, config: TrainConfig) -> Callable[[GPT, int], None]:
 def _chooser(run: Run, config: TrainConfig, items: list[HellaSwagItem]) -> Callable[[GPT, int], None]:
     """Return the hook that measures on HellaSwag. Raises `InputError` where an ending is too long for the model."""
     tokenizer = Tokenizer.load(run.tokenizer)
-    encode_items(tokenizer, items, "completion", config.model.n_ctx)
+    encode_items(tokenizer, items, "completion", saved_model(run).n_ctx)
     where = runtime.resolve(config.device, config.precision)
 
     def choose(model: GPT, step: int) -> None:

@@ -35,7 +35,7 @@ from gpt2lab.files import free_path, read_json, sha256_of, sync_directory, tempo
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
-from gpt2lab.training.config import from_dict
+from gpt2lab.training.config import saved_model
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
 from gpt2lab.training.optim import state_names
 from gpt2lab.training.parallel import full_state_dict, is_sharded, local_shard
@@ -349,7 +349,7 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
     """
     checkpoint = find(run, which)
     verify(checkpoint)
-    model = GPT(from_dict(run.config, where=str(run.path / "config.json")).model)
+    model = GPT(saved_model(run))
     load_into(checkpoint, model)
     return model.to(device or torch.device("cpu")).eval(), checkpoint
 

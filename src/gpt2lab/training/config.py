@@ -1,7 +1,11 @@
-"""Every option of training, once: the command line's flags, its help and ``config.json`` are all made from this tree.
+"""Every option of training, once: the flags of the command line, its help and ``config.json`` come from this tree.
 
-A preset names a recipe: an architecture together with the learning rate and batch that suit it. Options given on top
-replace the recipe's values one by one. A run that begins from another's weights has that one's architecture.
+    TrainConfig       what was asked for: options may be None or "auto"
+    ResolvedConfig    what it was resolved to (see setup.py): every value is concrete; this is config.json
+
+A preset names a recipe: an architecture with the learning rate and batch size that suit it. Options given on top
+replace the recipe's values one by one. Fine-tuning (``init``) takes the architecture of the run it starts from.
+This module imports without torch, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -13,11 +17,10 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from gpt2lab.data.dataset import HELD_OUT
 from gpt2lab.data.download import size_of
 from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.model.config import PRESETS, GPTConfig
@@ -98,32 +101,31 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What suits a preset besides its architecture."""
+    """An architecture, and the optimizer and batch size that suit it."""
 
+    model: GPTConfig
     optim: OptimConfig
     batch_tokens: int
 
 
 RECIPES: dict[str, Recipe] = {
-    # Ours, tuned on a CPU.
-    "nano": Recipe(OptimConfig(lr=3e-3), batch_tokens=4_096),
-    "tiny": Recipe(OptimConfig(lr=2e-3), batch_tokens=8_192),
-    # Batches and learning rates of Brown et al. 2020, table 2.1, for the sizes nearest to GPT-2's.
-    "distilgpt2": Recipe(OptimConfig(), batch_tokens=524_288),
-    "gpt2": Recipe(OptimConfig(), batch_tokens=524_288),
-    "gpt2-medium": Recipe(OptimConfig(lr=3e-4), batch_tokens=524_288),
-    "gpt2-large": Recipe(OptimConfig(lr=2.5e-4), batch_tokens=524_288),
-    "gpt2-xl": Recipe(OptimConfig(lr=2e-4), batch_tokens=1_048_576),
+    # Tuned for this project on a CPU.
+    "nano": Recipe(PRESETS["nano"], OptimConfig(lr=3e-3), 4_096),
+    "tiny": Recipe(PRESETS["tiny"], OptimConfig(lr=2e-3), 8_192),
+    # Batch sizes and learning rates of Brown et al. 2020, table 2.1, for the sizes nearest to GPT-2's.
+    "distilgpt2": Recipe(PRESETS["distilgpt2"], OptimConfig(), 524_288),
+    "gpt2": Recipe(PRESETS["gpt2"], OptimConfig(), 524_288),
+    "gpt2-medium": Recipe(PRESETS["gpt2-medium"], OptimConfig(lr=3e-4), 524_288),
+    "gpt2-large": Recipe(PRESETS["gpt2-large"], OptimConfig(lr=2.5e-4), 524_288),
+    "gpt2-xl": Recipe(PRESETS["gpt2-xl"], OptimConfig(lr=2e-4), 1_048_576),
 }
-
-FINE_TUNING = Recipe(OptimConfig(lr=5e-5), batch_tokens=8_192)
-"""For a run that begins from trained weights: small steps (GPT-1 was fine-tuned at 6.25e-5, Radford et al. 2018)."""
-
+FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS = OptimConfig(lr=5e-5), 8_192
+"""For a run that starts from trained weights: small steps (GPT-1 was fine-tuned at 6.25e-5, Radford et al. 2018)."""
 
 T = TypeVar("T")
 STREAM = "stream:"
 LENGTHS = ("steps", "epochs", "max_tokens")
-"""The options that say how long a run is: one of them at most is given."""
+"""The options that set the length of a run; at most one of them is given."""
 
 
 @dataclass(frozen=True)
@@ -131,119 +133,114 @@ class TrainConfig:
     """Train a GPT-2 on a directory of token shards.
 
     Raises:
-        InputError: An option is out of range, or the length is not given in exactly one way.
+        InputError: An option is out of range, or two options contradict each other.
     """
 
     data: Path = Path("data")
-    """Directory that gpt2lab data prepare wrote; or stream:CORPUS, prepared and deleted piece by piece meanwhile."""
+    """Directory written by gpt2lab data prepare; or stream:CORPUS, prepared on the fly and deleted after use."""
     out: Path | None = None
-    """Directory of the run, which must not exist; None makes one under runs/."""
+    """Run directory, which must not exist; None creates one under runs/."""
     preset: str = "nano"
     """Recipe that the defaults come from: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl."""
     init: Path | None = None
-    """Run whose best checkpoint gives the first weights, for fine-tuning; the architecture is then that run's."""
+    """Fine-tune: start from the best checkpoint of this run, with its architecture."""
     steps: int | None = None
-    """Length in optimiser steps; 1,000 where epochs and max_tokens are not given either."""
+    """Length in optimizer steps; 1,000 if neither epochs nor max_tokens is given."""
     epochs: float | None = None
     """Length in passes over the training split."""
     max_tokens: int | None = None
     """Length in tokens."""
     tokenizer: Path | None = None
-    """Directory of the tokenizer that stream:CORPUS is prepared with."""
+    """Tokenizer directory to prepare stream:CORPUS with."""
     column: str | None = None
-    """Column with the text in the files of stream:CORPUS; the corpus's own, or text, unless given."""
+    """Text column in the files of stream:CORPUS; None is the corpus's default."""
     max_disk: str | None = None
-    """What downloads and token files of stream:CORPUS may take at any moment, such as 20GB."""
+    """Disk space that stream:CORPUS may use for downloads and token files, such as 20GB."""
     seq_len: int | None = None
-    """Tokens a sequence; None is the model's context."""
+    """Tokens per sequence; None is the model's context."""
     batch_tokens: int | None = None
-    """Tokens an optimiser step; None is the recipe's."""
+    """Tokens per optimizer step; None is the recipe's."""
     micro_batch: int | Literal["auto"] = "auto"
-    """Sequences a forward pass; auto takes as many as are fast and fit. What is left of the batch is accumulated."""
-    model: GPTConfig = cast(GPTConfig, None)  # noqa: RUF009  filled in from the preset
-    """Architecture."""
-    optim: OptimConfig = cast(OptimConfig, None)  # noqa: RUF009  filled in from the preset
-    """Optimiser."""
+    """Sequences per forward pass; auto takes as many as are fast and fit. Gradients accumulate over the batch."""
+    model: GPTConfig | None = None
+    """Architecture; None is the preset's."""
+    optim: OptimConfig | None = None
+    """Optimizer; None is the preset's."""
     mask_documents: bool = False
-    """Let attention and positions begin anew at each <|endoftext|>, in training and in its validation."""
+    """Keep attention and positions within each document, in training and validation."""
     loader_workers: int = 2
-    """Threads that read batches ahead; the batches are the same for any number."""
+    """Threads that read batches ahead; the batches do not depend on it."""
     seed: int = 1337
-    """Decides the initial weights, the order of the data and dropout."""
+    """Seed of the initial weights, the data order and dropout."""
     device: str = "auto"
     """auto cpu cuda cuda:1 mps."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """What the products run in; weights and optimiser are fp32. tf32 and fp16 are for CUDA."""
+    """Precision of matrix products; weights and optimizer state are fp32. tf32 and fp16 need CUDA."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the blocks; auto does where it can and the run is long enough to repay it."""
+    """torch.compile the blocks; auto does if a compiler exists and the run is long enough to amortize it."""
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
-    """How the processes that torchrun starts share the work: ddp copies the model, fsdp shares it out too; auto does
-    where a copy would not leave half of a GPU free."""
+    """Parallelism over the processes of torchrun: ddp replicates the model, fsdp shards it; auto shards if a replica
+    would take more than half of a GPU's memory."""
     activation_checkpointing: bool = False
-    """Keep only each block's input and run the block again in the backward pass: less memory, a third more work."""
+    """Recompute each block's activations in the backward pass: less memory, a third more compute."""
     deterministic: bool = False
-    """Use only algorithms that give the same bits at every run, slower on CUDA; a CPU always does."""
+    """Use deterministic algorithms only, slower on CUDA; CPUs are always deterministic."""
     on_spike: Literal["warn", "skip", "off"] = "warn"
-    """When a step's loss spikes: say so, or skip its update as well."""
+    """What to do when the loss spikes: warn, or warn and skip the update."""
     spike_z: float = 6.0
-    """A loss spikes when it is so many standard deviations above the mean of the last 100 steps."""
+    """A spike is a loss this many standard deviations above the mean of the last 100 steps."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where figures go besides metrics.csv; WANDB_MODE=offline keeps Weights & Biases off the network."""
+    """Log metrics here as well as to metrics.csv; WANDB_MODE=offline keeps Weights & Biases off the network."""
     profile_steps: str | None = None
-    """Write a trace of these steps, such as 10:15 for the tenth to the fifteenth, to RUN/trace.json."""
+    """Steps to trace with torch.profiler into the run directory, such as 10:15 (inclusive)."""
     log_every: int = 10
     """Steps between rows of metrics.csv."""
     eval_every: int = 250
     """Steps between validations."""
     eval_tokens: int = 65_536
-    """Tokens of the validation split that are used, spread evenly over it; 0 uses all."""
+    """Validation tokens to use, spread evenly over the split; 0 uses all."""
     sample_every: int = 0
-    """Steps between samples; 0 writes them at the end only."""
+    """Steps between samples; 0 samples at the end only."""
     sample_prompt: str = ""
-    """What samples begin with."""
+    """Prompt of the samples."""
     hellaswag: Path | None = None
-    """A HellaSwag .jsonl file, to measure on while the run goes on."""
+    """HellaSwag .jsonl file to evaluate on during training."""
     hellaswag_every: int = 0
-    """Steps between measurements on it; 0 measures at the end only."""
+    """Steps between HellaSwag evaluations; 0 evaluates at the end only."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     keep_last: int = 2
-    """Checkpoints kept besides the best."""
+    """Checkpoints to keep in addition to the best."""
     patience: int = 0
-    """Validations without a new best before stopping; 0 never stops early."""
+    """Stop after this many validations without improvement; 0 never stops early."""
     resume: str | None = None
-    """Go on with the run in --out: from its last checkpoint, or from that of a given step."""
+    """Resume the run in --out from this checkpoint: last, best or a step."""
 
     def __post_init__(self) -> None:
         one_of("preset", self.preset, PRESETS)
-        self._fill_in()
+        if self.init is not None and self.preset != "nano":
+            raise InputError(f"preset {self.preset} and init {self.init} both determine the model; give only one")
         self._check_length()
         self._check_stream()
-        for name in ("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens"):
+        for name in ("log_every", "eval_every", "checkpoint_every", "keep_last"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        require(not self.hellaswag_every or self.hellaswag is not None, "hellaswag", None, "a file to measure on")
-        require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
-        require(
-            self.profile_steps is None or self.profiled is not None,
-            *("profile_steps", self.profile_steps, "FIRST:LAST, such as 10:15, with 1 <= FIRST <= LAST"),
-        )
+        require(self.batch_tokens is None or self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         require(self.micro_batch == "auto" or self.micro_batch >= 1, "micro_batch", self.micro_batch, "auto or 1 up")
-        fits = 1 <= self.window <= self.model.n_ctx
-        require(fits, "seq_len", self.seq_len, f"between 1 and the model's context of {self.model.n_ctx}")
-
-    def _fill_in(self) -> None:
-        """Take what is left out from the preset, or from the run whose weights are the first."""
-        if self.init is not None and self.preset != "nano":
-            raise InputError(f"preset {self.preset} and init {self.init} both say what the model is; give one of them")
-        recipe = RECIPES[self.preset] if self.init is None else FINE_TUNING
-        if self.model is None:
-            model = PRESETS[self.preset] if self.init is None else saved_config(Run.open(self.init)).model
-            object.__setattr__(self, "model", model)
-        for name in ("optim", "batch_tokens"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(recipe, name))
+        require(
+            not self.hellaswag_every or self.hellaswag is not None,
+            "hellaswag",
+            None,
+            "a file to measure on",
+        )
+        require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
+        traced = self.profile_steps is None or self.profiled is not None
+        require(traced, "profile_steps", self.profile_steps, "FIRST:LAST, such as 10:15, with 1 <= FIRST <= LAST")
+        model = PRESETS[self.preset] if self.model is None and self.init is None else self.model
+        if model is not None and self.seq_len is not None:
+            fits = 1 <= self.seq_len <= model.n_ctx
+            require(fits, "seq_len", self.seq_len, f"between 1 and the model's context of {model.n_ctx}")
 
     def _check_length(self) -> None:
         given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
@@ -259,22 +256,35 @@ class TrainConfig:
                     raise InputError(f"{name} {value} is for --data stream:CORPUS, not for {self.data}; leave it out")
             return
         if self.tokenizer is None:
-            raise InputError(f"data {self.data} needs --tokenizer DIR, the tokenizer that it is prepared with")
+            raise InputError(f"data {self.data} needs --tokenizer DIR, the tokenizer to prepare it with")
         if self.epochs is not None:
-            raise InputError(f"epochs {self.epochs}: {self.data} has no length; give steps or max_tokens")
+            raise InputError(f"epochs {self.epochs}: {self.data} has no known length; give steps or max_tokens")
         if self.max_disk is not None:
             size_of(self.max_disk)
 
-    @property
-    def stream(self) -> str | None:
-        """The corpus of ``--data stream:CORPUS``; None where the data is a directory."""
-        name = self.data.as_posix()
-        return name.removeprefix(STREAM) if name.startswith(STREAM) else None
+    def recipe(self) -> Recipe:
+        """Return the architecture, optimizer and batch size: those given, and the preset's (or init's) for the rest.
+
+        Raises:
+            InputError: ``init`` is not a run.
+        """
+        if self.init is None:
+            default = RECIPES[self.preset]
+        else:
+            model = self.model or saved_model(Run.open(self.init))
+            default = Recipe(model, FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS)
+        batch_tokens = default.batch_tokens if self.batch_tokens is None else self.batch_tokens
+        return Recipe(self.model or default.model, self.optim or default.optim, batch_tokens)
+
+    def filled_in(self) -> TrainConfig:
+        """Return the configuration with ``model``, ``optim`` and ``batch_tokens`` given, as `recipe` has them."""
+        return dataclasses.replace(self, **vars(self.recipe()))
 
     @property
-    def given_length(self) -> str | None:
-        """Which of steps, epochs and max_tokens is given, if any."""
-        return next((name for name in LENGTHS if getattr(self, name) is not None), None)
+    def stream(self) -> str | None:
+        """The corpus of ``--data stream:CORPUS``; None if the data is a directory."""
+        name = self.data.as_posix()
+        return name.removeprefix(STREAM) if name.startswith(STREAM) else None
 
     @property
     def profiled(self) -> range | None:
@@ -283,10 +293,50 @@ class TrainConfig:
         steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)
         return steps if steps and steps[0] >= 1 else None
 
-    @property
-    def window(self) -> int:
-        """Tokens a sequence."""
-        return self.model.n_ctx if self.seq_len is None else self.seq_len
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(TrainConfig):
+    """What a `TrainConfig` was resolved to: nothing is left open. This is the ``config.json`` of a run."""
+
+    out: Path = field()
+    steps: int = field()
+    epochs: None = None
+    max_tokens: None = None
+    seq_len: int = field()
+    batch_tokens: int = field()
+    micro_batch: int = field()
+    model: GPTConfig = field()
+    optim: OptimConfig = field()
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = field()
+    compile: Literal["on", "off"] = field()
+    parallel: Literal["none", "ddp", "fsdp"] = field()
+
+    def as_asked(self) -> TrainConfig:
+        """Return the same values as a request, in which options can be opened again."""
+        return TrainConfig(**vars(self))
+
+
+def saved_config(run: Run) -> ResolvedConfig:
+    """Return the configuration in a run's ``config.json``.
+
+    Raises:
+        InputError: It is damaged, of another version, or the run holds an imported model and was never trained.
+    """
+    if run.config.keys() == {"model"}:
+        raise InputError(f"{run.path} holds an imported model, not a training run; train it with --init {run.path}")
+    return _from_json(ResolvedConfig, run.config, str(run.path / "config.json"))
+
+
+def saved_model(run: Run) -> GPTConfig:
+    """Return the architecture in a run's ``config.json``; an imported model has one, too."""
+    return _from_json(GPTConfig, run.config.get("model"), str(run.path / "config.json"), "model.")
+
+
+def held_out_data(run: Run, config: TrainConfig) -> Path:
+    """Return the directory of prepared data that holds the validation split of a run."""
+    from gpt2lab.data.streaming import HELD_OUT
+
+    return config.data if config.stream is None else run.stream / HELD_OUT
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -296,48 +346,46 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     )
 
 
-def saved_config(run: Run) -> TrainConfig:
-    """Return the configuration that a run was started with, each ``auto`` resolved."""
-    return from_dict(run.config, where=str(run.path / "config.json"))
-
-
-def held_out_data(run: Run, config: TrainConfig) -> Path:
-    """Return the directory of prepared data that holds the validation split of a run."""
-    return config.data if config.stream is None else run.stream / HELD_OUT
-
-
 def from_dict(values: Any, where: str = "config.json") -> TrainConfig:
-    """Build the tree from plain values, such as JSON gives; what is left out has its default.
+    """Build a configuration from plain values, such as JSON gives; what is left out has its default.
 
     Args:
         values: A dictionary of options.
-        where: The file they are from, for messages.
+        where: The file they come from, for messages.
 
     Raises:
         InputError: An option is unknown (the nearest is suggested), or has a value that it does not allow.
     """
+    return _from_json(TrainConfig, values, where)
+
+
+def _from_json(kind: type[T], values: Any, where: str, prefix: str = "") -> T:
     if not isinstance(values, dict):
         raise InputError(f"{where} holds {type(values).__name__}, not the options of a run by name; it is damaged")
     try:
-        return _build(TrainConfig, values, "")
+        return _build(kind, values, prefix)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def _build(kind: type[T], values: dict[str, Any], prefix: str) -> T:
+def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
             raise InputError(f'unknown option "{prefix}{name}"{did_you_mean(name, hints)}')
-    return kind(**{name: _parse(hints[name], value, prefix + name) for name, value in values.items()})
+    given = {name: _parse(hints[name], value, prefix + name) for name, value in values.items()}
+    required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory}  # both MISSING
+    if missing := sorted(required - given.keys()):
+        raise InputError(f"{prefix}{missing[0]} is missing; the file was written by another version of gpt2lab")
+    return kind(**given)
 
 
 def _parse(hint: Any, value: Any, name: str) -> Any:
-    """Return a value as the type hint wants it; JSON knows neither paths nor the difference of 1 and 1.0."""
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(cast(type, hint), value, f"{name}.")
+    """Return a value as its type hint wants it; JSON knows neither paths nor the difference of 1 and 1.0."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return _build(option, value, f"{name}.")
         if option is Path and isinstance(value, str):
             return Path(value)
         if option is float and type(value) is int and abs(value) < 2**53:
@@ -346,15 +394,17 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
             return value
         if isinstance(option, type) and type(value) is option:
             return value
-    raise InputError(f"{name} is {value!r}; it must be {' or '.join(map(_spoken, options))}")
+    raise InputError(f"{name} is {value!r}; it must be {' or '.join(map(_type_name, options))}")
 
 
-def _spoken(option: Any) -> str:
+def _type_name(option: Any) -> str:
     """Return what a type is called in a message."""
     if typing.get_origin(option) is Literal:
         return ", ".join(map(str, typing.get_args(option)))
+    if dataclasses.is_dataclass(option):
+        return "options by name"
     return {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}.get(
-        option, "null" if option is types.NoneType else "options by name"
+        option, "null"
     )
 
 
@@ -372,7 +422,7 @@ def with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig
     Raises:
         InputError: There is no such option (the nearest is named), or it does not allow the value.
     """
-    values = flat(config)
+    values = flat(config.filled_in())
     for name in changes:
         if name not in values:
             raise InputError(f'there is no option "{name}"{did_you_mean(name, values)}; see gpt2lab train --help')
@@ -384,22 +434,20 @@ def with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig
 
 
 def value_of(text: str) -> Any:
-    """Return what a value written on a command line means: ``4``, ``1e-3``, ``true``, ``none``, or text."""
-    lowered = text.strip().lower()
-    if lowered in ("true", "false", "none", "null"):
-        return {"true": True, "false": False}.get(lowered)
+    """Return what a value on a command line means: ``4``, ``1e-3``, ``true``, ``none``, or text."""
+    word = text.strip().lower()
     try:
-        value = json.loads(text)
+        value = json.loads("null" if word == "none" else word)
     except json.JSONDecodeError:
         return text
-    return value if isinstance(value, int | float) else text
+    return text if isinstance(value, str | list | dict) else value
 
 
 def flags(config: TrainConfig) -> list[str]:
-    """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from where it starts."""
-    start = flat(TrainConfig(preset=config.preset, init=config.init))
+    """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from its recipe."""
+    start = flat(TrainConfig(preset=config.preset, init=config.init).filled_in())
     words = ["--preset", config.preset] if config.init is None else ["--init", str(config.init)]
-    for name, value in flat(config).items():
+    for name, value in flat(config.filled_in()).items():
         if value == start[name]:
             continue
         group, _, key = name.replace("_", "-").rpartition(".")

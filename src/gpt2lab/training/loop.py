@@ -38,7 +38,7 @@ from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupt
 from gpt2lab.training.monitoring import Profiler
 from gpt2lab.training.optim import learning_rate, make_optimiser, set_learning_rate
 from gpt2lab.training.parallel import MODES, clip_gradients
-from gpt2lab.training.setup import Data, Plan, Progress, Update, batch_tokens
+from gpt2lab.training.setup import Data, Progress, Setup, Update
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def validation_loss(
         seq_len: Tokens of a window.
         max_tokens: Use at most so many; 0 uses every whole window.
         eot: The id that documents begin with, where attention is to stay within them.
-        processes: Those that share the windows; every one of them must call it.
+        comm: Those that share the windows; every one of them must call it.
     """
     windows = count_windows(stream, seq_len)
     used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
@@ -144,8 +144,8 @@ log = logging.getLogger("gpt2lab")
 class Trainer:
     """One run: a model, its optimiser, its data, and where they stand."""
 
-    def __init__(self, plan: Plan, data: Data, run: Run, hooks: Hooks, comm: Communicator = SINGLE_PROCESS) -> None:
-        self.plan, self.config, self.runtime, self.comm = plan, plan.config, plan.runtime, comm
+    def __init__(self, setup: Setup, data: Data, run: Run, hooks: Hooks, comm: Communicator = SINGLE_PROCESS) -> None:
+        self.setup, self.config, self.runtime, self.comm = setup, setup.config, setup.runtime, comm
         self.data, self.run, self.hooks = data, run, hooks
         self.loader = data.loader(self.config, self.runtime)
         self.rounds = self.loader if isinstance(self.loader, StreamLoader) else None
@@ -205,8 +205,8 @@ class Trainer:
             profiler.after(progress.step)
             step, now = progress.step, time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
-            tokens_per_s = batch_tokens(config) * (step - row_step) / (now - row_clock)
-            last = step == self.plan.steps
+            tokens_per_s = config.batch_tokens * (step - row_step) / (now - row_clock)
+            last = step == self.config.steps
             eval_due = last or step % config.eval_every == 0
             self._validate(eval_due)
             self._stop_early(last)
@@ -234,7 +234,7 @@ class Trainer:
 
     def _tell(self, update: Update, tokens_per_s: float) -> None:
         if self.hooks.on_step is not None:
-            step, steps = self.progress.step, self.plan.steps
+            step, steps = self.progress.step, self.config.steps
             self.hooks.on_step(
                 StepReport(step, steps, update.loss, self._newest_val, update.lr, update.grad_norm, tokens_per_s)
             )
@@ -254,7 +254,7 @@ class Trainer:
         loss = math.fsum(itertools.chain(*losses)) / len(losses)
         self._require_finite(losses, grad_norm, step)
         skip = self._spikes(loss, losses, step)
-        lr = learning_rate(config.optim, step, self.plan.steps, batch_tokens(config))
+        lr = learning_rate(config.optim, step, self.config.steps, config.batch_tokens)
         set_learning_rate(self.optimiser, lr)
         if not skip:
             self.scaler.step(self.optimiser)
@@ -325,7 +325,7 @@ class Trainer:
             return
         with self._evaluating():
             loss = validation_loss(
-                *(self.model, self.data.val, self.config.window, self.config.eval_tokens, self.data.eot),
+                *(self.model, self.data.val, self.config.seq_len, self.config.eval_tokens, self.data.eot),
                 self.comm,
             )
         progress.val_loss = self._newest_val = loss
@@ -336,7 +336,7 @@ class Trainer:
 
     def _stop_early(self, last: bool) -> None:
         if last:
-            self.progress.finished = f"{self.plan.steps:,} steps done"
+            self.progress.finished = f"{self.config.steps:,} steps done"
         elif self.config.patience and self.progress.evals_since_best >= self.config.patience:
             self.progress.finished = f"no better validation loss in {self.config.patience} validations"
 
@@ -344,20 +344,20 @@ class Trainer:
         progress, config = self.progress, self.config
         row = {
             "step": progress.step,
-            "tokens": progress.step * batch_tokens(config),
+            "tokens": progress.step * config.batch_tokens,
             "epoch": round(self.loader.epoch_of(progress.step), 4),
             "train_loss": progress.loss_sum / progress.loss_count,
             "val_loss": progress.val_loss,
             "lr": update.lr,
             "grad_norm": update.grad_norm,
             "tokens_per_s": round(tokens_per_s, 1),
-            "mfu": round(mfu(config.model, config.window, tokens_per_s, self.peak * self.runtime.world), 4),
+            "mfu": round(mfu(config.model, config.seq_len, tokens_per_s, self.peak * self.runtime.world), 4),
             "peak_memory_mb": round(runtime.peak_memory_mb(self.runtime.device), 1),
             "seconds": round(progress.seconds, 3),
         }
         if self.comm.is_main:
             self.run.add_metrics(row)
-        seconds = batch_tokens(config) / tokens_per_s * progress.loss_count
+        seconds = config.batch_tokens / tokens_per_s * progress.loss_count
         data_wait, self._data_wait = self._data_wait / seconds, 0.0
         if self.hooks.on_row is not None:
             self.hooks.on_row(row | {"data_wait": data_wait})
@@ -365,7 +365,7 @@ class Trainer:
         val = "" if progress.val_loss is None else f"  val {progress.val_loss:.4f}"
         log.info(
             "step %d/%d  loss %.4f%s  lr %.2e  norm %.2f  data %.1f %%  %s tokens/s",
-            *(progress.step, self.plan.steps, row["train_loss"], val, update.lr, update.grad_norm),
+            *(progress.step, self.config.steps, row["train_loss"], val, update.lr, update.grad_norm),
             *(100 * data_wait, f"{tokens_per_s:,.0f}"),
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )

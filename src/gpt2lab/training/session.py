@@ -18,21 +18,19 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
-from gpt2lab.training.config import LENGTHS, OptimConfig, TrainConfig, flat, saved_config, to_dict
+from gpt2lab.training.config import OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
 from gpt2lab.training.loop import Hooks, HooksFor, Trainer
 from gpt2lab.training.optim import make_optimiser
 from gpt2lab.training.setup import (
     Data,
-    Plan,
     Progress,
+    Setup,
     agreed,
-    batch_tokens,
     explain_out_of_memory,
     initial_weights,
     open_data,
     resolve,
-    total_steps,
 )
 
 
@@ -59,49 +57,40 @@ MAY_MOVE = ("device", "precision", "compile", "micro_batch", "parallel")
 """Options that may differ too, so that a run can move to another machine; its numbers then differ in the last bits."""
 
 
-def merge_for_resume(asked: TrainConfig, saved: TrainConfig, comm: Communicator = SINGLE_PROCESS) -> TrainConfig:
-    """Return the configuration with which a run goes on: the saved one, with those changes that are allowed.
+def merge_for_resume(asked: TrainConfig, saved: ResolvedConfig, comm: Communicator = SINGLE_PROCESS) -> TrainConfig:
+    """Return the configuration to resume a run with: the saved one, with those changes that are allowed.
 
-    An option that was left at ``auto`` keeps what it was resolved to. What nobody changed, but was resolved for another
-    number of processes and does not suit this one, is ``auto`` again.
+    An option that is None or ``auto`` keeps its saved value. What nobody changed, but was resolved for another number
+    of processes and does not suit this one, is ``auto`` again.
 
     Raises:
         InputError: An option differs that would make it another run (named, with both values).
     """
     changes = {name: getattr(asked, name) for name in MAY_CHANGE_ON_RESUME}
     changes |= {name: value for name in MAY_MOVE if (value := getattr(asked, name)) != "auto"}
-    if asked.given_length is None:
-        changes |= {name: getattr(saved, name) for name in LENGTHS}
-    merged = dataclasses.replace(saved, **changes)
+    if asked.steps is asked.epochs is asked.max_tokens is None:
+        changes["steps"] = saved.steps
+    merged = dataclasses.replace(saved.as_asked(), **changes)
     if merged.parallel == saved.parallel and (merged.parallel == "none") != (comm.world_size == 1):
         merged = dataclasses.replace(merged, parallel="auto")
-    if merged.micro_batch == saved.micro_batch and not _divides(merged, comm.world_size):
+    sequences = saved.batch_tokens // saved.seq_len
+    if merged.micro_batch == saved.micro_batch and sequences % (saved.micro_batch * comm.world_size):
         merged = dataclasses.replace(merged, micro_batch="auto")
-    given, kept = flat(asked), flat(merged)
-    for name, value in given.items():
-        before = kept[name]
-        unset = name in MAY_MOVE or (name in LENGTHS and value is None)
-        if value == before or unset or (name == "model.vocab_size" and value == _preset_vocabulary(asked)):
+    before = flat(merged)
+    for name, value in flat(asked).items():
+        unset = name in MAY_MOVE or (value is None and "." not in name)
+        if unset or value == before[name] or (name == "model.vocab_size" and value == PRESETS[asked.preset].vocab_size):
             continue
-        raise InputError(f"{name} was {before} when the run began and cannot be {value} when it goes on; leave it out")
+        raise InputError(
+            f"{name} was {before[name]} when the run started and cannot be {value} when it resumes; leave it out"
+        )
     return merged
 
 
-def _divides(config: TrainConfig, world: int) -> bool:
-    """Return whether the micro-batch, where one is given, goes into each process's part of a step."""
-    given = config.micro_batch
-    return given == "auto" or batch_tokens(config) // config.window % (given * world) == 0
-
-
-def moved(saved: TrainConfig, now: TrainConfig) -> str:
-    """Return what differs of `MAY_MOVE`, such as ``device was cuda and is cpu``; empty where nothing does."""
-    before, after = flat(saved), flat(now)
-    different = (n for n in MAY_MOVE if before[n] not in (after[n], "auto"))
-    return ", ".join(f"{n} was {before[n]} and is {after[n]}" for n in different)
-
-
-def _preset_vocabulary(config: TrainConfig) -> int:
-    return PRESETS[config.preset].vocab_size
+def moved(saved: ResolvedConfig, now: ResolvedConfig) -> str:
+    """Return what differs of `MAY_MOVE`, such as ``device was cuda and is cpu``; empty if nothing does."""
+    pairs = ((name, getattr(saved, name), getattr(now, name)) for name in MAY_MOVE)
+    return ", ".join(f"{name} was {before} and is {after}" for name, before, after in pairs if before != after)
 
 
 def require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
@@ -136,7 +125,7 @@ def began(run: Run, comm: Communicator) -> bool:
 
 
 def started_before(config: TrainConfig, comm: Communicator) -> Run | None:
-    """Return the run that this call of torchrun started before it restarted its processes, if any."""
+    """Return the run that this call of torchrun started before it restarted its comm, if any."""
     if comm.restarts == 0:
         return None
     base = default_path(config)
@@ -199,16 +188,17 @@ def start(config: TrainConfig, hooks_for: HooksFor) -> Run:
 
 def _start(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
     path = Path(comm.broadcast(str(config.out or free_path(default_path(config)))))
+    config = dataclasses.replace(config, out=path)
     with comm.raise_on_all_ranks():
         dataset = open_data(config, path, comm)
         begin = initial_weights(config, dataset)
-        plan = resolve(config, dataset, comm)
-    plan = agreed(plan, config, dataset, comm)
+        setup = resolve(config, dataset, comm)
+    setup = agreed(setup, config, dataset, comm)
     comm.run_on_main(lambda: Run.require_new(path))
     checks = comm.is_first_on_node(str(dataset.directory.resolve()))
     with comm.raise_on_all_ranks():  # all is checked before anything is written
-        data, tokenizer = Data.open(dataset, plan.config, checks), dataset.tokenizer()
-    kept = dataclasses.replace(plan.config, out=path, data=_absolute(config), profile_steps=None)
+        data, tokenizer = Data.open(dataset, setup.config, checks), dataset.tokenizer()
+    kept = dataclasses.replace(setup.config, data=_absolute(config), profile_steps=None)
     if config.init is not None:
         kept = dataclasses.replace(kept, init=config.init.resolve())
     run = Run(path)
@@ -221,9 +211,9 @@ def _start(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
 
     comm.run_on_main(create)
     if isinstance(dataset, StreamingDataset):
-        data = Data.open(dataset, plan.config)  # where it lies now
-    with held(run, comm), _running(run, plan, comm):
-        trainer = Trainer(plan, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
+        data = Data.open(dataset, setup.config)  # where it lies now
+    with held(run, comm), _running(run, setup, comm):
+        trainer = Trainer(setup, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
         _describe(trainer)
         _begin_from(begin, trainer, comm)
         trainer.fit()
@@ -261,35 +251,31 @@ def _go_on(run: Run, config: TrainConfig, hooks_for: HooksFor, comm: Communicato
         own = began(run, comm)
     found, warnings = _checkpoint_for_all(run, "last" if own else config.resume or "last", own, comm)
     with comm.raise_on_all_ranks():
-        if found is not None and found.data_fingerprint is None:
-            raise InputError(
-                f"{run.path} was imported: there is no training to go on with; begin one with --init {run.path}"
-            )
         dataset = open_data(merged, run.path, comm)
         if found is not None:
             require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
         begin = initial_weights(merged, dataset) if found is None else None
-        plan = resolve(merged, dataset, comm)
-        why_over = found and _why_over(found, plan, saved, total_steps(saved, dataset))
+        setup = resolve(merged, dataset, comm)
+        why_over = found and _why_over(found, setup, saved)
     if why_over:
         log.info("%s is finished (%s): nothing to do", run.path, why_over)
         return run
-    plan = agreed(plan, merged, dataset, comm)
+    setup = agreed(setup, merged, dataset, comm)
     step = 0 if found is None else found.step
     checks = comm.is_first_on_node(str(dataset.directory.resolve()))
     with comm.raise_on_all_ranks():
-        _require_ahead(plan.config, step)
-        data = Data.open(dataset, plan.config, checks)
-    with _running(run, plan, comm):
-        trainer = Trainer(plan, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
+        _require_ahead(setup.config, step)
+        data = Data.open(dataset, setup.config, checks)
+    with _running(run, setup, comm):
+        trainer = Trainer(setup, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
         _begin_from(begin, trainer, comm)
         with comm.raise_on_all_ranks():
             if found is not None:
                 trainer.restore(found)
-        for warning in [*warnings, *_no_longer_equal(saved, plan, found)]:
+        for warning in [*warnings, *_no_longer_equal(saved, setup, found)]:
             log.warning("%s", warning)
-        comm.run_on_main(lambda: _take_up(run, plan, config, step, comm))
-        log.info("resumed %s at step %d of %d", run.path, step, plan.steps)
+        comm.run_on_main(lambda: _take_up(run, setup, config, step, comm))
+        log.info("resumed %s at step %d of %d", run.path, step, setup.config.steps)
         trainer.fit()
     return run
 
@@ -302,11 +288,10 @@ def _begin_from(begin: checkpoint.Checkpoint | None, trainer: Trainer, comm: Com
         log.info("weights of %s", begin.path)
 
 
-def _take_up(run: Run, plan: Plan, config: TrainConfig, step: int, comm: Communicator) -> None:
+def _take_up(run: Run, setup: Setup, config: TrainConfig, step: int, comm: Communicator) -> None:
     """Bring a run's files to where they were at a step, and write down how it goes on from there."""
     _go_back(run, step)
-    kept = dataclasses.replace(plan.config, out=run.path, data=_absolute(config))
-    kept = dataclasses.replace(kept, resume=None, profile_steps=None)  # of this start only
+    kept = dataclasses.replace(setup.config, out=run.path, data=_absolute(config), profile_steps=None)
     write_json(run.path / "config.json", to_dict(kept))
     if comm.launched:
         write_json(run.path / "environment.json", run.environment | of_launch(comm))
@@ -316,12 +301,12 @@ def _absolute(config: TrainConfig) -> Path:
     return config.data.resolve() if config.stream is None else config.data
 
 
-def _no_longer_equal(saved: TrainConfig, plan: Plan, found: checkpoint.Checkpoint | None) -> list[str]:
+def _no_longer_equal(saved: ResolvedConfig, setup: Setup, found: checkpoint.Checkpoint | None) -> list[str]:
     """Return the warning that a run has moved, where it has."""
-    changes = moved(saved, plan.config)
-    world = plan.runtime.world if found is None else found.state.get("world", 1)
-    if world != plan.runtime.world:
-        changes = ", ".join(filter(None, [changes, f"processes were {world} and are {plan.runtime.world}"]))
+    changes = moved(saved, setup.config)
+    world = setup.runtime.world if found is None else found.state.get("world", 1)
+    if world != setup.runtime.world:
+        changes = ", ".join(filter(None, [changes, f"processes were {world} and are {setup.runtime.world}"]))
     return [f"{changes}: from here on equal to an unbroken run but for rounding, not bit for bit"] if changes else []
 
 
@@ -353,24 +338,24 @@ def _checkpoint_to_resume(run: Run, which: str) -> tuple[checkpoint.Checkpoint, 
     return found, []
 
 
-def _why_over(found: checkpoint.Checkpoint, plan: Plan, saved: TrainConfig, saved_steps: int) -> str | None:
+def _why_over(found: checkpoint.Checkpoint, setup: Setup, saved: ResolvedConfig) -> str | None:
     """Return why a run was over at a checkpoint; None where it was not, or was given more steps or patience.
 
     Raises:
         InputError: It is asked to end before where it stands.
     """
-    if found.step > plan.steps:
+    if found.step > setup.config.steps:
         raise InputError(
-            f"the run stands at step {found.step}, past the {plan.steps} asked for; give more steps, or --resume an "
-            "earlier one"
+            f"the run is at step {found.step}, past the {setup.config.steps} asked for; give more steps, or --resume "
+            "an earlier one"
         )
-    if found.step == plan.steps:
-        return f"{plan.steps:,} steps done"
-    unchanged = (plan.steps, plan.config.patience) == (saved_steps, saved.patience)
+    if found.step == setup.config.steps:
+        return f"{setup.config.steps:,} steps done"
+    unchanged = (setup.config.steps, setup.config.patience) == (saved.steps, saved.patience)
     return found.state["finished"] if unchanged else None
 
 
-def _require_ahead(config: TrainConfig, step: int) -> None:
+def _require_ahead(config: ResolvedConfig, step: int) -> None:
     """Raise `InputError` where the steps to be traced are done already."""
     if config.profiled is not None and config.profiled[0] <= step:
         raise InputError(
@@ -393,16 +378,16 @@ def _describe(trainer: Trainer) -> None:
         "%s: %s parameters, %s steps",
         config.preset if config.init is None else "fine-tuning",
         f"{trainer.model.n_params:,}",
-        f"{trainer.plan.steps:,}",
+        f"{trainer.config.steps:,}",
     )
-    for note in trainer.plan.notes:
+    for note in trainer.setup.notes:
         log.info("%s", note)
     log.info("peak %.0f GFLOP/s: %s", trainer.peak / 1e9, trainer.peak_source)
 
 
 @contextmanager
 def _processes(device: str) -> Iterator[Communicator]:
-    """Meet the other processes, and let rank 0 alone print."""
+    """Meet the other comm, and let rank 0 alone print."""
     with process_group(device) as comm:
         disabled, log.disabled = log.disabled, not comm.is_main
         try:
@@ -412,10 +397,10 @@ def _processes(device: str) -> Iterator[Communicator]:
 
 
 @contextmanager
-def _running(run: Run, plan: Plan, comm: Communicator) -> Iterator[None]:
+def _running(run: Run, setup: Setup, comm: Communicator) -> Iterator[None]:
     """Set up what a training loop runs in."""
     log_file = _log_file(run) if comm.is_main else nullcontext()
-    with log_file, explain_out_of_memory(plan.config), plan.runtime.numerics(plan.config.deterministic):
+    with log_file, explain_out_of_memory(setup.config), setup.runtime.numerics(setup.config.deterministic):
         yield
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -16,7 +16,7 @@ from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.download import size_of
 from gpt2lab.data.loader import Loader, count_windows, micro_steps
-from gpt2lab.data.shards import TokenStream
+from gpt2lab.data.shards import DataManifest, TokenStream
 from gpt2lab.data.streaming import SegmentStore, StreamingDataset, StreamLoader, require_one_step
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import choose_kernel
@@ -26,7 +26,7 @@ from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.config import TrainConfig, flat, saved_config
+from gpt2lab.training.config import ResolvedConfig, TrainConfig, flat, saved_model
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
 from gpt2lab.training.memory import Shape, largest_micro_batch
 from gpt2lab.training.parallel import choose_mode
@@ -44,7 +44,7 @@ class Data:
     """The id that documents begin with, where attention stays within them."""
 
     @classmethod
-    def open(cls, dataset: TokenDataset | StreamingDataset, config: TrainConfig, every_byte: bool = True) -> Data:
+    def open(cls, dataset: TokenDataset | StreamingDataset, config: ResolvedConfig, every_byte: bool = True) -> Data:
         """Check and open the splits that training uses; ``every_byte`` is that of `TokenDataset.stream`.
 
         Raises:
@@ -55,7 +55,7 @@ class Data:
             return cls._open(dataset, config, every_byte)
 
     @classmethod
-    def _open(cls, dataset: TokenDataset | StreamingDataset, config: TrainConfig, every_byte: bool) -> Data:
+    def _open(cls, dataset: TokenDataset | StreamingDataset, config: ResolvedConfig, every_byte: bool) -> Data:
         held_out = dataset.held_out() if isinstance(dataset, StreamingDataset) else dataset
         val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
         if val is None and config.patience:
@@ -66,18 +66,16 @@ class Data:
         train = dataset.segments() if isinstance(dataset, StreamingDataset) else dataset.stream("train", every_byte)
         for stream in (train, val):
             if isinstance(stream, SegmentStore):
-                assert config.batch_tokens is not None  # filled in by TrainConfig
                 require_one_step(stream, 0, config.batch_tokens)
             elif stream is not None:
-                count_windows(stream, config.window)
+                count_windows(stream, config.seq_len)
         eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
         return cls(train, val, cls.fingerprints_of(dataset), eot)
 
-    def loader(self, config: TrainConfig, where: Runtime) -> Loader | StreamLoader:
+    def loader(self, config: ResolvedConfig, where: Runtime) -> Loader | StreamLoader:
         """Return the batches of one process of a resolved run."""
-        assert isinstance(config.micro_batch, int) and config.batch_tokens is not None  # resolved
-        sequences = config.batch_tokens // config.window
-        how = (config.window, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
+        sequences = config.batch_tokens // config.seq_len
+        how = (config.seq_len, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
         return StreamLoader(self.train, *how) if isinstance(self.train, SegmentStore) else Loader(self.train, *how)
 
     @staticmethod
@@ -127,12 +125,11 @@ MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Setup:
     """A run with nothing left to choose."""
 
-    config: TrainConfig
+    config: ResolvedConfig
     runtime: Runtime
-    steps: int
     notes: tuple[str, ...]
     """What was chosen and why, for the log."""
 
@@ -150,48 +147,57 @@ def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
             f"{config.data} is prepared by the one process that trains, not by {comm.world_size}; start one, or "
             "prepare the data first, with gpt2lab data prepare"
         )
-    kept, beside = Run(run).stream, run.with_name(f"{run.name}.stream")
-    tokenizer = Run(run).tokenizer if kept.exists() else config.tokenizer
-    assert tokenizer is not None  # required by TrainConfig
+    kept, beside = Run(run), run.with_name(f"{run.name}.stream")
+    tokenizer, directory = config.tokenizer, beside
+    if kept.stream.exists() or tokenizer is None:
+        tokenizer, directory = kept.tokenizer, kept.stream
     max_disk = None if config.max_disk is None else size_of(config.max_disk)
-    directory = kept if kept.exists() else beside
     return StreamingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
 
-def resolve(config: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE_PROCESS) -> Plan:
+def resolve(asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE_PROCESS) -> Setup:
     """Resolve a configuration for a dataset, this machine and the processes that share the work.
 
     Raises:
-        InputError: Something asked for cannot be had, or does not fit the data.
+        InputError: An option cannot be honored here, or does not fit the data.
     """
-    where = runtime.resolve(config.device, config.precision)
+    where = runtime.resolve(asked.device, asked.precision)
     where = dataclasses.replace(where, rank=comm.rank, world=comm.world_size)
-    model = _with_vocabulary(config.model, config.preset, dataset)
-    config = dataclasses.replace(config, model=model, device=str(where.device), precision=where.precision)
-    steps = total_steps(config, dataset)
-    if config.profiled is not None and config.profiled[-1] > steps:
-        raise InputError(f"profile_steps is {config.profile_steps}, but the run ends after step {steps}")
-    compiled, why = runtime.resolve_compile(config.compile, where.device, steps)
-    parallel, why_parallel = choose_mode(config.parallel, model, where, comm)
-    _require_shareable(config, where.world)
-    micro_batch = config.micro_batch
+    recipe = asked.recipe()
+    model, batch_tokens = _with_vocabulary(recipe.model, asked.preset, dataset), recipe.batch_tokens
+    seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
+    steps = total_steps(asked, batch_tokens, seq_len, dataset.manifest)
+    if asked.profiled is not None and asked.profiled[-1] > steps:
+        raise InputError(f"profile_steps is {asked.profile_steps}, but the run ends after step {steps}")
+    compiled, why_compiled = runtime.resolve_compile(asked.compile, where.device, steps)
+    parallel, why_parallel = choose_mode(asked.parallel, model, where, comm)
+    _require_divisible(batch_tokens, seq_len, where.world)
+    micro_batch = asked.micro_batch
     if micro_batch == "auto":
-        micro_batch = choose_micro_batch(config, where)
-    micro_steps(batch_tokens(config), config.window, micro_batch, where.world)
-    config = dataclasses.replace(
-        config, compile="on" if compiled else "off", parallel=parallel, micro_batch=micro_batch
-    )
-    passes = batch_tokens(config) // config.window // micro_batch // where.world
+        shape = Shape(
+            *(model, seq_len, 1, where.precision, where.device.type, asked.activation_checkpointing),
+            micro_steps=2,
+            optimiser=recipe.optim.name,
+        )
+        micro_batch = choose_micro_batch(shape, batch_tokens, where)
+    passes = micro_steps(batch_tokens, seq_len, micro_batch, where.world)
+    chosen: dict[str, Any] = {
+        "model": model, "optim": recipe.optim, "seq_len": seq_len, "batch_tokens": batch_tokens,
+        "micro_batch": micro_batch, "steps": steps, "epochs": None, "max_tokens": None, "resume": None,
+        "device": str(where.device), "precision": where.precision, "parallel": parallel,
+        "compile": "on" if compiled else "off",
+    }  # fmt: skip
+    config = ResolvedConfig(**(vars(asked) | chosen))
     shared = f"{where.world} processes x " if where.world > 1 else ""
     notes = (
         f"device {where.device} ({runtime.device_name(where.device)})",
-        f"precision {where.precision}: {where.precision_reason}",
-        f"compile {config.compile}: {why}",
+        f"precision {where.precision}: {where.why_precision}",
+        f"compile {config.compile}: {why_compiled}",
         *attention_notes(config, where),
-        f"parallel {config.parallel}: {why_parallel}",
-        f"batch {batch_tokens(config):,} tokens = {shared}{passes} x {micro_batch} sequences of {config.window}",
+        f"parallel {parallel}: {why_parallel}",
+        f"batch {batch_tokens:,} tokens = {shared}{passes} x {micro_batch} sequences of {seq_len}",
     )
-    return Plan(config, where, steps, notes)
+    return Setup(config, where, notes)
 
 
 def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | None:
@@ -211,20 +217,20 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
             f"{dataset.directory} was made with tokenizer {made_with[:16]}, and {run.path} has {needed[:16]}; "
             f"prepare the data with --tokenizer {run.path}"
         )
-    theirs, ours = (dataclasses.asdict(model) for model in (saved_config(run).model, config.model))
+    theirs, ours = (dataclasses.asdict(model) for model in (saved_model(run), config.recipe().model))
     fixed = theirs.keys() - MAY_CHANGE_ON_INIT
     if different := [f"{n} {ours[n]} (there {theirs[n]})" for n in theirs if n in fixed and ours[n] != theirs[n]]:
         raise InputError(f"model options are not those of {run.path}, which gives the weights: {', '.join(different)}")
     return found
 
 
-def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
+def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
     """Say which kernel computes attention and why, and warn of a mask under which the loss leaks.
 
     Raises:
         InputError: The kernel has no gradient here.
     """
-    model, T = config.model, config.window
+    model, T = config.model, config.seq_len
     kernel, why = model.kernel, "asked for"
     if kernel == "flex" and where.device.type == "cpu":
         raise InputError("model.kernel flex has no gradient on a CPU; train there with auto, sdpa, matmul or banded")
@@ -237,66 +243,59 @@ def attention_notes(config: TrainConfig, where: Runtime) -> tuple[str, ...]:
     return (*notes, leak)
 
 
-def agreed(plan: Plan, config: TrainConfig, dataset: AnyDataset, comm: Communicator) -> Plan:
-    """Return a plan that all processes have: where each chose a micro-batch by its memory, with the smallest.
+def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communicator) -> Setup:
+    """Return a setup that all processes have: if each chose a micro-batch by its memory, the smallest.
 
     Raises:
-        InputError: One has other options, versions or data.
+        InputError: A process has other options, versions or data.
     """
     if comm.world_size == 1:
-        return plan
-    assert isinstance(plan.config.micro_batch, int)  # resolved
-    smallest = -comm.all_reduce_max(-plan.config.micro_batch)
-    plan = resolve(dataclasses.replace(config, micro_batch=smallest), dataset, comm)
+        return setup
+    smallest = -comm.all_reduce_max(-setup.config.micro_batch)
+    setup = resolve(dataclasses.replace(asked, micro_batch=smallest), dataset, comm)
     comm.require_same("data set", Data.fingerprints_of(dataset))
     versions = {name: runtime.environment()[name] for name in ("gpt2lab", "torch")}
-    options = flat(plan.config)
-    for place in ("data", "out"):  # may lie elsewhere on each machine
-        options.pop(place)
+    options = flat(setup.config)
+    for path in ("data", "out"):  # may differ between machines
+        options.pop(path)
     comm.require_same("configuration", options | versions)
-    return plan
+    return setup
 
 
-def batch_tokens(config: TrainConfig) -> int:
-    """Tokens an optimiser step; the recipe's unless given."""
-    assert config.batch_tokens is not None  # filled in by TrainConfig
-    return config.batch_tokens
-
-
-def total_steps(config: TrainConfig, dataset: AnyDataset) -> int:
-    """Return the run's length in steps, from whichever of steps, epochs and tokens is given.
+def total_steps(asked: TrainConfig, batch_tokens: int, seq_len: int, manifest: DataManifest) -> int:
+    """Return the length of a run in steps, from whichever of steps, epochs and tokens is given.
 
     Raises:
-        InputError: ``max_tokens`` is less than a step takes.
+        InputError: ``max_tokens`` is less than one step takes.
     """
-    if config.max_tokens is not None:
-        if config.max_tokens < batch_tokens(config):
+    if asked.max_tokens is not None:
+        if asked.max_tokens < batch_tokens:
             raise InputError(
-                f"max_tokens is {config.max_tokens}, less than the {batch_tokens(config)} of one step; give at least "
-                "those, or a smaller batch_tokens"
+                f"max_tokens is {asked.max_tokens}, less than the {batch_tokens} of one step; give at least that, or "
+                "a smaller batch_tokens"
             )
-        return config.max_tokens // batch_tokens(config)
-    if config.epochs is not None:
-        windows = (dataset.manifest.splits["train"].tokens - 1) // config.window
-        return max(1, math.ceil(config.epochs * windows * config.window / batch_tokens(config)))
-    return config.steps or DEFAULT_STEPS
+        return asked.max_tokens // batch_tokens
+    if asked.epochs is not None:
+        windows = (manifest.splits["train"].tokens - 1) // seq_len
+        return max(1, math.ceil(asked.epochs * windows * seq_len / batch_tokens))
+    return DEFAULT_STEPS if asked.steps is None else asked.steps
 
 
-def _require_shareable(config: TrainConfig, world: int) -> None:
-    """Raise `InputError` unless each process gets as many whole sequences of a step as any other."""
-    sequences, rest = divmod(batch_tokens(config), config.window)
+def _require_divisible(batch_tokens: int, seq_len: int, world: int) -> None:
+    """Raise `InputError` unless every process gets the same number of whole sequences of a step."""
+    sequences, rest = divmod(batch_tokens, seq_len)
     if rest or sequences % world == 0:
-        return  # what is no whole number of sequences is `micro_steps`' to refuse
+        return  # `micro_steps` refuses what is not a whole number of sequences
     if world > sequences:
         raise InputError(
-            f"{world} processes, but a step of {batch_tokens(config)} tokens has only {sequences} sequences of "
-            f"{config.window}; start at most {sequences}, or give a larger --batch-tokens"
+            f"{world} comm, but a step of {batch_tokens} tokens has only {sequences} sequences of {seq_len}; "
+            f"start at most {sequences}, or give a larger --batch-tokens"
         )
     divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
     below, above = max(n for n in divisors if n < world), min(n for n in divisors if n > world)
     raise InputError(
         f"{world} processes cannot share the {sequences} sequences of a step evenly; start {below} or {above}, the "
-        f"nearest that can, or give another --batch-tokens, such as {-(-sequences // world) * world * config.window}"
+        f"nearest that can, or give another --batch-tokens, such as {-(-sequences // world) * world * seq_len}"
     )
 
 
@@ -309,30 +308,26 @@ def _with_vocabulary(model: GPTConfig, preset: str, dataset: AnyDataset) -> GPTC
     return dataclasses.replace(model, vocab_size=n_vocab)
 
 
-def choose_micro_batch(config: TrainConfig, where: Runtime) -> int:
-    """Return the most sequences a pass that divide the step, are fast on the device and fit into its memory.
+def choose_micro_batch(shape: Shape, batch_tokens: int, where: Runtime) -> int:
+    """Return the most sequences per forward pass that divide the step, are fast on the device and fit its memory.
+
+    Args:
+        shape: Of a pass with one sequence.
+        batch_tokens: Tokens of a step, over all processes.
+        where: The device and the number of processes.
 
     Raises:
         InputError: The step is not made of whole sequences.
     """
-    sequences = micro_steps(batch_tokens(config), config.window, 1, where.world)
-    limit = (CPU_PASS_TOKENS if where.device.type == "cpu" else GPU_PASS_TOKENS) // config.window
+    sequences = micro_steps(batch_tokens, shape.T, 1, where.world)
+    limit = (CPU_PASS_TOKENS if where.device.type == "cpu" else GPU_PASS_TOKENS) // shape.T
     room = int(runtime.available_memory(where.device) * MEMORY_SHARE)
-    limit = max(1, min(limit, largest_micro_batch(memory_shape(config, where), room)))
+    limit = max(1, min(limit, largest_micro_batch(shape, room)))
     return max(n for n in range(1, min(sequences, limit) + 1) if sequences % n == 0)
 
 
-def memory_shape(config: TrainConfig, where: Runtime) -> Shape:
-    """Return what the memory of a run depends on, with one sequence a pass."""
-    return Shape(
-        *(config.model, config.window, 1, where.precision, where.device.type, config.activation_checkpointing),
-        micro_steps=2,
-        optimiser=config.optim.name,
-    )
-
-
 @contextmanager
-def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
+def explain_out_of_memory(config: ResolvedConfig) -> Iterator[None]:
     """Turn the many ways of saying that memory ran out into an `InputError` that names what to lower."""
     try:
         yield
@@ -340,7 +335,7 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         raise InputError(
-            f"out of memory with {config.micro_batch} sequences of {config.window} tokens a pass; start anew with a "
+            f"out of memory with {config.micro_batch} sequences of {config.seq_len} tokens a pass; start anew with a "
             "lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or a smaller model"
         ) from error
 
