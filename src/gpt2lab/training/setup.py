@@ -288,7 +288,7 @@ def _require_divisible(batch_tokens: int, seq_len: int, world: int) -> None:
         return  # `micro_steps` refuses what is not a whole number of sequences
     if world > sequences:
         raise InputError(
-            f"{world} comm, but a step of {batch_tokens} tokens has only {sequences} sequences of {seq_len}; "
+            f"{world} processes, but a step of {batch_tokens} tokens has only {sequences} sequences of {seq_len}; "
             f"start at most {sequences}, or give a larger --batch-tokens"
         )
     divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
