@@ -191,7 +191,7 @@ def resolve(asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE
     shared = f"{where.world} processes x " if where.world > 1 else ""
     notes = (
         f"device {where.device} ({runtime.device_name(where.device)})",
-        f"precision {where.precision}: {where.why_precision}",
+        f"precision {where.precision}: {where.precision_reason}",
         f"compile {config.compile}: {why_compiled}",
         *attention_notes(config, where),
         f"parallel {parallel}: {why_parallel}",
