@@ -1,9 +1,9 @@
+"""Files of other programs hold the same tokenizer, and GPT-2's vocabulary is found wherever it may be."""
+
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiktoken
@@ -19,12 +19,18 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.bpe import bytes_to_unicode
+from gpt2lab.tokenizer.bpe import BYTES, bytes_to_unicode
 from gpt2lab.tokenizer.pretokenize import GPT2
+from loopback_hub import gpt2lab_with, loopback_hub
 
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
 MIXED = st.text(st.one_of(KNOWN, st.sampled_from(" \t\n'sdmtlvraeéA19=-你😀")), max_size=40)
 SAMPLE = "It's  the <|endoftext|> best\n\n of naïve café 你好 😀, 12345 don't\t"
+CACHED = {
+    "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+    "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+}
+"""The names under which tiktoken caches GPT-2's files."""
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +38,11 @@ def corpus(wikitext2: Path) -> list[str]:
     return [wikitext2.read_text(encoding="utf-8")[:300_000]]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "cl100k", r"[a-z]+|\s+"])
-def trained(request: pytest.FixtureRequest, corpus: list[str]) -> Tokenizer:
-    return Tokenizer.train(corpus, 1000, ["<|endoftext|>", "<|pad|>"], pattern=request.param)
-
-
-@pytest.fixture(scope="module")
-def small() -> Tokenizer:
-    return Tokenizer.train(["low low lower lower"], 262)
-
-
-def test_what_is_saved_gives_the_same_ids_in_hugging_faces_libraries(
-    trained: Tokenizer, tmp_path: Path, wikitext2: Path
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", r"[a-z]+|\s+"])
+def test_hugging_faces_libraries_give_a_saved_tokenizers_ids(
+    pattern: str, corpus: list[str], tmp_path: Path, wikitext2: Path
 ) -> None:
+    trained = Tokenizer.train(corpus, 1000, ["<|endoftext|>", "<|pad|>"], pattern=pattern)
     trained.save(tmp_path)
     text = wikitext2.read_text(encoding="utf-8")[300_000:400_000] + SAMPLE
     expected = trained.encode(text, "all")
@@ -57,26 +55,22 @@ def test_what_is_saved_gives_the_same_ids_in_hugging_faces_libraries(
 
 
 @pytest.fixture(scope="module")
-def gpt2_both(
-    gpt2_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Tokenizer, tokenizers.Tokenizer]:
-    """GPT-2 here, and as exported in Hugging Face's library."""
-    ours = Tokenizer.gpt2(gpt2_vocabulary)
-    ours.save(folder := tmp_path_factory.mktemp("gpt2"))
-    return ours, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+def exported_gpt2(gpt2: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tokenizers.Tokenizer:
+    """GPT-2 as exported to Hugging Face's library."""
+    gpt2.save(folder := tmp_path_factory.mktemp("gpt2"))
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 @given(text=MIXED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_gets_the_same_ids_in_hugging_faces_library(
-    text: str, gpt2_both: tuple[Tokenizer, tokenizers.Tokenizer]
+    text: str, gpt2: Tokenizer, exported_gpt2: tokenizers.Tokenizer
 ) -> None:
-    ours, theirs = gpt2_both
-    assert theirs.encode(text).ids == ours.encode(text, "all")
+    assert exported_gpt2.encode(text).ids == gpt2.encode(text, "all")
 
 
 @pytest.mark.parametrize("specials", [["<|endoftext|>"], ["<s>", "</s>"], []])
-def test_what_hugging_face_trained_loads_here(specials: list[str], corpus: list[str], tmp_path: Path) -> None:
+def test_a_tokenizer_that_hugging_face_trained_loads(specials: list[str], corpus: list[str], tmp_path: Path) -> None:
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     theirs.decoder = tokenizers.decoders.ByteLevel()
@@ -99,55 +93,39 @@ def test_what_hugging_face_trained_loads_here(specials: list[str], corpus: list[
 
 # Merges that no training makes: in any order, of parts made later, one token made in two ways.
 PARTS = st.sampled_from([b"a", b"b", b"c", b"ab", b"bc", b"abc", b"aa", b"aab", b"ca", b"cab"])
-LISTS = st.lists(st.tuples(PARTS, PARTS), unique=True, max_size=12)
 
 
-@given(merges=LISTS, words=st.lists(st.text("abc", max_size=12), max_size=6))
-@settings(max_examples=300, deadline=None)
+@given(
+    merges=st.lists(st.tuples(PARTS, PARTS), unique=True, max_size=12),
+    words=st.lists(st.text("abc", max_size=12), max_size=6),
+)
+@settings(max_examples=300)
 def test_merges_in_any_order_encode_as_in_hugging_faces_library(
     merges: list[tuple[bytes, bytes]], words: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    tokens = {
-        bytes([byte]): i for i, byte in enumerate(sorted(range(256), key=lambda byte: bytes_to_unicode(bytes([byte]))))
-    }
-    for left, right in merges:
-        for token in (left, right, left + right):
-            tokens.setdefault(token, len(tokens))
-    vocab = {bytes_to_unicode(token): number for token, number in tokens.items()}
-    model = {
-        "type": "BPE",
-        "vocab": vocab,
-        "merges": [f"{bytes_to_unicode(left)} {bytes_to_unicode(right)}" for left, right in merges],
-    }
-    file = tmp_path_factory.mktemp("any") / "tokenizer.json"
+    tokens = [*BYTES, *(token for left, right in merges for token in (left, right, left + right))]
+    vocab = {bytes_to_unicode(token): number for number, token in enumerate(dict.fromkeys(tokens))}
+    lines = [" ".join(map(bytes_to_unicode, merge)) for merge in merges]
     pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": vocab, "merges": lines}
     tree = {"version": "1.0", "added_tokens": [], "pre_tokenizer": pre_tokenizer, "model": model}
+    file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(tree), encoding="utf-8")
-    theirs = tokenizers.Tokenizer.from_file(str(file))
     text = " ".join(words)
-    assert Tokenizer.load(file).encode(text) == theirs.encode(text).ids
+    assert Tokenizer.load(file).encode(text) == tokenizers.Tokenizer.from_file(str(file)).encode(text).ids
 
 
-def test_gpt2_names_and_hugging_face_names_give_one_tokenizer(gpt2_vocabulary: Path, tmp_path: Path) -> None:
-    gpt2 = Tokenizer.gpt2(gpt2_vocabulary)
+def test_gpt2s_files_are_read_and_written_under_all_their_names(
+    gpt2: Tokenizer, gpt2_vocabulary: Path, tmp_path: Path
+) -> None:
     files = gpt2.export(tmp_path, "gpt2")
     assert [file.name for file in files] == ["vocab.json", "merges.txt"]
     assert json.loads(files[0].read_bytes()) == json.loads((gpt2_vocabulary / "encoder.json").read_bytes())
     assert files[1].read_bytes() == (gpt2_vocabulary / "vocab.bpe").read_bytes()
-    assert Tokenizer.gpt2(tmp_path).fingerprint == gpt2.fingerprint
+    assert Tokenizer.gpt2(tmp_path).fingerprint == Tokenizer.load(gpt2_vocabulary).fingerprint == gpt2.fingerprint
 
 
-def test_gpt2_is_read_from_tiktokens_cache(gpt2_vocabulary: Path, tmp_path: Path) -> None:
-    names = {
-        "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-        "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-    }
-    for name, cached in names.items():
-        (tmp_path / cached).write_bytes((gpt2_vocabulary / name).read_bytes())
-    assert Tokenizer.gpt2(tmp_path).n_vocab == 50257
-
-
-def test_exported_ranks_give_the_same_ids_in_tiktoken(corpus: list[str], tmp_path: Path) -> None:
+def test_tiktoken_gives_the_same_ids_with_exported_ranks(corpus: list[str], tmp_path: Path) -> None:
     ours = Tokenizer.train(corpus, 1000)
     (file,) = ours.export(tmp_path, "tiktoken")
     theirs = tiktoken.Encoding(
@@ -156,100 +134,8 @@ def test_exported_ranks_give_the_same_ids_in_tiktoken(corpus: list[str], tmp_pat
     assert theirs.encode_ordinary(corpus[0]) == ours.encode(corpus[0])
 
 
-def test_exports_overwrite_nothing(small: Tokenizer, tmp_path: Path) -> None:
-    for form in ("gpt2", "tiktoken"):
-        files = small.export(tmp_path, form)
-        before = [file.read_bytes() for file in files]
-        with pytest.raises(InputError, match="exists; choose another directory"):
-            small.export(tmp_path, form)
-        assert [file.read_bytes() for file in files] == before
-
-
-def test_an_unknown_format_is_refused_with_the_nearest(small: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'unknown format "tiktokn" \(did you mean "tiktoken"\?\)'):
-        small.export(tmp_path, "tiktokn")
-
-
-def test_files_that_cannot_hold_the_pattern_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"imply GPT-2's splitting pattern, but this tokenizer has cl100k; use tokenizer.json"
-    ):
-        Tokenizer.train([], 256, (), pattern="cl100k").export(tmp_path, "gpt2")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_directory_that_is_a_file_is_refused(small: Tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x", encoding="utf-8")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="is a file, or lies below one; give a directory"):
-            small.export(path, "tiktoken")
-
-
-Edit = Callable[[dict[str, Any]], object]
-
-
-def _delete_token(tree: dict[str, Any]) -> None:
-    del tree["model"]["vocab"]["low"]
-
-
-def _skip_merging(tree: dict[str, Any]) -> None:
-    tree["model"]["ignore_merges"] = True
-    tree["model"]["vocab"]["lowlow"] = 262
-
-
-def _delete_byte(tree: dict[str, Any]) -> None:
-    del tree["model"]["vocab"]["a"]
-
-
-def _duplicate_special(tree: dict[str, Any]) -> None:
-    tree["added_tokens"].append({**tree["added_tokens"][0], "id": 5})
-
-
-EDITS: dict[str, tuple[Edit, str]] = {
-    "another model": (lambda tree: tree["model"].update(type="WordPiece"), "its model is WordPiece, not BPE"),
-    "fallback": (lambda tree: tree["model"].update(byte_fallback=True), "its model has byte_fallback=True"),
-    "dropout": (lambda tree: tree["model"].update(dropout=0.1), "its model has dropout=0.1"),
-    "normalizer": (lambda tree: tree.update(normalizer={"type": "NFC"}), r"changes the text first \(normalizer NFC\)"),
-    "decoder": (lambda tree: tree.update(decoder={"type": "Metaspace"}), "its decoder is Metaspace, not ByteLevel"),
-    "prefix space": (lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True), "puts a space before each text"),
-    "no splitting": (lambda tree: tree.update(pre_tokenizer=None), r"pre_tokenizer \(none\) is neither ByteLevel"),
-    "other splitting": (lambda tree: tree["pre_tokenizer"].update(type="Whitespace"), r"pre_tokenizer \(Whitespace\)"),
-    "stripping": (lambda tree: tree["added_tokens"][0].update(lstrip=True), "has lstrip, which is not supported"),
-    "a hole": (
-        lambda tree: tree["model"]["vocab"].update(low=999),
-        "of 262 tokens has no id 257; ids must be 0 to 261",
-    ),
-    "an id twice": (lambda tree: tree["model"]["vocab"].update(low=3), "has no id 257"),
-    "an id that is no number": (lambda tree: tree["model"]["vocab"].update(low="7"), "'low' has the id '7'"),
-    "words that skip merging": (_skip_merging, r"its merges would not make every word"),
-    "no token for a merge": (_delete_token, r"merge 1 \(lo w\) names 'low', which is not in the vocabulary"),
-    "an unknown part": (lambda tree: tree["model"]["merges"].append("xx y"), r"merge 5 \(xx y\) names 'xx'"),
-    "no token for a byte": (_delete_byte, "no token for the byte 0x61"),
-    "a token that is no bytes": (lambda tree: tree["model"]["vocab"].update({"你": 262}), "'你' stands for no byte"),
-    "a special token twice": (_duplicate_special, r"the special token '<\|endoftext\|>' is given twice"),
-    "a merge of three": (lambda tree: tree["model"]["merges"].append("l o w"), "not a tokenizer.json as Hugging Face"),
-    "no vocabulary": (lambda tree: tree["model"].pop("vocab"), "not a tokenizer.json as Hugging Face"),
-    "no model": (lambda tree: tree.pop("model"), "not a tokenizer.json as Hugging Face"),
-}
-
-
-@pytest.mark.parametrize(("edit", "message"), EDITS.values(), ids=EDITS)
-def test_a_file_that_is_not_plain_byte_level_bpe_is_refused(
-    edit: Edit, message: str, small: Tokenizer, tmp_path: Path
-) -> None:
-    small.save(tmp_path)
-    file = tmp_path / "tokenizer.json"
-    tree = json.loads(file.read_bytes())
-    edit(tree)
-    file.write_text(json.dumps(tree), encoding="utf-8")
-    with pytest.raises(InputError, match=message) as caught:
-        Tokenizer.load(tmp_path)
-    assert str(caught.value).startswith(str(file))
-    assert "\n" not in str(caught.value)
-
-
-def test_skipping_merges_is_no_matter_where_they_make_every_word(small: Tokenizer, tmp_path: Path) -> None:
-    small.save(tmp_path)
+def test_ignore_merges_is_accepted_if_merges_make_every_word(tiny: Tokenizer, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
     file = tmp_path / "tokenizer.json"
     tree = json.loads(file.read_bytes())
     tree["model"]["ignore_merges"] = True
@@ -258,67 +144,57 @@ def test_skipping_merges_is_no_matter_where_they_make_every_word(small: Tokenize
     assert Tokenizer.load(tmp_path).encode(text) == tokenizers.Tokenizer.from_file(str(file)).encode(text).ids
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not JSON at line 1"),
-        (b'{"model": {"type": "BPE", "vocab": {"a"', "not JSON at line 1"),
-        (b"\xff\xfe{}", "not UTF-8 text at byte 0"),
-        (b"[1, 2]", "not a tokenizer.json as Hugging Face writes it"),
-    ],
-)
-def test_a_damaged_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        Tokenizer.load(tmp_path)
-
-
-def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match=r"does not exist; give the directory of a tokenizer\.json"):
-            Tokenizer.load(path)
-
-
-@pytest.mark.parametrize("present", [[], ["encoder.json"], ["merges.txt"], ["encoder.json", "merges.txt"]])
-def test_half_of_gpt2s_files_is_refused(present: list[str], tmp_path: Path) -> None:
-    for name in present:
-        (tmp_path / name).write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match=r"it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"):
-        Tokenizer.gpt2(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("merges.txt", b"#version: 0.2\nl o\nl o w\n", r"merges.txt, line 3: 'l o w' is not a merge"),
-        ("merges.txt", b"#version: 0.2\nl o\nlo", r"merges.txt, line 3: 'lo' is not a merge"),
-        ("merges.txt", b"l o\n\xff", r"merges.txt: not UTF-8 text at byte 4"),
-        ("vocab.json", b"[]", "not a JSON object of tokens and ids"),
-        ("vocab.json", b'{"a": 0', "not JSON at line 1"),
-    ],
-)
-def test_damaged_gpt2_files_are_refused(
-    name: str, content: bytes, message: str, small: Tokenizer, tmp_path: Path
-) -> None:
-    small.export(tmp_path, "gpt2")
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        Tokenizer.gpt2(tmp_path)
-
-
-def test_merges_files_of_windows_are_read(small: Tokenizer, tmp_path: Path) -> None:
-    small.export(tmp_path, "gpt2")
+def test_newlines_of_windows_are_read(tiny: Tokenizer, tmp_path: Path) -> None:
+    tiny.export(tmp_path, "gpt2")
     merges = (tmp_path / "merges.txt").read_bytes()
     (tmp_path / "merges.txt").write_bytes(merges.replace(b"\n", b"\r\n"))
-    assert Tokenizer.gpt2(tmp_path).fingerprint == small.fingerprint
+    assert Tokenizer.gpt2(tmp_path).fingerprint == tiny.fingerprint
 
 
-def test_formatting_of_the_file_does_not_change_the_fingerprint(small: Tokenizer, tmp_path: Path) -> None:
-    small.save(tmp_path)
+def test_the_layout_of_a_file_does_not_change_the_fingerprint(tiny: Tokenizer, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
     file = tmp_path / "tokenizer.json"
     tree = json.loads(file.read_bytes())
     model = tree["model"]
     model["vocab"] = dict(reversed(model["vocab"].items()))
     model["merges"] = [merge.split(" ") for merge in model["merges"]]
     file.write_text(json.dumps(tree, indent=None), encoding="utf-8")
-    assert Tokenizer.load(file).fingerprint == small.fingerprint
+    assert Tokenizer.load(file).fingerprint == tiny.fingerprint
+
+
+@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
+def test_tiktokens_cache_is_found(
+    variable: str, gpt2_vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(InputError, match="holds no GPT-2 vocabulary"):
+        Tokenizer.gpt2("tiktoken")
+    for name, cached in CACHED.items():
+        (tmp_path / cached).write_bytes((gpt2_vocabulary / name).read_bytes())
+    assert Tokenizer.gpt2("tiktoken").n_vocab == Tokenizer.gpt2(tmp_path).n_vocab == 50257
+
+
+def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(tiny: Tokenizer, tmp_path: Path) -> None:
+    files = {file.name: file.read_bytes() for file in tiny.export(tmp_path / "files", "gpt2")}
+    export = ["tokenizer", "export", "hub:owner/tiny", "--out"]
+    with loopback_hub({"owner/tiny": files, "owner/empty": {"README.md": b"nothing"}}) as endpoint:
+        done = gpt2lab_with(endpoint, tmp_path / "home", *export, str(tmp_path / "first"))
+        assert done.returncode == 0, done.stderr
+        for name, message in {
+            "owner/tin": "owner/tin is no directory, and the Hub has no such model, or only for members",
+            "owner/empty": "holds no GPT-2 vocabulary; it needs encoder.json and vocab.bpe, or vocab.json and merges",
+        }.items():
+            done = gpt2lab_with(endpoint, tmp_path / "home", "tokenizer", "show", f"hub:{name}")
+            assert done.returncode == 2
+            assert message in done.stderr.splitlines()[-1]
+            assert "Traceback" not in done.stderr
+    assert Tokenizer.load(tmp_path / "first").merges == tiny.merges
+    # The server is gone, its cache is not.
+    done = gpt2lab_with("http://127.0.0.1:9", tmp_path / "home", *export, str(tmp_path / "second"), offline=True)
+    assert done.returncode == 0, done.stderr
+    done = gpt2lab_with("http://127.0.0.1:9", tmp_path / "none", *export, str(tmp_path / "third"), offline=True)
+    assert done.returncode == 2
+    assert "owner/tiny is no directory, and the Hub cannot be reached, nor is it in the Hub's cache" in done.stderr
+    assert done.stderr.count("\n") == 1

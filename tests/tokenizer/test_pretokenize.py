@@ -1,3 +1,5 @@
+"""Splitting: fast expressions equal the published ones, and texts may be cut where a pattern says so."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.pretokenize import PATTERNS, Pattern, find_pattern, split_fast, well_formed
 
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
@@ -16,25 +17,17 @@ named = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 
 
 def test_gpt2_splits_as_published() -> None:
-    assert find_pattern("gpt2").split("Hello,  it's 1999\n\n  x") == [
-        "Hello",
-        ",",
-        " ",
-        " it",
-        "'s",
-        " 1999",
-        "\n\n ",
-        " x",
-    ]
+    words = ["Hello", ",", " ", " it", "'s", " 1999", "\n\n ", " x"]
+    assert find_pattern("gpt2").split("".join(words)) == words
 
 
-def test_cl100k_takes_digits_by_threes_and_newlines_with_marks() -> None:
+def test_cl100k_groups_digits_by_threes_and_newlines_with_punctuation() -> None:
     assert find_pattern("cl100k").split("It'S (12345);\n\nok") == ["It", "'S", " (", "123", "45", ");\n\n", "ok"]
 
 
 @named
 @given(text=MIXED)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_fast_expression_finds_the_published_ones_words(pattern: Pattern, text: str) -> None:
     words = pattern.split(text)
     assert split_fast(pattern, text) == words
@@ -42,8 +35,8 @@ def test_the_fast_expression_finds_the_published_ones_words(pattern: Pattern, te
 
 
 @given(text=MIXED)
-@settings(max_examples=200, deadline=None)
-def test_an_own_pattern_keeps_what_it_does_not_match(text: str) -> None:
+@settings(max_examples=200)
+def test_a_custom_pattern_keeps_what_it_does_not_match(text: str) -> None:
     pattern = find_pattern(r"[a-z]+|\d")
     oracle = pre_tokenizers.Split(Regex(r"[a-z]+|[0-9]"), "isolated")
     words = find_pattern(r"[a-z]+|[0-9]").split(text)
@@ -53,7 +46,7 @@ def test_an_own_pattern_keeps_what_it_does_not_match(text: str) -> None:
 
 @named
 @given(text=MIXED, more=MIXED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_text_may_be_cut_where_the_pattern_says(pattern: Pattern, text: str, more: str) -> None:
     whole = text + " " + more
     pieces = list(pattern.pieces(whole, 5))
@@ -64,26 +57,10 @@ def test_a_text_may_be_cut_where_the_pattern_says(pattern: Pattern, text: str, m
         assert pattern.split(text[:cut]) + pattern.split(text[cut:] + more) == pattern.split(text + more)
 
 
-def test_long_text_with_characters_beyond_the_bmp_splits_alike() -> None:
+def test_long_text_with_characters_beyond_the_bmp_splits_the_same() -> None:
     text = "It's 1999, naïve 😀😀 x\n" * 300
     assert split_fast(PATTERNS["gpt2"], text) == PATTERNS["gpt2"].split(text)
 
 
-def test_surrogates_that_pair_become_their_character() -> None:
+def test_a_surrogate_pair_becomes_its_character() -> None:
     assert well_formed("a\ud83d\ude00b\ud800") == "a😀b\ufffd"
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("gtp2", r'unknown splitting pattern "gtp2" \(did you mean "gpt2"\?\); choose from gpt2, cl100k'),
-        ("(", "'\\(' is not a regular expression: missing \\)"),
-        (r"\d*", "matches the empty text; each match must take a character"),
-        (r"(\d)+", r"has a capturing group; write \(\?:...\)"),
-        (r"\X", "cannot be read by tiktoken"),
-        ("[[a-z]&&[aeiou]]+", "means something else to tiktoken"),
-    ],
-)
-def test_a_pattern_that_cannot_be_used_is_refused(pattern: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        find_pattern(pattern)

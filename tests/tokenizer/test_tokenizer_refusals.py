@@ -1,0 +1,252 @@
+"""Everything that the tokenizer refuses, with its message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab import Tokenizer
+from gpt2lab.errors import InputError
+from gpt2lab.tokenizer.pretokenize import find_pattern
+
+GPT2_NEEDS = r"it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"
+
+
+def train(vocab_size: int = 300, special_tokens: Any = ("<|endoftext|>",), texts: Any = ("low low",), **more: Any):
+    return lambda tiny, folder: Tokenizer.train(texts, vocab_size, special_tokens, **more)
+
+
+def decode(number: int):
+    return lambda tiny, folder: tiny.decode([1, number])
+
+
+def pattern(expression: str):
+    return lambda tiny, folder: find_pattern(expression)
+
+
+def export_to(*below: str):
+    def action(tiny: Tokenizer, folder: Path) -> None:
+        (folder / "file").write_text("x", encoding="utf-8")
+        tiny.export(folder.joinpath("file", *below), "tiktoken")
+
+    return action
+
+
+def with_file(name: str, content: bytes, read: Callable[[Path], object]):
+    """Export GPT-2's files, replace one, and read."""
+
+    def action(tiny: Tokenizer, folder: Path) -> None:
+        tiny.export(folder, "gpt2")
+        (folder / name).write_bytes(content)
+        read(folder)
+
+    return action
+
+
+def gpt2_with(*present: str):
+    def action(tiny: Tokenizer, folder: Path) -> None:
+        for name in present:
+            (folder / name).write_text("{}", encoding="utf-8")
+        Tokenizer.gpt2(folder)
+
+    return action
+
+
+REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
+    # training
+    "no room for bytes": (train(0, []), "a vocabulary of 0 is too small: give at least 256"),
+    "no room for special tokens": (
+        train(256),
+        r"a vocabulary of 256 is too small: give at least 257 \(256 bytes and 1 special tokens\)",
+    ),
+    "special token twice": (
+        train(special_tokens=["<|a|>", "<|b|>", "<|a|>"]),
+        r"the special token '<\|a\|>' is given 2 times; give each once",
+    ),
+    "empty special token": (train(special_tokens=[""]), "a special token is empty"),
+    "ordinary special token": (train(special_tokens=["a"]), "the special token 'a' is also an ordinary token"),
+    "surrogate in a special token": (train(special_tokens=["\ud800"]), "holds half a surrogate pair"),
+    "no texts": (train(texts=[]), "there is no text to train a tokenizer on"),
+    "an empty text": (train(texts=[""]), "there is no text to train a tokenizer on"),
+    "empty texts": (train(texts=["", ""]), "there is no text to train a tokenizer on"),
+    "min_frequency 0": (train(min_frequency=0), "min_frequency 0 and processes None must be 1 or more"),
+    "no processes": (train(processes=0), "min_frequency 2 and processes 0 must be 1 or more"),
+    "a single str": (train(texts="some text"), "the texts to train on are a single str; give a list"),
+    # patterns
+    "unknown pattern": (
+        pattern("gtp2"),
+        r'unknown splitting pattern "gtp2" \(did you mean "gpt2"\?\); choose from gpt2, cl100k',
+    ),
+    "invalid pattern": (pattern("("), "'\\(' is not a regular expression: missing \\)"),
+    "pattern of nothing": (pattern(r"\d*"), "matches the empty text; each match must take a character"),
+    "pattern with a group": (pattern(r"(\d)+"), r"has a capturing group; write \(\?:...\)"),
+    "pattern unknown to tiktoken": (pattern(r"\X"), "cannot be read by tiktoken"),
+    "pattern of another dialect": (pattern("[[a-z]&&[aeiou]]+"), "means something else to tiktoken"),
+    # encoding and decoding
+    "negative id": (decode(-1), "the id -1 is outside the vocabulary; ids are 0 to 261"),
+    "id after the last": (decode(262), "the id 262 is outside the vocabulary"),
+    "huge id": (decode(10**9), "the id 1000000000 is outside the vocabulary"),
+    "unknown special token": (
+        lambda tiny, folder: tiny.encode("a", allowed_special=["<|endtext|>"]),
+        r'unknown special token "<\|endtext\|>" \(did you mean "<\|endoftext\|>"\?\)',
+    ),
+    # writing
+    "unknown format": (
+        lambda tiny, folder: tiny.export(folder, "tiktokn"),
+        r'unknown format "tiktokn" \(did you mean "tiktoken"\?\)',
+    ),
+    "format without patterns": (
+        lambda tiny, folder: Tokenizer.train([], 256, (), pattern="cl100k").export(folder, "gpt2"),
+        r"imply GPT-2's splitting pattern, but this tokenizer has cl100k; use tokenizer.json",
+    ),
+    "directory that is a file": (export_to(), "is a file, or lies below one; give a directory"),
+    "directory below a file": (export_to("below"), "is a file, or lies below one; give a directory"),
+    # reading
+    "directory without tokenizer": (
+        lambda tiny, folder: Tokenizer.load(folder),
+        r"does not exist; give the directory of a tokenizer\.json",
+    ),
+    "missing directory": (
+        lambda tiny, folder: Tokenizer.load(folder / "missing"),
+        r"does not exist; give the directory of a tokenizer\.json",
+    ),
+    "empty file": (with_file("tokenizer.json", b"", Tokenizer.load), "not JSON at line 1"),
+    "truncated file": (
+        with_file("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a"', Tokenizer.load),
+        "not JSON at line 1",
+    ),
+    "binary file": (with_file("tokenizer.json", b"\xff\xfe{}", Tokenizer.load), "not UTF-8 text at byte 0"),
+    "JSON list": (
+        with_file("tokenizer.json", b"[1, 2]", Tokenizer.load),
+        "not a tokenizer.json as Hugging Face writes it",
+    ),
+    "none of GPT-2's files": (gpt2_with(), GPT2_NEEDS),
+    "GPT-2's ids only": (gpt2_with("encoder.json"), GPT2_NEEDS),
+    "GPT-2's merges only": (gpt2_with("merges.txt"), GPT2_NEEDS),
+    "files of two names": (gpt2_with("encoder.json", "merges.txt"), GPT2_NEEDS),
+    "merge of three": (
+        with_file("merges.txt", b"#version: 0.2\nl o\nl o w\n", Tokenizer.gpt2),
+        "merges.txt, line 3: 'l o w' is not a merge",
+    ),
+    "merge of one": (
+        with_file("merges.txt", b"#version: 0.2\nl o\nlo", Tokenizer.gpt2),
+        "merges.txt, line 3: 'lo' is not a merge",
+    ),
+    "binary merges": (with_file("merges.txt", b"l o\n\xff", Tokenizer.gpt2), "merges.txt: not UTF-8 text at byte 4"),
+    "list of ids": (with_file("vocab.json", b"[]", Tokenizer.gpt2), "not a JSON object of tokens and ids"),
+    "truncated ids": (with_file("vocab.json", b'{"a": 0', Tokenizer.gpt2), "not JSON at line 1"),
+}
+
+
+@pytest.mark.parametrize(("action", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refusal(action: Callable[[Tokenizer, Path], object], message: str, tiny: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        action(tiny, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+def model(**changes: Any) -> Edit:
+    return lambda tree: tree["model"].update(changes)
+
+
+def vocab(**changes: Any) -> Edit:
+    return lambda tree: tree["model"]["vocab"].update(changes)
+
+
+def skip_merging(tree: dict[str, Any]) -> None:
+    tree["model"].update(ignore_merges=True)
+    tree["model"]["vocab"]["lowlow"] = 262
+
+
+EDITS: dict[str, tuple[Edit, str]] = {
+    "another model": (model(type="WordPiece"), "its model is WordPiece, not BPE"),
+    "fallback": (model(byte_fallback=True), "its model has byte_fallback=True"),
+    "dropout": (model(dropout=0.1), "its model has dropout=0.1"),
+    "normalizer": (lambda tree: tree.update(normalizer={"type": "NFC"}), r"changes the text first \(normalizer NFC\)"),
+    "decoder": (lambda tree: tree.update(decoder={"type": "Metaspace"}), "its decoder is Metaspace, not ByteLevel"),
+    "prefix space": (lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True), "puts a space before each text"),
+    "no splitting": (lambda tree: tree.update(pre_tokenizer=None), r"pre_tokenizer \(none\) is neither ByteLevel"),
+    "other splitting": (lambda tree: tree["pre_tokenizer"].update(type="Whitespace"), r"pre_tokenizer \(Whitespace\)"),
+    "stripping": (lambda tree: tree["added_tokens"][0].update(lstrip=True), "has lstrip, which is not supported"),
+    "a missing id": (vocab(low=999), "of 262 tokens has no id 257; ids must be 0 to 261"),
+    "an id twice": (vocab(low=3), "has no id 257"),
+    "an id that is not a number": (vocab(low="7"), "'low' has the id '7'"),
+    "words that skip merging": (skip_merging, r"its merges would not make every word"),
+    "no token for a merge": (
+        lambda tree: tree["model"]["vocab"].pop("low"),
+        r"merge 1 \(lo w\) names 'low', which is not in the vocabulary",
+    ),
+    "an unknown part": (lambda tree: tree["model"]["merges"].append("xx y"), r"merge 5 \(xx y\) names 'xx'"),
+    "no token for a byte": (lambda tree: tree["model"]["vocab"].pop("a"), "no token for the byte 0x61"),
+    "a token that is not bytes": (vocab(你=262), "'你' stands for no byte"),
+    "a special token twice": (
+        lambda tree: tree["added_tokens"].append({**tree["added_tokens"][0], "id": 5}),
+        r"the special token '<\|endoftext\|>' is given twice",
+    ),
+    "a merge of three": (lambda tree: tree["model"]["merges"].append("l o w"), "not a tokenizer.json as Hugging Face"),
+    "no vocabulary": (lambda tree: tree["model"].pop("vocab"), "not a tokenizer.json as Hugging Face"),
+    "no model": (lambda tree: tree.pop("model"), "not a tokenizer.json as Hugging Face"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), EDITS.values(), ids=EDITS)
+def test_a_file_that_is_not_plain_byte_level_bpe_is_refused(
+    edit: Edit, message: str, tiny: Tokenizer, tmp_path: Path
+) -> None:
+    tiny.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    tree = json.loads(file.read_bytes())
+    edit(tree)
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        Tokenizer.load(tmp_path)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["gpt2", "tiktoken"])
+def test_an_export_overwrites_nothing(form: str, tiny: Tokenizer, tmp_path: Path) -> None:
+    files = tiny.export(tmp_path, form)
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(InputError, match="exists; choose another directory"):
+        tiny.export(tmp_path, form)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_saving_over_the_same_tokenizer_is_fine_and_over_another_refused(tmp_path: Path, tiny: Tokenizer) -> None:
+    tiny.save(tmp_path)
+    tiny.save(tmp_path)
+    with pytest.raises(InputError, match="is another tokenizer"):
+        Tokenizer.train([], 256, ()).save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == tiny.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("./no/where", r"\./no/where does not exist; give a directory, or a name on the Hub: gpt2 or hub:OWNER/NAME"),
+        ("tokeniser", r'tokeniser does not exist \(did you mean "tokenizer"\?\); give a directory'),
+        ("runs/tok", r'runs/tok does not exist \(did you mean "runs/toks"\?\); give a directory'),
+        ("gpt2-xxl", r'gpt2-xxl does not exist \(did you mean "gpt2-xl"\?\)'),
+        ("hub:../x", r"hub:\.\./x does not exist"),
+    ],
+)
+def test_a_mistyped_path_is_not_asked_of_the_hub(
+    given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "runs" / "toks").mkdir(parents=True)
+    with pytest.raises(InputError, match=message):
+        Tokenizer.gpt2(given)
