@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from gpt2lab import formatting
 from gpt2lab.cli.arguments import Command
+from gpt2lab.data.prepare import PrepareConfig
 from gpt2lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class ListCorpora(Command):
         return 0
 
 
-@dataclass(frozen=True)
-class Prepare(Command):
+@dataclass(frozen=True, kw_only=True)
+class Prepare(PrepareConfig, Command):
     """Tokenize text into shards with a manifest, split into train, validation and test.
 
     If it is interrupted, run the same command again to resume. Under torchrun, the processes share the work.
@@ -52,25 +53,6 @@ class Prepare(Command):
     """Directory of the tokenizer."""
     out: Path
     """Directory to write; it must not exist, unless the same command was interrupted."""
-    max_documents: int | None = None
-    """Use at most this many documents (of each split, if the corpus has splits)."""
-    val_fraction: float | None = None
-    """Fraction of the documents held out for validation; 0 for none. By default the corpus's own, else 0.05, or none if
-    it comes in splits."""
-    test_fraction: float | None = None
-    """Fraction of the documents held out for the final test; defaults as for val_fraction."""
-    seed: int = 0
-    """Seed of "stories"."""
-    column: str | None = None
-    """Column that holds the text in JSON lines and Parquet; "text" by default."""
-    errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: reject the file, or replace each and continue."""
-    min_length: int = 0
-    """Leave out documents with fewer characters."""
-    deduplicate: bool = False
-    """Leave out documents that occurred before; takes 8 bytes of memory per document."""
-    shard_tokens: int = 100_000_000
-    """Tokens per file."""
     max_disk: Annotated[str | None, arg(metavar="20GB")] = None
     """Upper bound on the disk space that downloads and shards take at any time."""
     fall_back: bool = False
@@ -82,7 +64,7 @@ class Prepare(Command):
         from gpt2lab.cli.tokenizer import open_tokenizer
         from gpt2lab.data.corpora import CORPORA
         from gpt2lab.data.download import Unreachable, size_of
-        from gpt2lab.data.prepare import PrepareConfig, prepare_shards
+        from gpt2lab.data.prepare import prepare_shards
 
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         max_disk = None if self.max_disk is None else size_of(self.max_disk)

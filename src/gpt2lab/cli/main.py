@@ -3,51 +3,48 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import sys
 from collections.abc import Mapping, Sequence
 
 from gpt2lab import __version__
-from gpt2lab.cli.arguments import Command
-from gpt2lab.cli.compare import Compare
-from gpt2lab.cli.data import ImportShards, ListCorpora, Prepare, ShowData
-from gpt2lab.cli.evaluate import HellaSwag, LMHarness, Perplexity, Positions, TextQuality
-from gpt2lab.cli.export import ExportHF, ImportHF, Report
-from gpt2lab.cli.plan import Plan
-from gpt2lab.cli.sample import Sample
-from gpt2lab.cli.start import Check, Quickstart
-from gpt2lab.cli.tokenizer import Decode, Encode, ExportTokenizer, ShowTokenizer, TrainTokenizer
-from gpt2lab.cli.train import Train
 from gpt2lab.errors import InputError, ReportedElsewhere, did_you_mean
 
-Tree = Mapping[str, "type[Command] | Tree"]
-COMMANDS: Tree = {
-    "quickstart": Quickstart,
-    "check": Check,
+Command = tuple[str, str]
+"""``module:class`` below `gpt2lab.cli`, and the first line of its help. A module is imported when its command runs."""
+Group = Mapping[str, Command]
+COMMANDS: Mapping[str, Command | Group] = {
+    "quickstart": ("start:Quickstart", "Train a GPT-2 from scratch and write its report, without any download."),
+    "check": ("start:Check", "Check that everything works on this machine; exit code 1 if something does not."),
     "tokenizer": {
-        "train": TrainTokenizer,
-        "show": ShowTokenizer,
-        "export": ExportTokenizer,
-        "encode": Encode,
-        "decode": Decode,
+        "train": ("tokenizer:TrainTokenizer", "Train a byte-level BPE tokenizer on text."),
+        "show": ("tokenizer:ShowTokenizer", "Show how a tokenizer splits text and how well its vocabulary fits."),
+        "export": ("tokenizer:ExportTokenizer", "Write a tokenizer in the format of another program."),
+        "encode": ("tokenizer:Encode", "Encode text from standard input to ids, line by line."),
+        "decode": ("tokenizer:Decode", "Decode ids from standard input to text."),
     },
-    "data": {"list": ListCorpora, "prepare": Prepare, "import": ImportShards, "show": ShowData},
-    "train": Train,
-    "sample": Sample,
+    "data": {
+        "list": ("data:ListCorpora", "List the corpora that are known by name."),
+        "prepare": ("data:Prepare", "Tokenize text into shards, split into train, validation and test."),
+        "import": ("data:ImportShards", "Use token files of another project as prepared data."),
+        "show": ("data:ShowData", "Show what prepared data holds: counts, tokens, lengths, duplicates, documents."),
+    },
+    "train": ("train:Train", "Train a GPT-2 on prepared data, or resume a run."),
+    "sample": ("sample:Sample", "Generate text with a trained model, printed token by token."),
     "eval": {
-        "perplexity": Perplexity,
-        "positions": Positions,
-        "hellaswag": HellaSwag,
-        "harness": LMHarness,
-        "text": TextQuality,
+        "perplexity": ("evaluate:Perplexity", "Measure perplexity per token and per word, and bits per byte."),
+        "positions": ("evaluate:Positions", "Measure the loss by position in the context, and plot it."),
+        "hellaswag": ("evaluate:HellaSwag", "Measure how often the model prefers the right one of four endings."),
+        "harness": ("evaluate:LMHarness", "Evaluate the model with EleutherAI's lm-evaluation-harness."),
+        "text": ("evaluate:TextQuality", "Compare the texts of each decoding strategy with held-out continuations."),
     },
-    "compare": Compare,
-    "plan": Plan,
-    "report": Report,
-    "import-hf": ImportHF,
-    "export-hf": ExportHF,
+    "compare": ("compare:Compare", "Compare variants of a model fairly, with paired seeds and confidence intervals."),
+    "plan": ("plan:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
+    "report": ("export:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
+    "import-hf": ("export:ImportHF", "Import a GPT-2 in Hugging Face's format as a run."),
+    "export-hf": ("export:ExportHF", "Export a run for Hugging Face's transformers."),
 }
-"""Every command by name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + error.signal
 
 
-def _dispatch(argv: list[str], commands: Tree, prog: str) -> int:
+def _dispatch(argv: list[str], commands: Mapping[str, Command | Group], prog: str) -> int:
     """Run the command that ``argv`` begins with."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(commands, prog))
@@ -98,15 +95,16 @@ def _dispatch(argv: list[str], commands: Tree, prog: str) -> int:
     command = commands[name]
     if isinstance(command, Mapping):
         return _dispatch(rest, command, f"{prog} {name}")
-    return command.parse(rest, f"{prog} {name}").run()
+    module, _, kind = command[0].partition(":")
+    return getattr(importlib.import_module(f"gpt2lab.cli.{module}"), kind).parse(rest, f"{prog} {name}").run()
 
 
-def _overview(commands: Tree, prog: str) -> str:
-    """Return the help of a group of commands: a line for each, from its docstring."""
+def _overview(commands: Mapping[str, Command | Group], prog: str) -> str:
+    """Return the help of a group of commands, a line for each."""
     lines = []
     for name, command in commands.items():
         group = command if isinstance(command, Mapping) else {"": command}
-        lines += [(f"{name} {sub}".strip(), str(each.__doc__).split("\n")[0]) for sub, each in group.items()]
+        lines += [(f"{name} {sub}".strip(), summary) for sub, (_, summary) in group.items()]
     width = max(len(name) for name, _ in lines)
     listed = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in lines)
     about = "GPT-2 from scratch, and a laboratory around it.\n\n" if prog == "gpt2lab" else ""

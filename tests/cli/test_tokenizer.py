@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from rich.console import Console
 from tiktoken.load import load_tiktoken_bpe
 
 from gpt2lab import Tokenizer, console
-from gpt2lab.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -24,33 +24,19 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said_by(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    capsys.readouterr()
-    assert main([str(word) for word in argv]) == 0
-    return capsys.readouterr().out
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    capsys.readouterr()
-    assert main([str(word) for word in argv]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
-
-
-def test_show_parts_the_tokens_of_a_text_by_bars(tok: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, "tokenizer", "show", tok, "--text", "lower low\nél")
+def test_show_parts_the_tokens_of_a_text_by_bars(tok: Path, output: Callable[..., str]) -> None:
+    said = output("tokenizer", "show", tok, "--text", "lower low\nél")
     assert "262 entries, 256 bytes and 5 merges" in said and "<|endoftext|> = 261" in said
     assert f"{tok}:\nlow|er| low|\\n\n\\xc3|\\xa9|l\n" in said
 
 
 def test_show_colours_the_tokens_in_a_terminal(
-    tok: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tok: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[..., str]
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system="standard", highlight=False, soft_wrap=True)
     monkeypatch.setattr(console, "console", terminal)
-    said_by(capsys, "tokenizer", "show", tok, "--text", "lower low")
+    output("tokenizer", "show", tok, "--text", "lower low")
     tokens = re.findall(r"\x1b\[([\d;]+)m([^\x1b]*)\x1b\[0m", screen.getvalue())
     assert [token for _, token in tokens][:3] == ["low", "er", " low"]
     first, second, third = (colour for colour, _ in tokens[:3])
@@ -58,19 +44,19 @@ def test_show_colours_the_tokens_in_a_terminal(
 
 
 def test_show_measures_the_fit_beside_gpt2s_own(
-    tok: Path, gpt2_vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tok: Path, gpt2_vocabulary: Path, tmp_path: Path, output: Callable[..., str]
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text("lower low <|endoftext|>lower", encoding="utf-8")
-    said = said_by(capsys, "tokenizer", "show", tok, "--input", file, "--gpt2", gpt2_vocabulary, "--longest", "0")
+    said = output("tokenizer", "show", tok, "--input", file, "--gpt2", gpt2_vocabulary, "--longest", "0")
     rows = [line.split() for line in said.splitlines() if re.search(r"\d%$", line)]
     assert rows[0][1:] == ["15", "6", "2.50", "1.5%"]  # low er _low _ / low er: 4 of 262
     assert rows[1][:3] == ["GPT-2", "15", "4"]  # lower _low _ lower
     assert "longest" not in said
 
 
-def test_show_lists_the_longest_tokens(tok: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, "tokenizer", "show", tok, "--longest", "2")
+def test_show_lists_the_longest_tokens(tok: Path, output: Callable[..., str]) -> None:
+    said = output("tokenizer", "show", tok, "--longest", "2")
     assert said.splitlines()[-2:] == ['      260    6 bytes  " lower"', '      258    4 bytes  " low"']
 
 
@@ -83,19 +69,17 @@ def test_show_lists_the_longest_tokens(tok: Path, capsys: pytest.CaptureFixture[
         (["--input", "nowhere.txt"], "nowhere.txt"),
     ],
 )
-def test_what_show_cannot_do_is_refused(
-    flags: list[str], said: str, tok: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert said in refused(capsys, "tokenizer", "show", tok, *flags)
+def test_what_show_cannot_do_is_refused(flags: list[str], said: str, tok: Path, refused: Callable[..., str]) -> None:
+    assert said in refused("tokenizer", "show", tok, *flags)
 
 
 def test_exports_are_read_by_the_programs_they_are_for(
-    tok: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tok: Path, tmp_path: Path, output: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     text = "lower low, slower"
     expected = Tokenizer.load(tok).encode(text)
     for form in ("huggingface", "gpt2", "tiktoken"):
-        said = said_by(capsys, "tokenizer", "export", tok, "--out", tmp_path, "--format", form)
+        said = output("tokenizer", "export", tok, "--out", tmp_path, "--format", form)
         assert str(tmp_path) in said
     assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids == expected
     pair = tokenizers.models.BPE.from_file(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
@@ -110,15 +94,15 @@ def test_exports_are_read_by_the_programs_they_are_for(
         mergeable_ranks=load_tiktoken_bpe(str(tmp_path / "ranks.tiktoken")),
     )
     assert encoding.encode(text + "<|endoftext|>", allowed_special="all") == [*expected, 261]
-    assert "exists" in refused(capsys, "tokenizer", "export", tok, "--out", tmp_path, "--format", "gpt2")
+    assert "exists" in refused("tokenizer", "export", tok, "--out", tmp_path, "--format", "gpt2")
 
 
 def test_training_shows_merges_a_second_and_the_time_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[..., str]
 ) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True, width=120))
-    said_by(capsys, "tokenizer", "train", "--input", "stories", "--max-documents", "40", "--vocab-size", "560",
+    output("tokenizer", "train", "--input", "stories", "--max-documents", "40", "--vocab-size", "560",
             "--out", tmp_path / "tok")  # fmt: skip
     drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.getvalue())
     assert re.search(r"merging .*303/303 .*merges/s \d:\d\d:\d\d", drawn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import io
 import json
 import os
@@ -9,11 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from gpt2lab.cli.arguments import Command
 from gpt2lab.cli.main import COMMANDS, main
 from gpt2lab.runs import Run
 
@@ -33,22 +36,24 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
-    """Run a command that must fail as bad input does; return its one line."""
-    capsys.readouterr()
-    assert main([str(word) for word in argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("gpt2lab: ") and said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said
+def every_command() -> list[tuple[str, str]]:
+    """Name and ``module:class`` of each command."""
+    groups = {name: each if isinstance(each, Mapping) else {"": each} for name, each in COMMANDS.items()}
+    return [(f"{name} {sub}".strip(), place) for name, group in groups.items() for sub, (place, _) in group.items()]
 
 
-def test_help_lists_every_verb_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    for name, verb in COMMANDS.items():
-        for sub in verb if isinstance(verb, Mapping) else [""]:
-            assert re.search(rf"^  {f'{name} {sub}'.strip()} +\w", said, re.MULTILINE)
+def test_help_lists_every_command_with_its_purpose(output: Callable[..., str]) -> None:
+    said = output("--help")
+    for name, _ in every_command():
+        assert re.search(rf"^  {name} +\w", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "place"), every_command())
+def test_each_command_is_a_documented_dataclass(name: str, place: str) -> None:
+    module, _, kind = place.partition(":")
+    command = getattr(importlib.import_module(f"gpt2lab.cli.{module}"), kind)
+    assert issubclass(command, Command) and dataclasses.is_dataclass(command)
+    assert command.__doc__ and not command.__doc__.startswith(f"{kind}("), name
 
 
 @pytest.mark.parametrize(
@@ -99,10 +104,10 @@ def test_encode_and_decode_are_filters_that_undo_each_other(
     ],
 )
 def test_what_is_no_id_is_refused_with_its_line(
-    given: str, said: str, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    given: str, said: str, work: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
-    assert said in refused(capsys, "tokenizer", "decode", work / "tok")
+    assert said in refused("tokenizer", "decode", work / "tok")
 
 
 def test_a_run_holds_all_its_files(work: Path) -> None:
@@ -179,7 +184,7 @@ def test_perplexity_is_printed_with_its_protocol_and_kept(work: Path, capsys: py
 
 
 def test_a_text_file_is_measured_with_its_protocol(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     shutil.copytree(work / "run", tmp_path / "run")
     text = tmp_path / "text.txt"
@@ -194,8 +199,8 @@ def test_a_text_file_is_measured_with_its_protocol(
                      for is_undone in (False, True))  # fmt: skip
     assert plain.keys() == undone.keys() >= {"word_perplexity", "bits_per_byte"}
     assert all("over its 420 words" in row["protocol"] for row in rows)
-    assert "give --text FILE" in refused(capsys, "eval", "perplexity", work / "run", "--detokenize", "wikitext")
-    assert "leave out --data" in refused(capsys, *argv, "--split", "val")
+    assert "give --text FILE" in refused("eval", "perplexity", work / "run", "--detokenize", "wikitext")
+    assert "leave out --data" in refused(*argv, "--split", "val")
 
 
 def test_the_loss_by_position_is_kept_with_its_picture(
@@ -226,7 +231,7 @@ def hellaswag_file(folder: Path, *changes: dict[str, object]) -> Path:
 
 
 def test_hellaswag_is_measured_after_and_during_training(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     items, run = hellaswag_file(tmp_path, {}, {"label": 2}), tmp_path / "run"
     argv = ["train", "--data", str(work / "data"), "--out", str(run), "--steps", "10", *TRAIN]
@@ -239,18 +244,18 @@ def test_hellaswag_is_measured_after_and_during_training(
         assert main(["eval", "hellaswag", str(run), "--items", str(items), "--style", style]) == 0
     rows = Run.open(run).evals()[-4:]
     assert {row["task"] for row in rows} == {"hellaswag"} and len({row["protocol"] for row in rows}) == 2
-    assert "limit is 0" in refused(capsys, "eval", "hellaswag", run, "--items", items, "--limit", "0")
+    assert "limit is 0" in refused("eval", "hellaswag", run, "--items", items, "--limit", "0")
 
 
 def test_a_bad_hellaswag_line_stops_before_anything_is_made(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     items = hellaswag_file(tmp_path, {}, {"label": 9})
     argv = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag", items]
-    assert 'items.jsonl: line 2: field "label" is "9"' in refused(capsys, *argv)
+    assert 'items.jsonl: line 2: field "label" is "9"' in refused(*argv)
     assert not (tmp_path / "run").exists()
     every = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag-every", "5"]
-    assert "hellaswag is None; it must be a file to measure on" in refused(capsys, *every)
+    assert "hellaswag is None; it must be a file to measure on" in refused(*every)
 
 
 def test_the_quality_of_texts_is_printed_and_kept(
@@ -265,9 +270,7 @@ def test_the_quality_of_texts_is_printed_and_kept(
     assert {path.name for path in folder.iterdir()} == {"text.json", "text.md", "text.png"}
 
 
-def test_figures_of_other_data_do_not_pass_for_the_runs_own(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_of_other_data_do_not_pass_for_the_runs_own(work: Path, tmp_path: Path) -> None:
     other = str(tmp_path / "other")
     argv = ["--tokenizer", str(work / "tok"), "--out", other, "--max-documents", "150", "--seed", "7"]
     assert main(["data", "prepare", "stories", *argv]) == 0
@@ -277,9 +280,7 @@ def test_figures_of_other_data_do_not_pass_for_the_runs_own(
     assert not any(row["split"] == "test" for row in Run.open(tmp_path / "run").evals())
 
 
-def test_a_run_works_from_any_directory(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_works_from_any_directory(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(work / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--data", "data", "--out", "run", "--steps", "5", *TRAIN]) == 0
@@ -321,17 +322,17 @@ BAD = [
 
 @pytest.mark.parametrize(("argv", "said"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
 def test_bad_input_is_one_line(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if argv[0] == "train" and "--data" not in argv and "--resume" not in argv:
         argv = [*argv, "--data", str(tmp_path)]
-    assert said in refused(capsys, *argv)
+    assert said in refused(*argv)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_absent_device_is_named_with_those_that_are_here(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "train", "--data", work / "data", "--out", work / "x", "--device", "cuda:7", *TRAIN)
+def test_an_absent_device_is_named_with_those_that_are_here(work: Path, refused: Callable[..., str]) -> None:
+    said = refused("train", "--data", work / "data", "--out", work / "x", "--device", "cuda:7", *TRAIN)
     assert 'no device "cuda:7"' in said and "cpu" in said
     assert not (work / "x").exists()
 
@@ -347,80 +348,78 @@ def test_an_absent_device_is_named_with_those_that_are_here(work: Path, capsys: 
     ],
 )
 def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
-    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes, said: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(content)
-    assert said in refused(capsys, "quickstart", "--text", file, "--out", tmp_path / "run")
+    assert said in refused("quickstart", "--text", file, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_errors_replace_goes_on_in_training_and_preparing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_replace_goes_on_in_training_and_preparing(tmp_path: Path, refused: Callable[..., str]) -> None:
     file, tok, data = tmp_path / "latin.txt", tmp_path / "tok", tmp_path / "data"
     file.write_bytes(b"caf\xe9 au lait " * 200)
     train = ["tokenizer", "train", "--input", file, "--vocab-size", "270", "--out", tok]
-    assert "0xe9 at offset 3; save it as UTF-8, or go on with --errors replace" in refused(capsys, *train)
+    assert "0xe9 at offset 3; save it as UTF-8, or go on with --errors replace" in refused(*train)
     assert main([str(word) for word in [*train, "--errors", "replace"]]) == 0
     prepare = ["data", "prepare", file, "--tokenizer", tok, "--out", data]
-    assert "0xe9 at offset 3" in refused(capsys, *prepare)
+    assert "0xe9 at offset 3" in refused(*prepare)
     assert main([str(word) for word in [*prepare, "--errors", "replace"]]) == 0
     manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["source"]["errors"] == "replace"
     assert manifest["splits"]["train"]["bytes"] == 180 * len("caf\ufffd au lait ".encode())
 
 
-def test_what_exists_is_never_overwritten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_exists_is_never_overwritten(work: Path, refused: Callable[..., str]) -> None:
     before = (work / "run" / "metrics.csv").read_bytes()
-    assert "exists" in refused(capsys, "train", "--data", work / "data", "--out", work / "run", "--steps", "5", *TRAIN)
+    assert "exists" in refused("train", "--data", work / "data", "--out", work / "run", "--steps", "5", *TRAIN)
     assert (work / "run" / "metrics.csv").read_bytes() == before
     again = ["--tokenizer", work / "tok", "--out", work / "data"]
-    assert "exists" in refused(capsys, "data", "prepare", "stories", *again)
+    assert "exists" in refused("data", "prepare", "stories", *again)
     train = ["--input", "stories", "--vocab-size", "300", "--out", work / "tok"]
-    assert "exists" in refused(capsys, "tokenizer", "train", *train)
+    assert "exists" in refused("tokenizer", "train", *train)
 
 
-def test_a_batch_that_does_not_divide_names_what_does(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_that_does_not_divide_names_what_does(work: Path, refused: Callable[..., str]) -> None:
     argv = ["train", "--data", work / "data", "--out", work / "x", *SMALL, "--batch-tokens", "100"]
-    assert "96 or 128" in refused(capsys, *argv)
+    assert "96 or 128" in refused(*argv)
 
 
-def test_a_damaged_shard_is_named_before_training(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_shard_is_named_before_training(work: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     shutil.copytree(work / "data", tmp_path / "data")
     shard = tmp_path / "data" / "train_000000.bin"
     content = bytearray(shard.read_bytes())
     content[5000] ^= 1
     shard.write_bytes(content)
-    said = refused(capsys, "train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TRAIN)
+    said = refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TRAIN)
     assert "train_000000.bin" in said
     shard.write_bytes(content[:-3])
-    said = refused(capsys, "train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TRAIN)
+    said = refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TRAIN)
     assert "train_000000.bin" in said and "truncated" in said
     assert not (tmp_path / "run").exists()
 
 
-def test_another_tokenizers_data_is_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_tokenizers_data_is_refused(work: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     main(["tokenizer", "train", "--input", "stories", "--vocab-size", "300", "--out", str(tmp_path / "tok"),
           "--max-documents", "50"])  # fmt: skip
     main(["data", "prepare", "stories", "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "data"),
           "--max-documents", "120"])  # fmt: skip
-    said = refused(capsys, "eval", "perplexity", work / "run", "--data", tmp_path / "data")
+    said = refused("eval", "perplexity", work / "run", "--data", tmp_path / "data")
     fingerprints = [json.loads((folder / "data" / "manifest.json").read_text())["tokenizer"]["fingerprint"]
                     for folder in (work, tmp_path)]  # fmt: skip
     assert all(fingerprint[:12] in said for fingerprint in fingerprints)
 
 
-def test_a_damaged_checkpoint_is_named(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_named(work: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     shutil.copytree(work / "run", tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / "step_00000020" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert "model.safetensors" in refused(capsys, "sample", tmp_path / "run", "--checkpoint", "20")
+    assert "model.safetensors" in refused("sample", tmp_path / "run", "--checkpoint", "20")
     weights.write_bytes(content[:100])
-    assert "100 bytes" in refused(capsys, "sample", tmp_path / "run", "--checkpoint", "20")
-    assert "best, last and the steps" in refused(capsys, "sample", tmp_path / "run", "--checkpoint", "7")
+    assert "100 bytes" in refused("sample", tmp_path / "run", "--checkpoint", "20")
+    assert "best, last and the steps" in refused("sample", tmp_path / "run", "--checkpoint", "7")
 
 
 @pytest.mark.parametrize(
@@ -433,10 +432,8 @@ def test_a_damaged_checkpoint_is_named(work: Path, tmp_path: Path, capsys: pytes
         (["--samples", "0"], "samples is 0"),
     ],
 )
-def test_sampling_settings_out_of_range(
-    work: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert said in refused(capsys, "sample", work / "run", *flags)
+def test_sampling_settings_out_of_range(work: Path, flags: list[str], said: str, refused: Callable[..., str]) -> None:
+    assert said in refused("sample", work / "run", *flags)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a pipe without a reader is another error")
@@ -451,9 +448,6 @@ def test_a_reader_that_goes_ends_the_output_quietly(command: list[str]) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_text_in_place_of_prepared_data_is_told_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_in_place_of_prepared_data_is_told_what_to_do(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
-    assert main(["train", "--data", str(tmp_path / "a.txt"), "--out", str(tmp_path / "run")]) == 2
-    assert "a file, not a folder of prepared data; make one of it with: gpt2lab data prepare" in capsys.readouterr().err
+    assert "gpt2lab data prepare" in refused("train", "--data", tmp_path / "a.txt", "--out", tmp_path / "run")

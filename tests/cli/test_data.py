@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def said_by(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    capsys.readouterr()
-    assert main([str(word) for word in argv]) == 0
-    return capsys.readouterr().out
-
-
-def test_show_counts_documents_tokens_and_duplicates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, "data", "show", folder, "--tokens", "3")
+def test_show_counts_documents_tokens_and_duplicates(folder: Path, output: Callable[..., str]) -> None:
+    said = output("data", "show", folder, "--tokens", "3")
     documents = dict(re.findall(r"^(\w+) +(\d+) documents", said, re.MULTILINE))
     assert sum(map(int, documents.values())) == 240
     line = re.search(r"^duplicate documents: (.*)$", said, re.MULTILINE)
@@ -43,16 +38,16 @@ def test_show_counts_documents_tokens_and_duplicates(folder: Path, capsys: pytes
     assert len(re.findall(r"^ +[\d,]+ +\d+\.\d\d% +#+ +\"", said, re.MULTILINE)) == 3
 
 
-def test_show_cuts_documents_in_their_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, "data", "show", folder, "--documents", "240")
+def test_show_cuts_documents_in_their_tokens(folder: Path, output: Callable[..., str]) -> None:
+    said = output("data", "show", folder, "--documents", "240")
     tokenizer = Tokenizer.load(folder / "tokenizer")
     for text in ("low lower", "a cat\n"):
         shown = "|".join(tokenizer.decode([token]) for token in tokenizer.encode(text)).replace("\n", r"\n")
         assert f"tokens:\n{shown}\n" in said
 
 
-def test_show_draws_the_lengths_of_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, "data", "show", folder)
+def test_show_draws_the_lengths_of_documents(folder: Path, output: Callable[..., str]) -> None:
+    said = output("data", "show", folder)
     bars = re.findall(r"^ +([\d,]+) to +([\d,]+) +([\d,]+) ?(?: (#*))?$", said, re.MULTILINE)
     assert sum(int(number) for _, _, number, _ in bars) == 240
     longest = max(bars, key=lambda bar: int(bar[2]))
@@ -61,10 +56,10 @@ def test_show_draws_the_lengths_of_documents(folder: Path, capsys: pytest.Captur
 
 
 def test_show_draws_a_picture_and_overwrites_none(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Callable[..., str]
 ) -> None:
     picture = tmp_path / "p.png"
-    assert str(picture) in said_by(capsys, "data", "show", folder, "--picture", picture)
+    assert str(picture) in output("data", "show", folder, "--picture", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["data", "show", str(folder), "--picture", str(picture)]) == 2
     assert "exists; give another --picture" in capsys.readouterr().err
@@ -77,7 +72,7 @@ def test_numbers_below_none_are_refused(flag: str, folder: Path, capsys: pytest.
 
 
 def test_adopted_files_are_shown_and_trained_on(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Callable[..., str]
 ) -> None:
     tokens = np.random.default_rng(0).integers(0, 257, 3000).astype("<u2")
     for name in ("train.bin", "val.bin"):
@@ -86,9 +81,9 @@ def test_adopted_files_are_shown_and_trained_on(
     assert "gpt2lab data import" in capsys.readouterr().err
     assert main(["data", "import", str(tmp_path), "--tokenizer", str(folder / "tokenizer")]) == 2
     assert "--raw" in capsys.readouterr().err
-    said = said_by(capsys, "data", "import", tmp_path, "--tokenizer", folder / "tokenizer", "--raw")
+    said = output("data", "import", tmp_path, "--tokenizer", folder / "tokenizer", "--raw")
     assert len(re.findall(r"3,000 tokens", said)) == 2
-    assert "2 files, vocabulary size" in said_by(capsys, "data", "show", tmp_path)
+    assert "2 files, vocabulary size" in output("data", "show", tmp_path)
     small = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "8", "--model.n-ctx", "16"]
     run = ["train", "--data", tmp_path, "--out", tmp_path / "run", "--steps", "2", "--batch-tokens", "64", *small]
-    said_by(capsys, *run)
+    output(*run)

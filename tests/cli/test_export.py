@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["eval", "perplexity", run]) == 0
     assert main(["export-hf", run, out]) == 0
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
-    capsys.readouterr()
-    assert main([str(word) for word in argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("gpt2lab: ") and said.count("\n") == 1, said
-    return said
 
 
 def test_an_exported_model_loads_in_transformers_and_computes_what_the_run_does(work: Path) -> None:
@@ -87,9 +80,7 @@ def test_the_model_card_says_what_the_model_is_and_how_it_was_measured(work: Pat
     assert str(work) not in text  # nobody's folders
 
 
-def test_export_then_import_gives_the_same_weights_tokenizer_and_figures(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_then_import_gives_the_same_weights_tokenizer_and_figures(work: Path, tmp_path: Path) -> None:
     run = tmp_path / "again"
     assert main(["import-hf", str(work / "out"), str(run)]) == 0
     before, after = (load_model(Run.open(path))[0] for path in (work / "run", run))
@@ -138,10 +129,10 @@ def test_what_transformers_saved_with_gpt2s_own_vocabulary_is_imported(gpt2_voca
 
 
 def test_what_an_import_cannot_use_is_said_in_a_line_and_nothing_is_made(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     def import_of(folder: Path, *more: str | Path) -> str:
-        said = refused(capsys, "import-hf", folder, tmp_path / "run", *more)
+        said = refused("import-hf", folder, tmp_path / "run", *more)
         assert not (tmp_path / "run").exists()
         return said
 
@@ -158,20 +149,20 @@ def test_what_an_import_cannot_use_is_said_in_a_line_and_nothing_is_made(
     assert "does not exist" in import_of(tmp_path / "nowhere")
 
 
-def test_what_exists_is_not_overwritten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_exists_is_not_overwritten(work: Path, refused: Callable[..., str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
-    assert "exists" in refused(capsys, "import-hf", work / "out", work / "run")
-    assert "exists" in refused(capsys, "export-hf", work / "run", work / "out")
+    assert "exists" in refused("import-hf", work / "out", work / "run")
+    assert "exists" in refused("export-hf", work / "run", work / "out")
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
 
 
 def test_an_imported_run_has_no_data_and_no_training_to_go_on_with(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     run = tmp_path / "again"
     assert main(["import-hf", str(work / "out"), str(run)]) == 0
-    assert "give --data" in refused(capsys, "eval", "perplexity", run)
-    assert "begin one with --init" in refused(capsys, "train", "--resume", "--out", run, "--data", work / "data")
+    assert "give --data" in refused("eval", "perplexity", run)
+    assert "begin one with --init" in refused("train", "--resume", "--out", run, "--data", work / "data")
 
 
 def test_models_are_imported_by_their_name_on_the_hub(work: Path, tmp_path: Path) -> None:
