@@ -121,9 +121,9 @@ def test_automatic_resume_falls_back_to_a_sound_one_with_a_warning(
     truncate(folder_of(run, 20) / name)
     go_on(config)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert all("passed over a damaged checkpoint" in w and name in w for w in warnings[:2])
+    assert all("skipped a damaged checkpoint" in w and name in w for w in warnings[:2])
     assert "step 16 of 24" in (run.path / "train.log").read_text(encoding="utf-8")
-    assert "passed over" in (run.path / "train.log").read_text(encoding="utf-8")
+    assert "skipped a damaged" in (run.path / "train.log").read_text(encoding="utf-8")
     assert_same_run(run, finished)
     assert (run.checkpoints / "step_00000024.before_resume_at_16").is_dir()  # the damaged one is not thrown away
 
@@ -219,7 +219,7 @@ def test_the_weights_of_another_architecture_are_named(copied: Copied) -> None:
     weights["h.7.more"] = weights.pop("ln_f.weight")
     save_file(weights, path)
     _sign(folder_of(run, 16))
-    with pytest.raises(InputError, match=r"another architecture's: h\.7\.more, ln_f\.weight, wpe\.weight"):
+    with pytest.raises(InputError, match=r"of another architecture: h\.7\.more, ln_f\.weight, wpe\.weight"):
         go_on(config, 16)
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_leaves_the_checkpoints_that_there_are(
         save_file(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(InputError, match=r"step_00000012 cannot be written \(.*No space left.*; make room"):
+    with pytest.raises(InputError, match=r"step_00000012 cannot be written \(.*No space left.*; free space"):
         train(config)
     run = Run(tmp_path / "run")
     assert saved_steps(run) == [4, 8]

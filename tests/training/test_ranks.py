@@ -214,7 +214,7 @@ def test_a_damaged_share_is_named_and_passed_over(
         with pytest.raises(InputError, match=share.name):
             read()
     go_on(each)
-    assert "passed over a damaged checkpoint" in caplog.text
+    assert "skipped a damaged checkpoint" in caplog.text
     assert share.name in caplog.text
     assert saved_steps(run) == [25, 50]
 
@@ -224,7 +224,7 @@ def test_a_stray_file_among_the_shares_is_refused(runs: Worlds, tmp_path: Path) 
     found = checkpoint.find(Run(tmp_path / "run"), "50")
     shares = sorted((found.path / "optimizer").iterdir())
     shutil.copy(shares[0], shares[0].with_name("shard-00003-model-00001-of-00001.safetensors"))
-    with pytest.raises(InputError, match=r"shard-00003-.* is not named by the manifest; move it elsewhere"):
+    with pytest.raises(InputError, match=r"shard-00003-.* is not listed in the manifest; move it elsewhere"):
         checkpoint.verify(found)
 
 

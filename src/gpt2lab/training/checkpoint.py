@@ -1,17 +1,23 @@
-"""Checkpoints: everything that is needed to go on, complete or not there at all, and safe to read.
+"""Checkpoints: everything needed to resume a run, complete or absent, and safe to read.
 
     checkpoints/step_00001000/
-        model.safetensors        weights
-        optimizer.safetensors    the optimiser's state of each parameter; under fsdp a folder, optimizer/, with a file
-                                 of each rank (see `moments`)
-        state.json               step, losses, settings and the fingerprints of tokenizer and data
+        model.safetensors        the full weights
+        optimizer.safetensors    the optimizer state: NAME.exp_avg, NAME.exp_avg_sq, NAME.step (AdamW);
+                                 NAME.momentum_buffer (Muon). Under fsdp instead one file per rank:
+                                 optimizer/shard-00001-model-00001-of-00001.safetensors ...
+        state.json               step, losses, and the fingerprints of tokenizer and data
         manifest.json            SHA-256 and size of each of the above
 
-A checkpoint is written into a folder with a temporary name, synced, and renamed; to be removed it is renamed back
-first, so that at every moment it is there whole or not at all. `verify` tells one that was damaged later. Nothing is
-ever unpickled. Weights are always whole, and state in either form can be read by any number of processes. There is no
-random state to keep: dropout is seeded from (seed, step, micro-step, rank), and the order of the data is a function of
-the step.
+A checkpoint is written to a folder with a temporary name, synced, and renamed; before it is deleted it is renamed back.
+So it exists completely or not at all. `verify` finds later damage. Files hold tensors and JSON only; nothing is ever
+unpickled.
+
+Either form of the optimizer state can be read by any number of processes. The sharded one is the safetensors form of
+`torch.distributed.checkpoint`: each file says in its header where its rows belong. Its reader takes every file of a
+folder, hence a folder of its own, and `verify` refuses files that the manifest does not name.
+
+No random state is stored: dropout is seeded by (seed, step, micro-step, rank), and the order of the data is a function
+of the step.
 """
 
 from __future__ import annotations
@@ -40,96 +46,11 @@ from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
 from gpt2lab.training.optim import state_names
 from gpt2lab.training.parallel import full_state_dict, is_sharded, local_shard
 
-WHOLE, SHARES = "optimizer.safetensors", "optimizer"
-"""The file and the folder."""
-
-
-def optimizer_state(model: GPT, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state by name, such as ``wpe.weight.exp_avg``; shared out where the parameters are."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimiser.state[parameter].items()
-    }
-
-
-def write_sharded_state(moments: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write what each rank has to a file of its own. Every rank must call it; all fail where one does.
-
-    Raises:
-        InputError: A rank could not write.
-    """
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    # The form has no tensors without dimensions, such as AdamW's count of steps.
-    rows = {name: value.reshape(1) if value.dim() == 0 else value for name, value in moments.items()}
-    try:
-        save(rows, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        rank, (reason, _) = next(iter(error.failures.items()))
-        raise InputError(f"{folder} cannot be written on rank {rank} ({reason})") from error
-
-
-def load_optimizer_state(folder: Path, model: GPT, optimiser: torch.optim.Optimizer) -> None:
-    """Load the state that a checkpoint holds in either form into an optimiser, each rank what it keeps.
-
-    Raises:
-        InputError: A parameter's is missing or has another shape (named).
-    """
-    kept = state_names(optimiser)
-    wanted = {
-        f"{name}.{key}": (parameter, key) for name, parameter in model.named_parameters() for key in kept[parameter]
-    }
-    shares = folder / SHARES
-    read = _read_shares(shares, wanted) if shares.is_dir() else _read_whole(folder / WHOLE, wanted)
-    for name, (parameter, key) in wanted.items():
-        optimiser.state[parameter][key] = read[name]
-
-
-_Wanted = dict[str, tuple[torch.nn.Parameter, str]]
-
-
-def _read_whole(path: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    tensors = load_tensors(path)
-    _require_all(path, wanted, {name: tuple(value.shape) for name, value in tensors.items()})
-    # A fused optimiser keeps its step count beside the moments, on the parameter's device.
-    moved = {name: tensors[name].to(parameter.device) for name, (parameter, _) in wanted.items()}
-    return {name: moved[name] if key == "step" else local_shard(moved[name], p) for name, (p, key) in wanted.items()}
-
-
-def _read_shares(folder: Path, wanted: _Wanted) -> dict[str, torch.Tensor]:
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load as read_into
-
-    reader = HuggingFaceStorageReader(str(folder))
-    held = reader.read_metadata().state_dict_metadata
-    shapes = {name: tuple(entry.size) for name, entry in held.items() if isinstance(entry, TensorStorageMetadata)}
-    _require_all(folder, wanted, shapes)
-    rows = {
-        name: torch.empty(1, device=parameter.device) if key == "step" else torch.empty_like(parameter.detach())
-        for name, (parameter, key) in wanted.items()
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        read_into(rows, storage_reader=reader, no_dist=True)  # as it is meant: each rank finds its rows by itself
-    return {name: value.reshape(()) if wanted[name][1] == "step" else value for name, value in rows.items()}
-
-
-def _require_all(path: Path, wanted: _Wanted, held: dict[str, tuple[int, ...]]) -> None:
-    missing = [name for name in wanted if name not in held]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing[:4])}; use another checkpoint")
-    for name, (parameter, key) in wanted.items():
-        if key != "step" and held[name] != tuple(parameter.shape):
-            shape = tuple(parameter.shape)
-            raise InputError(f"{path}: {name} has shape {held[name]}, the model needs {shape}; use another checkpoint")
-
-
 FORMAT = 1
+FULL_STATE, SHARDED_STATE = "optimizer.safetensors", "optimizer"
+"""File and folder of the optimizer state."""
 _NAME = re.compile(r"step_(\d{8,})")
+_SHARD = re.compile(rf"{SHARDED_STATE}/shard-\d+-[\w.-]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -139,7 +60,7 @@ class Checkpoint:
     path: Path
     step: int
     val_loss: float | None
-    """Validation loss at this step, where it was taken there."""
+    """Validation loss at this step; None if it was not evaluated there."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -148,41 +69,45 @@ class Checkpoint:
 
     @property
     def data_fingerprint(self) -> str | None:
-        """Of the data that the weights were trained on; None where they were imported."""
+        """Fingerprint of the data that the weights were trained on; None if they were imported."""
         return self.state["fingerprints"].get("data")
 
 
 def save(
-    run: Run, model: GPT, optimiser: torch.optim.Optimizer, state: dict[str, Any], comm: Communicator = SINGLE_PROCESS
+    run: Run,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    comm: Communicator = SINGLE_PROCESS,
 ) -> Checkpoint:
-    """Write the checkpoint of ``state["step"]``, of which there must be none yet. Every process must call it.
+    """Write the checkpoint of ``state["step"]``, which must not exist. Every rank must call it.
 
     Raises:
-        InputError: The disk is full, or the folder cannot be written; what was there is as it was.
+        InputError: The disk is full, or the folder cannot be written; existing checkpoints are unchanged.
     """
     final = run.checkpoints / f"step_{state['step']:08d}"
-    beside = Path(comm.broadcast(str(temporary_name(final))))
-    kept = optimizer_state(model, optimiser)
-    shared_out = any(is_sharded(value) for value in kept.values())
+    folder = Path(comm.broadcast(str(temporary_name(final))))
+    tensors = optimizer_state(model, optimizer)
+    sharded = any(map(is_sharded, tensors.values()))
     weights = full_state_dict(model, keep=comm.is_main)
 
     def write() -> None:
-        _save_tensors(weights, beside / "model.safetensors")
-        if not shared_out:
-            _save_tensors({name: value.contiguous().cpu() for name, value in kept.items()}, beside / WHOLE)
-        write_json(beside / "state.json", state)
+        _save_tensors(weights, folder / "model.safetensors")
+        if not sharded:
+            _save_tensors({name: value.contiguous().cpu() for name, value in tensors.items()}, folder / FULL_STATE)
+        write_json(folder / "state.json", state)
 
     try:
-        comm.run_on_main(beside.mkdir)
-        if shared_out:
-            write_sharded_state(kept, beside / SHARES)
+        comm.run_on_main(folder.mkdir)
+        if sharded:
+            write_sharded_state(tensors, folder / SHARDED_STATE)
         comm.run_on_main(write)
-        manifest = {"format": FORMAT, "files": _written(beside, comm)}
-        comm.run_on_main(lambda: _publish(beside, manifest, final))
+        manifest = {"format": FORMAT, "files": _describe_files(folder, comm)}
+        comm.run_on_main(lambda: _publish(folder, manifest, final))
     except (OSError, InputError) as error:
         if comm.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
-        raise comm.error(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
+            shutil.rmtree(folder, ignore_errors=True)
+        raise comm.error(f"{final} cannot be written ({error}); free space, then resume with --resume") from error
     return Checkpoint(final, state["step"], state["val_loss"])
 
 
@@ -195,11 +120,11 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _written(folder: Path, comm: Communicator) -> dict[str, dict[str, str | int]]:
-    """Return size and SHA-256 of each file of a folder; every rank reads what it wrote."""
+def _describe_files(folder: Path, comm: Communicator) -> dict[str, dict[str, str | int]]:
+    """Return the size and SHA-256 of each file of a folder; every rank reads the files that it wrote."""
     entries: dict[str, dict[str, str | int]] = {}
     with comm.raise_on_all_ranks():
-        own = [*folder.glob(f"{SHARES}/shard-{comm.rank + 1:05d}-*")]
+        own = [*folder.glob(f"{SHARDED_STATE}/shard-{comm.rank + 1:05d}-*")]
         if comm.is_main:
             own += [path for path in folder.iterdir() if path.is_file()]
         for path in own:
@@ -209,17 +134,103 @@ def _written(folder: Path, comm: Communicator) -> dict[str, dict[str, str | int]
     return {name: entry for part in parts for name, entry in json.loads(part).items()}
 
 
-def _publish(beside: Path, manifest: dict[str, Any], final: Path) -> None:
-    """Make a folder whose files are all written a checkpoint: its manifest, then its name."""
-    write_json(beside / "manifest.json", manifest)
-    for folder in (*(path for path in beside.iterdir() if path.is_dir()), beside):
-        sync_directory(folder)
-    beside.rename(final)
+def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
+    """Turn a folder whose files are written into a checkpoint: write its manifest, sync, rename."""
+    write_json(folder / "manifest.json", manifest)
+    for directory in (*(path for path in folder.iterdir() if path.is_dir()), folder):
+        sync_directory(directory)
+    folder.rename(final)
     sync_directory(final.parent)
 
 
+def optimizer_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer state by name, such as ``wpe.weight.exp_avg``; sharded if the parameters are."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def write_sharded_state(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write each rank's shards to a file of its own. Every rank must call it; if one fails, all fail.
+
+    Raises:
+        InputError: A rank could not write.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    # The format has no tensors without dimensions, such as AdamW's step count.
+    rows = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
+    try:
+        save(rows, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise InputError(f"{folder} cannot be written on rank {rank} ({reason})") from error
+
+
+_Expected = dict[str, tuple[torch.nn.Parameter, str]]
+"""Parameter and key, such as ``exp_avg``, of each tensor of the optimizer state."""
+
+
+def load_optimizer_state(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer state of a checkpoint, full or sharded; each rank keeps its shards.
+
+    Raises:
+        InputError: The state of a parameter is missing or has another shape (named).
+    """
+    keys = state_names(optimizer)
+    expected = {
+        f"{name}.{key}": (parameter, key) for name, parameter in model.named_parameters() for key in keys[parameter]
+    }
+    sharded = folder / SHARDED_STATE
+    read = _read_sharded(sharded, expected) if sharded.is_dir() else _read_full(folder / FULL_STATE, expected)
+    for name, (parameter, key) in expected.items():
+        optimizer.state[parameter][key] = read[name]
+
+
+def _read_full(path: Path, expected: _Expected) -> dict[str, torch.Tensor]:
+    tensors = load_tensors(path)
+    _require_shapes(path, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+    # A fused optimizer keeps its step count on the parameter's device too.
+    moved = {name: tensors[name].to(parameter.device) for name, (parameter, _) in expected.items()}
+    return {name: moved[name] if key == "step" else local_shard(moved[name], p) for name, (p, key) in expected.items()}
+
+
+def _read_sharded(folder: Path, expected: _Expected) -> dict[str, torch.Tensor]:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    shapes = {name: tuple(entry.size) for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    _require_shapes(folder, expected, shapes)
+    rows = {
+        name: torch.empty(1, device=parameter.device) if key == "step" else torch.empty_like(parameter.detach())
+        for name, (parameter, key) in expected.items()
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        load(rows, storage_reader=reader, no_dist=True)  # each rank reads its rows by itself
+    return {name: value.reshape(()) if expected[name][1] == "step" else value for name, value in rows.items()}
+
+
+def _require_shapes(path: Path, expected: _Expected, shapes: dict[str, tuple[int, ...]]) -> None:
+    if missing := [name for name in expected if name not in shapes]:
+        raise InputError(f"{path} lacks {', '.join(missing[:4])}; use another checkpoint")
+    for name, (parameter, key) in expected.items():
+        needed = tuple(parameter.shape)
+        if key != "step" and shapes[name] != needed:
+            raise InputError(
+                f"{path}: {name} has shape {shapes[name]}, the model needs {needed}; use another checkpoint"
+            )
+
+
 def list_checkpoints(run: Run) -> list[Checkpoint]:
-    """Return the checkpoints by step, damaged ones too: those say so when they are verified."""
+    """Return the checkpoints in order of step. Damaged ones are included: `verify` tells."""
     return [Checkpoint(folder, step, _val_loss(folder)) for step, folder in _folders(run)]
 
 
@@ -242,59 +253,17 @@ def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     return min(evaluated, key=lambda c: (c.val_loss, c.step), default=None)
 
 
-def verify(checkpoint: Checkpoint) -> None:
-    """Check every file of a checkpoint against its manifest, before a tensor is read.
-
-    Raises:
-        InputError: A file is missing, truncated or altered (named).
-    """
-    files = _manifest(checkpoint.path / "manifest.json")
-    for name, (size, sha256) in files.items():
-        path = checkpoint.path / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing: the checkpoint is incomplete; use an earlier one")
-        if path.stat().st_size != size:
-            raise InputError(
-                f"{path} has {path.stat().st_size} bytes, not {size}: it was cut off or altered; "
-                "use an earlier checkpoint"
-            )
-        if sha256_of(path) != sha256:
-            raise InputError(f"{path} does not match its SHA-256: it was altered; use an earlier checkpoint")
-    for path in checkpoint.path.glob(f"{SHARES}/*"):  # all of them would be read
-        if path.relative_to(checkpoint.path).as_posix() not in files:
-            raise InputError(f"{path} is not named by the manifest; move it elsewhere")
-    if (step := checkpoint.state["step"]) != checkpoint.step:
-        raise InputError(f"{checkpoint.path} holds step {step}: it was renamed; give it its own name again")
-
-
-def _manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and SHA-256 of each file of a checkpoint."""
-    manifest = read_json(path)
-    try:
-        if manifest["format"] != FORMAT:
-            raise InputError(f"{path}: format {manifest['format']}; this version reads format {FORMAT}")
-        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); use an earlier checkpoint") from error
-    shares = [name for name in files if re.fullmatch(rf"{SHARES}/shard-\d+-[\w.-]+\.safetensors", name)]
-    expected = {"model.safetensors", "state.json", *(shares or [WHOLE])}
-    if files.keys() != expected:
-        odd = ", ".join(sorted(files.keys() ^ expected))
-        raise InputError(f"{path} is damaged: it lacks, or should not name, {odd}; use an earlier checkpoint")
-    return files
-
-
 def find(run: Run, which: str) -> Checkpoint:
     """Return a checkpoint by ``best``, ``last`` or its step.
 
     Raises:
-        InputError: There is none, or none of that step.
+        InputError: The run has no checkpoint, or none of that step.
     """
     checkpoints = list_checkpoints(run)
     if not checkpoints:
         raise InputError(
-            f"{run.path} has no checkpoint yet, the first comes after checkpoint_every steps; "
-            "start the run anew with another --out"
+            f"{run.path} has no checkpoint yet: the first is written after checkpoint_every steps; start a new run "
+            "with another --out"
         )
     if which == "last":
         return checkpoints[-1]
@@ -304,11 +273,11 @@ def find(run: Run, which: str) -> Checkpoint:
         if which == str(checkpoint.step):
             return checkpoint
     steps = ", ".join(str(c.step) for c in checkpoints)
-    raise InputError(f'{run.path} has no checkpoint "{which}"; it has best, last and the steps {steps}')
+    raise InputError(f'{run.path} has no checkpoint "{which}"; choose best, last or a step: {steps}')
 
 
 def newest_valid(run: Run, warn: Callable[[str], None]) -> Checkpoint:
-    """Return the newest checkpoint whose files match their manifest; say which newer ones were passed over.
+    """Return the newest checkpoint that passes `verify`, and warn of newer ones that do not.
 
     Raises:
         InputError: There is none.
@@ -318,14 +287,57 @@ def newest_valid(run: Run, warn: Callable[[str], None]) -> Checkpoint:
         try:
             verify(checkpoint)
         except InputError as error:
-            warn(f"passed over a damaged checkpoint: {error}")
+            warn(f"skipped a damaged checkpoint: {error}")
             continue
         return checkpoint
-    raise InputError(f"{last.path.parent}: every checkpoint is damaged; start the run anew")
+    raise InputError(f"{last.path.parent}: every checkpoint is damaged; start a new run")
 
 
-def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimizer | None = None) -> None:
-    """Load weights, and the optimiser's state where one is given, of each rank what it keeps. Call `verify` first.
+def verify(checkpoint: Checkpoint) -> None:
+    """Check every file of a checkpoint against its manifest, before any tensor is read.
+
+    Raises:
+        InputError: A file is missing, truncated or altered (named).
+    """
+    files = _read_manifest(checkpoint.path / "manifest.json")
+    for name, (size, sha256) in files.items():
+        path = checkpoint.path / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: the checkpoint is incomplete; use an earlier one")
+        if path.stat().st_size != size:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes instead of {size}: it was truncated or altered; use an "
+                "earlier checkpoint"
+            )
+        if sha256_of(path) != sha256:
+            raise InputError(f"{path} does not match its SHA-256: it was altered; use an earlier checkpoint")
+    for path in checkpoint.path.glob(f"{SHARDED_STATE}/*"):  # the reader would take all of them
+        if path.relative_to(checkpoint.path).as_posix() not in files:
+            raise InputError(f"{path} is not listed in the manifest; move it elsewhere")
+    if (step := checkpoint.state["step"]) != checkpoint.step:
+        raise InputError(f"{checkpoint.path} holds step {step}: it was renamed; rename it back")
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Return the size and SHA-256 of each file of a checkpoint."""
+    manifest = read_json(path)
+    try:
+        if manifest["format"] != FORMAT:
+            raise InputError(f"{path}: format {manifest['format']}; this version reads format {FORMAT}")
+        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); use an earlier checkpoint") from error
+    expected = {"model.safetensors", "state.json", *([*filter(_SHARD.fullmatch, files)] or [FULL_STATE])}
+    if files.keys() != expected:
+        odd = ", ".join(sorted(files.keys() ^ expected))
+        raise InputError(f"{path} is damaged: missing or unexpected entries {odd}; use an earlier checkpoint")
+    return files
+
+
+def load_into(checkpoint: Checkpoint, model: GPT, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Load the weights, and the optimizer state if an optimizer is given; each rank keeps its shards.
+
+    Call `verify` first.
 
     Raises:
         InputError: Names or shapes differ from the model's (listed).
@@ -335,14 +347,14 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimiser: torch.optim.Optimiz
     different = sorted(weights.keys() ^ expected.keys())
     different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
     if different:
-        raise InputError(f"{checkpoint.path}: the weights are another architecture's: {', '.join(different[:8])}")
+        raise InputError(f"{checkpoint.path}: the weights are of another architecture: {', '.join(different[:8])}")
     model.load_state_dict({n: local_shard(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
-    if optimiser is not None:
-        load_optimizer_state(checkpoint.path, model, optimiser)
+    if optimizer is not None:
+        load_optimizer_state(checkpoint.path, model, optimizer)
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:
-    """Return the model of a run in evaluation mode, from its best (or last, or a given) checkpoint.
+    """Return the model of a run in evaluation mode, from its checkpoint ``best``, ``last`` or a step.
 
     Raises:
         InputError: There is no such checkpoint, or it is damaged.
@@ -355,16 +367,15 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
 
 
 def prune(run: Run, keep_last: int) -> None:
-    """Remove all but the newest ``keep_last`` checkpoints and the best."""
+    """Delete all checkpoints but the newest ``keep_last`` and the best."""
     checkpoints = list_checkpoints(run)
     kept = [*checkpoints[-keep_last:], best(checkpoints)]
     for checkpoint in checkpoints:
         if checkpoint not in kept:
-            stray = checkpoint.path.rename(temporary_name(checkpoint.path))
-            shutil.rmtree(stray)
+            shutil.rmtree(checkpoint.path.rename(temporary_name(checkpoint.path)))
 
 
 def set_aside(run: Run, after: int) -> list[str]:
-    """Rename the checkpoints of later steps than ``after``, where a run is about to go on; return their names."""
+    """Rename the checkpoints of steps later than ``after``, from which a run is resumed; return their new names."""
     later = [folder for step, folder in _folders(run) if step > after]
     return [p.rename(free_path(p.with_name(f"{p.name}.before_resume_at_{after}"))).name for p in later]
