@@ -60,7 +60,7 @@ def test_what_one_gpu_does_not_hold_is_shared_out(capsys: pytest.CaptureFixture[
 
 
 def test_tokens_are_twenty_a_parameter_unless_given(capsys: pytest.CaptureFixture[str]) -> None:
-    assert planned(capsys)["question"]["tokens"] == 20 * 124_439_808
+    assert planned(capsys)["workload"]["tokens"] == 20 * 124_439_808
 
 
 def test_the_table_names_both_ways_and_every_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +96,7 @@ def test_the_mode_is_the_one_that_training_takes(capsys: pytest.CaptureFixture[s
     ("text", "count"), [("10B", 10**10), ("1.5b", 15 * 10**8), ("3e8", 3 * 10**8), ("7_000", 7000)]
 )
 def test_tokens_as_people_write_them(capsys: pytest.CaptureFixture[str], text: str, count: int) -> None:
-    assert planned(capsys, "--tokens", text)["question"]["tokens"] == count
+    assert planned(capsys, "--tokens", text)["workload"]["tokens"] == count
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_run_of_several_processes_is_planned_for_as_many(tmp_path: Path, capsy
     folder.mkdir(parents=True)
     write_json(folder / "state.json", {"world": 2, "val_loss": None})
     found = planned(capsys, "--from", run.path)
-    assert (found["question"]["gpus"], found["parallel"]) == (2, "fsdp")
+    assert (found["workload"]["gpus"], found["parallel"]) == (2, "fsdp")
     assert found["plain"]["tokens_per_s"] == pytest.approx(1100)
     more = planned(capsys, "--from", run.path, "--gpus", 4)
     assert more["parallel"] == "fsdp" and more["plain"]["tokens_per_s"] == pytest.approx(2200)
@@ -182,7 +182,7 @@ def test_a_short_run_is_planned_on_the_gpu_that_it_was_measured_on(
     tmp_path: Path, short_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = measured_run(tmp_path / "cuda", "NVIDIA H100 80GB HBM3, NVIDIA H100 80GB HBM3", device="cuda")
-    assert planned(capsys, "--from", run.path)["question"]["gpu"] == "H100"
+    assert planned(capsys, "--from", run.path)["workload"]["gpu"] == "H100"
     assert "was measured on H100, which tells nothing of A100" in refused(capsys, "--from", run.path, "--gpu", "A100")
     assert "was measured on cpu, which tells nothing of H100" in refused(
         *(capsys, "--from", short_run.path, "--gpu", "h100")
@@ -191,7 +191,7 @@ def test_a_short_run_is_planned_on_the_gpu_that_it_was_measured_on(
     assert "was measured on Voodoo 2, which is in no table; name one like it by --gpu" in (
         refused(capsys, "--from", strange.path)
     )
-    assert planned(capsys, "--from", strange.path, "--gpu", "T4")["question"]["gpu"] == "T4"
+    assert planned(capsys, "--from", strange.path, "--gpu", "T4")["workload"]["gpu"] == "T4"
 
 
 def test_what_is_refused(short_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

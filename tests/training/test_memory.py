@@ -112,18 +112,18 @@ def test_parameters_are_those_of_the_model_unmade(preset: str) -> None:
         assert shapes == {name: p.shape for name, p in GPT(PRESETS[preset]).named_parameters()}
     memory = estimate(Shape(PRESETS[preset], 1024 if preset not in ("nano", "tiny") else 128, 1))
     total = sum(shape.numel() for shape in shapes.values())
-    assert (memory.weights, memory.gradients, memory.optimiser) == (4 * total, 4 * total, 8 * total)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * total, 4 * total, 8 * total)
 
 
 def test_shared_out_over_ranks_the_state_is_a_share() -> None:
     whole = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1))
     share = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1, shards=8))
     assert share.weights == pytest.approx(whole.weights / 8, abs=4)
-    assert share.optimiser == pytest.approx(whole.optimiser / 8, abs=8)
+    assert share.optimizer == pytest.approx(whole.optimizer / 8, abs=8)
     assert share.activations < whole.activations  # gathered weights take the place of autocast's copies
     accumulated = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1, shards=8, micro_steps=2))
     assert accumulated.gradients == whole.gradients  # shared out in the last micro-step only
-    assert share.peak < whole.peak - 0.6 * (whole.weights + whole.gradients + whole.optimiser)
+    assert share.peak < whole.peak - 0.6 * (whole.weights + whole.gradients + whole.optimizer)
 
 
 def test_blocks_of_16_bits_as_korthikanti_et_al_count_them() -> None:

@@ -15,7 +15,7 @@ from gpt2lab.cli.arguments import Command
 from gpt2lab.errors import InputError
 
 if TYPE_CHECKING:
-    from gpt2lab.lab.forecast import Forecast, Question, Way
+    from gpt2lab.lab.forecast import Forecast, Scenario, Workload
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,27 @@ class Plan(Command):
         """Print the forecast as a table, or as JSON."""
         from gpt2lab.lab.forecast import forecast
 
-        found = forecast(self._question())
+        found = forecast(self._workload())
         if self.json:
             print(json.dumps(found.as_json(), indent=2))
         else:
             _print(found)
         return 0
 
-    def _question(self) -> Question:
-        from gpt2lab.lab.forecast import ask, ask_run, count_of
+    def _workload(self) -> Workload:
+        from gpt2lab.lab.forecast import Workload, parse_tokens
         from gpt2lab.runs import Run
 
-        tokens = None if self.tokens is None else count_of(self.tokens)
-        if self.from_ is None:
-            gpus = 1 if self.gpus is None else self.gpus
-            machine = (self.gpu or "H100", gpus, self.precision or "bf16", self.parallel)
-            mfu = 0.4 if self.mfu is None else self.mfu
-            preset = self.preset or "gpt2"
-            return ask(preset, *machine, self.seq_len, self.batch_tokens, tokens, self.micro_batch, mfu)
-        fixed = ("preset", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
-        if given := [f"--{name.replace('_', '-')}" for name in fixed if getattr(self, name) is not None]:
-            raise InputError(f"--from takes {', '.join(given)} from the run; leave out one of them")
-        return ask_run(Run.open(self.from_), self.gpu, self.gpus, self.parallel, tokens)
+        tokens = None if self.tokens is None else parse_tokens(self.tokens)
+        names = ("preset", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
+        recipe = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.from_ is not None:
+            if recipe:
+                given = ", ".join(f"--{name.replace('_', '-')}" for name in recipe)
+                raise InputError(f"--from takes {given} from the run; leave out one of them")
+            return Workload.from_run(Run.open(self.from_), self.gpu, self.gpus, self.parallel, tokens)
+        gpus = 1 if self.gpus is None else self.gpus
+        return Workload.from_preset(gpu=self.gpu or "H100", gpus=gpus, parallel=self.parallel, tokens=tokens, **recipe)
 
 
 def _print(found: Forecast) -> None:
@@ -82,11 +81,11 @@ def _print(found: Forecast) -> None:
 
     from gpt2lab.console import console
 
-    question = found.question
-    source = "at the measured speed" if question.measured else f"at an assumed MFU of {question.mfu:.0%}"
+    workload = found.workload
+    source = "at the measured speed" if workload.measured else f"at an assumed MFU of {workload.mfu:.0%}"
     console.print(
-        f"{found.n_params:,} parameters on {question.gpus} x {question.gpu} ({found.parallel}, {question.precision}), "
-        f"{question.tokens:,} tokens in sequences of {question.T:,}, {source}"
+        f"{found.n_params:,} parameters on {workload.gpus} x {workload.gpu} ({found.parallel}, {workload.precision}), "
+        f"{workload.tokens:,} tokens in sequences of {workload.T:,}, {source}"
     )
     table = Table(show_edge=False)
     for title in ("", "without activation\ncheckpointing", "with activation\ncheckpointing"):
@@ -95,22 +94,22 @@ def _print(found: Forecast) -> None:
         table.add_row(name, *map(cell, (found.plain, found.checkpointed)))
     console.print(table)
     console.print(
-        f"{found.steps:,} steps of {question.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
+        f"{found.steps:,} steps of {workload.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
         f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}"
     )
 
 
-def _rows(found: Forecast) -> dict[str, Callable[[Way], str]]:
+def _rows(found: Forecast) -> dict[str, Callable[[Scenario], str]]:
     """Return the table's rows: the text of a cell for either way, by the row's name."""
     unit = "GPU"
-    if found.question.gpu == "cpu":  # a run tells how many processes it had, but not on how many machines
-        unit = "machine" if found.question.measured is None else "process"
+    if found.workload.gpu == "cpu":  # a run tells how many processes it had, but not on how many machines
+        unit = "machine" if found.workload.measured is None else "process"
     return {
         f"weights, per {unit}": lambda way: formatting.size(way.memory.weights),
         "gradients": lambda way: formatting.size(way.memory.gradients),
-        "optimizer state": lambda way: formatting.size(way.memory.optimiser),
+        "optimizer state": lambda way: formatting.size(way.memory.optimizer),
         "activations of a micro-batch": lambda way: formatting.size(way.memory.activations),
-        f"peak, of {formatting.size(found.memory_of_a_gpu)} available": lambda way: (
+        f"peak, of {formatting.size(found.usable_memory)} available": lambda way: (
             formatting.size(way.memory.peak) + ("" if way.fits else " (does not fit)")
         ),
         "largest micro-batch that fits": lambda way: str(way.largest_micro_batch),

@@ -117,8 +117,8 @@ class Workload:
         """
         _require_positive(gpus=gpus, tokens=tokens)
         config, checkpoints = saved_config(run), list_checkpoints(run)
-        devices = checkpoints[-1].state.get("world", 1) if checkpoints else 1
-        gpus = devices if gpus is None else gpus
+        devices: int = checkpoints[-1].state.get("world", 1) if checkpoints else 1
+        gpus = gpus or devices
         _require_several(parallel, gpus)
         if parallel == "auto" and min(gpus, devices) > 1:
             parallel = config.parallel

@@ -177,7 +177,7 @@ def resolve(asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE
         shape = Shape(
             *(model, seq_len, 1, where.precision, where.device.type, asked.activation_checkpointing),
             micro_steps=2,
-            optimiser=recipe.optim.name,
+            optimizer=recipe.optim.name,
         )
         micro_batch = choose_micro_batch(shape, batch_tokens, where)
     passes = micro_steps(batch_tokens, seq_len, micro_batch, where.world)
