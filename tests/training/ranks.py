@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, as torchrun would start them, without its seconds of importing."""
+"""Several ranks on this machine, set up as torchrun does but forked from a server that has imported torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +19,68 @@ from gpt2lab.errors import InputError
 from gpt2lab.training import loop, monitoring
 from gpt2lab.training.distributed import Interrupted
 
-SECONDS = 120
-"""A launch that takes longer hangs."""
+TIMEOUT = 120
+"""Seconds after which a launch counts as hanging."""
+PRELOAD = ["torch.distributed.fsdp", "torch.distributed.checkpoint.hf_storage", "torch.distributed.tensor"]
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server that has torch")
 
 
-def launch(world: int, work: Callable[..., Any], *arguments: Any, restarts: int = 0) -> list[str]:
-    """Run ``work(*arguments)`` in processes of ranks 0 to world - 1.
+def launch(world_size: int, work: Callable[..., Any], *arguments: Any, restarts: int = 0) -> list[str]:
+    """Run ``work(*arguments)`` on every rank; return each rank's error as `launch_each` does."""
+    return launch_each(world_size, [partial(work, *arguments)], restarts)[0]
+
+
+def launch_each(world_size: int, works: Sequence[Callable[[], Any]], restarts: int = 0) -> list[list[str]]:
+    """Run each work on every rank, one after another in the same processes.
 
     Returns:
-        What each said that it could not go on for: an `InputError`'s or `Interrupted`'s line, or nothing.
+        For each work, the line of the `InputError` or `Interrupted` that it raised on each rank, or nothing.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gpt2lab.training", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
-    said = context.SimpleQueue()
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # kept here, as torchrun keeps it
+    context.set_forkserver_preload(["gpt2lab.training.session", "pytest", *PRELOAD])
+    results = context.SimpleQueue()
+    # As under torchrun, the stores outlive the ranks. Each work has a store of its own.
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in works]
+    jobs = [(store.port, work) for store, work in zip(stores, works, strict=True)]
     processes = [
-        context.Process(target=_rank, args=(rank, world, store.port, restarts, said, work, arguments))
-        for rank in range(world)
+        context.Process(target=_run, args=(rank, world_size, restarts, jobs, results)) for rank in range(world_size)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(SECONDS)
+        process.join(TIMEOUT)
     for process in processes:
         process.kill()
         process.join()
-    assert [process.exitcode for process in processes] == [0] * world
-    lines = dict(said.get() for _ in processes)
-    said.close()
-    return [lines[rank] for rank in range(world)]
+    assert [process.exitcode for process in processes] == [0] * world_size
+    lines = dict(results.get() for _ in processes)
+    results.close()
+    return [[lines[rank][index] for rank in range(world_size)] for index in range(len(works))]
 
 
-def _rank(
-    rank: int, world: int, port: int, restarts: int, said: Any, work: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
+def _run(rank: int, world_size: int, restarts: int, jobs: list[tuple[int, Callable[[], Any]]], results: Any) -> None:
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_RUN_ID": "tests",
+        "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_RUN_ID": "tests",
         "TORCHELASTIC_USE_AGENT_STORE": "True", "GPT2LAB_RENDEZVOUS_SECONDS": "60",
     }  # fmt: skip
     torch.set_num_threads(1)
     loop.peak_flops = lambda device, precision: (1e12, "not measured")
     monitoring.draw = lambda run, path=None: Path(run.path)
-    try:
-        work(*arguments)
-    except (InputError, Interrupted) as error:
-        said.put((rank, f"{type(error).__name__}: {error}"))
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    else:
-        said.put((rank, ""))
+    lines = []
+    for port, work in jobs:
+        os.environ["MASTER_PORT"] = str(port)
+        try:
+            work()
+            lines.append("")
+        except (InputError, Interrupted) as error:
+            lines.append(f"{type(error).__name__}: {error}")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    results.put((rank, lines))
 
 
 def this_rank() -> int:
-    """Return the rank of the process that calls."""
+    """Return the rank of the calling process."""
     return int(os.environ["RANK"])
-
-
-def another_meeting() -> None:
-    """Let the processes meet the next time by a store of rank 0's, at a port of its own."""
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)

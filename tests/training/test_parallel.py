@@ -1,4 +1,4 @@
-"""One training on one, two and four processes: the same losses, bit for bit resumed, in any mode's checkpoints."""
+"""One run on one, two and four ranks: the same losses, exact resume, and checkpoints that any mode can read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import dataclasses
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import another_meeting, launch, needs_fork, this_rank
+from ranks import launch, launch_each, needs_fork, this_rank
 from safetensors.torch import load_file
 from support import checkpoint as folder_of
 from support import go_on, nothing, saved_steps, small, train
 
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
@@ -23,15 +25,19 @@ from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, loop
 from gpt2lab.training.checkpoint import load_model, optimizer_state
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
+from gpt2lab.training.distributed import process_group
 from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.parallel import MODES
 from gpt2lab.training.session import resume, start
+from gpt2lab.training.setup import resolve
 
 pytestmark = needs_fork
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
 ADAMW = OptimConfig(lr=1e-2, warmup_steps=5)
 MUON = OptimConfig(name="muon", lr=3e-3, warmup_steps=5)
-"""At Muon's own rate. Where a small model learns a short text by heart, any last bit that differs grows beyond 1e-3."""
+"""At Muon's own rate. If a small model overfits a short text, any last bit that differs grows beyond 1e-3."""
 WIDER = {"model": dataclasses.replace(MODEL, n_head=4, n_embd=64), "batch_tokens": 1024, "micro_batch": 8}
+TOLERANCE = {"adamw": 1e-5, "muon": 1e-3}
 
 
 def config(data: Path, out: Path, **changes: object) -> TrainConfig:
@@ -41,50 +47,34 @@ def config(data: Path, out: Path, **changes: object) -> TrainConfig:
     return small(data, out, **(options | changes))
 
 
-def starts(configs: list[TrainConfig]) -> None:
-    """Start runs one after the other."""
-    for each in configs:
-        start(each, nothing)
-        another_meeting()
-
-
-def starts_and_resumes(configs: list[TrainConfig], resumed: list[TrainConfig]) -> None:
-    """Start runs, then go on with copies of them."""
-    starts(configs)
-    for each in resumed:
-        resume(each, nothing)
-        another_meeting()
-
-
-class Worlds:
-    """Runs by optimiser, mode and world, such as ``adamw-fsdp-4``, made when they are first asked for."""
+class Runs:
+    """Runs by optimizer, mode and world size, such as ``adamw-fsdp-4``, made when first used."""
 
     def __init__(self, data: Path, told: Path, folder: Path) -> None:
         self._data, self._told, self._folder = data, told, folder
 
-    def config(self, optimiser: str, out: Path, mode: str = "auto") -> TrainConfig:
-        """The configuration of the runs of an optimiser."""
-        if optimiser == "muon":
+    def config(self, optimizer: str, out: Path, mode: str = "auto") -> TrainConfig:
+        """Return the configuration of the runs of an optimizer."""
+        if optimizer == "muon":
             return config(self._told, out, optim=MUON, parallel=mode, eval_tokens=0, **WIDER)
         return config(self._data, out, parallel=mode)
 
     def __getitem__(self, name: str) -> Run:
         """Return a run. Read it, do not write to it."""
-        run = Run(self._folder / name)
-        if not run.path.exists():
-            optimiser, mode, world = name.split("-")
-            each = self.config(optimiser, run.path, mode)
-            if mode == "none":
-                train(each)
-            else:
-                assert launch(int(world), start, each, nothing) == [""] * int(world)
-        return run
+        optimizer, mode, world_size = name.split("-")
+        if mode == "none" and not (self._folder / name).exists():
+            train(self.config(optimizer, self._folder / name, mode))
+        elif not (self._folder / name).exists():  # both modes in one launch
+            paths = {mode: self._folder / f"{optimizer}-{mode}-{world_size}" for mode in ("ddp", "fsdp")}
+            works = [partial(start, self.config(optimizer, path, mode), nothing) for mode, path in paths.items()]
+            assert launch_each(int(world_size), works) == [[""] * int(world_size)] * 2
+        return Run(self._folder / name)
 
 
 @pytest.fixture(scope="module")
-def runs(data: Path, told: Path, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    """The runs that are compared: of AdamW on the short text, of Muon on stories."""
-    return Worlds(data, told, tmp_path_factory.mktemp("worlds"))
+def runs(data: Path, told: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The runs that are compared: AdamW on the short text, Muon on stories."""
+    return Runs(data, told, tmp_path_factory.mktemp("runs"))
 
 
 def column(run: Run, name: str) -> list[float]:
@@ -99,14 +89,13 @@ SLOW = ["adamw-ddp-4", "adamw-fsdp-4", "muon-ddp-2", "muon-fsdp-2", "muon-ddp-4"
 @pytest.mark.parametrize(
     "name", ["adamw-ddp-2", "adamw-fsdp-2", *(pytest.param(name, marks=pytest.mark.fault) for name in SLOW)]
 )
-def test_losses_are_those_of_one_process(runs: Worlds, name: str) -> None:
-    optimiser, mode, _ = name.split("-")
-    alone, shared = runs[f"{optimiser}-none-1"], runs[name]
-    tolerance = {"adamw": 1e-5, "muon": 1e-3}[optimiser]
+def test_losses_are_those_of_one_process(runs: Runs, name: str) -> None:
+    optimizer, mode, _ = name.split("-")
+    alone, shared = runs[f"{optimizer}-none-1"], runs[name]
     for figure, count in (("train_loss", 50), ("val_loss", 2)):
         expected = column(alone, figure)
         assert len(expected) == count
-        assert column(shared, figure) == pytest.approx(expected, abs=tolerance, rel=0)
+        assert column(shared, figure) == pytest.approx(expected, abs=TOLERANCE[optimizer], rel=0)
     assert saved_config(shared).parallel == mode
     assert column(shared, "tokens") == column(alone, "tokens")
 
@@ -124,12 +113,13 @@ def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
         assert torch.equal(value, b[name]), name
 
 
-def test_two_processes_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
+def test_two_ranks_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
     with_dropout = dataclasses.replace(MODEL, dropout=0.1)
     options = {"model": with_dropout, "steps": 12, "checkpoint_every": 6, "eval_every": 6}
     configs = [config(data, tmp_path / mode, parallel=mode, **options) for mode in ("ddp", "fsdp")]
-    resumed = [dataclasses.replace(each, resume="6") for each in configs]
-    assert launch(2, starts_and_resumes, configs, resumed) == ["", ""]
+    works = [partial(start, each, nothing) for each in configs]
+    works += [partial(resume, dataclasses.replace(each, resume="6"), nothing) for each in configs]
+    assert launch_each(2, works) == [["", ""]] * 4
     for mode in ("ddp", "fsdp"):
         run = Run(tmp_path / mode)
         unbroken = run.checkpoints / "step_00000012.before_resume_at_6"
@@ -139,38 +129,30 @@ def test_two_processes_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
 
 def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:
     """Load a checkpoint's state at this world size and save it again."""
-    from gpt2lab.data.dataset import TokenDataset
-    from gpt2lab.training.distributed import process_group
-    from gpt2lab.training.parallel import MODES
-    from gpt2lab.training.setup import resolve
-
     with process_group("cpu") as comm:
-        plan = resolve(dataclasses.replace(each, parallel=mode), TokenDataset(each.data), comm)
-        model = GPT(plan.config.model)
-        MODES[mode](model, plan.runtime)
-        optimiser = make_optimiser(model, plan.config.optim)
+        setup = resolve(dataclasses.replace(each, parallel=mode), TokenDataset(each.data), comm)
+        model = GPT(setup.config.model)
+        MODES[mode](model, setup.runtime)
+        optimizer = make_optimiser(model, setup.config.optim)
         found = checkpoint.find(source, "last")
         checkpoint.verify(found)
-        checkpoint.load_into(found, model, optimiser)
-        checkpoint.save(target, model, optimiser, found.state, comm)
+        checkpoint.load_into(found, model, optimizer)
+        checkpoint.save(target, model, optimizer, found.state, comm)
 
 
-def whole_state(run: Run, each: TrainConfig) -> dict[str, torch.Tensor]:
-    """Weights and the optimiser's state of a run's last checkpoint, read by one process."""
-    from gpt2lab.data.dataset import TokenDataset
-    from gpt2lab.training.setup import resolve
-
-    plan = resolve(dataclasses.replace(each, parallel="auto"), TokenDataset(each.data))
-    model = GPT(plan.config.model)
-    optimiser = make_optimiser(model, plan.config.optim)
-    checkpoint.load_into(checkpoint.find(run, "last"), model, optimiser)
-    return model.state_dict() | optimizer_state(model, optimiser)
+def full_state(run: Run, each: TrainConfig) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of a run's last checkpoint, read by one process."""
+    resolved = resolve(dataclasses.replace(each, parallel="auto"), TokenDataset(each.data)).config
+    model = GPT(resolved.model)
+    optimizer = make_optimiser(model, resolved.optim)
+    checkpoint.load_into(checkpoint.find(run, "last"), model, optimizer)
+    return model.state_dict() | optimizer_state(model, optimizer)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", pytest.param("muon", marks=pytest.mark.fault)])
-def test_state_is_the_same_at_every_world_size(runs: Worlds, tmp_path: Path, optimiser: str) -> None:
-    each = runs.config(optimiser, tmp_path / "unused")
-    first = runs[f"{optimiser}-fsdp-2"]
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.fault)])
+def test_a_checkpoint_is_the_same_at_every_world_size(runs: Runs, tmp_path: Path, optimizer: str) -> None:
+    each = runs.config(optimizer, tmp_path / "unused")
+    first = runs[f"{optimizer}-fsdp-2"]
     one, four, copies = (Run(tmp_path / name) for name in ("one", "four", "copies"))
     for run in (one, four, copies):
         run.checkpoints.mkdir(parents=True)
@@ -179,17 +161,22 @@ def test_state_is_the_same_at_every_world_size(runs: Worlds, tmp_path: Path, opt
     assert launch(2, rewrite, four, copies, each, "ddp") == [""] * 2
     assert (folder_of(one, 50) / "optimizer.safetensors").is_file()
     assert len(list((folder_of(four, 50) / "optimizer").iterdir())) == 4
-    expected = whole_state(first, each)
+    expected = full_state(first, each)
     assert len(expected) > 50
     for run in (one, four, copies):
-        assert_same_tensors(whole_state(run, each), expected)
+        assert_same_tensors(full_state(run, each), expected)
 
 
-def test_a_sharded_run_goes_on_in_one_process(
-    runs: Worlds, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def sharded(runs: Runs, tmp_path: Path) -> Run:
+    """A copy of a run whose checkpoints are sharded over two ranks."""
+    return Run(Path(shutil.copytree(runs["adamw-fsdp-2"].path, tmp_path / "run")))
+
+
+def test_a_sharded_run_resumes_in_one_process(
+    runs: Runs, sharded: Run, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(runs["adamw-fsdp-2"].path, tmp_path / "run")
-    run = go_on(config(data, tmp_path / "run", parallel="fsdp"), 25)
+    run = go_on(config(data, sharded.path, parallel="fsdp"), 25)
     assert "parallel was fsdp and is none, processes were 2 and are 1" in caplog.text
     assert column(run, "train_loss") == pytest.approx(column(runs["adamw-none-1"], "train_loss"), abs=1e-5)
     assert load_model(run)[0].n_params > 0
@@ -203,82 +190,64 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_share_is_named_and_passed_over(
-    runs: Worlds, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
-    shutil.copytree(runs["adamw-fsdp-2"].path, tmp_path / "run")
-    run, each = Run(tmp_path / "run"), config(data, tmp_path / "run", parallel="fsdp")
-    share = next((folder_of(run, 50) / "optimizer").glob("shard-00002-*"))
-    DAMAGE[damage](share)
-    for read in (lambda: go_on(each, 50), lambda: load_model(run, "50")):
-        with pytest.raises(InputError, match=share.name):
+def test_a_damaged_shard_is_named_and_its_checkpoint_skipped(sharded: Run, data: Path, damage: str) -> None:
+    each = config(data, sharded.path, parallel="fsdp")
+    shard = next((folder_of(sharded, 50) / "optimizer").glob("shard-00002-*"))
+    DAMAGE[damage](shard)
+    for read in (lambda: go_on(each, 50), lambda: load_model(sharded, "50")):
+        with pytest.raises(InputError, match=shard.name):
             read()
     go_on(each)
-    assert "skipped a damaged checkpoint" in caplog.text
-    assert share.name in caplog.text
-    assert saved_steps(run) == [25, 50]
+    assert f"skipped a damaged checkpoint: {shard}" in (sharded.path / "train.log").read_text(encoding="utf-8")
+    assert saved_steps(sharded) == [25, 50]
 
 
-def test_a_stray_file_among_the_shares_is_refused(runs: Worlds, tmp_path: Path) -> None:
-    shutil.copytree(runs["adamw-fsdp-2"].path, tmp_path / "run")
-    found = checkpoint.find(Run(tmp_path / "run"), "50")
-    shares = sorted((found.path / "optimizer").iterdir())
-    shutil.copy(shares[0], shares[0].with_name("shard-00003-model-00001-of-00001.safetensors"))
+def test_a_stray_file_among_the_shards_is_refused(sharded: Run) -> None:
+    found = checkpoint.find(sharded, "50")
+    shards = sorted((found.path / "optimizer").iterdir())
+    shutil.copy(shards[0], shards[0].with_name("shard-00003-model-00001-of-00001.safetensors"))
     with pytest.raises(InputError, match=r"shard-00003-.* is not listed in the manifest; move it elsewhere"):
         checkpoint.verify(found)
 
 
 def go_wrong(data: Path, other: Path, folder: Path, what: str) -> None:
-    """Start a run in which rank 1 differs from rank 0, or something happens to it."""
+    """Start a run in which rank 1 differs from rank 0, or something happens to one of them."""
     each, rank = config(data, folder / "run", steps=20, checkpoint_every=100, eval_every=100), this_rank()
-    if rank == 1 and what == "options":
-        each = dataclasses.replace(each, optim=dataclasses.replace(ADAMW, lr=2e-2))
-    if rank == 1 and what == "data":
-        each = dataclasses.replace(each, data=other)
-    if rank == 1 and what == "no data":
-        each = dataclasses.replace(each, data=folder / "none")
-    if rank == 1 and what == "nan":
-        _patch_losses()
-    if rank == 1 and what == "signal":
-        _patch_batches()
-    if rank == 0 and what == "disk":
-        _patch_saving()
-    start(each, nothing)
-
-
-def _patch_losses() -> None:
+    if rank == 1:
+        differences = {
+            "options": {"optim": dataclasses.replace(ADAMW, lr=2e-2)},
+            "data": {"data": other},
+            "no data": {"data": folder / "none"},
+        }
+        each = dataclasses.replace(each, **differences.get(what, {}))
     accumulate = loop.Trainer._accumulate
 
     def broken(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
         part = accumulate(self, step, micro_step)
         return part * float("nan") if (step, micro_step) == (2, 3) else part
 
-    loop.Trainer._accumulate = broken
-
-
-def _patch_batches() -> None:
-    accumulate = loop.Trainer._accumulate
-
     def signalled(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
         if (step, micro_step) == (4, 2):
             os.kill(os.getpid(), signal.SIGTERM)
         return accumulate(self, step, micro_step)
 
-    loop.Trainer._accumulate = signalled
-
-
-def _patch_saving() -> None:
     def full(tensors: object, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    checkpoint.save_file = full
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1 and what in ("nan", "signal"):
+            patch.setattr(loop.Trainer, "_accumulate", broken if what == "nan" else signalled)
+        if rank == 0 and what == "disk":
+            patch.setattr(checkpoint, "save_file", full)
+        start(each, nothing)
 
 
 def test_what_goes_wrong_on_one_rank_ends_all(data: Path, other_data: Path, tmp_path: Path) -> None:
-    said = {}
-    for what in ("options", "data", "no data", "nan", "signal", "disk"):
+    cases = ("options", "data", "no data", "nan", "signal", "disk")
+    for what in cases:
         (tmp_path / what).mkdir()
-        said[what] = launch(2, go_wrong, data, other_data, tmp_path / what, what)
+    works = [partial(go_wrong, data, other_data, tmp_path / what, what) for what in cases]
+    said = dict(zip(cases, launch_each(2, works), strict=True))
     for what in ("options", "data", "no data", "nan", "disk"):
         assert [line.split(": ")[0] for line in said[what]] == ["InputError", "ReportedElsewhere"]
     assert "the configuration of rank 1 differs from that of rank 0: " in said["options"][0]
