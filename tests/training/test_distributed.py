@@ -1,0 +1,253 @@
+"""How processes meet, agree and check files for one another; whatever fails on one rank ends all, and one says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ranks import launch_each, needs_fork, this_rank
+from support import nothing, saved_steps, small
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+
+from gpt2lab.data import dataset
+from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.errors import InputError
+from gpt2lab.model.gpt import GPT
+from gpt2lab.runs import Run
+from gpt2lab.training import checkpoint, monitoring
+from gpt2lab.training import setup as setting_up
+from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.distributed import Communicator, fail_on_all_ranks, process_group
+from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.session import resume, start
+from gpt2lab.training.setup import resolve
+
+TWO = Communicator(0, 2, 0, "a launch")
+
+
+@pytest.mark.parametrize(
+    ("asked", "comm", "expected"),
+    [
+        ("auto", Communicator(), "none"),
+        ("auto", TWO, "ddp"),
+        ("fsdp", TWO, "fsdp"),
+        ("none", TWO, "parallel is none, but torchrun started 2 processes"),
+        ("ddp", Communicator(), "parallel ddp needs torchrun: torchrun --standalone"),
+        ("auto", 3, r"3 processes cannot share the 8 sequences of a step evenly; start 2 or 4, .* such as 144"),
+        ("auto", 7, r"start 4 or 8, the nearest that can"),
+        ("auto", 9, r"9 processes, but a step of 128 tokens has only 8 sequences of 16; start at most 8"),
+    ],
+)
+def test_the_mode_fits_the_processes_and_they_fit_the_batch(
+    data: Path, tmp_path: Path, asked: str, comm: Communicator | int, expected: str
+) -> None:
+    comm = dataclasses.replace(TWO, world_size=comm) if isinstance(comm, int) else comm
+    each = small(data, tmp_path / "run", micro_batch=1, parallel=asked)
+    if expected in ("none", "ddp", "fsdp"):
+        assert resolve(each, TokenDataset(data), comm).config.parallel == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            resolve(each, TokenDataset(data), comm)
+
+
+INVALID_SECONDS = {
+    seconds: f'^GPT2LAB_RENDEZVOUS_SECONDS is "{seconds}"; give a number of seconds above 0 and at most 86400'
+    for seconds in ("abc", "0", "nan", "inf")
+}
+RENDEZVOUS = {None: "RANK is set, but another variable of torchrun is missing or invalid"} | INVALID_SECONDS
+RENDEZVOUS |= {"1": r"rank 1 of 2 could not reach the other ranks at 127\.0\.0\.1:1 within 1 s"}
+
+
+@pytest.mark.parametrize(("seconds", "expected"), RENDEZVOUS.items())
+def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch, seconds: str | None, expected: str) -> None:
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    if seconds is not None:
+        environment |= {"MASTER_PORT": "1", "GPT2LAB_RENDEZVOUS_SECONDS": seconds}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=expected), process_group("cpu"):
+        pass
+
+
+def train_without_reading(each: TrainConfig) -> None:
+    """Start or resume a run; rank 1 must not read any file to the end."""
+
+    def read(*_: object) -> None:
+        raise AssertionError("this rank reads the files too")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if this_rank() == 1:
+            patch.setattr(dataset, "checked_sha256", read)
+        (start if each.resume is None else resume)(each, nothing)
+
+
+def train_on_two(each: TrainConfig, folder: Path) -> None:
+    """Start a run whose rank 1 has its data elsewhere."""
+    start(dataclasses.replace(each, data=folder) if this_rank() == 1 else each, nothing)
+
+
+@needs_fork
+def test_one_rank_of_a_machine_checks_the_files_for_all(data: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "flipped"))
+    (shard,) = other.glob("train_*.bin")
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    each = small(data, tmp_path / "run", steps=4, micro_batch=2)
+    flipped = small(data, tmp_path / "flipped_run", steps=4, micro_batch=2)
+    said = launch_each(2, [
+        partial(train_without_reading, each),
+        partial(train_without_reading, dataclasses.replace(each, resume="last", steps=8)),
+        partial(train_on_two, dataclasses.replace(flipped, data=other), other),
+        partial(train_on_two, flipped, other),
+    ])  # fmt: skip
+    assert said[:2] == [["", ""]] * 2
+    assert saved_steps(Run(tmp_path / "run")) == [4, 8]
+    for lines, rank in zip(said[2:], (0, 1), strict=True):
+        assert [line.split(": ")[0] for line in lines] == ["InputError", "ReportedElsewhere"]
+        assert "changed since it was written" in lines[0] and ("rank 1: " in lines[0]) == (rank == 1)
+    assert not (tmp_path / "flipped_run").exists()
+
+
+class Defect(Exception):
+    """An error that no run expects."""
+
+
+def after(step: int, act: Callable[[Run], object]) -> HooksFor:
+    """Do something on rank 0 after a step."""
+
+    def hooks(run: Run) -> Hooks:
+        def on_step(report: StepReport) -> None:
+            if report.step == step:
+                act(run)
+
+        return Hooks(on_step=on_step)
+
+    return hooks
+
+
+def defect(*_: object) -> None:
+    raise Defect("a defect")
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device", "a file")
+
+
+def no_memory(*_: object) -> None:
+    raise InputError("memory is gone")
+
+
+def full(path: Path) -> None:
+    """Let every write to a file find no space."""
+    path.unlink()
+    path.symlink_to("/dev/full")
+
+
+def failing_hooks(run: Run) -> Hooks:
+    raise InputError("an ending is too long")
+
+
+def failing_sample(run: Run) -> Hooks:
+    def sample(model: GPT, step: int) -> None:
+        (run.path / "samples.jsonl").mkdir()
+        run.add_sample(step, "nucleus", "", "a text")
+
+    return Hooks(sample=sample)
+
+
+HOOKS: dict[str, HooksFor] = {
+    "row": after(2, lambda run: full(run.path / "metrics.csv")),
+    "on_step": after(2, defect),
+    "sample": failing_sample,
+    "hooks": failing_hooks,
+}
+PATCHES: dict[str, tuple[int, ModuleType, str, Callable[..., None]]] = {
+    "curves": (0, monitoring, "draw", no_space),
+    "trace": (0, monitoring, "temporary_name", no_space),
+    "hash": (1, checkpoint, "sha256_of", no_space),
+    "second resolve": (1, setting_up, "resolve", no_memory),
+}
+FAILURES = {
+    "row": ("ddp", 0, "metrics.csv: cannot be written (No space left on device); "),
+    "sample": ("fsdp", 0, "samples.jsonl: cannot be "),
+    "data": ("ddp", 1, "became shorter while in use"),
+    "second resolve": ("ddp", 1, "memory is gone"),
+    "on_step": ("ddp", 0, "a defect"),
+    "hooks": ("ddp", 0, "an ending is too long"),
+    "curves": ("fsdp", 0, "No space left on device"),
+    "trace": ("ddp", 0, "No space left on device"),
+    "hash": ("fsdp", 0, "cannot be written (rank 1: [Errno 28] No space left on device: 'a file')"),
+}
+"""Mode, the rank that says what went wrong, and what it says. Where a hash fails, all ranks agree on it."""
+
+
+def fail(each: TrainConfig, copy: Path, what: str) -> None:
+    """Start a run in which something fails on one rank."""
+    hooks = HOOKS.get(what, nothing)
+    if what == "data":
+        (shard,) = copy.glob("train_*.bin")
+        hooks = after(2, lambda run: shard.write_bytes(shard.read_bytes()[:1100]))
+        each = dataclasses.replace(each, data=copy) if this_rank() == 1 else each
+    with pytest.MonkeyPatch.context() as patch:
+        if what in PATCHES and PATCHES[what][0] == this_rank():
+            patch.setattr(*PATCHES[what][1:])
+        try:
+            start(each, hooks)
+        except (Defect, OSError) as error:
+            raise InputError(str(error)) from error
+
+
+TOGETHER = [what for what, (mode, _, _) in FAILURES.items() if mode == "ddp"]
+"""Tested in one launch: DDP closes its connections when a rank fails, FSDP when its process ends."""
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    "failures",
+    [TOGETHER, ["sample"], *(pytest.param([what], marks=pytest.mark.fault) for what in ("curves", "hash"))],
+    ids=", ".join,
+)
+def test_a_failure_on_one_rank_ends_all_and_one_says_why(data: Path, tmp_path: Path, failures: list[str]) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    options = {"steps": 8, "batch_tokens": 128, "micro_batch": 2, "log_every": 1, "sample_every": 3, "eval_every": 3}
+    works = [
+        partial(
+            fail, small(data, tmp_path / what, parallel=FAILURES[what][0], profile_steps="2:3", **options), copy, what
+        )
+        for what in failures
+    ]
+    for what, said in zip(failures, launch_each(2, works), strict=True):
+        _, rank, reason = FAILURES[what]
+        (line,) = [line for line in said if not line.startswith("ReportedElsewhere: ")]
+        assert said.index(line) == rank, what
+        assert line.startswith("InputError: ") and reason in line
+        assert what == "hash" or (f"rank {rank}: " in said[1 - rank] and reason in said[1 - rank])
+
+
+STAYS = """
+import sys, time
+import torch.distributed as dist
+from gpt2lab.training import distributed
+distributed.POLL_SECONDS = distributed.GRACE_SECONDS = 0.1
+with distributed.fail_on_all_ranks(dist.FileStore(sys.argv[1]), 1):
+    print("started", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.fault
+def test_a_rank_that_notices_nothing_is_ended(tmp_path: Path) -> None:
+    store = FileStore(str(tmp_path / "store"))
+    with subprocess.Popen([sys.executable, "-c", STAYS, str(tmp_path / "store")], stdout=subprocess.PIPE) as rank:
+        assert rank.stdout is not None and rank.stdout.readline() == b"started\n"
+        with pytest.raises(Defect), fail_on_all_ranks(store, 0):
+            defect()
+        assert rank.wait(60) == 2
