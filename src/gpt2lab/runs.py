@@ -194,9 +194,7 @@ def _append(path: Path, line: str) -> None:
                     file.truncate(path.read_bytes().rfind(b"\n") + 1)
             file.write(line.encode("utf-8"))
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); free space or check its permissions, and try again"
-        ) from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free space or check permissions") from error
 
 
 def _append_once(path: Path, line: str) -> None:
@@ -221,9 +219,8 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """Read each line by itself, so that a stray quotation mark cannot swallow the lines after it."""
     lines = _complete_lines(path)
     if not lines or lines[0] != ",".join(columns):
-        raise InputError(
-            f"{path}: the first line is not {','.join(columns)}; the file is damaged or of another version"
-        )
+        expected = ",".join(columns)
+        raise InputError(f"{path}: the first line is not {expected}; the file is damaged or of another version")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         try:

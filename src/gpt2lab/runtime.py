@@ -145,14 +145,12 @@ def resolve_compile(choice: str, device: torch.device, steps: int) -> tuple[bool
         InputError: It is ``on``, but not possible.
     """
     one_of("compile", choice, ("auto", "on", "off"))
-    able, why = can_compile(device)
     if choice == "off":
         return False, "asked for"
-    if choice == "on":
-        if not able:
-            raise InputError(f"cannot compile here: {why}; leave compile at auto or off")
-        return True, why
-    if able and device.type == "cpu" and steps < COMPILE_FROM_STEPS:
+    able, why = can_compile(device)
+    if choice == "on" and not able:
+        raise InputError(f"cannot compile here: {why}; leave compile at auto or off")
+    if choice == "auto" and able and device.type == "cpu" and steps < COMPILE_FROM_STEPS:
         return False, f"too few steps on a CPU to amortize compilation ({steps:,} < {COMPILE_FROM_STEPS:,})"
     return able, why
 

@@ -1,4 +1,4 @@
-"""The stories corpus: what it writes, that it reads back exactly that, and that its probabilities add up."""
+"""The stories: what is generated parses with exactly its probability, and probabilities sum to one."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def every_text(toy: Grammar) -> Iterator[tuple[str, Fraction, float]]:
             waiting += [decided + [0] * (at - len(decided)) + [k] for k in range(1, sizes[at])]
 
 
-class TestTheLaw:
-    def test_every_choice_of_the_stories_shows_itself_in_the_text(self) -> None:
+class TestAmbiguity:
+    def test_every_choice_can_be_told_from_the_text(self) -> None:
         choices = [node for node in nodes(grammar().start) if isinstance(node, Choice)]
         assert len(choices) > 150
         for choice in choices:
             assert choice.trie is not None  # building it raises AmbiguityError where the law is broken
 
-    def test_no_word_of_the_stories_begins_another_of_its_place(self) -> None:
+    def test_no_word_is_a_prefix_of_another_in_its_slot(self) -> None:
         for node in nodes(grammar().start):
             if isinstance(node, Draw | Reference):
                 assert node.legal.trie is not None
@@ -93,12 +93,12 @@ class TestTheLaw:
                 )
 
     @pytest.mark.parametrize("rule", ["(a|a)", "({hero:girl}|Ann) sang", "(red|red ball)( ball|) lay there"])
-    def test_a_grammar_that_breaks_the_law_is_found_out(self, rule: str) -> None:
+    def test_an_ambiguous_grammar_is_refused(self, rule: str) -> None:
         broken = Grammar({"story": rule}, PEOPLE)
         with pytest.raises(AmbiguityError):
             parse_with(broken, generate(broken, lambda n: 0).text)
 
-    def test_the_probabilities_of_all_texts_add_up_to_one(self) -> None:
+    def test_the_probabilities_of_all_texts_sum_to_one(self) -> None:
         texts = list(every_text(TOY))
         assert len(texts) == len({text for text, _, _ in texts}) > 100
         assert sum(probability for _, probability, _ in texts) == 1
@@ -106,7 +106,7 @@ class TestTheLaw:
             assert 2**-bits == pytest.approx(float(probability), rel=1e-12)
             assert parse_with(TOY, text).bits == bits
 
-    def test_texts_come_as_often_as_their_bits_say(self) -> None:
+    def test_texts_are_as_frequent_as_their_bits_say(self) -> None:
         n = 20_000
         found = Counter(generate(TOY, splitmix64(7, index)).text for index in range(n))
         for text, probability, _ in every_text(TOY):
@@ -114,7 +114,7 @@ class TestTheLaw:
             assert abs(found[text] - expected) < 6 * expected**0.5
 
 
-class TestWriting:
+class TestGenerating:
     def test_the_bytes_are_the_same_everywhere(self) -> None:
         digest = hashlib.sha256("\0".join(story.text for story in SAMPLE[:300]).encode("ascii")).hexdigest()
         assert digest == "04491adeb0fa08c82c193ec9ce7bd31883c344c83c9e7e4422cd503b9401074f"
@@ -124,11 +124,11 @@ class TestWriting:
         assert generate_story(SEED, 2**64 - 1) == generate_story(SEED, 2**64 - 1)
         assert generate_story(SEED + 1, 5) != generate_story(SEED, 5)
 
-    def test_no_story_comes_twice(self) -> None:
+    def test_no_story_is_generated_twice(self) -> None:
         assert len({story.text for story in SAMPLE}) == len(SAMPLE)
 
-    def test_every_story_that_can_be_has_60_to_250_words(self) -> None:
-        """The shortest and the longest branch through the graph, counted in blanks."""
+    def test_every_possible_story_has_60_to_250_words(self) -> None:
+        """The shortest and the longest branch through the graph, counted in spaces."""
 
         @cache
         def bounds(node: Node) -> tuple[int, int]:
@@ -156,7 +156,7 @@ class TestWriting:
             assert not re.search(r'[.!?]"? [a-z]', re.sub(r'[!?]" [a-z]', "", story.text))
             assert all(paragraph.count('"') % 2 == 0 for paragraph in story.text.split("\n"))
 
-    def test_words_that_agree_lie_more_than_100_words_apart_in_many_stories(self) -> None:
+    def test_most_stories_have_references_over_more_than_100_words(self) -> None:
         far = [max(distances(index), default=0) > 100 for index in range(500)]
         assert sum(far) / len(far) > 0.9
 
@@ -167,7 +167,7 @@ class TestWriting:
 
 
 class Distances(Walk):
-    """Write, and note how many words each reference lies behind the draw that it refers to."""
+    """Generate, and record how many words separate each reference from its draw."""
 
     def __init__(self, pick: Callable[[int], int]) -> None:
         super().__init__()
@@ -201,19 +201,19 @@ def distances(index: int) -> list[int]:
     return walk.found
 
 
-class TestReading:
-    def test_a_written_story_is_read_back_with_exactly_its_bits(self) -> None:
+class TestParsing:
+    def test_a_generated_story_parses_with_exactly_its_bits(self) -> None:
         for story in SAMPLE:
             verdict = parse(story.text)
             assert (verdict.grammatical, verdict.consistent, verdict.bits) == (True, True, story.bits)
             assert (verdict.offset, verdict.message) == (None, None)
 
     @given(st.randoms(use_true_random=False))
-    def test_any_derivation_is_read_back_with_exactly_its_bits(self, random: object) -> None:
+    def test_any_derivation_parses_with_exactly_its_bits(self, random: object) -> None:
         story = generate(grammar(), random.randrange)  # type: ignore[attr-defined]
         assert parse(story.text).bits == story.bits
 
-    def test_a_text_that_breaks_off_is_not_grammatical_and_breaks_where_it_ends(self) -> None:
+    def test_a_truncated_text_is_ungrammatical_where_it_ends(self) -> None:
         text = SAMPLE[0].text
         for end in range(len(text)):
             verdict = parse(text[:end])
@@ -224,13 +224,13 @@ class TestReading:
             assert verdict.message is not None
             assert "\n" not in verdict.message
 
-    def test_text_after_the_end_breaks_there(self) -> None:
+    def test_text_after_the_end_is_ungrammatical(self) -> None:
         text = SAMPLE[0].text
         verdict = parse(text + " And then?")
         assert (verdict.grammatical, verdict.offset) == (False, len(text))
         assert verdict.message == 'expected the end of the text, found " And"'
 
-    def test_a_word_that_cannot_stand_there_breaks_at_its_first_wrong_letter(self) -> None:
+    def test_an_impossible_word_breaks_at_its_first_wrong_letter(self) -> None:
         text = "Ann had a bell. The end."
         verdict = parse_with(TOY, text)
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (False, True, text.index("ell."))
@@ -255,7 +255,7 @@ class TestReading:
 
 
 class TestConsistency:
-    def test_another_name_is_inconsistent_and_the_first_place_is_told(self) -> None:
+    def test_another_name_is_inconsistent_where_it_first_occurs(self) -> None:
         verdict = parse_with(TOY, "Ann had a top. Eve was glad, and he sang.\nThe end.")
         assert (verdict.grammatical, verdict.consistent, verdict.bits) == (True, False, None)
         assert (verdict.offset, verdict.message) == (15, 'expected "Ann", found "Eve"')
@@ -269,12 +269,12 @@ class TestConsistency:
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 20)
         assert verdict.message == 'expected "Jim", found "Bob"'
 
-    def test_somebody_who_is_not_there_is_inconsistent(self) -> None:
+    def test_an_absent_person_is_inconsistent(self) -> None:
         verdict = parse_with(TOY, "Bob had a top. Then Eve came, and Jim took the top, not a top.\nThe end.")
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, 34)
         assert verdict.message == 'expected "Bob" or "Eve", found "Jim"'
 
-    def test_both_faults_are_told_and_the_offset_is_the_first(self) -> None:
+    def test_the_offset_is_that_of_the_first_fault(self) -> None:
         verdict = parse_with(TOY, "Bob had a top. Jim was glad, and he sat.")
         assert (verdict.grammatical, verdict.consistent, verdict.offset) == (False, False, 15)
 

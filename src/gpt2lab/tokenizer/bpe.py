@@ -331,10 +331,8 @@ class Encoder:
 
     @functools.cached_property
     def _ranks(self) -> dict[Merge, int]:
-        ranks: dict[Merge, int] = {}
-        for rank, merge in enumerate(self._vocabulary.merges):
-            ranks.setdefault(merge, rank)
-        return ranks
+        merges = list(enumerate(self._vocabulary.merges))
+        return {merge: rank for rank, merge in reversed(merges)}  # the first of equal merges counts
 
     @functools.cached_property
     def _core(self) -> tiktoken.Encoding | None:

@@ -75,12 +75,9 @@ def _from_strings(
     for token, number in special_tokens.items():
         if ids.get(token, number) != number:
             raise InputError(f"the special token {token!r} has two ids, {number} and {ids[token]}; save it again")
-    return Vocabulary(
-        ids={unicode_to_bytes(token): number for token, number in ids.items() if token not in special_tokens},
-        merges=[(unicode_to_bytes(left), unicode_to_bytes(right)) for left, right in merges],
-        special_tokens=dict(special_tokens),
-        pattern=pattern,
-    )
+    ordinary = {unicode_to_bytes(token): number for token, number in ids.items() if token not in special_tokens}
+    pairs = [(unicode_to_bytes(left), unicode_to_bytes(right)) for left, right in merges]
+    return Vocabulary(ordinary, pairs, dict(special_tokens), pattern)
 
 
 def _make_directory(directory: Path) -> None:

@@ -192,17 +192,18 @@ def grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 # --------------------------------------------------------------------------------------- fast splitting, for training
 
 _SHORT = 1000  # characters
+_BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
 
 
 def split_fast(pattern: Pattern, text: str) -> list[str]:
     """Return the same words as ``pattern.split``, faster; the text must be well formed."""
     if pattern.name not in PATTERNS:
         return _compiled(pattern.fast).findall(text)
-    if text.isascii() or not _beyond_bmp().search(text):
+    if text.isascii() or not _BEYOND_BMP.search(text):
         return _compiled_for_re(pattern.fast).findall(text)
     words: list[str] = []
     for piece in pattern.pieces(text, _SHORT):  # few pieces will hold such characters
-        compiled = _compiled(pattern.fast) if _beyond_bmp().search(piece) else _compiled_for_re(pattern.fast)
+        compiled = _compiled(pattern.fast) if _BEYOND_BMP.search(piece) else _compiled_for_re(pattern.fast)
         words += compiled.findall(piece)
     return words
 
@@ -210,11 +211,6 @@ def split_fast(pattern: Pattern, text: str) -> list[str]:
 @functools.cache
 def _compiled(expression: str) -> regex.Pattern[str]:
     return regex.compile(expression)
-
-
-@functools.cache
-def _beyond_bmp() -> re.Pattern[str]:
-    return re.compile("[\U00010000-\U0010ffff]")
 
 
 @functools.cache

@@ -28,7 +28,6 @@ import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 from array import array
 from collections import Counter, defaultdict
@@ -36,6 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import IO, Any
 
 import numpy as np
@@ -133,8 +133,7 @@ def _count_in_helper(pattern: Pattern, work: queue.Queue[Chunk | None]) -> dict[
     """
     search_path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": search_path}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", _SERVE], env=environment, **pipes)
+    process = Popen([sys.executable, "-c", _SERVE], stdin=PIPE, stdout=PIPE, env=environment)
     answer = b""
     with contextlib.suppress(BrokenPipeError), process:  # the exit status tells of a helper that died
         assert process.stdin is not None and process.stdout is not None
