@@ -7,9 +7,12 @@ matplotlib figure; `png`, `svg` and `page_svg` turn a figure into a file's conte
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -368,6 +371,26 @@ def _legend_above(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = min(len(labels), 4 if len(figure.axes) > 1 else 2)
     figure.legend(handles, labels, loc="outside upper left", ncols=max(1, columns), frameon=False, fontsize=9)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its caption, in a report."""
+
+    figure: Figure
+    caption: str
+    wide: bool = False
+    """Whether it needs the whole width of a page."""
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as PNG."""
+        return png(self.figure)
+
+    @property
+    def base64(self) -> str:
+        """The PNG for a data URL."""
+        return base64.b64encode(self.png).decode("ascii")
 
 
 def png(figure: Figure) -> bytes:

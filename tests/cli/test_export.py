@@ -76,7 +76,7 @@ def test_the_model_card_says_what_the_model_is_and_how_it_was_measured(work: Pat
     figures = {row["metric"]: float(row["value"]) for row in Run.open(work / "run").evals()}
     protocol = Run.open(work / "run").evals()[0]["protocol"]
     assert f"{figures['perplexity']:.1f}" in text and protocol in text
-    assert "| Batch | 128 tokens a step |" in text
+    assert "| Batch | 128 tokens per step |" in text
     assert str(work) not in text  # nobody's folders
 
 
@@ -105,7 +105,7 @@ def test_an_imported_run_can_be_sampled_reported_and_exported(
     assert capsys.readouterr().out.startswith("One day")
     assert main(["report", run]) == 0
     page = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
-    assert "A GPT-2 of 2 layers" in page
+    assert "A GPT-2 with 2 layers" in page
     assert main(["export-hf", run, str(tmp_path / "out")]) == 0
     assert f"imported from {work / 'out'}" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):

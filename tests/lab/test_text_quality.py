@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gpt2lab import runtime
+from gpt2lab.cli.evaluate import table_of
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
@@ -18,12 +19,13 @@ from gpt2lab.evaluation.text_quality import (
     choose_prompts,
     findings,
     measure_texts,
+    save_text_quality,
     saved_texts,
+    text_table,
 )
 from gpt2lab.generation import Strategy
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.report.plots import save_text_quality, table_of
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -105,7 +107,7 @@ def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path)
     assert kept["rows"][3]["figures"] == quality.rows[3].figures
     assert kept["examples"][0]["completions"].keys() == {row.name for row in quality.rows[1:]}
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert table_of(quality, "a title").row_count == 12
+    assert table_of(text_table(quality), "a title").row_count == 12
     assert saved_texts(Run(tmp_path)) == quality
     read = page.read_text(encoding="utf-8")
     assert "](text.png)" in read and quality.protocol in read and "| nucleus 0.95 |" in read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -67,8 +68,9 @@ class Compare(Command):
                 print(job.command)
             return 0
         console.log_to_console()
+        work = partial(in_own_process, begin=console.log_to_console, bar=console.training_bar)
         try:
-            comparison = compare(bases, varied, self.seeds, self.out, self.to_loss, in_own_process, named, self.texts)
+            comparison = compare(bases, varied, self.seeds, self.out, self.to_loss, work, named, self.texts)
         except Interrupted:
             print("interrupted; run the same command again to resume: finished runs are not repeated")
             raise
@@ -93,7 +95,7 @@ def _print(comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gpt2lab.compare.output import NOTE, lines
+    from gpt2lab.compare.output import NOTE, table_rows
     from gpt2lab.console import console
 
     title = f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}"
@@ -101,10 +103,10 @@ def _print(comparison: Comparison) -> None:
     table.add_column("")
     for arm in comparison.arms:
         table.add_column(Text(f"{arm}\n(reference)" if arm == comparison.reference else arm), justify="right")
-    for line in lines(comparison):
-        parts = [(f"{e.value} {e.spread}".strip(), e.difference, e.interval, e.verdict) for e in line.entries]
+    for row in table_rows(comparison):
+        parts = [(f"{c.value} {c.spread}".strip(), c.difference, c.interval, c.verdict) for c in row.cells]
         cells = [Text("\n".join(filter(None, part))) for part in parts]
-        table.add_row(f"{line.title}\n{line.unit}".strip(), *cells, end_section=True)
+        table.add_row(f"{row.title}\n{row.unit}".strip(), *cells, end_section=True)
     console.print(table)
     for text in (*comparison.findings, *comparison.remarks):
         console.print(f"- {text}", markup=False)

@@ -12,7 +12,10 @@ from gpt2lab.cli.arguments import Command, Model, Split
 from gpt2lab.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gpt2lab.evaluation.hellaswag import HellaSwagItem
+    from gpt2lab.evaluation.text_quality import TextTable
 
 HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 """Commit of the author's data set on the Hub, so that everybody gets the same items."""
@@ -75,7 +78,7 @@ class Positions(Command):
         """Print some of the curve; save all of it, with its plot, in the run directory."""
         from gpt2lab import console
         from gpt2lab.evaluation.measure import measure_positions
-        from gpt2lab.report.plots import save_positions
+        from gpt2lab.evaluation.perplexity import save_positions
 
         run = self.model.load()
         by_document = self.by_document or run.mask_documents
@@ -181,8 +184,7 @@ class TextQuality(Command):
     def run(self) -> int:
         """Print the table; save it, with its plot, in the run directory."""
         from gpt2lab import console
-        from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts
-        from gpt2lab.report.plots import save_text_quality, table_of
+        from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality, text_table
 
         run = self.model.load()
         held_out = run.split(self.data, self.split)
@@ -192,10 +194,24 @@ class TextQuality(Command):
         )
         with console.bar("strategies") as progress:
             quality = measure_texts(run.model, run.tokenizer, prompts, run.runtime, self.seed, progress)
-        table = table_of(quality, f"{held_out.name}, checkpoint of step {run.checkpoint.step}")
+        table = table_of(text_table(quality), f"{held_out.name}, checkpoint of step {run.checkpoint.step}")
         # print(width=...) of the shared console is limited to the terminal's width, and would cut figures off
         console.Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
         print(f"protocol: {quality.protocol}")
         for path in save_text_quality(run.run, run.checkpoint.step, held_out.name, quality):
             print(path)
         return 0
+
+
+def table_of(texts: TextTable, title: str) -> Table:
+    """Return the quality of texts as a table for the terminal, a row for each decoding strategy."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("texts", no_wrap=True)
+    for name in texts.columns:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in texts.rows:
+        table.add_row(*row)
+    return table

@@ -25,7 +25,7 @@ class Report(Command):
 
     def run(self) -> int:
         """Write the report and print its path."""
-        from gpt2lab.report.html import report_on
+        from gpt2lab.report.write import report_on
 
         if not self.runs:
             raise InputError("no run given; give the directory of at least one run")
@@ -79,7 +79,7 @@ class ExportHF(Command):
         """Write the directory and print how to load it."""
         from gpt2lab.files import new_directory, write_atomically, write_json
         from gpt2lab.model.huggingface import write_hf
-        from gpt2lab.report.html import model_card
+        from gpt2lab.report.write import model_card
         from gpt2lab.runs import Run
         from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
         from gpt2lab.training.checkpoint import load_model

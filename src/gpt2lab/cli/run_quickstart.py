@@ -25,7 +25,7 @@ from gpt2lab.generation import STRATEGIES, write_texts
 from gpt2lab.lab.train import train
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.report.html import write_report
+from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2lab import console
+from gpt2lab import console, plots
 from gpt2lab.data.dataset import Survey, TokenDataset, split_documents, survey
 from gpt2lab.errors import InputError
-from gpt2lab.report.plots import TRAIN, write_png
 from gpt2lab.tokenizer.tokenizer import Tokenizer, render_token
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def show_data(directory: Path, documents: int, tokens: int, picture: Path | None
             print(f"\n{split}, document {number}, {len(ids):,} tokens:")
             console.print_tokens([render_token(vocabulary[token]) for token in ids[:_SHOWN].tolist()])
     if picture is not None:
-        write_png(picture, draw(found, str(directory)))
+        plots.write_png(picture, _draw(found, str(directory)))
         print(f"\n{picture}")
 
 
@@ -110,20 +109,9 @@ def _print_tokens(counts: np.ndarray, tokenizer: Tokenizer, number: int) -> None
         )
 
 
-def draw(found: dict[str, Survey], title: str) -> Figure:
+def _draw(found: dict[str, Survey], title: str) -> Figure:
     """Plot token frequency against rank, and the distribution of document lengths."""
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
     counts = np.sort(np.sum([of_split.counts for of_split in found.values()], axis=0))[::-1]
-    left.loglog(np.arange(1, np.count_nonzero(counts) + 1), counts[counts > 0], color=TRAIN, lw=1.6)
-    left.set(xlabel="rank of the token", ylabel="frequency")
     lengths = np.concatenate([of_split.lengths for of_split in found.values()])
-    if len(lengths):
-        right.hist(lengths, bins=_edges(lengths, 40).tolist(), color=TRAIN)
-    right.set(xscale="log", xlabel="tokens per document", ylabel="documents")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
-    return figure
+    edges = _edges(lengths, 40).tolist() if len(lengths) else []
+    return plots.token_statistics(counts[counts > 0].tolist(), lengths.tolist(), edges, title)

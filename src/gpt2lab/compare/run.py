@@ -1,7 +1,7 @@
-"""Running a plan: what is finished stays as it is, what was interrupted goes on, what fails does not stop the rest.
+"""Run a comparison: finished runs stay as they are, interrupted runs resume, and a failed run does not stop the rest.
 
-Each run has a process of its own, so that its peak memory is its own and a run that the system kills takes nothing with
-it. When the parent goes, so does the run: it saves its state and can be gone on with.
+Each run can have its own process, so that its peak memory is its own and an out-of-memory kill ends only that run.
+If the parent process ends, the run saves its state and ends too.
 """
 
 from __future__ import annotations
@@ -15,85 +15,148 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt2lab import console, runtime
+from gpt2lab import runtime
 from gpt2lab.compare.output import write_comparison
-from gpt2lab.compare.plan import Job, Plan, make_plan, remarks, require_same_options
-from gpt2lab.compare.results import Comparison, compare_outcomes, is_measured, measure, outcome_of, text_prompts
+from gpt2lab.compare.plan import ComparisonPlan, make_plan, require_same_options
+from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, outcome_of
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path
+from gpt2lab.evaluation.measure import HeldOut, measure_held_out, measure_positions
+from gpt2lab.evaluation.perplexity import save_positions
+from gpt2lab.evaluation.recall import recall_probe
+from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
+from gpt2lab.evaluation.text_quality import Prompts, choose_prompts, measure_texts, save_text_quality
+from gpt2lab.files import free_path, write_json
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
-from gpt2lab.training.checkpoint import list_checkpoints, newest_valid
+from gpt2lab.training.checkpoint import list_checkpoints, load_model, newest_valid
 from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.distributed import Interrupted
+from gpt2lab.training.loop import StepReport
+
+SAMPLES = 64
+"""Texts of each decoding strategy."""
 
 log = logging.getLogger("gpt2lab")
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """How a run ended."""
 
     error: str | None = None
-    """What went wrong, in one line; None where nothing did."""
+    """What went wrong, in one line."""
     signal: int | None = None
     """The signal that interrupted it; its state was saved."""
 
 
 Worker = Callable[[TrainConfig, bool], Ended]
-"""Trains and measures a run; with its texts or without."""
+"""Trains and measures a run; the second argument says whether to measure its texts."""
+ProgressBar = Callable[[], AbstractContextManager[Callable[[StepReport], None] | None]]
+"""Opens a progress bar and gives its ``on_step``; see `train`."""
 
 
-def run_plan(plan: Plan, work: Worker, texts: bool = False) -> dict[str, str]:
-    """Bring every run of a plan to its end; return what went wrong, in a line, by the run's path.
+def compare(
+    bases: TrainConfig | Sequence[TrainConfig],
+    vary: Mapping[str, Sequence[Any]],
+    seeds: int,
+    out: Path,
+    target_loss: float | None = None,
+    work: Worker | None = None,
+    named: Mapping[str, Mapping[str, Any]] | None = None,
+    texts: bool = False,
+) -> Comparison:
+    """Run every combination of options with every seed, compare the runs, and write the results into ``out``.
+
+    The same as ``gpt2lab compare``, which gives each run its own process (``work=in_own_process``). Without it, the
+    peak memory of a run includes that of the runs before it. Finished runs are not repeated.
+
+    Args:
+        bases: What the runs have in common: one configuration, or one for each preset that is compared.
+        vary: Values of each varied option, such as ``{"model.n_kv_head": [4, 1]}``.
+        seeds: Runs of each arm.
+        out: Directory of the comparison.
+        target_loss: Validation loss for "steps to the loss"; None is the lowest that every run reached.
+        work: Trains and measures a run; by default `in_this_process`.
+        named: Arms that change several options, by name; see `make_plan`.
+        texts: Whether to measure the texts of each run by decoding strategy, which takes time.
+
+    Raises:
+        InputError: See `make_plan` and `run_plan`; a failed run does not raise, it is named in the remarks.
+        Interrupted: A signal came; the same call resumes.
+    """
+    plan = make_plan(bases, vary, seeds, out, named)
+    failures = run_plan(plan, work or in_this_process, texts)
+    outcomes = [outcome_of(Run(job.path), job.arm, job.config.seed, failures.get(job.path)) for job in plan.jobs]
+    comparison = compare_outcomes(outcomes, target_loss, plan.remarks)
+    write_comparison(comparison, out)
+    return comparison
+
+
+def run_plan(plan: ComparisonPlan, work: Worker, texts: bool = False) -> dict[Path, str]:
+    """Finish every run of a plan; return the errors, one line each, by the path of the run.
 
     Args:
         plan: What to run.
-        work: Trains and measures one run: `in_own_process`, or `in_this_process`.
-        texts: Whether to measure what each run's texts are like.
+        work: Trains and measures a run: `in_own_process`, or `in_this_process`.
+        texts: Whether to measure the texts of each run.
 
     Raises:
-        InputError: A test split is too short for texts, or a run of other options stands where one of the plan belongs;
-            nothing was run.
-        Interrupted: A signal came; what was finished stays, and the same call goes on.
+        InputError: A test split is too short for texts, or a run with other options is in the way; nothing was run.
+        Interrupted: A signal came; finished runs stay, and the same call resumes.
     """
     jobs = plan.jobs
     for arm in plan.arms if texts else ():
-        text_prompts(arm.config)
+        _prompts(TokenDataset(arm.config.data), arm.config.recipe().model.n_ctx)
     for job in jobs:
-        if (job.path / "config.json").is_file() and _is_sound(Run(job.path)):
+        if _has_checkpoint(Run(job.path)):
             require_same_options(job, saved_config(Run(job.path)))
-    failures: dict[str, str] = {}
+    failures: dict[Path, str] = {}
     for number, job in enumerate(jobs, start=1):
-        title = f"run {number} of {len(jobs)}: {job.arm}, seed {job.config.seed}"
-        if _is_over(job, texts):
-            log.info("%s: done before", title)
+        run, title = Run(job.path), f"run {number} of {len(jobs)}: {job.arm}, seed {job.config.seed}"
+        checkpoints = list_checkpoints(run) if (run.path / "config.json").is_file() else []
+        if checkpoints and checkpoints[-1].state["finished"] is not None and _is_measured(run, texts):
+            log.info("%s: already done", title)
             continue
         log.info("%s", title)
         ended = work(job.config, texts)
         if ended.signal is not None:
-            raise Interrupted(ended.signal, Run(job.path), _newest_step(job))
+            checkpoints = list_checkpoints(run)
+            raise Interrupted(ended.signal, run, checkpoints[-1].step if checkpoints else 0)
         if ended.error is not None:
-            failures[str(job.path)] = ended.error
+            failures[job.path] = ended.error
             log.error("%s: %s", title, ended.error)
     return failures
 
 
-def in_this_process(config: TrainConfig, texts: bool = False) -> Ended:
-    """Train a run, or go on with it, and measure it."""
-    assert config.out is not None
+def _has_checkpoint(run: Run) -> bool:
+    """Return whether there is a run that can be resumed."""
+    if not (run.path / "config.json").is_file():
+        return False
     try:
-        if _prepare_place(Run(config.out)):
+        newest_valid(run, lambda _: None)
+    except InputError:
+        return False
+    return True
+
+
+def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar = nullcontext) -> Ended:
+    """Train a run, or resume it, and measure it."""
+    assert config.out is not None
+    run = Run(config.out)
+    try:
+        if _has_checkpoint(run):
             config = dataclasses.replace(config, resume="last")
-        with console.training_bar() as on_step:
-            run = train(config, on_step)
-        if not is_measured(run, texts):
-            measure(run, texts)
+        elif run.path.exists():
+            aside = run.path.rename(free_path(run.path.with_name(f"{run.path.name}.unusable")))
+            log.warning("%s has no sound checkpoint to resume from: moved to %s, starting again", run.path, aside.name)
+        with bar() as on_step:
+            train(config, on_step)
+        measure(run, texts)
     except InputError as error:
         return Ended(error=str(error))
     except Interrupted as stop:
@@ -101,34 +164,40 @@ def in_this_process(config: TrainConfig, texts: bool = False) -> Ended:
     return Ended()
 
 
-def in_own_process(config: TrainConfig, texts: bool = False) -> Ended:
-    """Do the same in a fresh process."""
+def in_own_process(
+    config: TrainConfig,
+    texts: bool = False,
+    begin: Callable[[], None] | None = None,
+    bar: ProgressBar = nullcontext,
+) -> Ended:
+    """Do the same in a new process, which calls ``begin`` first, for example to set up logging."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_begin_process) as pool:
-        future = pool.submit(_in_child, config, texts)
+    with concurrent.futures.ProcessPoolExecutor(1, context, initializer=_begin_process, initargs=(begin,)) as pool:
+        future = pool.submit(_in_child, config, texts, bar)
         try:
             return future.result()
         except BrokenProcessPool:
-            return Ended(error="its process was killed, perhaps for want of memory; try a lower --micro-batch")
-        except KeyboardInterrupt:  # the terminal tells the run's process too, which saves and ends
+            return Ended(error="its process was killed, perhaps out of memory; try a lower --micro-batch")
+        except KeyboardInterrupt:  # the terminal signals the process of the run too, which saves its state and ends
             return Ended(signal=signal.SIGINT)
 
 
-def _begin_process() -> None:
+def _begin_process(begin: Callable[[], None] | None) -> None:
     runtime.tune_allocator()
-    console.log_to_console()
+    if begin is not None:
+        begin()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _in_child(config: TrainConfig, texts: bool) -> Ended:
-    ended = in_this_process(config, texts)
+def _in_child(config: TrainConfig, texts: bool, bar: ProgressBar) -> Ended:
+    ended = in_this_process(config, texts, bar)
     if not _parent().is_alive():
-        os._exit(1)  # nobody is left to be told, and the pool's process would wait for more work for ever
+        os._exit(1)  # nobody is left to get the result, and the pool would wait for more work forever
     return ended
 
 
 def _end_with_parent() -> None:
-    """Ask this process to save and end when the one that started it has gone."""
+    """Ask this process to save its state and end when its parent has ended."""
     _parent().join()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -139,70 +208,41 @@ def _parent() -> BaseProcess:
     return parent
 
 
-def _is_over(job: Job, texts: bool) -> bool:
-    """Return whether a run was trained to its end and measured."""
-    checkpoints = list_checkpoints(Run(job.path))
-    if not checkpoints or not (job.path / "config.json").is_file():
-        return False
-    return checkpoints[-1].state["finished"] is not None and is_measured(Run(job.path), texts)
-
-
-def _prepare_place(run: Run) -> bool:
-    """Return whether there is a run to go on with; what cannot be gone on with is put aside under another name."""
-    if not run.path.exists():
-        return False
-    if (run.path / "config.json").is_file() and _is_sound(run):
-        return True
-    aside = run.path.rename(free_path(run.path.with_name(f"{run.path.name}.unusable")))
-    log.warning("%s has no sound checkpoint to go on from: kept as %s, begun anew", run.path, aside.name)
-    return False
-
-
-def _is_sound(run: Run) -> bool:
-    try:
-        newest_valid(run, lambda _: None)
-    except InputError:
-        return False
-    return True
-
-
-def _newest_step(job: Job) -> int:
-    checkpoints = list_checkpoints(Run(job.path))
-    return checkpoints[-1].step if checkpoints else 0
-
-
-def compare(
-    bases: TrainConfig | Sequence[TrainConfig],
-    vary: Mapping[str, Sequence[Any]],
-    seeds: int,
-    out: Path,
-    target_loss: float | None = None,
-    work: Worker = in_this_process,
-    named: Mapping[str, Mapping[str, Any]] | None = None,
-    texts: bool = False,
-) -> Comparison:
-    """Run every combination of options with every seed, compare them, and write what was found into ``out``.
-
-    The same as ``gpt2lab compare``, which gives each run a process of its own (``work=in_own_process``), without which
-    the peak memory of a run is the highest of those before it too. What is finished is not repeated.
+def measure(run: Run, texts: bool) -> None:
+    """Measure the best checkpoint of a finished run, and save the results with it; nothing is measured twice.
 
     Args:
-        bases: What the runs have in common: one configuration, or one for each preset that is compared.
-        vary: Values of each varied option, such as ``{"model.n_kv_head": [4, 1]}``.
-        seeds: Runs of each arm.
-        out: Directory of the comparison.
-        target_loss: Validation loss to count steps and seconds to; None is the lowest that every run reached.
-        work: How a run is done.
-        named: Arms of several changes each, by name; see `make_plan`.
-        texts: Whether to measure what each run's texts are like, by strategy, which takes time.
+        run: The run.
+        texts: Whether to measure its texts, besides test perplexity, loss by position and recall.
 
     Raises:
-        InputError: See `make_plan` and `run_plan`; a run that fails does not raise, it is named in the remarks.
-        Interrupted: A signal came; the same call goes on.
+        InputError: The data has no test split, or something is damaged.
     """
-    plan = make_plan(bases, vary, seeds, out, named)
-    failures = run_plan(plan, work, texts)
-    outcomes = [outcome_of(Run(j.path), j.arm, j.config.seed, failures.get(str(j.path))) for j in plan.jobs]
-    comparison = compare_outcomes(outcomes, target_loss, remarks(plan))
-    write_comparison(comparison, out)
-    return comparison
+    if _is_measured(run, texts):
+        return
+    config = saved_config(run)
+    where = runtime.resolve(config.device, config.precision)
+    model, checkpoint = load_model(run, "best", where.device)
+    dataset, step = TokenDataset(config.data), checkpoint.step
+    if run.latest_evaluation(RECALL_FILE) is None:
+        test, by_document = HeldOut.of_split(dataset, "test"), config.mask_documents  # as it was trained
+        measure_held_out(model, test, config.seq_len, None, where, by_document=by_document).record(run, step)
+        positions = measure_positions(model, test, config.seq_len, where, by_document=by_document)
+        with where.autocast():
+            recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
+        save_positions(run, step, "test", positions)
+        saved = {"step": step, "protocol": recall.protocol, "chance": recall.chance} | dataclasses.asdict(recall)
+        write_json(run.evaluations(step) / RECALL_FILE, saved)  # last: its presence says that the others are there
+    if texts and run.latest_evaluation(TEXT_FILE) is None:
+        quality = measure_texts(model, dataset.tokenizer(), _prompts(dataset, model.config.n_ctx), where, config.seed)
+        save_text_quality(run, step, "test", quality)
+
+
+def _is_measured(run: Run, texts: bool) -> bool:
+    files = [RECALL_FILE, TEXT_FILE] if texts else [RECALL_FILE]
+    return all(run.latest_evaluation(file) for file in files)
+
+
+def _prompts(dataset: TokenDataset, n_ctx: int) -> Prompts:
+    """Return the held-out prompts that a run continues. Raises `InputError` if its test split is too short."""
+    return choose_prompts(dataset, "test", n_ctx, SAMPLES)

@@ -16,17 +16,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from gpt2lab import plots
 from gpt2lab.data.loader import count_windows
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import require_no_leak
+from gpt2lab.files import read_json, write_json
 from gpt2lab.model.gpt import GPT, evaluating
+from gpt2lab.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIKITEXT = tuple(
     (re.compile(pattern, re.MULTILINE), replacement)
@@ -358,3 +367,67 @@ def loss_by_position(
     with np.errstate(invalid="ignore"):
         means = sums / counts
     return PositionLosses(tuple(means.tolist()), tuple(counts.tolist()), eot is not None)
+
+
+POSITIONS_FILE = "positions.json"
+MAX_POSITION_POINTS = 40
+"""Points of a curve of losses by position, evenly spaced on the logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class PositionCurve:
+    """The loss by position of a run, as it is plotted."""
+
+    step: int
+    split: str
+    protocol: str
+    points: tuple[tuple[float, float], ...]
+    """Position (the number of tokens before) and loss; see `position_points`."""
+
+
+def save_positions(run: Run, step: int, split: str, curve: PositionLosses) -> tuple[Path, Path]:
+    """Write ``positions.json`` and ``positions.png`` for the weights of a step; return their paths."""
+    file = run.evaluations(step) / POSITIONS_FILE
+    losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
+    saved = {"step": step, "split": split, "protocol": curve.protocol, "losses": losses, "tokens": curve.tokens}
+    write_json(file, saved)
+    points = position_points(curve.losses, curve.tokens)
+    figure = draw_positions(points, f"{run.path.name}, step {step:,}, {split}")
+    plots.write_png(file.with_suffix(".png"), figure)
+    return file, file.with_suffix(".png")
+
+
+def saved_positions(run: Run) -> PositionCurve | None:
+    """Return the curve that `save_positions` wrote for the newest step; None if there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = run.latest_evaluation(POSITIONS_FILE)
+    if path is None:
+        return None
+    saved = read_json(path)
+    try:
+        losses = [math.nan if loss is None else float(loss) for loss in saved["losses"]]
+        points = tuple(position_points(losses, saved["tokens"]))
+        return PositionCurve(int(saved["step"]), str(saved["split"]), str(saved["protocol"]), points)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not a curve of losses by position; run gpt2lab eval positions again") from error
+
+
+def draw_positions(points: plots.Points, title: str = "") -> Figure:
+    """Plot a curve of losses by position."""
+    return plots.by_distance({"": [points]}, "tokens before it in the window", "loss, nats per token", title)
+
+
+def position_points(losses: Sequence[float], tokens: Sequence[int]) -> list[tuple[float, float]]:
+    """Return the mean position and the mean loss, weighted by tokens, of intervals that grow by a constant factor."""
+    last = len(losses)
+    edges = sorted({round(last ** (n / MAX_POSITION_POINTS)) for n in range(MAX_POSITION_POINTS)} | {last + 1})
+    points: list[tuple[float, float]] = []
+    for begin, end in pairwise(edges):
+        positions = [t for t in range(begin, end) if tokens[t - 1]]
+        if total := sum(tokens[t - 1] for t in positions):
+            loss = sum(losses[t - 1] * tokens[t - 1] for t in positions) / total
+            points.append((sum(positions) / len(positions), loss))
+    return points

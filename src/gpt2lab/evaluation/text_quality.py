@@ -8,25 +8,31 @@ All texts have the same beginnings and at most the same length, and the held-out
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from gpt2lab import formatting
+from gpt2lab import formatting, plots
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, score
 from gpt2lab.evaluation.perplexity import document_begins
 from gpt2lab.evaluation.text_metrics import PROTOCOL, Text, Writing, text_stats
-from gpt2lab.files import read_json
+from gpt2lab.files import read_json, write_atomically, write_json
 from gpt2lab.generation import Strategy, seeded, stream
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HELD_OUT = "held-out text"
 SETTINGS = (
@@ -99,6 +105,11 @@ class TextQuality:
     def drawn(self) -> list[Row]:
         """The rows that have both perplexity and self-BLEU, which are held against each other."""
         return [row for row in self.rows if {"perplexity", "self_bleu"} <= row.figures.keys()]
+
+    @property
+    def can_be_drawn(self) -> bool:
+        """Whether `draw_text_quality` has held-out text and at least one strategy to draw."""
+        return len(self.drawn) > 1 and self.drawn[0].strategy is None
 
     def figures_of(self, name: str) -> dict[str, float]:
         """Return the figures of a row; empty where there is none of that name."""
@@ -269,6 +280,50 @@ class Completion:
     prompt: str
     endings: tuple[tuple[str, str], ...]
     """What wrote it, and the ending; the true one first."""
+
+
+CAPTION = (
+    "Diversity of the texts (self-BLEU; upwards they are less alike) against their perplexity under the model and, "
+    "where a grammar exists, against the share that is grammatical. The star is the held-out text: texts left of it "
+    "have a lower perplexity, texts below it are more alike."
+)
+
+
+def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> tuple[Path, ...]:
+    """Write ``text.json``, ``text.png`` and ``text.md`` for the weights of a step; return their paths."""
+    folder = run.evaluations(step)
+    title = f"{run.path.name}, step {step:,}"
+    write_json(folder / FILE, {"step": step, "split": split, **dataclasses.asdict(quality)})
+    plots.write_png(folder / "text.png", draw_text_quality(quality, title))
+    write_atomically(folder / "text.md", _markdown(quality, title))
+    return folder / FILE, folder / "text.png", folder / "text.md"
+
+
+def draw_text_quality(quality: TextQuality, title: str = "") -> Figure:
+    """Plot the metrics of `TextQuality.drawn`; see `CAPTION`."""
+    held_out, *rows = quality.drawn
+    families: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        families.setdefault(row.family, {})[row.name.removeprefix(row.family).strip()] = row.figures
+    return plots.text_quality(held_out.figures, families, title)
+
+
+def _markdown(quality: TextQuality, title: str) -> str:
+    """Return the table and the examples as a page that shows ``text.png``."""
+    table = text_table(quality)
+    rows = [("texts", *table.columns), ("---", *("---:" for _ in table.columns)), *table.rows]
+    parts = [f"# Texts by decoding strategy: {title}", "![Fluency against diversity](text.png)", CAPTION]
+    parts += [*table.findings, "\n".join(f"| {' | '.join(row)} |" for row in rows), table.protocol]
+    parts += ["## Prompts and their continuations"]
+    for completion in completions(quality):
+        parts.append(f"**{_escaped(completion.prompt)}**")
+        parts += [f"> *{name}:* {_escaped(ending)}" for name, ending in completion.endings]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Return a text on one line, with Markdown's special characters escaped."""
+    return re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", " ¶ ".join(text.strip().splitlines()))
 
 
 def saved_texts(run: Run) -> TextQuality | None:

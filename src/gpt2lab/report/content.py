@@ -1,307 +1,392 @@
-"""From run directories to what a report says of them; nothing else is read."""
+"""What a report contains, before it is typeset: a tree of values, from run directories and nothing else.
+
+    Report ─┬─ Comparison                                       of several runs
+            └─ RunContent ── KeyFigure, Fact, Evaluation, StrategySamples, Picture
+
+Every text is final; HTML (`html.py`) and PDF (`pdf.py`) only typeset it.
+"""
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
-import gpt2lab
-from gpt2lab import formatting
-from gpt2lab.compare.output import outcomes_of
-from gpt2lab.compare.results import Outcome, compare_outcomes
-from gpt2lab.evaluation.text_quality import completions, text_table
-from gpt2lab.report.document import Curves, Evaluation, Fact, KeyFigure, Report, RunContent, Sample, Series, Strategy
-from gpt2lab.report.facts import (
-    deviations,
-    environment,
-    flatten,
-    model_facts,
-    published,
-    published_losses,
-    references,
-    strengths,
-    summary,
-    task,
-    training_facts,
-    weaknesses,
+from gpt2lab import plots
+from gpt2lab.compare.output import draw
+from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options
+from gpt2lab.evaluation.perplexity import draw_positions
+from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map, read_run
+from gpt2lab.evaluation.text_quality import (
+    CAPTION,
+    Completion,
+    TextTable,
+    completions,
+    draw_text_quality,
+    text_table,
 )
-from gpt2lab.report.plots import PositionCurve
-from gpt2lab.report.run_data import Evaluated, Record, Written, attention_map, read
+from gpt2lab.formatting import count, duration, memory, number, percent, setting, short
+from gpt2lab.plots import Picture, Points
+from gpt2lab.report import facts
+from gpt2lab.report.facts import Fact
 from gpt2lab.runs import Run
 
-SHOWN = 3
-"""Texts shown of each strategy."""
-OTHERS = 6
-"""Texts shown of other steps, at most."""
-LONGEST = 4_000
-"""Characters shown of a text."""
+SHOWN_SAMPLES = 3
+"""Samples shown of each decoding strategy."""
+SHOWN_STEPS = 6
+"""Samples shown of other steps, at most."""
+MAX_CHARACTERS = 4_000
+"""Characters shown of a sample."""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number that a reader looks for first; ``value`` is None if it was not measured."""
+
+    label: str
+    value: str | None
+    note: str
+    only_if_known: bool = False
+    """Whether it is left out if it has no value: not every text has such a figure."""
+    per_token: bool = False
+    """Whether it only compares runs with the same tokenizer and data."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one protocol."""
+
+    title: str
+    protocol: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote."""
+
+    prompt: str
+    continuation: str
+    verdict: str
+    cut: bool
+    """Whether the text is longer than what is shown."""
+
+
+@dataclass(frozen=True)
+class StrategySamples:
+    """Samples of one decoding strategy at one step."""
+
+    name: str
+    step: str
+    total: int
+    """Samples that were written, of which some are shown."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What the report says about one run."""
+
+    name: str
+    summary: str
+    remarks: tuple[str, ...]
+    """What is unfinished, missing or damaged."""
+    task: tuple[str, ...]
+    """Paragraphs about the task and the data."""
+    key_figures: tuple[KeyFigure, ...]
+    curves: dict[str, Points]
+    """Columns of metrics.csv over the training tokens."""
+    floor: float | None
+    """Entropy of the test set in nats per token: its loss over 1 + gap."""
+    published_losses: dict[str, float]
+    description: str
+    """The curves in words."""
+    evaluations: tuple[Evaluation, ...]
+    texts: TextTable | None
+    """Quality of the texts by decoding strategy, if it was measured."""
+    completions: tuple[Completion, ...]
+    """Held-out prompts with the reference continuation and the model's."""
+    strategies: tuple[StrategySamples, ...]
+    other_steps: tuple[StrategySamples, ...]
+    """A sample of each of some other steps, to show the progress."""
+    pictures: dict[str, Picture]
+    """``positions``, ``texts`` and ``attention``, if they were measured."""
+    model: tuple[Fact, ...]
+    deviations: tuple[str, ...]
+    """How the model differs from the equations of GPT-2."""
+    biases: bool
+    cosine: bool
+    """Whether the learning rate follows the cosine of the equations."""
+    training: tuple[Fact, ...]
+    configuration: tuple[Fact, ...]
+    environment: tuple[Fact, ...]
+    commands: tuple[Fact, ...]
+    strengths: tuple[str, ...]
+    weaknesses: tuple[str, ...]
+    published: tuple[Fact, ...]
+    """Published figures of the same protocol."""
+
+    @property
+    def headline(self) -> list[KeyFigure]:
+        """The key figures at the top of the report: two rows of four."""
+        return [figure for figure in self.key_figures if figure.value is not None or not figure.only_if_known][:8]
+
+    @property
+    def prompted(self) -> bool:
+        """Whether any of its samples had a prompt."""
+        return any(sample.prompt for strategy in self.strategies for sample in strategy.samples)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says."""
+
+    title: str
+    runs: tuple[RunContent, ...]
+    comparison: Comparison | None
+    """Of several runs."""
+    pictures: dict[str, Picture]
+    """Those of the comparison."""
+    notes: tuple[str, ...]
+    """Paragraphs by the author."""
+    references: tuple[str, ...]
+
+    @property
+    def one_scale(self) -> bool:
+        """Whether the losses per token of its runs compare."""
+        return len(self.runs) == 1 or self.comparison is None or self.comparison.one_scale
 
 
 def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | None = None) -> Report:
-    """Read run directories and return what there is to say of them, in their order, with the author's own notes.
+    """Read run directories and return what a report says about them.
 
     Args:
-        runs: What is reported on.
-        notes: Paragraphs that empty lines part.
-        outcomes: What is compared; without it, several runs by the options in which they differ.
+        runs: Runs, in the order of the report.
+        notes: Paragraphs by the author, separated by empty lines.
+        outcomes: What is compared; by default several runs, by the options in which they differ.
     """
-    names = _names(runs) if outcomes is None else _named(runs, outcomes)
+    names = _names(runs, outcomes or ())
     if outcomes is None and len(runs) > 1:
-        outcomes = outcomes_of(runs)
+        outcomes = outcomes_by_options(runs)
+    comparison = None if outcomes is None else compare_outcomes(outcomes)
     paths = {str(run.path) for run in runs}
     pictured = paths if outcomes is None else _first_of_each_arm([o for o in outcomes if o.path in paths])
-    contents = tuple(
-        _run_content(read(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
+    contents = [
+        _run_content(read_run(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
+    ]
+    return Report(
+        title=names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}",
+        runs=tuple(contents),
+        comparison=comparison,
+        pictures={} if comparison is None else draw(comparison),
+        notes=tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip()),
+        references=facts.references(comparison is not None),
     )
-    title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
-    comparison = None if outcomes is None else compare_outcomes(outcomes)
-    paragraphs = tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip())
-    return Report(title, contents, gpt2lab.__version__, comparison, paragraphs, references(comparison is not None))
 
 
-def _named(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
-    """Return what a comparison calls the runs, or the directories' names where that tells them not apart."""
-    called = {o.path: f"{o.arm}, seed {o.seed}" for o in outcomes}
-    names = [called[str(run.path)] for run in runs]
-    return names if len(set(names)) == len(names) else _names(runs)
+def _names(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what a comparison calls the runs, else the names of their directories, else their paths."""
+    if outcomes:
+        named = {o.path: f"{o.arm}, seed {o.seed}" for o in outcomes}
+        names = [named[str(run.path)] for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    names = [run.path.resolve().name for run in runs]
+    uses = Counter(names)
+    return [name if uses[name] == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
 
 
 def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
-    """Return the paths of the runs that have pictures of their own: an arm's others differ by their seed only.
-
-    Of an arm without a finished run it is the first one that has begun.
-    """
+    """Return the paths of the runs with pictures: the first finished run of each arm, else the first one."""
     first: dict[str, str] = {}
     for outcome in sorted(outcomes, key=lambda o: not o.usable):
         first.setdefault(outcome.arm, outcome.path)
     return set(first.values())
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Return the directories' names, or paths where two have the same name."""
-    names = [run.path.resolve().name for run in runs]
-    often = Counter(names)
-    return [name if often[name] == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
-
-
-def _run_content(record: Record, name: str, pictured: bool) -> RunContent:
+def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
+    judgments = list(facts.judgments(data))
+    columns = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
+    curves: dict[str, Points] = {column: data.curve("tokens", column) for column in columns}
+    floor = _floor(data.test_figures())
     return RunContent(
         name=name,
-        summary=summary(record),
-        remarks=_remarks(record),
-        key_figures=_key_figures(record),
-        curves=_curves(record),
-        evaluations=evaluations(record.evals),
-        positions=record.positions if pictured else None,
-        positions_caption="" if record.positions is None else _caption(record.positions),
-        quality=record.texts if pictured else None,
-        texts=None if record.texts is None else text_table(record.texts),
-        completions=() if record.texts is None else completions(record.texts),
-        strategies=_strategies(record.samples),
-        other_steps=_others(record.samples),
-        task=task(record),
-        model=model_facts(record),
-        deviations=deviations(record.options("model")),
-        biases=record.options("model").get("bias") is not False,
-        cosine=record.options("optim").get("schedule", "cosine") == "cosine",
-        training=training_facts(record),
-        configuration=flatten(record.config),
-        environment=environment(record),
-        commands=_commands(record.run),
-        strengths=strengths(record),
-        weaknesses=weaknesses(record),
-        published=tuple(
-            Fact(f"{p.who}: {p.what}", formatting.number(p.value), p.difference) for p in published(record)
-        ),
-        attention=attention_map(record) if pictured else None,
+        summary=facts.summary(data),
+        remarks=tuple(_remarks(data)),
+        task=facts.task(data),
+        key_figures=_key_figures(data),
+        curves=curves,
+        floor=floor,
+        published_losses={p.model: p.value for p in facts.published_losses(data)},
+        description=_describe(curves["train_loss"], curves["val_loss"], floor),
+        evaluations=evaluations(data.evals),
+        texts=None if data.texts is None else text_table(data.texts),
+        completions=() if data.texts is None else completions(data.texts),
+        strategies=_strategies(data.samples),
+        other_steps=_other_steps(data.samples),
+        pictures=_pictures(data) if pictured else {},
+        model=facts.model_facts(data),
+        deviations=facts.deviations(data.options("model")),
+        biases=data.options("model").get("bias") is not False,
+        cosine=data.options("optim").get("schedule", "cosine") == "cosine",
+        training=facts.training_facts(data),
+        configuration=facts.configuration(data.config),
+        environment=facts.environment(data),
+        commands=facts.commands(data),
+        strengths=tuple(text for good, text in judgments if good),
+        weaknesses=tuple(text for good, text in judgments if not good),
+        published=facts.published(data),
     )
 
 
-def _remarks(record: Record) -> tuple[str, ...]:
-    remarks = list(record.damage)
-    losses = [row for row in record.metrics if row["train_loss"] is not None]
-    broken = next((row for row in losses if not math.isfinite(row["train_loss"] or 0.0)), None)
-    if broken is not None:
-        remarks.append(
-            f"The training loss is not finite at step {formatting.count(broken['step'] or 0)}: training diverged."
-        )
-    if not record.state:
+def _remarks(data: RunData) -> list[str]:
+    remarks = list(data.damage)
+    diverged = (row["step"] for row in data.metrics if not math.isfinite(row["train_loss"] or 0.0))
+    if (step := next(diverged, None)) is not None:
+        remarks.append(f"The training loss is not finite at step {count(step)}: training diverged.")
+    if not data.state:
         remarks.append("There is no complete checkpoint: the run is unfinished, or its checkpoints were removed.")
-    elif record.state.get("finished") is None:
-        remarks.append(
-            f"The run is unfinished: its newest checkpoint is of step {formatting.setting(record.state.get('step'))}."
-        )
-    if not record.metrics:
-        remarks.append("No training step is recorded.")
-    return tuple(remarks)
+    elif data.state.get("finished") is None:
+        remarks.append(f"The run is unfinished: its newest checkpoint is from step {setting(data.state.get('step'))}.")
+    if not data.metrics:
+        remarks.append("No training step was logged.")
+    return remarks
 
 
-def _key_figures(record: Record) -> tuple[KeyFigure, ...]:
-    rows = record.metrics
-    split, figures = record.held_out_figures()
+def _key_figures(data: RunData) -> tuple[KeyFigure, ...]:
+    split, figures = data.held_out_figures()
+    speeds, memories, seconds, tokens = map(data.column, ("tokens_per_s", "peak_memory_mb", "seconds", "tokens"))
+    device = "on the GPU" if str(data.config.get("device")).startswith("cuda") else "of the process"
+    step, best = min(data.curve("step", "val_loss"), key=lambda point: point[1], default=(0, None))
+    seen = short(tokens[-1]) if tokens else None
     perplexity, bits, gap = map(figures.get, ("perplexity", "bits_per_byte", "gap_percent"))
-    held_out = [row for row in rows if row["val_loss"] is not None and math.isfinite(row["val_loss"])]
-    best = min(held_out, key=lambda row: row["val_loss"] or 0.0, default=None)
-    speeds, memory, seconds, tokens = (
-        record.column(name) for name in ("tokens_per_s", "peak_memory_mb", "seconds", "tokens")
-    )
-    of = "on the GPU" if str(record.config.get("device")).startswith("cuda") else "of the process"
-    seen = f"{formatting.short(tokens[-1])} tokens" if tokens else ""
     return (
-        KeyFigure(f"{split.capitalize()} perplexity", _or_none(perplexity), "per token", per_token=True),
-        KeyFigure(f"{split.capitalize()} bits per byte", _or_none(bits), "whatever the tokenizer"),
-        KeyFigure("Above the entropy floor", _or_none(gap, formatting.percent), f"bits per byte, {split} set", True),
-        KeyFigure(
-            "Best validation loss",
-            _or_none(best["val_loss"] if best else None),
-            f"nats per token, step {formatting.count(best['step'] or 0)}" if best else "",
-            per_token=True,
-        ),
-        KeyFigure("Parameters", _or_none(record.parameters, formatting.short), "the head counted once"),
-        KeyFigure("Training time", formatting.duration(seconds[-1]) if seconds else None, seen),
-        KeyFigure("Tokens per second", formatting.count(median(speeds)) if speeds else None, "median of the recorded"),
-        KeyFigure("Peak memory", formatting.memory(max(memory)) if memory else None, of),
-        KeyFigure("Tokens seen", formatting.short(tokens[-1]) if tokens else None, _epochs(record)),
+        KeyFigure(f"{split.capitalize()} perplexity", _if_known(perplexity), "per token", per_token=True),
+        KeyFigure(f"{split.capitalize()} bits per byte", _if_known(bits), "for any tokenizer"),
+        KeyFigure("Above the entropy floor", _if_known(gap, percent), f"bits per byte, {split} set", True),
+        KeyFigure("Best validation loss", _if_known(best), f"nats per token, step {count(step)}", per_token=True),
+        KeyFigure("Parameters", _if_known(data.parameters, short), "the tied head counted once"),
+        KeyFigure("Training time", duration(seconds[-1]) if seconds else None, f"{seen} tokens" if seen else ""),
+        KeyFigure("Tokens per second", count(median(speeds)) if speeds else None, "median"),
+        KeyFigure("Peak memory", memory(max(memories)) if memories else None, device),
+        KeyFigure("Tokens seen", seen, facts.passes(data)),
     )
 
 
-def _or_none(value: float | None, say: Callable[[float], str] = formatting.number) -> str | None:
-    return None if value is None else say(value)
+def _if_known(value: float | None, text: Callable[[float], str] = number) -> str | None:
+    return None if value is None else text(value)
 
 
-def _epochs(record: Record) -> str:
-    epochs = record.column("epoch")
-    unit = "rounds of the stream" if record.streamed else "epochs"
-    return f"{formatting.number(epochs[-1], 3)} {unit}" if epochs else ""
-
-
-def _curves(record: Record) -> Curves:
-    names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
-    train, val, lr, norm, speed = (_series(record, name) for name in names)
-    floor = _floor(record.test_figures())
-    lines = tuple((p.who, p.value) for p in published_losses(record))
-    return Curves(train, val, lr, norm, speed, floor, lines, _describe(train, val, floor))
-
-
-def _floor(figures: Mapping[str, float]) -> float | None:
+def _floor(figures: dict[str, float]) -> float | None:
     loss, gap = figures.get("loss", math.nan), figures.get("gap_percent", math.nan)
     return loss / (1 + gap / 100) if math.isfinite(loss) and math.isfinite(gap) else None
 
 
-def _series(record: Record, name: str) -> Series:
-    points = [
-        (tokens, value)
-        for row in record.metrics
-        if (tokens := row["tokens"]) is not None and (value := row[name]) is not None and math.isfinite(value)
-    ]
-    return Series(tuple(x for x, _ in points), tuple(y for _, y in points))
-
-
-def _describe(train: Series, val: Series, floor: float | None) -> str:
-    """Say in words what the curves show, for those who do not see them."""
-    if not train.y:
-        return "No loss is recorded."
-    said = (
-        f"Over {formatting.short(train.x[-1])} tokens the training loss goes from {formatting.number(train.y[0])} to "
-        f"{formatting.number(train.y[-1])} nats per token"
-    )
-    if val.y:
-        said += f"; the validation loss ends at {formatting.number(val.y[-1])}"
-        said += f", its lowest is {formatting.number(min(val.y))}"
+def _describe(train: Points, val: Points, floor: float | None) -> str:
+    if not train:
+        return "No loss was logged."
+    text = f"Over {short(train[-1][0])} tokens the training loss falls from {number(train[0][1])}"
+    if train[-1][1] > train[0][1]:
+        text = text.replace("falls", "rises")
+    text += f" to {number(train[-1][1])} nats per token"
+    if val:
+        text += f"; the validation loss ends at {number(val[-1][1])}, its minimum is {number(min(y for _, y in val))}"
     if floor is not None:
-        said += f"; the entropy of the test text, the lowest loss there can be, is {formatting.number(floor)}"
-    return said + "."
+        text += f"; the entropy of the test text, the lowest possible loss, is {number(floor)}"
+    return f"{text}."
 
 
-_METRICS = {
-    "loss": ("Loss", "nats per token"),
-    "perplexity": ("Perplexity", "per token"),
-    "word_perplexity": ("Perplexity", "per word"),
-    "bits_per_byte": ("Bits per byte", ""),
-    "entropy_floor": ("Entropy of the text, which no model can go below", "bits per byte"),
-    "gap_percent": ("Above that entropy", ""),
-    "acc": ("Accuracy by the sum", "share of the items"),
-    "acc_norm": ("Accuracy normalised by length", "share of the items"),
-    "grammatical": ("Grammatical", "share of the texts"),
-    "consistent": ("Grammatical and consistent", "share of the texts"),
+_FIGURES = {
+    "loss": ("Loss", "nats per token", 0),
+    "perplexity": ("Perplexity", "per token", 0),
+    "word_perplexity": ("Perplexity", "per word", 0),
+    "bits_per_byte": ("Bits per byte", "", 0),
+    "entropy_floor": ("Entropy floor", "bits per byte", 0),
+    "gap_percent": ("Above the entropy floor", "", 1),
+    "acc": ("Accuracy by the sum", "share of the items", 0),
+    "acc_norm": ("Accuracy normalized by length", "share of the items", 0),
+    "grammatical": ("Grammatical", "share of the texts", 100),
+    "consistent": ("Grammatical and consistent", "share of the texts", 100),
 }
-_PERCENT = {"gap_percent": 1, "grammatical": 100, "consistent": 100}
-_TITLES = {("stories", "samples"): "The stories that it writes", ("hellaswag", "val"): "HellaSwag"}
+"""Label and note of a figure, and the factor that makes it a percentage (0 if it is none)."""
+_TITLES = {("stories", "samples"): "Stories written by the model", ("hellaswag", "val"): "HellaSwag"}
 _SPLITS = {"test": "the test set", "val": "the validation set", "train": "the training set"}
 
 
-def evaluations(rows: Iterable[Evaluated]) -> tuple[Evaluation, ...]:
-    """Group figures by protocol, newest step first of each; figures of older steps stay in evals.csv."""
-    groups: dict[tuple[str, str, str], dict[str, Evaluated]] = {}
+def evaluations(rows: Iterable[EvalRow]) -> tuple[Evaluation, ...]:
+    """Group figures by protocol, and take the newest of each; older ones stay in evals.csv."""
+    groups: dict[tuple[str, str, str], dict[str, EvalRow]] = {}
     for row in sorted(rows, key=lambda row: row.step):
         groups.setdefault((row.task, row.split, row.protocol), {})[row.metric] = row
     return tuple(
-        Evaluation(_evaluation_title(task, split, group.values()), protocol, tuple(_metric(e) for e in group.values()))
-        for (task, split, protocol), group in groups.items()
+        Evaluation(_evaluation_title(*key[:2], group.values()), key[2], tuple(map(_figure, group.values())))
+        for key, group in groups.items()
     )
 
 
-def _evaluation_title(task: str, split: str, group: Iterable[Evaluated]) -> str:
-    step = formatting.count(max(e.step for e in group))
-    if (task, split) in _TITLES:
-        return f"{_TITLES[task, split]}, after step {step}"
-    where = f" on {_SPLITS.get(split, split)}" if split in _SPLITS else f": {split}" if split else ""
-    return f"{task[:1].upper()}{task[1:].replace('_', ' ')}{where}, after step {step}"
+def _evaluation_title(task: str, split: str, group: Iterable[EvalRow]) -> str:
+    default = f"{task[:1].upper()}{task[1:].replace('_', ' ')}"
+    if split in _SPLITS:
+        default += f" on {_SPLITS[split]}"
+    elif split:
+        default += f": {split}"
+    return f"{_TITLES.get((task, split), default)}, after step {count(max(row.step for row in group))}"
 
 
-def _metric(e: Evaluated) -> Fact:
-    name, unit = _METRICS.get(e.metric, (e.metric.replace("_", " ").capitalize(), ""))
-    value = formatting.percent(e.value * _PERCENT[e.metric]) if e.metric in _PERCENT else formatting.number(e.value)
-    return Fact(name, value, unit)
+def _figure(row: EvalRow) -> Fact:
+    label, note, factor = _FIGURES.get(row.metric, (row.metric.replace("_", " ").capitalize(), "", 0))
+    return Fact(label, percent(row.value * factor) if factor else number(row.value), note)
 
 
-def _caption(curve: PositionCurve) -> str:
-    where = _SPLITS.get(curve.split, curve.split)
-    return f"What context brings, on {where} after step {formatting.count(curve.step)}. {curve.protocol}"
-
-
-def _main_step(samples: Sequence[Written]) -> int:
-    """Return the step with the most strategies, the newest of equals: what is written on the way uses one only."""
+def _main_step(samples: Sequence[SampleText]) -> int:
+    """Return the step with samples of the most strategies (samples during training use only one), else the newest."""
     steps = {s.step for s in samples}
     return max(steps, key=lambda step: (len({s.strategy for s in samples if s.step == step}), step), default=0)
 
 
-def _strategies(samples: Sequence[Written]) -> tuple[Strategy, ...]:
-    """Group the texts of the main step by strategy, in the order of each one's last text: training's come first."""
+def _strategies(samples: Sequence[SampleText]) -> tuple[StrategySamples, ...]:
+    """Group the samples of the main step by strategy, in the order of the last sample of each."""
     step = _main_step(samples)
-    there = [s for s in samples if s.step == step]
-    names = [*dict.fromkeys(s.strategy for s in reversed(there))][::-1]
-    return tuple(_strategy([s for s in there if s.strategy == name], LONGEST) for name in names)
+    of_step = [s for s in samples if s.step == step]
+    names = [*dict.fromkeys(s.strategy for s in reversed(of_step))][::-1]
+    return tuple(_strategy([s for s in of_step if s.strategy == name], MAX_CHARACTERS) for name in names)
 
 
-def _others(samples: Sequence[Written]) -> tuple[Strategy, ...]:
-    """Return the first text of each other step; of some of them, evenly spread, where they are many."""
+def _other_steps(samples: Sequence[SampleText]) -> tuple[StrategySamples, ...]:
+    """Return the first sample of other steps, evenly spread over them if they are many."""
     main = _main_step(samples)
     steps = sorted({s.step for s in samples if s.step != main})
-    picked = steps if len(steps) <= OTHERS else [steps[i * (len(steps) - 1) // (OTHERS - 1)] for i in range(OTHERS)]
-    return tuple(_strategy([s for s in samples if s.step == step][:1], LONGEST // 10) for step in picked)
+    if len(steps) > SHOWN_STEPS:
+        steps = [steps[i * (len(steps) - 1) // (SHOWN_STEPS - 1)] for i in range(SHOWN_STEPS)]
+    return tuple(_strategy([s for s in samples if s.step == step][:1], MAX_CHARACTERS // 10) for step in steps)
 
 
-def _strategy(written: Sequence[Written], longest: int) -> Strategy:
-    shown = tuple(_sample(s, longest) for s in written[:SHOWN])
-    return Strategy(written[0].strategy, formatting.count(written[0].step), len(written), shown)
+def _strategy(samples: Sequence[SampleText], longest: int) -> StrategySamples:
+    shown = []
+    for s in samples[:SHOWN_SAMPLES]:
+        rest = s.text.removeprefix(s.prompt)
+        cut = len(rest) > longest or len(s.prompt) > longest
+        shown.append(Sample(s.prompt[:longest], rest[:longest], s.verdict, cut))
+    return StrategySamples(samples[0].strategy, count(samples[0].step), len(samples), tuple(shown))
 
 
-def _sample(written: Written, longest: int) -> Sample:
-    prompt = written.prompt[:longest]
-    rest = written.text.removeprefix(written.prompt)
-    return Sample(prompt, rest[:longest], written.verdict, cut=len(rest) > longest or len(written.prompt) > longest)
-
-
-def _commands(run: Run) -> tuple[Fact, ...]:
-    path = shlex.quote(run.path.as_posix())
-    config, again = shlex.quote((run.path / "config.json").as_posix()), shlex.quote(f"{run.path.as_posix()}-again")
-    return (
-        Fact("Train it again", f"gpt2lab train --config {config} --out {again}"),
-        Fact("Measure it", f"gpt2lab eval perplexity {path}"),
-        Fact("Let it write", f'gpt2lab sample {path} --prompt "Once upon a time"'),
-        Fact("Make this report", f"gpt2lab report {path} --out report.pdf"),
-    )
+def _pictures(data: RunData) -> dict[str, Picture]:
+    pictures: dict[str, Picture] = {}
+    if curve := data.positions:
+        split = _SPLITS.get(curve.split, curve.split)
+        caption = f"Loss by position, on {split} after step {count(curve.step)}. {curve.protocol}"
+        pictures["positions"] = Picture(draw_positions(curve.points), caption)
+    if data.texts and data.texts.can_be_drawn:
+        caption = f"{CAPTION} After figure 6 of {facts.CITE['nucleus']}."
+        wide = all("grammatical" in row.figures for row in data.texts.drawn)
+        pictures["texts"] = Picture(draw_text_quality(data.texts), caption, wide)
+    if found := attention_map(data):
+        layers = {f"{title}, mean over its heads": weights for title, weights in found.layers.items()}
+        caption = (
+            f"Attention over the beginning of the last sample, after step {count(found.step)}: each row is a query, "
+            "each column a key. The darker, the larger the weight (on a square-root scale); black is 1."
+        )
+        pictures["attention"] = Picture(plots.attention(found.tokens, layers), caption, wide=len(layers) > 1)
+    return pictures

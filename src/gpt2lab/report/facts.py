@@ -1,20 +1,33 @@
-"""The facts of a run in words: its summary, its architecture, how it was trained, and where."""
+"""What a report says about a run, as sentences and as named values.
+
+Every number is one of the run directory's, rounded, or follows from them by the rule that stands here.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt2lab import formatting
+from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.evaluation.text_quality import HELD_OUT
-from gpt2lab.report.document import Fact
-from gpt2lab.report.run_data import Record
+from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
 
-_LISTED = {
+
+@dataclass(frozen=True)
+class Fact:
+    """A named value; ``note`` is a unit, a symbol or a condition."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+_REFERENCES = {
     "gpt2": "Radford, Wu, Child, Luan, Amodei & Sutskever 2019, Language Models are Unsupervised Multitask Learners.",
     "bpe": "Sennrich, Haddow & Birch 2016, Neural Machine Translation of Rare Words with Subword Units.",
     "attention": "Vaswani et al. 2017, Attention Is All You Need.",
@@ -28,94 +41,119 @@ _LISTED = {
     "self_bleu": "Zhu et al. 2018, Texygen: A Benchmarking Platform for Text Generation Models (self-BLEU).",
     "distinct": "Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models (distinct-n).",
     "recall": "Olsson et al. 2022, In-context Learning and Induction Heads; Arora et al. 2023, Zoology (recall).",
-    "student": "Student 1908, The Probable Error of a Mean (the interval of a comparison).",
+    "student": "Student 1908, The Probable Error of a Mean (the confidence interval of a comparison).",
 }
 _OF_COMPARISONS = ("recall", "student")
-"""The last ones, so that leaving them out renumbers nothing."""
-CITE = {name: f"[{number}]" for number, name in enumerate(_LISTED, start=1)}
-"""The mark by which a text cites an entry."""
+"""The last ones, so that leaving them out does not renumber the others."""
+CITE = {name: f"[{n}]" for n, name in enumerate(_REFERENCES, start=1)}
 
 
 def references(comparison: bool) -> tuple[str, ...]:
-    """Return the entries in the order of their numbers; those of comparisons only where there is one."""
-    return tuple(text for name, text in _LISTED.items() if comparison or name not in _OF_COMPARISONS)
+    """Return the references in the order of their numbers; those of comparisons only if there is one."""
+    return tuple(text for name, text in _REFERENCES.items() if comparison or name not in _OF_COMPARISONS)
 
 
-def summary(record: Record) -> str:
-    """Say in a sentence or two what was trained on what, for how long, and how good it is."""
-    said = _what(record)
-    if record.metrics:
-        said += f", trained {_how_long(record)}"
-    split, figures = record.held_out_figures()
+def summary(data: RunData) -> str:
+    """Return what was trained on what and for how long, and how good it is."""
+    text = _architecture(data)
+    if data.metrics:
+        steps, tokens, seconds = (data.column(name) for name in ("step", "tokens", "seconds"))
+        text += f", trained for {plural(steps[-1], 'step')} on {short(tokens[-1])} tokens ({data_name(data)})"
+        text += f" in {duration(seconds[-1])} on {device_name(data)}" if seconds else ""
+    split, figures = data.held_out_figures()
     perplexity, bits, gap = map(figures.get, ("perplexity", "bits_per_byte", "gap_percent"))
     if perplexity is None:
-        return f"{said}. It was not measured on a test set."
-    said += f". On the {split} set its perplexity is {formatting.number(perplexity)} per token"
-    if bits is not None:
-        said += f", which is {formatting.number(bits)} bits per byte"
-    if gap is not None:
-        said += f", {formatting.percent(gap)} above the entropy of the text"
-    return f"{said}."
+        return f"{text}. It was not evaluated on a test set."
+    text += f". Its {split} perplexity is {number(perplexity)} per token"
+    text += f", or {number(bits)} bits per byte" if bits is not None else ""
+    text += f", {percent(gap)} above the entropy floor" if gap is not None else ""
+    return f"{text}."
 
 
-def _what(record: Record) -> str:
-    model = record.options("model")
-    if not all(isinstance(model.get(name), int) for name in ("n_layer", "n_head", "n_embd")):
+def _architecture(data: RunData) -> str:
+    model = data.options("model")
+    layers, heads, width = (model.get(name) for name in ("n_layer", "n_head", "n_embd"))
+    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int)):
         return "A run whose configuration cannot be read"
-    size = f"{formatting.plural(model['n_layer'], 'layer')}, {formatting.plural(model['n_head'], 'head')}"
-    parameters = "" if record.parameters is None else f" ({formatting.short(record.parameters)} parameters)"
-    return f"A GPT-2 of {size} and width {formatting.count(model['n_embd'])}{parameters}"
+    parameters = "" if data.parameters is None else f" ({short(data.parameters)} parameters)"
+    return f"A GPT-2 with {plural(layers, 'layer')}, {plural(heads, 'head')} and width {count(width)}{parameters}"
 
 
-def _how_long(record: Record) -> str:
-    steps, tokens, seconds = (record.column(name) for name in ("step", "tokens", "seconds"))
-    said = f"for {formatting.plural(steps[-1], 'step')} on {formatting.short(tokens[-1])} tokens ({data_name(record)})"
-    return f"{said} in {formatting.duration(seconds[-1])} on {machine(record)}" if seconds else said
-
-
-def data_name(record: Record) -> str:
-    """Return the name of the data's folder and of the one it lies in, from a path of any system."""
-    parts = PureWindowsPath(str(record.config.get("data", ""))).parts[-2:]
+def data_name(data: RunData) -> str:
+    """Return the last two parts of the path of the data, on any system."""
+    parts = PureWindowsPath(str(data.config.get("data", ""))).parts[-2:]
     return "/".join(part for part in parts if not part.endswith("\\")) or "unnamed data"
 
 
-def machine(record: Record) -> str:
-    """Return the name of the device that the run trained on."""
-    device = str(record.config.get("device", "an unknown device"))
-    key = "gpus" if device.startswith("cuda") else "processor"
-    return str(record.environment.get(key, device))
+def device_name(data: RunData) -> str:
+    """Return the name of the device that the run was trained on."""
+    device = str(data.config.get("device", "an unknown device"))
+    return str(data.environment.get("gpus" if device.startswith("cuda") else "processor", device))
+
+
+BYTE_VOCABULARY = 257
+"""Size of a vocabulary of bytes and the end-of-text token: nothing is merged."""
+
+
+def task(data: RunData) -> tuple[str, ...]:
+    """Return paragraphs about the task, the data and its preparation."""
+    entries = data.options("model").get("vocab_size")
+    tokens, epochs = data.column("tokens"), data.column("epoch")
+    size = ""
+    if tokens and epochs and epochs[-1] > 0 and not data.streamed:
+        size = f", about {short(tokens[-1] / epochs[-1])} training tokens"
+    tokenizer = (
+        f"by a byte-level BPE {CITE['bpe']} with a vocabulary of {setting(entries)}: a pattern (GPT-2's {CITE['gpt2']} "
+        "unless another was given) splits it into words, numbers and punctuation, and the most frequent pairs of "
+        "adjacent tokens are merged one by one"
+    )
+    if isinstance(entries, int) and entries <= BYTE_VOCABULARY:
+        tokenizer = f"that are single bytes (a vocabulary of {entries}, with the end-of-text token)"
+    seq_len = setting(data.config.get("seq_len") or data.options("model").get("n_ctx"))
+    reading = (
+        "Validation and test documents are those of the corpus if it has such splits; otherwise documents are held out "
+        "by a hash of their text or, if there are few, the last part of each. A training step reads sequences of "
+        f"{seq_len} tokens; each is visited once per epoch, in an order drawn anew for each epoch."
+    )
+    if data.streamed:
+        reading = (
+            "It is prepared in shards during training; validation and test documents are held out of the first one. A "
+            f"training step reads sequences of {seq_len} tokens of one shard, in an order drawn anew for each shard."
+        )
+    return (
+        "The task is to predict each token of a text from the tokens before it. A good model gives the text a high "
+        "probability, which its loss measures, and writes text by sampling one token after another.",
+        f"The text ({data_name(data)}{size}) is split into tokens {tokenizer}. Documents are separated by an "
+        f"end-of-text token. {reading}",
+    )
 
 
 _MODEL = {
     "n_layer": ("Layers", "L"),
     "n_head": ("Attention heads", "H"),
-    "n_embd": ("Width of the residual stream", "C"),
-    "head_dim": ("Width of a head", "D"),
-    "n_inner": ("Width of the feed-forward layer", "F"),
-    "n_ctx": ("Context, in tokens", "T"),
-    "vocab_size": ("Vocabulary", "V"),
+    "n_embd": ("Embedding width", "C"),
+    "head_dim": ("Head width", "D"),
+    "n_inner": ("Feed-forward width", "F"),
+    "n_ctx": ("Context length, in tokens", "T"),
+    "vocab_size": ("Vocabulary size", "V"),
     "bias": ("Biases", ""),
     "dropout": ("Dropout", ""),
     "kernel": ("Attention kernel", ""),
-    "n_kv_head": ("Heads of keys and values", ""),
-    "position": ("Positions", ""),
+    "n_kv_head": ("Key-value heads", ""),
+    "position": ("Position encoding", ""),
     "rope_base": ("Base of the rotary angles", ""),
-    "mask": ("Mask", ""),
+    "mask": ("Attention mask", ""),
     "window": ("Window of the mask, in tokens", ""),
-    "prefix": ("First tokens that all read", ""),
-    "norm": ("Place of layer norm", ""),
+    "prefix": ("Prefix of the mask, in tokens", ""),
+    "norm": ("Layer norm before or after", ""),
 }
-_GPT2: dict[str, Any] = {"n_kv_head": None, "position": "learned", "mask": "causal", "norm": "pre"}
-_GPT2 |= {"window": None, "prefix": None}
-"""What GPT-2 has of the options that make another architecture of it; these are shown where they differ."""
+_GPT2 = {"n_kv_head": None, "position": "learned", "mask": "causal", "norm": "pre", "window": None, "prefix": None}
+"""GPT-2's values of the options that change the architecture; these are shown only if they differ."""
 
 
-def model_facts(record: Record) -> tuple[Fact, ...]:
-    """Return the architecture's numbers with the symbols of the equations.
-
-    Options that make another architecture are left out where they are GPT-2's; one without a label keeps its name.
-    """
-    options = dict(record.options("model"))
+def model_facts(data: RunData) -> tuple[Fact, ...]:
+    """Return the architecture with the symbols of the equations; an option without a label keeps its name."""
+    options = dict(data.options("model"))
     width, heads = options.get("n_embd"), options.get("n_head")
     if isinstance(width, int) and isinstance(heads, int) and heads > 0:
         options["head_dim"] = width // heads
@@ -125,403 +163,281 @@ def model_facts(record: Record) -> tuple[Fact, ...]:
         options.pop("rope_base", None)
     options = {name: value for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
     order = [*(name for name in _MODEL if name in options), *(name for name in options if name not in _MODEL)]
-    labelled = [(*_MODEL.get(name, (name, "")), options[name]) for name in order]
-    facts = [Fact(label, formatting.setting(value), symbol) for label, symbol, value in labelled]
-    parameters = formatting.MISSING if record.parameters is None else formatting.count(record.parameters)
-    return (*facts, Fact("Parameters", parameters))
-
-
-def training_facts(record: Record) -> tuple[Fact, ...]:
-    """Return how the run was trained, in words."""
-    config, optim = record.config, record.options("optim")
-    if not optim:  # nothing is known, or the weights were imported
-        return ()
-    muon = optim.get("name") == "muon"
-    prints = record.state.get("fingerprints")
-    marks = prints if isinstance(prints, dict) else {}
-    vocabulary = formatting.setting(record.options("model").get("vocab_size"))
-    return (
-        Fact("Data", data_name(record), _fingerprint(marks, "data")),
-        Fact("Tokenizer", f"byte-level BPE, {vocabulary} entries", _fingerprint(marks, "tokenizer")),
-        Fact("Length", _length(record), _ended(record)),
-        Fact("Batch", f"{formatting.setting(config.get('batch_tokens'))} tokens a step", _batch(record)),
-        Fact(
-            "Optimiser",
-            ("Muon on the blocks' matrices, on the rest " if muon else "")
-            + f"AdamW, β = ({formatting.setting(optim.get('beta1'))}, {formatting.setting(optim.get('beta2'))}), "
-            f"ε = {formatting.setting(optim.get('eps'))}",
-            f"weight decay {formatting.setting(optim.get('weight_decay'))}, on matrices only",
-        ),
-        Fact("Learning rate", *_schedule(optim)),
-        *(
-            [Fact("Muon's learning rate", formatting.setting(optim.get("muon_lr") or 0.02), "the same schedule")]
-            if muon
-            else []
-        ),
-        Fact("Gradient clipping", f"norm at most {formatting.setting(optim.get('grad_clip'))}"),
-        Fact("Validation", f"every {formatting.setting(config.get('eval_every'))} steps", _validation(config)),
-        Fact(
-            "Precision",
-            formatting.setting(config.get("precision")),
-            f"compiler {formatting.setting(config.get('compile'))}",
-        ),
-        Fact("Device", formatting.setting(config.get("device")), machine(record)),
-        Fact("Seed", str(config.get("seed")), "decides weights, order of the data and dropout"),
-    )
-
-
-def _fingerprint(marks: Mapping[str, Any], what: str) -> str:
-    return f"fingerprint {str(marks[what])[:16]}" if what in marks else ""
-
-
-def _length(record: Record) -> str:
-    steps, epochs = record.column("step"), record.column("epoch")
-    if not steps:
-        return formatting.MISSING
-    said = formatting.plural(steps[-1], "step")
-    unit = "rounds of the stream" if record.streamed else "times through the training set"
-    return f"{said}, {formatting.number(epochs[-1], 3)} {unit}" if epochs else said
-
-
-def _ended(record: Record) -> str:
-    finished = record.state.get("finished")
-    return f"ended: {finished}" if finished else "not ended"
-
-
-def _batch(record: Record) -> str:
-    """Say how a step's batch is made up, where the configuration has whole numbers for it."""
-    config = record.config
-    window = config.get("seq_len") or record.options("model").get("n_ctx")
-    batch, micro = config.get("batch_tokens"), config.get("micro_batch")
-    if not (isinstance(batch, int) and isinstance(micro, int) and isinstance(window, int) and micro * window > 0):
-        return ""
-    world = record.state.get("world")
-    world = world if isinstance(world, int) and world > 0 else 1
-    passes = batch // (micro * window * world)
-    made_of = f"{formatting.plural(micro, 'sequence')} of {window:,}"
-    made_of += f" on each of {world} processes" if world > 1 else ""
-    return made_of if passes == 1 else f"{passes:,} passes of {made_of}, accumulated"
-
-
-def _schedule(optim: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the peak, and how the rate goes up to it and down again."""
-    lowest, warmup = optim.get("min_lr"), optim.get("warmup_steps")
-    up = "5 % of the steps, 2,000 at most," if warmup is None else formatting.plural(warmup, "step")
-    low = "a tenth of it" if lowest is None else formatting.setting(lowest)
-    shapes = {
-        "cosine": f"cosine decay to {low}",
-        "linear": f"a line down to {low}",
-        "constant": "constant",
-        "wsd": "constant until a line down to 0 at the end",
-    }
-    down = shapes.get(str(optim.get("schedule", "cosine")), str(optim.get("schedule")))
-    return f"{formatting.setting(optim.get('lr'))} at most", f"linear warm-up over {up} then {down}"
-
-
-def _validation(config: Mapping[str, Any]) -> str:
-    tokens = config.get("eval_tokens")
-    return f"on {tokens:,} tokens, spread evenly" if tokens else "on the whole validation set"
-
-
-def flatten(config: Mapping[str, Any]) -> tuple[Fact, ...]:
-    """Return every option as ``config.json`` has it, under the name that its flag has: ``model.n_layer``.
-
-    A path below the working directory is shown from there, as it would be typed: a report is given to others.
-    """
-    return tuple(Fact(name, json.dumps(_typed(value), ensure_ascii=False)) for name, value in _leaves(config, ""))
-
-
-def _typed(value: Any) -> Any:
-    here = Path.cwd()
-    if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here):
-        return Path(value).relative_to(here).as_posix()
-    return value
-
-
-def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
-def environment(record: Record) -> tuple[Fact, ...]:
-    """Return the versions and the machine."""
-    return tuple(Fact(name, formatting.setting(value)) for name, value in record.environment.items())
+    facts = []
+    for name in order:
+        label, symbol = _MODEL.get(name, (name, ""))
+        facts.append(Fact(label, setting(options[name]), symbol))
+    return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
 
 
 _POSITION = {
-    "sinusoidal": "Positions are fixed sines and cosines (Vaswani et al. 2017, section 3.5) in place of the learned P.",
-    "rope": "Positions are rotary (Su et al. 2021): there is no P; before they meet, queries and keys are turned by "
-    "angles that grow with their place.",
-    "none": "There is no P: order is known by the causal mask alone (Haviv et al. 2022).",
+    "sinusoidal": "Positions are fixed sines and cosines (Vaswani et al. 2017, section 3.5) instead of a learned P.",
+    "rope": "Positions are rotary (Su et al. 2021): there is no P; queries and keys are rotated by angles proportional "
+    "to their position.",
+    "none": "There is no P: order is known from the causal mask alone (Haviv et al. 2022).",
 }
 _MASK = {
-    "window": "A position reads itself and those just before it, {window} in all: M is 0 there only.",
-    "global": "A position reads the last {window} and the first {prefix}, which also read one another.",
-    "strided": "A position reads the last {window} and every {window}th before them (Child et al. 2019).",
-    "prefix": "The first {prefix} positions read one another both ways.",
-    "bidirectional": "Every position reads every other: M is 0.",
+    "window": "A position attends to itself and those just before it, {window} in all: M is 0 only there.",
+    "global": "A position attends to the last {window} and the first {prefix}, which also attend to one another.",
+    "strided": "A position attends to the last {window} and every {window}th before them (Child et al. 2019).",
+    "prefix": "The first {prefix} positions attend to one another in both directions.",
+    "bidirectional": "Every position attends to every other: M is 0.",
 }
 
 
-def deviations(model: dict[str, Any]) -> tuple[str, ...]:
-    """Return what of a run's model differs from the equations of GPT-2."""
-    said = [_POSITION.get(str(model.get("position")), "")]
+def deviations(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return how a model differs from the equations of GPT-2."""
+    texts = [_POSITION.get(str(model.get("position")), "")]
     heads, shared = model.get("n_head"), model.get("n_kv_head")
     if isinstance(shared, int) and shared != heads:
-        said.append(
-            f"{formatting.plural(shared, 'head')} of keys and values "
-            f"{'serves' if shared == 1 else 'serve'} the {heads} "
-            "heads of queries (Shazeer 2019; Ainslie et al. 2023)."
+        texts.append(
+            f"The {heads} query heads share {plural(shared, 'key-value head')} (Shazeer 2019; Ainslie et al. 2023)."
         )
     mask = str(model.get("mask", "causal"))
-    if mask in _MASK:
-        said.append(_MASK[mask].format(window=model.get("window"), prefix=model.get("prefix")))
-    elif mask != "causal":
-        said.append(f"The mask M is {mask}.")
+    if mask != "causal":
+        text = _MASK.get(mask, f"The mask M is {mask}.")
+        texts.append(text.format(window=model.get("window"), prefix=model.get("prefix")))
     if model.get("norm") == "post":
-        said.append("Layer norm follows each sum in place of standing before each branch.")
-    return tuple(filter(None, said))
+        texts.append("Layer norm follows each sum instead of preceding each branch.")
+    return tuple(filter(None, texts))
+
+
+def training_facts(data: RunData) -> tuple[Fact, ...]:
+    """Return how the run was trained; nothing if that is unknown or the weights were imported."""
+    config, optim = data.config, data.options("optim")
+    if not optim:
+        return ()
+    muon = optim.get("name") == "muon"
+    beta1, beta2, eps, decay = (setting(optim.get(name)) for name in ("beta1", "beta2", "eps", "weight_decay"))
+    adamw = f"AdamW, β = ({beta1}, {beta2}), ε = {eps}"
+    eval_tokens = config.get("eval_tokens")
+    marks = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in data.fingerprints.items()}
+    vocabulary = setting(data.options("model").get("vocab_size"))
+    finished = data.state.get("finished")
+    facts = [
+        Fact("Data", data_name(data), marks.get("data", "")),
+        Fact("Tokenizer", f"byte-level BPE, vocabulary of {vocabulary}", marks.get("tokenizer", "")),
+        Fact("Length", _length(data), f"finished: {finished}" if finished else "not finished"),
+        Fact("Batch", f"{setting(config.get('batch_tokens'))} tokens per step", _batch(data)),
+        Fact(
+            "Optimizer",
+            f"Muon for the matrices of the blocks, for the rest {adamw}" if muon else adamw,
+            f"weight decay {decay}, on matrices only",
+        ),
+        Fact("Learning rate", f"peak {setting(optim.get('lr'))}", _schedule(optim)),
+        Fact("Gradient clipping", f"norm at most {setting(optim.get('grad_clip'))}"),
+        Fact(
+            "Validation",
+            f"every {setting(config.get('eval_every'))} steps",
+            f"on {eval_tokens:,} evenly spread tokens" if eval_tokens else "on the whole validation set",
+        ),
+        Fact("Precision", setting(config.get("precision")), f"compile {setting(config.get('compile'))}"),
+        Fact("Device", setting(config.get("device")), device_name(data)),
+        Fact("Seed", str(config.get("seed")), "for weights, order of the data and dropout"),
+    ]
+    if muon:
+        facts.insert(6, Fact("Learning rate of Muon", setting(optim.get("muon_lr") or 0.02), "the same schedule"))
+    return tuple(facts)
+
+
+def _length(data: RunData) -> str:
+    steps = data.column("step")
+    return f"{plural(steps[-1], 'step')}, {passes(data)}".removesuffix(", ") if steps else MISSING
+
+
+def passes(data: RunData) -> str:
+    """Return how often the training set was read; an empty string if that is unknown."""
+    epochs = data.column("epoch")
+    unit = "shards of the stream" if data.streamed else "epochs"
+    return f"{number(epochs[-1], 3)} {unit}" if epochs else ""
+
+
+def _batch(data: RunData) -> str:
+    """Return how the batch of a step is made up, if the configuration says so."""
+    config, world = data.config, data.state.get("world")
+    seq_len = config.get("seq_len") or data.options("model").get("n_ctx")
+    batch, micro = config.get("batch_tokens"), config.get("micro_batch")
+    if not (isinstance(batch, int) and isinstance(micro, int) and isinstance(seq_len, int) and micro * seq_len > 0):
+        return ""
+    world = world if isinstance(world, int) and world > 0 else 1
+    text = f"{plural(micro, 'sequence')} of {seq_len:,}" + (f" on each of {world} processes" if world > 1 else "")
+    steps = batch // (micro * seq_len * world)
+    return text if steps == 1 else f"{steps:,} micro-steps of {text}, accumulated"
+
+
+def _schedule(optim: Mapping[str, Any]) -> str:
+    lowest, warmup = optim.get("min_lr"), optim.get("warmup_steps")
+    low = "a tenth of it" if lowest is None else setting(lowest)
+    shapes = {
+        "cosine": f"cosine decay to {low}",
+        "linear": f"linear decay to {low}",
+        "constant": "constant",
+        "wsd": "constant, with a linear decay to 0 at the end",
+    }
+    shape = str(optim.get("schedule", "cosine"))
+    steps = "5 % of the steps (at most 2,000)" if warmup is None else plural(warmup, "step")
+    return f"linear warmup over {steps}, then {shapes.get(shape, shape)}"
+
+
+def configuration(config: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """Return every option of ``config.json`` under the name of its flag, such as ``model.n_layer``."""
+    return tuple(Fact(name, json.dumps(value, ensure_ascii=False)) for name, value in _leaves(config, ""))
+
+
+def _leaves(tree: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
+    here = Path.cwd()
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{group}{name}.")
+        elif isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here):
+            yield f"{group}{name}", Path(value).relative_to(here).as_posix()  # reports are shared: not the whole path
+        else:
+            yield f"{group}{name}", value
+
+
+def environment(data: RunData) -> tuple[Fact, ...]:
+    """Return the versions and the machine."""
+    return tuple(Fact(name, setting(value)) for name, value in data.environment.items())
+
+
+def commands(data: RunData) -> tuple[Fact, ...]:
+    """Return the commands that reproduce a run and its report."""
+    path = data.run.path.as_posix()
+    run, config, again = (shlex.quote(p) for p in (path, f"{path}/config.json", f"{path}-again"))
+    return (
+        Fact("Train it again", f"gpt2lab train --config {config} --out {again}"),
+        Fact("Evaluate it", f"gpt2lab eval perplexity {run}"),
+        Fact("Sample from it", f'gpt2lab sample {run} --prompt "Once upon a time"'),
+        Fact("Make this report", f"gpt2lab report {run} --out report.pdf"),
+    )
+
+
+class Published(NamedTuple):
+    """A published figure."""
+
+    model: str
+    metric: str
+    value: float
+    difference: str
+    """How its protocol differs from ours."""
 
 
 SHAKESPEARE_BY_CHARACTER = "333f749b4571300043e02025556b66bb1e50d858561445ea7b40312e99c4c6eb"
-"""Fingerprint of Tiny Shakespeare with the byte tokenizer, its first 90 % to train on and the rest to validate."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A figure that others published."""
-
-    who: str
-    what: str
-    value: float
-    difference: str
-    """How their protocol is not quite ours."""
-
-
-NANOGPT = (
+"""Fingerprint of Tiny Shakespeare with the byte tokenizer, the first 90 % for training and the rest for validation."""
+_NANOGPT = tuple(
     Published(
-        "nanoGPT, its CPU recipe (0.8 M parameters)",
+        f"nanoGPT, its {device} recipe ({size} parameters)",
         "validation loss, nats per character",
-        1.88,
-        "estimated on 20 batches of the validation split",
-    ),
-    Published(
-        "nanoGPT, its GPU recipe (10.7 M parameters)",
-        "validation loss, nats per character",
-        1.4697,
-        "estimated on 200 batches of the validation split",
-    ),
+        loss,
+        f"estimated on {batches} batches of the validation split",
+    )
+    for device, size, loss, batches in (("CPU", "0.8 M", 1.88, 20), ("GPU", "10.7 M", 1.4697, 200))
 )
-HELLASWAG = Published("GPT-2 124M", "HellaSwag acc_norm, completion style", 0.2955, "on all 10,042 items")
+_HELLASWAG = Published("GPT-2 124M", "HellaSwag acc_norm, completion style", 0.2955, "on all 10,042 items")
 
 
-def published_losses(record: Record) -> tuple[Published, ...]:
-    """Return validation losses that others reached on a run's data."""
-    prints = record.state.get("fingerprints")
-    known = isinstance(prints, dict) and prints.get("data") == SHAKESPEARE_BY_CHARACTER
-    return NANOGPT if known else ()
+def published_losses(data: RunData) -> tuple[Published, ...]:
+    """Return published validation losses on the data of a run."""
+    return _NANOGPT if data.fingerprints.get("data") == SHAKESPEARE_BY_CHARACTER else ()
 
 
-def published(record: Record) -> tuple[Published, ...]:
-    """Return every published figure that a run can be held against."""
-    style = any(e.task == "hellaswag" and "completion" in e.protocol.lower() for e in record.evals)
-    return (*published_losses(record), *([HELLASWAG] if style else []))
-
-
-BYTES = 257
-"""Entries of a vocabulary of bytes and the end-of-text token: nothing is merged."""
-
-
-def task(record: Record) -> tuple[str, ...]:
-    """Return paragraphs on the task, the data and its preparation."""
-    window = formatting.setting(record.config.get("seq_len") or record.options("model").get("n_ctx"))
-    learn = (
-        "The task is to predict each token of a text from those before it. A model that does it well gives a text a "
-        "high probability, which its loss measures, and can write by drawing one token after another."
-    )
-    prepare = (
-        f"The text ({data_name(record)}{_sizes(record)}) is cut into tokens{_tokenizer(record)}. Documents are parted "
-        f"by an end-of-text token. {_reading(record, window)}"
-    )
-    return learn, prepare
-
-
-def _reading(record: Record, window: str) -> str:
-    if record.streamed:
-        return (
-            "It is prepared in rounds while training goes on; what is held out for validation and test is of the "
-            f"first. A training step reads windows of {window} tokens of one round, in an order drawn anew for each."
-        )
-    return (
-        "Documents are held out for validation and test as the corpus comes divided, else by a hash of their text or, "
-        f"where there are few, the last part of each. A training step reads windows of {window} tokens; each is "
-        "visited once in a pass over the training set, in an order drawn anew for each pass."
-    )
-
-
-def _tokenizer(record: Record) -> str:
-    entries = record.options("model").get("vocab_size")
-    if isinstance(entries, int) and entries <= BYTES:
-        return f" that are single bytes ({entries} entries, with the end-of-text token)"
-    return (
-        f" by a byte-level BPE {CITE['bpe']} of {formatting.setting(entries)} entries: a pattern, GPT-2's "
-        f"{CITE['gpt2']} unless another was given, splits it into pieces such as words, numbers and marks, and the "
-        "most frequent pairs of neighbours are merged one by one"
-    )
-
-
-def _sizes(record: Record) -> str:
-    """Say how long the training set is, where the passes over it are recorded."""
-    tokens, epochs = record.column("tokens"), record.column("epoch")
-    if not tokens or not epochs or epochs[-1] <= 0 or record.streamed:
-        return ""
-    return f", some {formatting.short(tokens[-1] / epochs[-1])} training tokens"
+def published(data: RunData) -> tuple[Fact, ...]:
+    """Return every published figure that a run can be compared with."""
+    completion = any(e.task == "hellaswag" and "completion" in e.protocol.lower() for e in data.evals)
+    figures = [*published_losses(data), *([_HELLASWAG] if completion else [])]
+    return tuple(Fact(f"{p.model}: {p.metric}", number(p.value), p.difference) for p in figures)
 
 
 NEAR_FLOOR, FAR_FROM_FLOOR = 15.0, 50.0
-"""Percent above the entropy of the text."""
+"""Percent above the entropy floor."""
 OVERFITTING = 0.05
-"""Share of the lowest validation loss by which the training loss lies below it, or the last validation above it."""
-FALLING = 0.01
-"""Share by which the validation loss fell over the last fifth of the run."""
-HELPING = 0.01
-"""Share by which the loss is lower at the end of a window than at its beginning, at least, where context helps."""
-JUDGED = "nucleus 0.9"
-"""The strategy whose texts are judged."""
-ALIKE = 3.0
-"""Points of self-BLEU within which texts are as diverse as others."""
-FORGETTING = 0.2
-"""Share of the held-out text's relevance that is missed."""
+"""Relative rise of the validation loss above its minimum, or gap between training and validation loss."""
+UNDERTRAINED = 0.01
+"""Relative fall of the validation loss over the last fifth of the run."""
+CONTEXT_HELPS = 0.01
+"""Relative fall of the loss from the beginning of a window to its end."""
+JUDGED_STRATEGY = "nucleus 0.9"
+SAME_DIVERSITY = 3.0
+"""Difference of self-BLEU up to which texts are as diverse as others."""
+LOST_RELEVANCE = 0.2
+"""Relative loss of relevance compared with the held-out text."""
 LOOPING = 0.3
-"""Share of the word triples of a text that stand earlier in it."""
+"""Share of trigrams that are repeats."""
 
 
-def strengths(record: Record) -> tuple[str, ...]:
-    """Return what speaks for a run."""
-    return tuple(text for good, text in _judgements(record) if good)
-
-
-def weaknesses(record: Record) -> tuple[str, ...]:
-    """Return what speaks against it."""
-    return tuple(text for good, text in _judgements(record) if not good)
-
-
-def _judgements(record: Record) -> Iterator[tuple[bool, str]]:
-    yield from _against_entropy(record)
-    yield from _generalisation(record)
-    yield from _still_falling(record)
-    yield from _context(record)
-    yield from _stories(record)
-    yield from _texts(record)
-    yield from _loops(record)
-
-
-def _against_entropy(record: Record) -> Iterator[tuple[bool, str]]:
-    gap = record.test_figures().get("gap_percent", math.nan)
-    spent = formatting.percent(gap)
-    said = f"On the test set it spends {spent} more bits than the text's entropy, which no model can beat"
+def judgments(data: RunData) -> Iterator[tuple[bool, str]]:
+    """Yield strengths (True) and weaknesses (False), each by a rule over the figures of the run."""
+    gap = data.test_figures().get("gap_percent", math.nan)
+    text = f"Test bits per byte are {percent(gap)} above the entropy floor, which no model can beat"
     if gap <= NEAR_FLOOR:
-        yield True, f"{said}: that is close to it."
+        yield True, f"{text}: close to it."
     elif gap >= FAR_FROM_FLOOR:
-        yield False, f"{said}: much is left to learn."
-
-
-def _generalisation(record: Record) -> Iterator[tuple[bool, str]]:
-    val, train = _held_out(record), record.column("train_loss")
-    if len(val) < 2 or not train:
-        return
-    lowest = min(loss for _, loss in val)
-    step = next(step for step, loss in val if loss == lowest)
-    last = val[-1][1]
-    figures = f"training loss {formatting.number(train[-1])}, validation loss {formatting.number(last)}"
-    if last > (1 + OVERFITTING) * lowest:
+        yield False, f"{text}: much is left to learn."
+    yield from _judge_losses(data)
+    if data.positions is not None and len(data.positions.points) > 1:
+        (near, first), *_, (far, last) = data.positions.points
+        helps = first - last >= CONTEXT_HELPS * first
+        text = "It uses its context" if helps else "Context hardly helps it"
         yield (
-            False,
-            f"It overfits: the validation loss was lowest, {formatting.number(lowest)}, "
-            f"at step {formatting.count(step)} and "
-            f"rose to {formatting.number(last)}. The best checkpoint is the one that is measured.",
+            helps,
+            f"{text}: the loss is {number(first)} with {plural(near, 'token')} of context and {number(last)} with "
+            f"about {count(far)}.",
         )
-    elif last - train[-1] > OVERFITTING * last:
-        yield False, f"It fits its training text better than others ({figures}): more text or dropout would help."
-    else:
-        yield True, f"It generalises: at the end {figures}."
+    shares = {e.metric: e.value for e in data.evals if e.task == "stories"}
+    for metric in ("grammatical", "consistent"):
+        share = shares.get(metric, 0.7)
+        if not 0.5 < share < 0.9:
+            yield share >= 0.9, f"{percent(100 * share)} of its stories are {metric}."
+    yield from _judge_texts(data)
+    repeated = max((repeated_trigrams(s.text) for s in data.samples if s.strategy == "greedy"), default=0.0)
+    if repeated > LOOPING:
+        yield False, f"Greedy decoding loops: {percent(100 * repeated)} of trigrams are repeats."
 
 
-def _still_falling(record: Record) -> Iterator[tuple[bool, str]]:
-    val = _held_out(record)
-    earlier = [loss for step, loss in val if step <= 0.8 * val[-1][0]] if val else []
-    if not earlier:
+def _judge_losses(data: RunData) -> Iterator[tuple[bool, str]]:
+    val, train = data.curve("step", "val_loss"), data.column("train_loss")
+    if not val:
         return
-    fall = 1 - val[-1][1] / earlier[-1]
-    if fall > FALLING:
-        yield (
-            False,
-            f"It is not trained out: over about the last fifth of the steps the validation loss still fell by "
-            f"{formatting.percent(100 * fall)}.",
-        )
-
-
-def _stories(record: Record) -> Iterator[tuple[bool, str]]:
-    shares = {e.metric: e.value for e in record.evals if e.task == "stories"}
-    for metric, meaning in (("grammatical", "follow the grammar"), ("consistent", "agree with themselves throughout")):
-        share = shares.get(metric)
-        if share is not None and not 0.5 < share < 0.9:
-            yield share >= 0.9, f"{formatting.percent(100 * share)} of the stories that it writes {meaning}."
-
-
-def _context(record: Record) -> Iterator[tuple[bool, str]]:
-    points = () if record.positions is None else record.positions.points
-    if len(points) < 2:
-        return
-    (near, first), (far, last) = points[0], points[-1]
-    said = f"loss {formatting.number(first)} with {formatting.plural(near, 'token')} before it, "
-    said += f"{formatting.number(last)} with some {formatting.count(far)}"
-    if first - last >= HELPING * first:
-        yield True, f"It uses its context: {said}."
-    else:
-        yield False, f"Context hardly helps it, or not at all: {said}."
-
-
-def _texts(record: Record) -> Iterator[tuple[bool, str]]:
-    if record.texts is None:
-        return
-    model, human = record.texts.figures_of(JUDGED), record.texts.figures_of(HELD_OUT)
-    if "self_bleu" in model.keys() & human.keys():
-        more = model["self_bleu"] - human["self_bleu"]
-        said = (
-            f"self-BLEU {formatting.number(model['self_bleu'], 3)} against {formatting.number(human['self_bleu'], 3)}"
-        )
-        if abs(more) <= ALIKE:
-            yield True, f"At {JUDGED} its texts are as diverse as held-out ones: {said}."
+    step, lowest = min(val, key=lambda point: point[1])
+    end, last = val[-1]
+    if len(val) > 1 and train:
+        figures = f"training loss {number(train[-1])}, validation loss {number(last)}"
+        if last > (1 + OVERFITTING) * lowest:
+            yield (
+                False,
+                f"It overfits: the validation loss reached its minimum of {number(lowest)} at step {count(step)} and "
+                f"rose to {number(last)}. Evaluations use the best checkpoint.",
+            )
+        elif last - train[-1] > OVERFITTING * last:
+            yield False, f"Its generalization gap is large ({figures}): more text or dropout would help."
         else:
-            kind = "more alike" if more > 0 else "more scattered"
-            yield False, f"At {JUDGED} its texts are {kind} than held-out ones: {said}."
-    if "relevance" in model.keys() & human.keys() and model["relevance"] < (1 - FORGETTING) * human["relevance"]:
-        said = f"{formatting.number(model['relevance'], 3)} against {formatting.number(human['relevance'], 3)}"
-        yield False, f"It brings back less of what a beginning names than held-out text does: relevance {said}."
+            yield True, f"It generalizes: {figures} at the end."
+    earlier = [loss for step, loss in val if step <= 0.8 * end]
+    if earlier and 1 - last / earlier[-1] > UNDERTRAINED:
+        fall = percent(100 * (1 - last / earlier[-1]))
+        yield False, f"It is undertrained: over the last fifth of the steps the validation loss still fell by {fall}."
 
 
-def _loops(record: Record) -> Iterator[tuple[bool, str]]:
-    shares = [repeated(s.text) for s in record.samples if s.strategy == "greedy"]
-    if shares and (share := max(shares)) > LOOPING:
-        yield (
-            False,
-            f"Greedy decoding goes round in circles: {formatting.percent(100 * share)} of a text's word triples stand "
-            "earlier in it.",
-        )
+def _judge_texts(data: RunData) -> Iterator[tuple[bool, str]]:
+    if data.texts is None:
+        return
+    model, human = data.texts.figures_of(JUDGED_STRATEGY), data.texts.figures_of(HELD_OUT)
+    both = {name: (model[name], human[name]) for name in model.keys() & human.keys()}
+    if "self_bleu" in both:
+        ours, theirs = both["self_bleu"]
+        same = abs(ours - theirs) <= SAME_DIVERSITY
+        kind = "as diverse as" if same else "less diverse than" if ours > theirs else "more diverse than"
+        figures = f"self-BLEU {number(ours, 3)} against {number(theirs, 3)}"
+        yield same, f"With {JUDGED_STRATEGY} its texts are {kind} the held-out text: {figures}."
+    if "relevance" in both:
+        ours, theirs = both["relevance"]
+        if ours < (1 - LOST_RELEVANCE) * theirs:
+            figures = f"relevance {number(ours, 3)} against {number(theirs, 3)}"
+            yield False, f"It takes up less of what a prompt names than the held-out text does: {figures}."
 
 
-def repeated(text: str) -> float:
-    """Return the share of a text's word triples that stand earlier in it."""
-    spoken = text.split()
-    triples = list(zip(spoken, spoken[1:], spoken[2:], strict=False))
-    return 1 - len(set(triples)) / len(triples) if triples else 0.0
-
-
-def _held_out(record: Record) -> list[tuple[float, float]]:
-    """Return step and loss of each validation."""
-    rows = [(row["step"], row["val_loss"]) for row in record.metrics]
-    return [(step, loss) for step, loss in rows if step is not None and loss is not None and math.isfinite(loss)]
+def repeated_trigrams(text: str) -> float:
+    """Return the share of word trigrams that occurred earlier in the text."""
+    words = text.split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0

@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import prepare_text
 
 import gpt2lab
-from gpt2lab.data.prepare import prepare
 from gpt2lab.runs import Run
-from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.fault
 MAIN = "import sys; from gpt2lab.cli.main import main; sys.exit(main())"
-TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(80))
 
 
 def rows(path: Path) -> int:
@@ -35,9 +33,7 @@ def wait_until(true, seconds: float = 120.0) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
 def test_killed_comparison_repeats_no_finished_run(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    data = tmp_path / "data"
-    prepare([str(tmp_path / "text.txt")], Tokenizer.train([TEXT], 257), data, val_fraction=0.2, test_fraction=0.2)
+    data = prepare_text(tmp_path)
     small = ["--model.n-embd", "16", "--model.n-ctx", "16", "--batch-tokens", "64", "--log-every", "5"]
     length = ["--steps", "1500", "--eval-every", "500", "--seeds", "1"]
     where = ["--data", str(data), "--out", str(tmp_path / "out")]

@@ -1,30 +1,28 @@
-"""Numbers with their units, and colours that can be read."""
+"""What pages are made with: colors that can be read, and numbers with their units."""
 
 from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 
-from gpt2lab import formatting
-from gpt2lab.report import figures
+from gpt2lab import formatting, pages
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(scheme: str) -> None:
     """WCAG 2.2, success criterion 1.4.3: 4.5 to 1 for text; 1.4.11: 3 to 1 for lines."""
-    css = (Path(figures.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    css = (pages.TEMPLATES / "report.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[:2]
-    hues = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")))
-    for paper in (hues["paper"], hues["card"]):
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")))
+    for paper in (colors["paper"], colors["card"]):
         for name in ("ink", "soft", "accent", "figure-ink"):
-            assert contrast(hues[name], paper) >= 4.5, name
+            assert contrast(colors[name], paper) >= 4.5, name
         for name in (f"line-{n}" for n in range(1, 7)):
-            assert contrast(hues[name], paper) >= 3, name
-    assert contrast(hues["warn"], hues["warn-tint"]) >= 4.5
-    assert contrast(hues["ink"], hues["tint"]) >= 4.5
+            assert contrast(colors[name], paper) >= 3, name
+    assert contrast(colors["warn"], colors["warn-tint"]) >= 4.5
+    assert contrast(colors["ink"], colors["tint"]) >= 4.5
 
 
 def contrast(first: str, second: str) -> float:
@@ -32,14 +30,14 @@ def contrast(first: str, second: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-def luminance(hue: str) -> float:
-    parts = [int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("text", "expected"),
     [
         (formatting.count(12345.0), "12,345"),
         (formatting.short(950272), "950 k"),
@@ -71,5 +69,5 @@ def luminance(hue: str) -> float:
         (formatting.plural(12, "layer"), "12 layers"),
     ],
 )
-def test_numbers_are_said_with_their_unit(said: str, expected: str) -> None:
-    assert said.replace("\u00a0", " ") == expected
+def test_numbers_have_their_unit(text: str, expected: str) -> None:
+    assert text.replace("\u00a0", " ") == expected

@@ -1,0 +1,225 @@
+"""What a run directory holds, for a comparison or a report: a damaged part is left empty and named.
+
+RunData ─┬─ config, environment, metrics, evals, samples      files of the run
+         ├─ state, parameters                                 of its newest checkpoint
+         └─ texts, positions                                  saved evaluations of its newest step that has them
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
+from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
+from gpt2lab.files import read_json
+from gpt2lab.model.inspection import attention_weights
+from gpt2lab.runs import MetricsRow, Run
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.config import STREAM
+
+T = TypeVar("T")
+_CHECKPOINT = re.compile(r"step_\d{8,}")
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """A row of evals.csv."""
+
+    step: int
+    task: str
+    split: str
+    protocol: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """A line of samples.jsonl. ``text`` begins with the ``prompt``."""
+
+    step: int
+    strategy: str
+    prompt: str
+    text: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run directory holds; a part that cannot be read is empty and named in ``damage``."""
+
+    run: Run
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[MetricsRow]
+    evals: list[EvalRow]
+    samples: list[SampleText]
+    state: dict[str, Any]
+    """The scalars of the newest checkpoint; empty if there is none."""
+    parameters: int | None
+    """Without the padding of the vocabulary, the tied head counted once; None if there are no weights."""
+    texts: TextQuality | None
+    """Quality of the texts of each decoding strategy, if it was measured."""
+    positions: PositionCurve | None
+    """Loss by position, if it was measured."""
+    damage: tuple[str, ...]
+
+    def options(self, group: str) -> dict[str, Any]:
+        """Return a group of the configuration, such as ``model``; empty if there is none."""
+        options = self.config.get(group)
+        return options if isinstance(options, dict) else {}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the data and the tokenizer, as far as the newest checkpoint has them."""
+        fingerprints = self.state.get("fingerprints")
+        return {k: str(v) for k, v in fingerprints.items()} if isinstance(fingerprints, dict) else {}
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the corpus was prepared in shards during training, which ``epoch`` counts then."""
+        return str(self.config.get("data")).startswith(STREAM)
+
+    def column(self, name: str) -> list[float]:
+        """Return the finite values of a column of metrics.csv, in the order of steps."""
+        return [y for _, y in self.curve("step", name)]
+
+    def curve(self, x: str, y: str) -> list[tuple[float, float]]:
+        """Return two columns of metrics.csv as points, where both have a value and that of ``y`` is finite."""
+        pairs = [(row[x], row[y]) for row in self.metrics]
+        return [(a, b) for a, b in pairs if a is not None and b is not None and math.isfinite(b)]
+
+    def test_figures(self) -> dict[str, float]:
+        """Return the newest perplexity figures on the test set by name, all of one protocol."""
+        return self._figures_on("test")
+
+    def held_out_figures(self) -> tuple[str, dict[str, float]]:
+        """Return "test" and its figures; if there are none, "validation" and its figures."""
+        test = self.test_figures()
+        val = {} if test else self._figures_on("val")
+        return ("validation", val) if val else ("test", test)
+
+    def _figures_on(self, split: str) -> dict[str, float]:
+        rows = [e for e in self.evals if (e.task, e.split) == ("perplexity", split)]
+        if not rows:
+            return {}
+        newest = max(reversed(rows), key=lambda e: e.step)
+        return {e.metric: e.value for e in rows if (e.step, e.protocol) == (newest.step, newest.protocol)}
+
+
+def read_run(run: Run) -> RunData:
+    """Read a run directory; nothing that is missing or damaged raises."""
+    damage: list[str] = []
+
+    def attempt(read: Callable[[], T], default: T) -> T:
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+            damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+            return default
+
+    config = attempt(lambda: _mapping(run.config), {})
+    environment = attempt(lambda: _mapping(run.environment), {})
+    metrics = attempt(run.metrics, [])
+    evals = attempt(lambda: [_eval_row(row) for row in run.evals()], [])
+    samples = attempt(lambda: _samples(run), [])
+    state, parameters = {}, None
+    if folder := _newest_checkpoint(run):
+        state = attempt(lambda: _mapping(read_json(folder / "state.json")), {})
+        parameters = attempt(lambda: _count_parameters(folder / "model.safetensors", config), None)
+    texts = attempt(lambda: saved_texts(run), None)
+    positions = attempt(lambda: saved_positions(run), None)
+    return RunData(
+        run, config, environment, metrics, evals, samples, state, parameters, texts, positions, tuple(damage)
+    )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object, found {str(value)[:40]!r}; the run directory is damaged")
+    return value
+
+
+def _eval_row(row: dict[str, str]) -> EvalRow:
+    try:
+        step, value = int(row["step"]), float(row["value"])
+    except ValueError as error:
+        raise InputError(f"evals.csv: the value of {row['metric']} of {row['task']} is damaged ({error})") from error
+    return EvalRow(step, row["task"], row["split"], row["protocol"], row["metric"], value)
+
+
+def _samples(run: Run) -> list[SampleText]:
+    try:
+        return [
+            SampleText(int(s["step"]), str(s["strategy"]), str(s["prompt"]), str(s["text"]), str(s.get("verdict", "")))
+            for s in run.samples()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"samples.jsonl: a line is not a sample ({error!r}); the file is damaged") from error
+
+
+def _newest_checkpoint(run: Run) -> Path | None:
+    """Return the folder of the newest checkpoint that has its manifest."""
+    folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    complete = [f for f in folders if _CHECKPOINT.fullmatch(f.name) and (f / "manifest.json").is_file()]
+    return max(complete, key=lambda folder: int(folder.name.removeprefix("step_")), default=None)
+
+
+def _count_parameters(weights: Path, config: dict[str, Any]) -> int:
+    """Count from the shapes in the file's header, whatever the architecture; no tensor is read."""
+    try:
+        with safe_open(weights, framework="np") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights}: cannot be read ({error}); the checkpoint is damaged") from error
+    rows, width = shapes["wte.weight"]
+    return sum(math.prod(shape) for shape in shapes.values()) - (rows - config["model"]["vocab_size"]) * width
+
+
+MAX_TOKENS = 22
+MAX_PARAMETERS = 200_000_000
+"""Larger models are not loaded for a figure."""
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Attention weights of the first and the last layer over a text, the mean over their heads."""
+
+    tokens: tuple[str, ...]
+    layers: dict[str, list[list[float]]]
+    """(T, T) weights by title, such as "Layer 1"; row i holds the weights of query i."""
+    step: int
+
+
+def attention_map(data: RunData) -> AttentionMap | None:
+    """Run the best checkpoint on the newest sample; None if either is missing, damaged or too large."""
+    if not data.samples or not 0 < (data.parameters or 0) <= MAX_PARAMETERS:
+        return None
+    try:
+        model, checkpoint = load_model(data.run, "best")
+        tokenizer = Tokenizer.load(data.run.tokenizer)
+    except InputError:  # read_run names it
+        return None
+    start = [] if tokenizer.eot is None else [tokenizer.eot]
+    ids = [*start, *tokenizer.encode(data.samples[-1].text[:2_000])][: min(MAX_TOKENS, model.config.n_ctx)]
+    if len(ids) < 2:
+        return None
+    means = attention_weights(model, torch.tensor([ids])).mean(dim=2)[:, 0]  # (L, T, T)
+    labels = tuple("start" if i == tokenizer.eot else _visible(tokenizer.decode([i])) for i in ids)
+    layers = {f"Layer {n}": means[n - 1].tolist() for n in (1, len(means))}
+    return AttentionMap(labels, layers, checkpoint.step)
+
+
+def _visible(text: str) -> str:
+    """Return a token as a label that shows spaces and line breaks."""
+    return "".join({" ": "␣", "\n": "↵"}.get(c, c if c.isprintable() else "�") for c in text)

@@ -1,0 +1,124 @@
+"""Intervals against published tables and simulated runs, and what a comparison says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+
+import pytest
+
+from gpt2lab.compare.output import draw, table_rows
+from gpt2lab.compare.results import (
+    Outcome,
+    Validation,
+    compare_outcomes,
+    half_width,
+    paired_difference,
+    t_cdf,
+    t_quantile,
+    to_loss,
+)
+
+TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 19: 2.093, 30: 2.042, 100: 1.984}
+"""0.975 quantiles of Student's t as printed in the NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2."""
+
+
+@pytest.mark.parametrize(("df", "expected"), TABLE.items())
+def test_quantiles_equal_the_table_and_invert_the_distribution(df: int, expected: float) -> None:
+    assert t_quantile(0.975, df) == pytest.approx(expected, abs=5e-4)
+    assert t_cdf(t_quantile(0.9, df), df) == pytest.approx(0.9, abs=1e-12)
+
+
+def test_interval_worked_by_hand() -> None:
+    difference = paired_difference({1: 2.0, 2: 3.0, 3: 4.0}, {1: 2.5, 2: 3.1, 3: 4.9, 4: 9.0})
+    assert difference is not None
+    # d = 0.5, 0.1, 0.9: mean 0.5, s = 0.4, so 0.5 ± 4.303 · 0.4 / sqrt(3)
+    assert (difference.mean, difference.pairs) == (pytest.approx(0.5), 3)
+    assert difference.high == pytest.approx(0.5 + 4.303 * 0.4 / math.sqrt(3), abs=1e-3)
+    assert difference.low == pytest.approx(0.5 - 4.303 * 0.4 / math.sqrt(3), abs=1e-3)
+    assert difference.verdict == "within noise"
+
+
+def test_one_pair_has_no_interval_and_no_pair_no_difference() -> None:
+    alone = paired_difference({1: 2.0}, {1: 1.0})
+    assert alone is not None and (alone.mean, alone.low, alone.high, alone.verdict) == (-1.0, None, None, "one seed")
+    assert paired_difference({1: 2.0}, {2: 1.0}) is None
+    assert half_width([3.0]) is None
+
+
+def outcome(arm: str, seed: int, loss: float, tokenizer: str = "t", data: str = "d") -> Outcome:
+    figures = {"test_loss": loss, "val_loss": loss, "bits_per_byte": loss / 3}
+    curve = (Validation(10, 100, 1.0, 5.0), Validation(20, 200, 3.0, loss))
+    return Outcome(arm, seed, f"{arm}/{seed}", "finished", figures, curve, fingerprints=(tokenizer, data))
+
+
+def verdicts(shift: float, repetitions: int) -> list[str]:
+    """Verdicts on simulated runs that share a part for each seed, larger than the difference between the arms."""
+    found = []
+    for repetition in range(repetitions):
+        generator, runs = random.Random(repetition), []
+        for seed in range(5):
+            shared = generator.gauss(4.0, 0.1)
+            for arm, added in (("a", 0.0), ("b", shift)):
+                runs.append(outcome(arm, seed, shared + added + generator.gauss(0.0, 0.01)))
+        difference = compare_outcomes(runs).rows[0].cells[1].difference
+        assert difference is not None
+        found.append(difference.verdict)
+    return found
+
+
+def test_identical_arms_are_within_noise_in_19_of_20_comparisons() -> None:
+    found = verdicts(0.0, 1000)
+    assert found[:20].count("within noise") >= 19
+    assert 0.93 < found.count("within noise") / 1000 < 0.97
+
+
+def test_difference_smaller_than_that_between_seeds_is_found() -> None:
+    assert verdicts(0.05, 20) == ["higher"] * 20
+    assert verdicts(-0.05, 20) == ["lower"] * 20
+
+
+def test_arms_that_are_equal_to_the_bit_are_the_same() -> None:
+    comparison = compare_outcomes([outcome(arm, seed, 4.0 + seed) for seed in (1, 2) for arm in "ab"])
+    difference = comparison.rows[0].cells[1].difference
+    assert difference is not None and difference.verdict == "the same"
+    assert table_rows(comparison)[0].cells[1][2:] == ("0", "", "the same")
+    assert comparison.findings[0].endswith("over 2 seeds: the same.")
+
+
+def test_difference_beyond_noise_is_called_better_or_worse() -> None:
+    noise = (0.001, -0.001)
+    runs = [outcome(arm, seed, level + noise[seed]) for arm, level in (("a", 3.0), ("b", 2.5)) for seed in (0, 1)]
+    runs += [outcome("c", seed, 3.5 - noise[seed]) for seed in (0, 1)]
+    of_b, of_c = compare_outcomes(runs).findings
+    assert of_b.endswith("over 2 seeds: lower, which is better.")
+    assert of_c.endswith("over 2 seeds: higher, which is worse.")
+
+
+def test_arm_that_was_not_measured_or_has_no_pair_is_named() -> None:
+    unmeasured = dataclasses.replace(outcome("b", 1, 3.0), figures={"seconds": 2.0})
+    of_b, of_c = compare_outcomes([outcome("a", 1, 3.0), unmeasured, outcome("c", 2, 3.0)]).findings
+    assert of_b == "Test loss of b: not measured."
+    assert of_c == "Test loss of c: it shares no seed with a."
+
+
+@pytest.mark.parametrize("differing", ["tokenizer", "data"])
+def test_only_bits_per_byte_compare_between_tokenizers_or_data(differing: str) -> None:
+    comparison = compare_outcomes(
+        [outcome(arm, seed, 3.0 + seed, **{differing: arm}) for arm in "ab" for seed in (1, 2)]
+    )
+    assert [row.metric.name for row in comparison.rows] == ["bits_per_byte"]
+    assert any(f"different {differing}" in remark for remark in comparison.remarks)
+    assert "Test bits per byte of b" in comparison.findings[0]
+    assert draw(comparison) == {}
+    assert "curves" in draw(compare_outcomes([outcome(arm, 1, 3.0) for arm in "ab"]))
+
+
+def test_steps_to_a_loss_are_interpolated_between_validations() -> None:
+    curve = (Validation(10, 100, 1.0, 5.0), Validation(20, 200, 3.0, 4.0), Validation(30, 300, 5.0, 3.0))
+    run = dataclasses.replace(outcome("a", 1, 3.0), curve=curve)
+    assert to_loss(run, 3.5) == (25.0, 4.0)
+    assert to_loss(run, 6.0) == (10, 1.0)
+    assert to_loss(run, 2.0) is None
+    assert "a, seed 1: never reached a loss of 2." in compare_outcomes([run, outcome("b", 1, 3.0)], 2.0).remarks

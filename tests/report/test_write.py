@@ -1,0 +1,318 @@
+"""Reports as HTML and PDF: well-formed, self-contained, and with what the run directory holds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pypdf import PdfReader
+from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
+
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation.perplexity import PositionLosses, save_positions
+from gpt2lab.files import write_json
+from gpt2lab.report.write import report_on, write_report
+from gpt2lab.runs import METRICS_COLUMNS, Run
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "mspace", "path", "use", "circle", "rect"}
+
+
+class Page(HTMLParser):
+    """Reads a page, checking that every element is closed where it should be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[tuple[str, ...], str]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(attrs) == len({name for name, _ in attrs}), f"<{tag}> has an attribute twice"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((tuple(self.open), data))
+
+    @property
+    def text(self) -> str:
+        shown = "".join(data for above, data in self.texts if not {"style", "svg", "title"} & set(above))
+        return re.sub(r"[ \n]+", " ", shown.replace("\u00a0", " "))
+
+    def within(self, tag: str) -> list[str]:
+        return [data for above, data in self.texts if tag in above]
+
+
+def page_of(runs: list[Run], out: Path) -> Page:
+    """Write a page and check what holds for all: it loads nothing, its links work, its headings skip no level."""
+    page = Page(write_report(runs, out).read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.elements]
+    assert not {"script", "link", "iframe", "object", "base", "form"} & set(tags)
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in page.elements:
+        for name, value in attrs.items():
+            assert name != "src" or (value or "").startswith("data:image/png;base64,")
+            assert name not in ("srcset", "action", "onclick", "onload")
+            if name in ("href", "xlink:href"):
+                assert value is not None and value.startswith("#") and value[1:] in ids
+            if name == "aria-labelledby":
+                assert value in ids
+            assert "url(" not in (value or "") or (value or "").startswith("url(#")
+    style = "".join(page.within("style"))
+    assert "@import" not in style and "url(" not in style and "@font-face" not in style
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+    return page
+
+
+def text_of(pdf: Path) -> tuple[str, int]:
+    """The words of a PDF as a search finds them, and its number of pages."""
+    pages = PdfReader(pdf).pages
+    text = " ".join(page.extract_text() for page in pages)
+    return re.sub(r"\s+", " ", text.replace("\u00a0", " ")), len(pages)
+
+
+def test_page_is_well_formed_and_has_the_figures_of_the_run(run: Run) -> None:
+    page = page_of([run], run.path / "report.html")
+    assert ("html", {"lang": "en"}) in page.elements
+    assert "default-src 'none'" in str(page.elements)
+    assert {"svg", "math", "figure", "table", "details"} <= {tag for tag, _ in page.elements}
+    assert "A GPT-2 with 2 layers, 4 heads and width 32" in page.text
+    assert "trained for 300 steps on 1.23 M tokens (work/stories-data) in 2 min 30 s on a processor" in page.text
+    assert "test perplexity is 2.490 per token, or 0.3318 bits per byte, 10.0 % above the entropy floor" in page.text
+    for figure in (PROTOCOL, "0.9123", "0.3016", "93.0 %", "700 MiB", "40,155", "All options", "2.13.0"):
+        assert figure in page.text
+    assert f"gpt2lab train --config {run.path.as_posix()}/config.json" in page.text
+    assert page.within("mark").count("One day") >= 4
+    samples = "".join(page.within("article"))
+    assert " Lily saw a boat.\nShe & Tom <b>greedy</b>" in samples
+    assert "b" not in [tag for above, _ in page.texts for tag in above if "article" in above]
+
+
+def test_pdf_can_be_searched_and_has_few_pages(run: Run, tmp_path: Path) -> None:
+    for metric, value in (("acc", 0.28), ("acc_norm", 0.295)):
+        run.add_eval(300, "hellaswag", "val", "Completion style: 10 items.", metric, value)
+    run.add_eval(300, "perplexity", "test", PROTOCOL, "word_perplexity", 31.25)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("A longer context\nwould help.\n\n#strong[not markup] $x$ \\ <b>", encoding="utf-8")
+    text, pages = text_of(write_report([run], tmp_path / "report.pdf", notes))
+    for figure in ("2.490", "0.3318", "10.0 %", "700 MiB", "40,155", "0.9123", "93.0 %", "1.23 M", "2.13.0"):
+        assert figure in text, figure
+    for title in ("Task and data", "Model", "Training", "Results", "Samples", "Strengths", "References"):
+        assert title in text, title
+    assert "Perplexity, per word 31.25" in text and "HellaSwag, after step 300" in text
+    assert "Accuracy normalized by length, share of the items 0.295" in text
+    assert "A longer context would help." in text
+    assert "#strong[not markup] $x$ \\ <b>" in text
+    assert re.search(r"Figure 1: Over 1\.23 M tokens", text) and "Table 1:" in text
+    assert pages <= 6
+
+
+def test_page_is_small_however_long_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "long", steps=30_000)
+    run.add_sample(300, "long", "", "word " * 200_000)
+    page = page_of([run], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 500_000
+    assert "[…]" in page.text and "the mean of up to 8 rows of metrics.csv" in page.text
+
+
+def test_characters_that_html_cannot_hold_are_replaced(run: Run) -> None:
+    run.add_sample(300, "odd", "", "null \x00 escape \x1b \x9f end")
+    with (run.path / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 300, "strategy": "half", "prompt": "", "text": "half \\ud83d of \\ud83d\\ude00"}\n')
+    page = page_of([run], run.path / "report.html")
+    assert "null ␀ escape ␛ � end" in page.text
+    assert "half � of 😀" in page.text
+
+
+def test_unfinished_and_diverged_run_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", finished=None)
+    run.add_metrics({name: (math.nan if name == "train_loss" else 310.0) for name in METRICS_COLUMNS})
+    page = page_of([run], tmp_path / "report.html")
+    assert "The run is unfinished: its newest checkpoint is from step 300." in page.text
+    assert "The training loss is not finite at step 310: training diverged." in page.text
+    assert "nan" not in "".join(str(attrs.get("d", "")) for _, attrs in page.elements).lower()
+
+
+def test_empty_run_is_reported_as_not_measured(tmp_path: Path) -> None:
+    text = page_of([Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)], tmp_path / "report.html").text
+    assert "No training step was logged." in text
+    assert "no complete checkpoint" in text
+    assert text.count("not measured") >= 8
+
+
+def test_entropy_gap_is_left_out_if_the_entropy_is_unknown(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "plain", CONFIG, ENVIRONMENT)
+    log_steps(run, 100)
+    text = page_of([run], tmp_path / "report.html").text
+    assert "Above the entropy floor" not in text
+    assert re.search("Tokens seen *410 k *0.500 epochs", text)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "environment.json", "metrics.csv", "evals.csv", "samples.jsonl", "checkpoints"]
+)
+def test_missing_part_does_not_stop_the_report(run: Run, tmp_path: Path, name: str) -> None:
+    path = run.path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = page_of([run], tmp_path / "report.html").text
+    assert name in text or "no complete checkpoint" in text
+    assert "How to reproduce" in text_of(write_report([run], tmp_path / "report.pdf"))[0]
+
+
+def test_text_quality_and_positions_are_reported_if_they_were_measured(run: Run, tmp_path: Path) -> None:
+    assert "Loss by position" not in text_of(write_report([run], tmp_path / "report.pdf"))[0]
+    figures = {"perplexity": 3.25, "self_bleu": 41.5, "relevance": 0.5}
+    rows = [
+        {"name": "held-out text", "strategy": None, "figures": figures},
+        {"name": "greedy", "strategy": {"greedy": True}, "figures": {"perplexity": 1.125}},
+        {"name": "nucleus 0.9", "strategy": {"top_p": 0.9}, "figures": figures | {"self_bleu": 60.0, "relevance": 0.2}},
+    ]
+    endings = {"nucleus 0.9": " sank at once.", "top-k 5": "not shown"}
+    examples = [{"prompt": "The boat <b>", "held_out": " sailed home.", "completions": endings}]
+    saved = {"step": 300, "split": "test", "rows": rows, "examples": examples, "protocol": "100 prompts."}
+    write_json(run.evaluations(300) / "text.json", saved)
+    curve = PositionLosses((3.0, 2.5, 2.0, math.nan), (10, 10, 10, 0), by_document=False)
+    save_positions(run, 300, "test", curve)
+    page, (text, _) = page_of([run], tmp_path / "report.html"), text_of(write_report([run], tmp_path / "report.pdf"))
+    for found in (text, page.text):
+        assert "Loss by position, on the test set after step 300." in found
+        assert "sailed home." in found and "sank at once." in found and "not shown" not in found
+        assert "texts are less diverse than the held-out text: self-BLEU 60.0 against 41.5" in found
+        assert "relevance 0.200 against 0.500" in found
+        assert "loss is 3.000 with 1 token of context and 2.000 with about 3" in found
+        assert "Diversity of the texts" in found and "100 prompts." in found and "self bleu" in found
+        assert "The boat <b>" in found
+    assert re.search(r"held-out text *3\.25 *41\.5 *0\.500 greedy *1\.12", text)
+
+
+def test_several_runs_share_one_table_and_one_figure(tmp_path: Path, run: Run) -> None:
+    other = make_run(tmp_path / "other & run", finished=None)
+    page = page_of([run, other], tmp_path / "both.html")
+    assert "2 runs side by side" in page.text
+    drawn = "".join(page.within("svg"))
+    assert "stories-tiny" in drawn and other.path.name in drawn
+    assert "nats per token, step 300" in page.text
+    assert [data for above, data in page.texts if "h2" in above and data in ("stories-tiny", other.path.name)]
+    assert len([tag for tag, _ in page.elements if tag == "math"]) < 30, "the equations are there once"
+
+
+@pytest.mark.parametrize("finished", ["300 steps done", None])
+def test_losses_of_different_tokenizers_are_neither_drawn_nor_listed_together(
+    tmp_path: Path, run: Run, finished: str | None
+) -> None:
+    other = make_run(tmp_path / "other", finished=finished)
+    state = other.checkpoints / "step_00000300" / "state.json"
+    state.write_text(state.read_text(encoding="utf-8").replace("e" * 64, "f" * 64), encoding="utf-8")
+    page = page_of([run, other], tmp_path / "both.html")
+    drawn = "".join(page.within("svg"))
+    assert "nats per token" not in drawn and "Gradient norm" in drawn and "stories-tiny" in drawn
+    assert "Test bits per byte" in page.within("th")
+    assert "nats per token, step 300" not in page.text
+
+
+def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) -> None:
+    runs = []
+    for kind, lr in (("a", 3e-3), ("b", 1e-3)):
+        for seed in (1, 2):
+            run = make_run(tmp_path / f"{kind}{seed}")
+            write_json(run.path / "config.json", {**CONFIG, "seed": seed, "optim": {**CONFIG["optim"], "lr": lr}})
+            runs.append(run)
+    text, _ = text_of(write_report(runs, tmp_path / "report.pdf"))
+    assert "4 runs compared" in text and "lr=0.003" in text and "lr=0.001" in text
+    assert "the same" in text
+
+
+def test_report_of_a_comparison_keeps_its_arms_and_names_runs_without_results(tmp_path: Path) -> None:
+    recorded = []
+    for arm in ("small", "large"):
+        for seed in (1, 2):
+            run = make_run(tmp_path / arm / str(seed))
+            model = {**CONFIG["model"], **{f"option_{n}": arm for n in range(8)}}  # too many options for a name
+            write_json(run.path / "config.json", {**CONFIG, "seed": seed, "model": model})
+            path = run.path.relative_to(tmp_path).as_posix()
+            recorded.append({"path": path, "arm": f"the {arm} one", "seed": seed, "status": "finished"})
+    recorded.append({"path": "large/3", "arm": "the large one", "seed": 3, "status": "not run yet"})
+    recorded.append({"path": "large/4", "arm": "the large one", "seed": 4, "status": "failed: out of memory"})
+    (tmp_path / recorded[1]["path"] / "metrics.csv").write_text("broken\n", encoding="utf-8")
+    write_json(tmp_path / "comparison.json", {"runs": recorded})
+    text, _ = text_of(report_on([tmp_path], tmp_path / "report.pdf"))
+    html = report_on([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    for found in (text, html):
+        assert "the small one" in found and "the large one" in found
+        assert "the large one, seed 3: not run yet. Left out." in found
+        assert "the large one, seed 4: failed: out of memory. Left out." in found
+        assert "the small one, seed 2: damaged" in found
+
+
+@pytest.mark.parametrize("ending", ["html", "pdf"])
+def test_earlier_report_is_replaced_by_the_same_bytes_and_other_files_are_kept(
+    run: Run, tmp_path: Path, ending: str
+) -> None:
+    out = write_report([run], tmp_path / f"report.{ending}")
+    first = out.read_bytes()
+    assert write_report([run], out).read_bytes() == first
+    out.write_bytes(b"%PDF-1.7 <html>mine</html>")
+    with pytest.raises(InputError, match="exists and is not a report"):
+        write_report([run], out)
+    assert out.read_bytes() == b"%PDF-1.7 <html>mine</html>"
+
+
+def notes(content: bytes | None) -> Callable[[Run, Path], object]:
+    def action(run: Run, folder: Path) -> object:
+        if content is not None:
+            (folder / "notes.txt").write_bytes(content)
+        return write_report([run], folder / "report.html", folder / "notes.txt")
+
+    return action
+
+
+def comparison(content: object) -> Callable[[Run, Path], object]:
+    def action(run: Run, folder: Path) -> object:
+        write_json(folder / "comparison.json", content)
+        return report_on([folder], folder / "report.html")
+
+    return action
+
+
+REFUSALS: dict[str, tuple[Callable[[Run, Path], object], str]] = {
+    "another kind of file": (lambda run, folder: write_report([run], folder / "a.txt"), r"ends in \.html or \.pdf"),
+    "missing folder": (lambda run, folder: write_report([run], folder / "b" / "a.html"), "there is no folder"),
+    "a folder": (lambda run, folder: write_report([run], folder / "folder.html"), "is a folder"),
+    "no run": (lambda run, folder: write_report([], folder / "report.html"), "at least one run"),
+    "not a run": (lambda run, folder: report_on([folder], folder / "report.html"), "holds no run"),
+    "missing notes": (notes(None), r"notes\.txt: cannot be read"),
+    "notes in another encoding": (notes(b"caf\xe9"), "not UTF-8 at byte 3"),
+    "comparison without runs": (comparison([]), r"comparison\.json: damaged"),
+    "comparison with an empty run": (comparison({"runs": [{}]}), r"comparison\.json: damaged"),
+    "comparison with a bad seed": (
+        comparison({"runs": [{"path": "a", "arm": "a", "seed": "x", "status": "finished"}]}),
+        r"comparison\.json: damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize(("action", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals(run: Run, tmp_path: Path, action: Callable[[Run, Path], object], message: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(InputError, match=message):
+        action(run, tmp_path)
