@@ -113,12 +113,17 @@ def header(tokens: np.ndarray) -> bytes:
 
 
 BAD: dict[str, tuple[str, Callable[[np.ndarray], bytes], bool, str]] = {
-    "no header": ("train.bin", lambda t: bytes(4000), False, r"begins with 0 where a token file has 20240520 or"),
-    "header where none is expected": ("train.bin", header, True, "begins with the header of llm.c's files"),
-    "odd bytes": ("train.bin", lambda t: b"abc", True, "3 bytes; uint16 tokens take an even number of bytes"),
-    "nothing": ("train.bin", lambda t: b"", True, "0 bytes; uint16 tokens take an even number"),
-    "no split": ("tokens.bin", lambda t: t.astype("<u2").tobytes(), True, "its name must tell its split by one of"),
-    "two splits": ("train_val.bin", lambda t: t.astype("<u2").tobytes(), True, "its name must tell its split by one"),
+    "no header": ("train.bin", lambda t: bytes(4000), False, r"starts with 0, but token files start with 20240520 or"),
+    "header where none is expected": ("train.bin", header, True, "starts with llm.c's header; leave out --raw"),
+    "odd bytes": ("train.bin", lambda t: b"abc", True, "3 bytes; uint16 tokens need an even, positive number of bytes"),
+    "nothing": ("train.bin", lambda t: b"", True, "0 bytes; uint16 tokens need an even, positive number"),
+    "no split": (
+        "tokens.bin",
+        lambda t: t.astype("<u2").tobytes(),
+        True,
+        "its name must contain exactly one of train, val and test",
+    ),
+    "two splits": ("train_val.bin", lambda t: t.astype("<u2").tobytes(), True, "its name must contain exactly one of"),
     "a strange id": ("train.bin", lambda t: bytes([0, 0, 0, 9]), True, "token id 2304 at byte 2; the vocabulary has"),
     "no tokens": ("train.bin", lambda t: header(t[:0]), False, "train holds 0 tokens and no text; copy it again"),
     "no text": (
@@ -127,7 +132,7 @@ BAD: dict[str, tuple[str, Callable[[np.ndarray], bytes], bool, str]] = {
         False,
         "train holds 1 tokens and no text",
     ),
-    "no numpy file": ("train.npy", lambda t: bytes(4000), False, "not an array in numpy's format"),
+    "no numpy file": ("train.npy", lambda t: bytes(4000), False, "not a NumPy array file"),
 }
 
 
@@ -144,7 +149,7 @@ def test_what_is_no_token_file_is_refused_and_nothing_is_written(case: str, ours
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 3), np.uint16), r"holds uint16 of shape \(2, 3\); token files hold a row of uint16 or uint32"),
+        (np.zeros((2, 3), np.uint16), r"holds uint16 of shape \(2, 3\); token files hold one row of uint16 or uint32"),
         (np.zeros(3, np.int64), "holds int64 of shape"),
         (np.array([{}, 1], dtype=object), "holds object of shape"),
     ],
@@ -158,18 +163,18 @@ def test_arrays_of_other_kinds_are_refused(array: np.ndarray, message: str, ours
 def test_a_numpy_file_that_was_cut_is_refused(ours: Tokenizer, tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", np.zeros(100, np.uint16))
     (tmp_path / "train.npy").write_bytes((tmp_path / "train.npy").read_bytes()[:-6])
-    with pytest.raises(InputError, match=r"train\.npy: \d+ bytes, but its header says 100 tokens"):
+    with pytest.raises(InputError, match=r"train\.npy: truncated: \d+ bytes, but its header says 100 tokens"):
         import_shards(tmp_path, ours)
 
 
 def test_whose_tokens_they_are_must_be_said(ours: Tokenizer, tmp_path: Path) -> None:
     llmc(tmp_path / "train.bin", tokens_of(ours, end=False))
-    with pytest.raises(InputError, match=r"no manifest.json that says whose tokens they are; .* data import .* --tok"):
+    with pytest.raises(InputError, match=r"no manifest.json that names their tokenizer; .* data import .* --tok"):
         TokenDataset(tmp_path)
     with pytest.raises(InputError, match=r"the tokenizer has no <\|endoftext\|>"):
         import_shards(tmp_path, Tokenizer.train([], 256, ()))
     import_shards(tmp_path, ours)
-    with pytest.raises(InputError, match=r"has a manifest.json already"):
+    with pytest.raises(InputError, match=r"already has a manifest.json"):
         import_shards(tmp_path, ours)
     with pytest.raises(InputError, match=r"holds no \.bin and no \.npy files"):
         import_shards(tmp_path / "tokenizer", ours)

@@ -70,12 +70,12 @@ def test_splits_made_by_others_are_kept_and_their_overlap_is_told(
     tokenizer.save(tmp_path / "tok")
     command = ["data", "prepare", "hub:o/n", "--tokenizer", str(tmp_path / "tok"), "--out"]
     assert main([*command, str(tmp_path / "out")]) == 0
-    assert "10 documents of validation and test stand in train as well; --deduplicate" in capsys.readouterr().out
+    assert "10 documents of validation and test are also in train; --deduplicate" in capsys.readouterr().out
     dataset = TokenDataset(tmp_path / "out")
     assert {split: len(texts) for split, texts in texts_of(dataset).items()} == {"train": 100, "val": 30, "test": 15}
     assert dataset.manifest.left_out.held_out_in_train == 10
     assert main([*command, str(tmp_path / "clean"), "--deduplicate"]) == 0
-    assert "15 documents left out: they came before" in capsys.readouterr().out
+    assert "15 documents left out: duplicates" in capsys.readouterr().out
     clean = texts_of(TokenDataset(tmp_path / "clean"))
     assert {split: len(texts) for split, texts in clean.items()} == {"train": 90, "val": 25, "test": 15}
     assert not set(clean["train"]) & {*clean["val"], *clean["test"]}
@@ -123,9 +123,9 @@ def test_files_of_tokens_are_taken_as_they_are(hub: Hub, tmp_path: Path, gpt2_vo
     assert (train.documents, train.bytes, val.documents, val.bytes) == (5, 65, 2, 17)
     with pytest.raises(InputError, match="ids of GPT-2's own tokenizer"):
         prepare(["fineweb-gpt2"], Tokenizer.train([], 257), tmp_path / "other")
-    with pytest.raises(InputError, match=r"comes as tokens, .*; leave --min-length out"):
+    with pytest.raises(InputError, match=r"comes as tokens, .*; leave out --min-length"):
         prepare(["fineweb-gpt2"], gpt2, tmp_path / "other", min_length=3)
-    with pytest.raises(InputError, match=r"comes as tokens, .*; leave --test-fraction out"):
+    with pytest.raises(InputError, match=r"comes as tokens, .*; leave out --test-fraction"):
         prepare(["fineweb-gpt2"], gpt2, tmp_path / "other", test_fraction=0.1)
 
 
@@ -140,9 +140,9 @@ def test_wikipedia_out_of_reach_offers_wikitext(
     command = ["data", "prepare", "wikipedia", "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "out")]
     hub.faults["main"] = [(503, 9999)]
     assert main(command) == 2
-    assert "--fall-back takes wikitext2 instead" in capsys.readouterr().err
+    assert "--fall-back uses wikitext2 instead" in capsys.readouterr().err
     assert main(["data", "prepare", "stories", *command[3:], "--fall-back"]) == 2
-    assert "there is nothing to take instead of stories; leave --fall-back out" in capsys.readouterr().err
+    assert "stories has no fallback; leave out --fall-back" in capsys.readouterr().err
     hub.faults["main"] = [(503, 9999)]
     assert main([*command, "--fall-back"]) == 0
     assert "wikipedia cannot be reached" in capsys.readouterr().out

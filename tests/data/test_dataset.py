@@ -97,7 +97,7 @@ def test_an_id_beyond_the_vocabulary_is_told_with_its_place(copy: Path) -> None:
 
 def test_a_file_that_the_manifest_does_not_name_is_told(copy: Path) -> None:
     shutil.copy(copy / "train_000000.bin", copy / "train_000009.bin")
-    assert "train_000009.bin: not named by the manifest" in refused(copy)
+    assert "train_000009.bin: not listed in the manifest" in refused(copy)
 
 
 def test_a_split_that_was_not_prepared_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -110,7 +110,7 @@ def test_a_split_that_was_not_prepared_is_told(tmp_path: Path, tokenizer: Tokeni
     ("edit", "message"),
     [
         ({"format": 2}, "format 2; this version reads format 1"),
-        ({"shards": []}, "tokens of train, but 0 in its files"),
+        ({"shards": []}, "train has 7921 tokens, but its files hold 0"),
         ({"splits": {"train": {"tokens": 3}}}, "damaged"),
         ({"tokenizer": None}, "damaged"),
         ({"source": {}}, "damaged"),
@@ -135,12 +135,12 @@ def test_a_manifest_that_is_no_json_is_refused(copy: Path) -> None:
 
 
 def test_folders_without_prepared_data_are_told_apart(tmp_path: Path, copy: Path) -> None:
-    assert "no such folder of prepared data" in refused(tmp_path / "missing")
+    assert "no such directory of prepared data" in refused(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     assert "holds no prepared data" in refused(tmp_path / "empty")
     (copy / "manifest.json").unlink()
     (copy / "preparing").mkdir()
-    assert "half-written" in refused(copy)
+    assert "incomplete" in refused(copy)
 
 
 def test_only_the_tokenizer_of_the_data_is_accepted(prepared: Path, tokenizer: Tokenizer) -> None:

@@ -112,7 +112,7 @@ def test_the_files_borders_do_not_show(tmp_path: Path) -> None:
 def test_text_shorter_than_a_window_is_refused_with_what_would_fit(tmp_path: Path) -> None:
     short = make_stream(tmp_path, 20)
     assert count_windows(short, 19) == 1
-    with pytest.raises(InputError, match=r"20 tokens, less than one window of seq_len 20 .* seq_len of at most 19"):
+    with pytest.raises(InputError, match=r"20 tokens, fewer than one window of seq_len 20 .* seq_len of at most 19"):
         Loader(short, 20, 1, 1, 0)
 
 
@@ -157,7 +157,7 @@ def test_a_loader_that_cannot_be_is_refused(stream: TokenStream, change: dict[st
 def test_a_file_that_shrinks_while_in_use_is_told(stream: TokenStream) -> None:
     path = stream.shards[3].path
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match=r"train_000003\.bin: became shorter while in use"):
+    with pytest.raises(InputError, match=r"train_000003\.bin: became shorter during use"):
         stream.read(np.array([37 * 3]), 37)
     path.unlink()
     with pytest.raises(InputError, match=r"train_000003\.bin: cannot be read"):

@@ -134,7 +134,7 @@ def test_a_long_document_is_never_in_memory_whole(tmp_path: Path, tokenizer: Tok
 def test_a_folder_that_exists_is_left_as_it_is(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         prepare(["stories"], tokenizer, tmp_path / "out", max_documents=2)
     assert folder_bytes(tmp_path / "out") == {"mine.txt": b"mine"}
 

@@ -67,7 +67,7 @@ def test_a_download_that_fails_keeps_what_is_finished_and_goes_on(
     hub.faults["003.parquet"] = ["half", (503, 3600)]
     with pytest.raises(Unreachable, match="run the same command"):
         prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
-    with pytest.raises(InputError, match=r"out: half-written, .* run the same command again to go on"):
+    with pytest.raises(InputError, match=r"out: incomplete, .* run the same command again to resume"):
         TokenDataset(out)
     hub.asked.clear()
     prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
@@ -81,10 +81,12 @@ def test_other_arguments_do_not_go_on_with_a_half_written_folder(
     hub.faults["003.parquet"] = [(503, 3600)]
     with pytest.raises(Unreachable):
         prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS)
-    with pytest.raises(InputError, match=r"half-written with val_fraction 0\.1, now 0\.2; go on with the same"):
+    with pytest.raises(
+        InputError, match=r"incomplete and begun with val_fraction 0\.1, now 0\.2; resume with the same"
+    ):
         prepare(["hub:o/n"], tokenizer, tmp_path / "out", **{**ARGUMENTS, "val_fraction": 0.2})
     other = Tokenizer.train(["a b " * 9], 258)
-    with pytest.raises(InputError, match="half-written with tokenizer"):
+    with pytest.raises(InputError, match="incomplete and begun with tokenizer"):
         prepare(["hub:o/n"], other, tmp_path / "out", **ARGUMENTS)
 
 
@@ -99,7 +101,7 @@ def test_several_processes_make_the_same_files_in_any_order(
     assert folder_bytes(out) == unbroken
     assert prepare_shards(config, tokenizer, out, rank=world - 1, world=world) is not None  # comes late, nothing to do
     other = dataclasses.replace(config, shard_tokens=config.shard_tokens + 1)
-    with pytest.raises(InputError, match="exists already and is left as it is"):
+    with pytest.raises(InputError, match="already exists and was not changed"):
         prepare_shards(other, tokenizer, out, rank=world - 1, world=world)
 
 
@@ -136,9 +138,11 @@ def test_a_folder_that_another_process_prepares_is_left_alone_until_that_ends(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="out is being prepared by another process; wait for it, or end it"):
+        with pytest.raises(
+            InputError, match="out is being prepared by another process; wait until it ends, or stop it"
+        ):
             prepare_shards(config, tokenizer, out)
-        assert folder_bytes(out) == before | {"preparing/claims": b""}
+        assert folder_bytes(out) == before | {"preparing/lock": b""}
         other.kill()
     assert prepare_shards(config, tokenizer, out) is not None
 
@@ -148,7 +152,7 @@ def test_what_goes_through_documents_in_order_is_not_shared_out(tmp_path: Path, 
         ("--deduplicate", PrepareConfig(("stories",), deduplicate=True)),
         ("--max-documents", PrepareConfig(("stories",), max_documents=9)),
     ):
-        with pytest.raises(InputError, match=f"{name} goes through all documents in order"):
+        with pytest.raises(InputError, match=f"{name} needs all documents in order"):
             prepare_shards(config, tokenizer, tmp_path / "out", rank=0, world=2)
 
 
@@ -170,7 +174,7 @@ def test_the_disk_is_kept_within_its_bounds_at_every_moment(
 
 
 def test_what_cannot_fit_is_refused_before_it_begins(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(DiskFull, match=r"about [\d,]+ bytes are needed .* --max-disk allows 1,000;"):
+    with pytest.raises(DiskFull, match=r"about [\d,]+ bytes are needed .* but --max-disk allows 1,000;"):
         prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS, max_disk=1000)
     assert not (tmp_path / "out").exists()
     assert not any(name.endswith(".parquet") for name in hub.asked)
@@ -255,7 +259,7 @@ def test_a_stop_after_the_manifest_leaves_a_folder_that_the_same_command_tidies(
     out = tmp_path / "unbroken"
     for number in range(FILES):
         (out / "preparing" / f"{number:05d}").mkdir(parents=True)
-    with pytest.raises(InputError, match="exists already and is left as it is"):
+    with pytest.raises(InputError, match="already exists and was not changed"):
         prepare(["hub:o/n"], tokenizer, out, **{**ARGUMENTS, "val_fraction": 0.2})
     prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
     assert folder_bytes(out) == unbroken and not (out / "preparing").exists()

@@ -105,8 +105,11 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "too long": (lambda b: b + b"xx", r"too long: 1226 bytes"),
     "no header": (lambda b: b[:1000], r"1000 bytes, less than the 1024"),
     "empty": (lambda _: b"", r"0 bytes, less than the 1024"),
-    "wrong magic": (lambda b: b"text" + b[4:], r"begins with 1954047348 where a token file has 20240520 or 20240801"),
-    "other version": (lambda b: llmc_file([1], version=2), r"version 2 .*; version 1 can be read"),
+    "wrong magic": (
+        lambda b: b"text" + b[4:],
+        r"starts with 1954047348, but token files start with 20240520 or 20240801",
+    ),
+    "other version": (lambda b: llmc_file([1], version=2), r"version 2 .*; only version 1 is known"),
 }
 
 
@@ -140,5 +143,5 @@ def test_an_id_beyond_the_vocabulary_is_told_with_its_place(tmp_path: Path, form
 
 @pytest.mark.parametrize("shard_tokens", [0, -1, 2**31])
 def test_a_file_size_that_the_header_cannot_say_is_refused(tmp_path: Path, shard_tokens: int) -> None:
-    with pytest.raises(InputError, match="the format holds 1 to 2147483647 tokens"):
+    with pytest.raises(InputError, match="a file holds 1 to 2147483647 tokens"):
         ShardWriter(tmp_path, "train", UINT16, shard_tokens)

@@ -28,7 +28,7 @@ def test_figures_are_those_counted_by_hand(tokens: list[int], block: int) -> Non
             documents[-1].append(token)
     documents = [document for document in documents if document]
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("gpt2lab.data.dataset"), "_BLOCK", block)
+        patch.setattr(importlib.import_module("gpt2lab.data.shards"), "BLOCK", block)
         writer = ShardWriter(Path(folder), "train", UINT16, 7)
         writer.write(np.array(tokens))
         writer.finish()

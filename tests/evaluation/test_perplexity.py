@@ -190,8 +190,8 @@ def test_on_stories_the_gap_to_the_entropy_is_known(tmp_path: Path) -> None:
         (100, {"batch_size": 0}, "batch size is 0"),
         (100, {"text_bytes": 0}, "test: a text of 0 bytes; give one with text in it"),
         (100, {"words": 0}, "test: a text of 0 words"),
-        (1, {}, "test: 1 tokens, less than one window"),
-        (10, {"context": 10}, "test: 10 tokens, less than one window of seq_len 10"),
+        (1, {}, "test: 1 tokens, fewer than one window"),
+        (10, {"context": 10}, "test: 10 tokens, fewer than one window of seq_len 10"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

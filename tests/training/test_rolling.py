@@ -31,7 +31,8 @@ from gpt2lab.data.dataset import HELD_OUT, TokenDataset, split_documents
 from gpt2lab.data.download import DiskFull
 from gpt2lab.data.loader import permute
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.streaming import SegmentStore, StreamingDataset, StreamLoader
+from gpt2lab.data.segments import SegmentStore
+from gpt2lab.data.streaming import StreamingDataset, StreamLoader
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
@@ -206,7 +207,7 @@ def test_a_download_that_fails_ends_training_with_one_line_when_all_is_saved(
 ) -> None:
     config = rolling(tok, tmp_path / "run")
     hub.faults["002.parquet"] = [404]
-    with pytest.raises(InputError, match=r"preparing ahead: .*002\.parquet: HTTP 404 .*go on with --resume") as raised:
+    with pytest.raises(InputError, match=r"preparing ahead: .*002\.parquet: HTTP 404 .*resume with --resume") as raised:
         train(config)
     assert "\n" not in str(raised.value)
     assert saved_steps(Run(tmp_path / "run"))[-1] == BORDERS[1]
@@ -216,7 +217,7 @@ def test_a_download_that_fails_ends_training_with_one_line_when_all_is_saved(
 def test_a_signal_ends_waiting_for_a_round(unbroken: Run, hub: Hub, tok: Path, tmp_path: Path) -> None:
     class Stop(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() == "waiting for round 1 of the data to be prepared":
+            if record.getMessage() == "waiting for segment 1 of the data to be prepared":
                 signal.raise_signal(signal.SIGTERM)
 
     config, log, handler = rolling(tok, tmp_path / "run"), logging.getLogger("gpt2lab"), Stop()
@@ -249,7 +250,7 @@ def test_other_bytes_than_the_first_time_are_refused(tok: Path, tmp_path: Path) 
     ledger = tmp_path / "stream" / "ledger.json"
     ledger.write_text(ledger.read_text(encoding="utf-8").replace('"tokens": 2', '"tokens": 3'), encoding="utf-8")
     rounds.remove_all()
-    with pytest.raises(InputError, match=r"round 0 of hub:o/three .* are not the 3,079 of the first time"):
+    with pytest.raises(InputError, match=r"segment 0 of hub:o/three .* differ from the 3,079 of the first time"):
         rounds.prepare(0)
 
 
@@ -272,13 +273,13 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ({"corpus": "fineweeb"}, r'"fineweeb" is no file, folder or corpus \(did you mean "fineweb"\?\)'),
         ({"corpus": "hub:o/none"}, "HTTP 404"),
-        ({"max_disk": "1kB"}, r"hub:o/three: about [\d,]+ bytes are needed .* --max-disk allows 1,000"),
+        ({"max_disk": "1kB"}, r"hub:o/three: about [\d,]+ bytes are needed .* but --max-disk allows 1,000"),
         ({"max_disk": "much"}, '"much" is no size'),
-        ({"max_disk": "9kB"}, r"take [\d,]+ bytes or more, --max-disk allows 9,000"),
+        ({"max_disk": "9kB"}, r"take [\d,]+ bytes or more, but --max-disk allows 9,000"),
         ({"tokenizer": None}, "data stream:hub:o/three needs --tokenizer DIR"),
         ({"steps": None, "epochs": 1.0}, "epochs 1.0: stream:hub:o/three has no length; give steps or max_tokens"),
         ({"column": "label"}, r'has no column "label"'),
-        ({"batch_tokens": 4096}, r"round 0 of the data has 2,079 tokens, less than a step of 4,096 takes"),
+        ({"batch_tokens": 4096}, r"segment 0 of the data has 2,079 tokens, fewer than the 4,096 of a step"),
     ],
     ids=[
         "unknown",
@@ -365,7 +366,7 @@ def test_a_preparer_that_is_killed_ends_training_with_one_line(
     monkeypatch.setattr("gpt2lab.data.streaming.subprocess.Popen", Noted)
     hub.faults["001.parquet"] = [(503, 100)]
     config = rolling(tok, tmp_path / "run")
-    with pytest.raises(InputError, match=r"prepares ahead ended \(exit status -9\); .* go on with --resume"):
+    with pytest.raises(InputError, match=r"prepares the data ended \(exit status -9\); .* resume with --resume"):
         train(config, at_step(5, lambda: started[0].kill()))
     assert saved_steps(Run(tmp_path / "run"))[-1] == BORDERS[0]
     monkeypatch.undo()

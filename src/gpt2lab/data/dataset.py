@@ -1,11 +1,11 @@
-"""A folder of prepared data, opened and checked."""
+"""A directory of prepared data: opened and checked, surveyed, or made of other projects' token files."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from gpt2lab.data.selection import SPLITS, SplitRule
 from gpt2lab.data.shards import (
+    FORMS,
     MANIFEST,
-    OPENERS,
     DataManifest,
     Shard,
     ShardInfo,
@@ -23,90 +23,36 @@ from gpt2lab.data.shards import (
     TokenizerInfo,
     TokenStream,
     checked_sha256,
+    open_shard,
 )
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
-_BLOCK = 1 << 20
-"""Tokens read, and counted, at once."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Figures of a split.
-
-    Attributes:
-        counts: (n_vocab,) how often each id comes.
-        lengths: (documents,) tokens of each document, its ``<|endoftext|>`` not counted.
-        hashes: (documents,) 64 bits of BLAKE2b of each document's ids: equal where the documents are.
-    """
-
-    counts: np.ndarray
-    lengths: np.ndarray
-    hashes: np.ndarray
-
-
-def split_documents(stream: TokenStream, eot: int) -> Iterator[np.ndarray]:
-    """Yield the ids of each document that is not empty, whether ``<|endoftext|>`` comes before documents or after."""
-    held: list[np.ndarray] = []  # of the document that a block ends in
-    for start in range(0, len(stream), _BLOCK):
-        block = stream.read(np.array([start]), min(_BLOCK, len(stream) - start))[0]
-        first, *rest = np.split(block, np.flatnonzero(block == eot))
-        held.append(first)
-        for following in rest:
-            yield from _whole(held)
-            held = [following[1:]]
-    yield from _whole(held)
-
-
-def _whole(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
-    if sum(map(len, parts)):
-        yield np.concatenate(parts)
-
-
-def survey(stream: TokenStream, n_vocab: int, eot: int) -> Survey:
-    """Read a split once. Memory: 16 bytes a document, the ids of a few, and the counts."""
-    lengths, hashes = array("q"), array("Q")
-    counts = np.zeros(n_vocab, dtype=np.int64)
-    size, waiting = 0, list[np.ndarray]()  # to be counted together, for the vocabulary is longer than a document
-    for ids in split_documents(stream, eot):
-        lengths.append(len(ids))
-        hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "big"))
-        waiting.append(ids)
-        size += len(ids)
-        if size >= _BLOCK:
-            counts += np.bincount(np.concatenate(waiting), minlength=n_vocab)
-            size, waiting = 0, []
-    if waiting:
-        counts += np.bincount(np.concatenate(waiting), minlength=n_vocab)
-    counts[eot] = len(stream) - sum(lengths)  # which no document holds
-    return Survey(counts, np.array(lengths), np.array(hashes))
-
-
 TOKENIZER = "tokenizer"
-"""Subfolder of prepared data that holds its tokenizer."""
+"""Subdirectory of prepared data that holds its tokenizer."""
 HELD_OUT = "held-out"
-"""Subfolder of a streamed corpus that holds its validation and test splits, as prepared data."""
+"""Subdirectory of a streamed corpus that holds its validation and test splits, as prepared data."""
+_SPLIT = re.compile(r"(?:^|[._-])(train|val|validation|test)(?=[._-])")
 
 
 class TokenDataset:
-    """A folder of token files with its manifest; see `DataManifest` for what it says of them."""
+    """A directory of token files and the manifest that describes them; see `DataManifest`."""
 
     def __init__(self, directory: Path) -> None:
-        """Open ``directory``; its token files are read when `stream` asks for them.
+        """Open ``directory``; `stream` reads its token files.
 
         Raises:
-            InputError: No prepared data there, half-written, damaged, or files that the manifest does not name.
+            InputError: The data is missing, incomplete or damaged, or there are files that the manifest does not name.
         """
         self.directory = directory
         self.manifest = DataManifest.load(directory)
         named = {shard.name for shard in self.manifest.shards}
         if unnamed := sorted({path.name for path in directory.glob("*.bin")} - named):
-            raise InputError(f"{directory / unnamed[0]}: not named by the manifest; move it elsewhere")
+            raise InputError(f"{directory / unnamed[0]}: not listed in the manifest; move it elsewhere")
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same shards of the same tokenizer, wherever they lie."""
+        """Identifies the shards and their tokenizer, wherever they are stored."""
         return self.manifest.fingerprint
 
     def stream(self, split: str, every_byte: bool = True) -> TokenStream:
@@ -114,30 +60,26 @@ class TokenDataset:
 
         Args:
             split: The split.
-            every_byte: Whether files are read to the end and compared by SHA-256; else only headers and sizes are
-                looked at, which is enough where another process has the same files checked.
+            every_byte: Read the files to the end and compare their SHA-256; otherwise only check headers and sizes,
+                which is enough when another process checks the same files.
 
         Raises:
-            InputError: No such split, or a file that is missing, truncated, changed, or holds an id that is none.
+            InputError: No such split, or a file is missing, truncated, changed, or has an id beyond the vocabulary.
         """
         if split not in self.manifest.splits:
-            held = ", ".join(self.manifest.splits)
             raise InputError(
-                f"{self.directory}: has no {split} split, only {held}; choose one of these, or prepare it with "
-                f"--{split}-fraction"
+                f"{self.directory}: has no {split} split, only {', '.join(self.manifest.splits)}; choose one of these, "
+                f"or prepare it with --{split}-fraction"
             )
         infos = [shard for shard in self.manifest.shards if shard.split == split]
         return TokenStream(f"{self.directory} ({split})", [self._checked(info, every_byte) for info in infos])
 
     def _checked(self, info: ShardInfo, every_byte: bool) -> Shard:
-        one_of(f"form of {info.name} in {self.directory / MANIFEST}:", info.form, OPENERS)
-        shard = OPENERS[info.form](self.directory / info.name)
+        one_of(f"form of {info.name} in {self.directory / MANIFEST}:", info.form, FORMS)
+        shard = open_shard(self.directory / info.name, info.form)
         if shard.tokens != info.tokens:
             raise InputError(f"{shard.path}: {shard.tokens} tokens, the manifest says {info.tokens}; prepare it again")
-        if not every_byte:
-            return shard
-        sha256 = checked_sha256(shard, self.manifest.tokenizer.n_vocab)
-        if sha256 != info.sha256:
+        if every_byte and (sha256 := checked_sha256(shard, self.manifest.tokenizer.n_vocab)) != info.sha256:
             raise InputError(
                 f"{shard.path}: changed since it was written (SHA-256 {sha256[:12]}..., the manifest says "
                 f"{info.sha256[:12]}...); copy or prepare it again"
@@ -151,49 +93,106 @@ class TokenDataset:
             yield tokenizer.decode(ids.tolist())
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer saved with the data. Raises `InputError` where it is not the one of the manifest."""
-        tokenizer = Tokenizer.load(self.directory / TOKENIZER)
-        if tokenizer.fingerprint != self.manifest.tokenizer.fingerprint:
+        """Return the tokenizer saved with the data. Raises `InputError` if it is not the one in the manifest."""
+        tokenizer, expected = Tokenizer.load(self.directory / TOKENIZER), self.manifest.tokenizer.fingerprint
+        if tokenizer.fingerprint != expected:
             raise InputError(
-                f"{self.directory / TOKENIZER}: not the tokenizer that the data was made with "
-                f"({self._made_with}...); copy or prepare the data again"
+                f"{self.directory / TOKENIZER}: not the tokenizer that the data was made with ({expected[:16]}...); "
+                "copy or prepare the data again"
             )
         return tokenizer
 
     def require_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise `InputError` unless the data was made with this tokenizer."""
-        if tokenizer.fingerprint != self.manifest.tokenizer.fingerprint:
+        expected = self.manifest.tokenizer.fingerprint
+        if tokenizer.fingerprint != expected:
             raise InputError(
-                f"{self.directory}: made with tokenizer {self._made_with}..., given {tokenizer.fingerprint[:16]}...; "
+                f"{self.directory}: made with tokenizer {expected[:16]}..., given {tokenizer.fingerprint[:16]}...; "
                 f"use {self.directory / TOKENIZER} or prepare the data with yours"
             )
 
-    @property
-    def _made_with(self) -> str:
-        return self.manifest.tokenizer.fingerprint[:16]
+
+def split_documents(stream: TokenStream, eot: int) -> Iterator[np.ndarray]:
+    """Yield the ids of each document that is not empty, whether ``<|endoftext|>`` precedes or follows documents."""
+    return _split_documents(stream.blocks(), eot)
 
 
-_SPLIT = re.compile(r"(?:^|[._-])(train|val|validation|test)(?=[._-])")
+def _split_documents(blocks: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarray]:
+    held: list[np.ndarray] = []  # parts of the document that continues in the next block
+    for block in blocks:
+        first, *rest = np.split(block, np.flatnonzero(block == eot))
+        held.append(first)
+        for following in rest:
+            yield from _joined(held)
+            held = [following[1:]]
+    yield from _joined(held)
+
+
+def _joined(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+    if sum(map(len, parts)):
+        yield np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Statistics of a split.
+
+    Attributes:
+        counts: (n_vocab,) occurrences of each id.
+        lengths: (documents,) tokens of each document, without ``<|endoftext|>``.
+        hashes: (documents,) 64 bits of BLAKE2b of each document's ids.
+    """
+
+    counts: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+
+
+def survey(stream: TokenStream, n_vocab: int, eot: int) -> Survey:
+    """Read a split once. Memory: 16 bytes per document, one block of tokens, and the counts."""
+    lengths, hashes = array("q"), array("Q")
+    counts = np.zeros(n_vocab, dtype=np.int64)
+
+    def counted() -> Iterator[np.ndarray]:
+        for block in stream.blocks():
+            counts[:] += np.bincount(block, minlength=n_vocab)
+            yield block
+
+    for ids in _split_documents(counted(), eot):
+        lengths.append(len(ids))
+        hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "big"))
+    return Survey(counts, np.array(lengths), np.array(hashes))
+
+
+def text_bytes(counts: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Return the bytes of text in tokens with these counts, (n_vocab,); ``<|endoftext|>`` has none."""
+    sizes = np.zeros(tokenizer.n_vocab, dtype=np.int64)
+    for number, token in tokenizer.vocab.items():
+        sizes[number] = 0 if number == tokenizer.eot else len(token)
+    return int(counts @ sizes)
 
 
 def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -> TokenDataset:
-    """Write ``manifest.json`` and ``tokenizer/`` into a folder of token files, and open it as prepared data.
+    """Write ``manifest.json`` and ``tokenizer/`` into a directory of token files, and open it as prepared data.
 
     Args:
-        directory: Holds ``.bin`` files of llm.c's format or ``.npy`` files, each with train, val or test in its name.
-        tokenizer: The one that the tokens are of.
-        raw: The ``.bin`` files have no header: uint16 and nothing else, as nanoGPT writes them.
+        directory: Holds ``.bin`` files in llm.c's format or ``.npy`` files, each with train, val or test in its name.
+        tokenizer: The tokenizer of the tokens.
+        raw: The ``.bin`` files are plain uint16 without a header, as nanoGPT writes them.
 
     Raises:
-        InputError: No such files, a manifest that is there already, a damaged file, a name that tells no split, a split
-            without text, an id beyond the vocabulary, or a tokenizer without ``<|endoftext|>``.
+        InputError: There are no such files, or a manifest already; a file is damaged, its name does not tell its
+            split, or it has an id beyond the vocabulary; a split has no text; the tokenizer has no ``<|endoftext|>``.
     """
     if tokenizer.eot is None:
-        raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; give the files' own")
+        raise InputError(f"the tokenizer has no {END_OF_TEXT} to separate documents; give the one of the files")
     if (directory / MANIFEST).exists():
-        raise InputError(f"{directory}: has a {MANIFEST} already; it is prepared data as it is")
-    forms = {path: _form_of(path, raw) for path in _files(directory)}
-    shards = {path: OPENERS[form](path) for path, form in forms.items()}
+        raise InputError(f"{directory}: already has a {MANIFEST}; it is prepared data as it is")
+    paths = sorted([*directory.glob("*.bin"), *directory.glob("*.npy")])
+    if not paths:
+        raise InputError(f"{directory}: holds no .bin and no .npy files; give the directory of the token files")
+    forms = {path: "npy" if path.suffix == ".npy" else "raw" if raw else "llm.c" for path in paths}
+    shards = {path: open_shard(path, form) for path, form in forms.items()}
     infos = tuple(
         ShardInfo(path.name, _split_of(path), shard.tokens, checked_sha256(shard, tokenizer.n_vocab), forms[path])
         for path, shard in shards.items()
@@ -203,7 +202,7 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
         source=SourceInfo((str(directory),), 0, None),
         tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
         split_rule=SplitRule("given", 0.0, 0.0),
-        splits={split: _describe(split, found, tokenizer) for split, found in splits.items() if found},
+        splits={split: _info(TokenStream(split, found), tokenizer) for split, found in splits.items() if found},
         shards=infos,
     )
     tokenizer.save(directory / TOKENIZER)
@@ -211,34 +210,18 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
     return TokenDataset(directory)
 
 
-def _files(directory: Path) -> list[Path]:
-    files = sorted([*directory.glob("*.bin"), *directory.glob("*.npy")])
-    if not files:
-        raise InputError(f"{directory}: holds no .bin and no .npy files; give the folder that the token files lie in")
-    return files
-
-
-def _form_of(path: Path, raw: bool) -> str:
-    if path.suffix == ".npy":
-        return "npy"
-    return "raw" if raw else "llm.c"
-
-
 def _split_of(path: Path) -> str:
     named = set(_SPLIT.findall(path.name))
     if len(named) != 1:
-        raise InputError(f"{path}: its name must tell its split by one of train, val and test, as train_0.bin does")
+        raise InputError(f"{path}: its name must contain exactly one of train, val and test, as in train_0.bin")
     return named.pop().removesuffix("idation")
 
 
-def _describe(split: str, shards: list[Shard], tokenizer: Tokenizer) -> SplitInfo:
+def _info(stream: TokenStream, tokenizer: Tokenizer) -> SplitInfo:
     assert tokenizer.eot is not None
-    stream = TokenStream(split, shards)
     found = survey(stream, tokenizer.n_vocab, tokenizer.eot)
     if not len(found.lengths):
         raise InputError(
-            f"{shards[0].path}: {split} holds {len(stream)} tokens and no text; copy it again, or remove it"
+            f"{stream.shards[0].path}: {stream.name} holds {len(stream)} tokens and no text; copy it again or remove it"
         )
-    sizes = np.array([len(token) for token in tokenizer.vocab.values()])
-    sizes[tokenizer.eot] = 0  # no text
-    return SplitInfo(len(found.lengths), len(stream), int(found.counts @ sizes), None)
+    return SplitInfo(len(found.lengths), len(stream), text_bytes(found.counts, tokenizer), None)

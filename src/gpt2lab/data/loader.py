@@ -1,26 +1,29 @@
 """Batches of the token stream as a pure function of (seed, step, micro_step, rank, world).
 
-The stream is cut into n = (tokens - 1) // seq_len windows. Window k reads seq_len + 1 tokens from k * seq_len on: its
-inputs are all but the last, its targets all but the first.
+The stream is cut into n = (tokens - 1) // seq_len windows. Window k holds the seq_len + 1 tokens that start at
+k * seq_len; its inputs are all but the last of them, its targets all but the first.
 
     tokens   t0 t1 t2 t3 | t4 t5 t6 t7 | t8 ...          seq_len 4
     window 0 t0 t1 t2 t3   t4
     window 1               t4 t5 t6 t7   t8
 
-Sequences are numbered from the first of the first step on. A step has S of them, and row b of micro-step m on rank r is
+Sequences are numbered across steps. A step has S of them, and row b of micro-step m on rank r is
 
     number = step * S + (m * world + r) * micro_batch + b        epoch = number // n
     window = permutation of that epoch (number mod n)
 
-Where attention is to stay within documents a batch also says, for each token, which document of its row it stands in
-and at which place there. A document begins at ``<|endoftext|>``; a row may begin amid one, which counts from 0 there.
+So each window is read once per epoch, in an order that is neither stored nor advanced. The loader has no state but the
+step, and a step reads the same sequences for any number of processes.
+
+The permutation is a Feistel network over the digits of an index in base (a, b), a * b >= n, that is applied again to
+results outside the set ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+
+If attention must stay within documents, a batch also holds, for each token, the document of its row that it belongs to
+and its position in that document. A document begins at ``<|endoftext|>``; one that began before the row counts from 0.
 
     tokens     a  b  |  c  d  e  |  f        | is <|endoftext|>
     documents  0  0  1  1  1  1  2  2
     positions  0  1  0  1  2  3  0  1
-
-So each window is read once an epoch, in an order that is neither stored nor advanced: the loader's whole state is the
-step, and a step reads the same sequences however many processes share it.
 """
 
 from __future__ import annotations
@@ -38,20 +41,20 @@ from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
 
 ROUNDS = 8
-"""With 4 or 6 rounds the permutations of a handful of indices are not equally likely; with 8 they pass as random."""
+"""Rounds of the Feistel network. With 4 or 6, the permutations of a few indices are not equally likely; 8 suffice."""
 
 
 def permute(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """Return where the permutation of {0, ..., n-1} that belongs to (seed, epoch) sends each index.
+    """Apply the permutation of {0, ..., n-1} that belongs to (seed, epoch) to each index.
 
     Args:
         indices: Integers in [0, n), any shape.
         n: Size of the permuted set, 1 <= n < 2**62.
         seed: Any integer.
-        epoch: Any integer; each epoch has a permutation of its own.
+        epoch: Any integer; each epoch has its own permutation.
 
     Returns:
-        int64 array of the shape of ``indices``.
+        int64 array with the shape of ``indices``.
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
@@ -71,7 +74,7 @@ def _network(x: np.ndarray, a: np.uint64, b: np.uint64, keys: np.ndarray) -> np.
 
 
 def _hash(x: np.ndarray) -> np.ndarray:
-    """Splitmix64's finaliser, less its lowest bit: below 2**63, so that adding a digit to it does not overflow."""
+    """The finalizer of SplitMix64 without its lowest bit: below 2**63, so that adding a digit does not overflow."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (x ^ (x >> np.uint64(31))) >> np.uint64(1)
@@ -84,9 +87,9 @@ def _round_keys(seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and what follows each of them: ``targets[b, t]`` comes after ``tokens[b, t]``. Both (B, T), int64.
+    """Inputs and targets, (B, T), int64: ``targets[b, t]`` is the token after ``tokens[b, t]``.
 
-    ``documents`` and ``positions``, of the same shape, are there where attention is to stay within documents.
+    ``documents`` and ``positions``, of the same shape, are set if attention must stay within documents.
     """
 
     tokens: torch.Tensor
@@ -96,16 +99,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
-        if self.documents is None or self.positions is None:
-            return Batch(tokens, targets)
-        return Batch(
-            tokens, targets, *(part.to(device, non_blocking=True) for part in (self.documents, self.positions))
-        )
+        parts = (self.tokens, self.targets, self.documents, self.positions)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts if part is not None))
 
 
 class Loader:
-    """The training batches of one process; see the module for which windows a batch holds."""
+    """The training batches of one process; the module docstring says which windows a batch holds."""
 
     def __init__(
         self,
@@ -119,12 +118,21 @@ class Loader:
         eot: int | None = None,
         first_epoch: int = 0,
     ) -> None:
-        """Read ``stream`` in windows of ``seq_len``; with ``eot``, the id that documents begin with, tell them apart.
+        """Read ``stream`` in windows of ``seq_len``.
 
-        The first pass is in the permutation of ``first_epoch``.
+        Args:
+            stream: The training split.
+            seq_len: Tokens in a sequence.
+            sequences_per_step: Sequences in a step over all processes.
+            micro_batch: Sequences in a micro-step of one process.
+            seed: Seed of the permutations.
+            world: Processes.
+            rank: This process.
+            eot: The id that documents begin with, to set `Batch.documents`; None leaves them out.
+            first_epoch: Number of the first permutation.
 
         Raises:
-            InputError: The stream is shorter than a window, or the step does not divide (see `micro_steps`).
+            InputError: The stream is shorter than a window, or the step is not divisible (see `micro_steps`).
         """
         if not 0 <= rank < world:
             raise InputError(f"rank {rank} of {world} processes; ranks go from 0 to {world - 1}")
@@ -150,9 +158,9 @@ class Loader:
         return Batch(tokens, targets, *within_documents(tokens, self._eot))
 
     def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
-        """Return the numbers of the windows of that batch, (B,); window k begins with token k * seq_len.
+        """Return the indices of the windows in that batch, (B,), or in the batch of another rank.
 
-        With a rank, those of that process's batch.
+        Window k starts at token k * seq_len.
         """
         rank = self._rank if rank is None else rank
         if step < 0 or not 0 <= micro_step < self.micro_steps:
@@ -166,45 +174,45 @@ class Loader:
         return windows
 
     def is_ready(self, step: int) -> bool:
-        """Return whether the batches of a step can be read now: always, as all the data is here."""
+        """Return whether the batches of a step can be read now: always, since all the data is on disk."""
         return step >= 0
 
     def epoch_of(self, step: int) -> float:
-        """Return the epochs completed when ``step`` steps are."""
+        """Return the epochs completed after ``step`` steps."""
         return step * self._sequences_per_step / self.windows_per_epoch
 
 
 def within_documents(tokens: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which document of its row each token (B, T) stands in, and its place there: both (B, T), int64."""
+    """Return the document of each token (B, T) within its row, and its position in it: both (B, T), int64."""
     begins = tokens == eot
-    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    starts = torch.where(begins, places, 0).cummax(1).values  # where the document of each token begins
-    return begins.cumsum(1), places - starts
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    starts = torch.where(begins, positions, 0).cummax(1).values  # where the document of each token begins
+    return begins.cumsum(1), positions - starts
 
 
 def count_windows(stream: TokenStream, seq_len: int) -> int:
-    """Return the windows of an epoch. Raises `InputError` where the stream is shorter than one."""
+    """Return the windows of an epoch. Raises `InputError` if the stream is shorter than one."""
     if seq_len < 1:
         raise InputError(f"seq_len is {seq_len}; it must be 1 or more")
     if len(stream) <= seq_len:
         raise InputError(
-            f"{stream.name}: {len(stream)} tokens, less than one window of seq_len {seq_len} and the token after it; "
-            f"give more text or a seq_len of at most {len(stream) - 1}"
+            f"{stream.name}: {len(stream)} tokens, fewer than one window of seq_len {seq_len} and the token after it; "
+            f"use more text or a seq_len of at most {len(stream) - 1}"
         )
     return (len(stream) - 1) // seq_len
 
 
 def micro_steps(batch_tokens: int, seq_len: int, micro_batch: int, world: int = 1) -> int:
-    """Return how many micro-steps make a step of ``batch_tokens`` tokens over all processes.
+    """Return the micro-steps in a step of ``batch_tokens`` tokens over all processes.
 
     Args:
-        batch_tokens: Tokens in an optimiser step.
+        batch_tokens: Tokens in an optimizer step.
         seq_len: Tokens in a sequence.
         micro_batch: Sequences in a micro-step of one process.
         world: Processes.
 
     Raises:
-        InputError: ``batch_tokens`` is no multiple of ``seq_len * micro_batch * world``; names the nearest that are.
+        InputError: ``batch_tokens`` is not a multiple of ``seq_len * micro_batch * world``; names the nearest that are.
     """
     for name, value in (("seq_len", seq_len), ("micro_batch", micro_batch), ("world", world)):
         if value < 1:
@@ -222,7 +230,7 @@ def micro_steps(batch_tokens: int, seq_len: int, micro_batch: int, world: int = 
 
 
 def _other_micro_batches(batch_tokens: int, row_tokens: int, micro_batch: int) -> str:
-    """Name the nearest micro-batches that divide the step as it is, where there are any."""
+    """Name the nearest micro-batches that divide the step, if any do."""
     rows, remainder = divmod(batch_tokens, row_tokens)
     if remainder or rows < 1:
         return ""
@@ -245,12 +253,12 @@ class BatchSource(Protocol):
         ...
 
 
-_AHEAD = 2
-"""Batches that each thread may be ahead."""
+_BATCHES_AHEAD = 2
+"""Batches prefetched per thread."""
 
 
 class Prefetcher:
-    """Gives a loader's batches, read ahead by ``workers`` threads within a ``with`` block; by none outside of one."""
+    """Batches of a loader, prefetched by ``workers`` threads within a ``with`` block (without prefetching outside)."""
 
     def __init__(self, loader: BatchSource, workers: int) -> None:
         if workers < 0:
@@ -272,19 +280,18 @@ class Prefetcher:
         self._coming.clear()
 
     def batch(self, step: int, micro_step: int) -> Batch:
-        """Return what the loader's ``batch`` does, and have those that follow it read."""
-        asked = (step, micro_step)
-        ready = self._coming.pop(asked, None)
+        """Return the loader's batch, and prefetch those that follow."""
+        ready = self._coming.pop((step, micro_step), None)
         if self._pool is not None:
-            self._read_ahead(asked, self._pool)
-        return self._loader.batch(*asked) if ready is None else ready.result()
+            self._prefetch((step, micro_step), self._pool)
+        return self._loader.batch(step, micro_step) if ready is None else ready.result()
 
-    def _read_ahead(self, position: tuple[int, int], pool: ThreadPoolExecutor) -> None:
+    def _prefetch(self, position: tuple[int, int], pool: ThreadPoolExecutor) -> None:
         wanted: dict[tuple[int, int], Future[Batch]] = {}
-        for _ in range(_AHEAD * self._workers):
+        for _ in range(_BATCHES_AHEAD * self._workers):
             step, micro_step = position
             position = (step, micro_step + 1) if micro_step + 1 < self._loader.micro_steps else (step + 1, 0)
-            if not self._loader.is_ready(position[0]):  # a thread must not wait for data that is being prepared
+            if not self._loader.is_ready(position[0]):  # threads must not wait for data that is being prepared
                 break
             wanted[position] = self._coming.get(position) or pool.submit(self._loader.batch, *position)
-        self._coming = wanted  # what nobody asks for any more is dropped
+        self._coming = wanted  # drops batches that are no longer needed

@@ -1,19 +1,19 @@
-"""From text to a folder of token files: chunk by chunk, to be stopped at any moment and gone on with.
+"""From text to a directory of token files, chunk by chunk; it can be stopped at any moment and resumed.
 
-    sources -> chunks     for each: fetch -> documents -> splits -> ids -> token files -> delete what was fetched
-                            in the end: names, manifest                         bounded memory, a given amount of disk
+    sources -> chunks     for each chunk: download -> documents -> splits -> ids -> shards -> delete the download
+                          at the end: names, manifest                     bounded memory, bounded disk on request
 
 Every document begins with ``<|endoftext|>``, as in llm.c's files:
 
     eot d d d d eot d d eot d d d ...
 
-so what is predicted of a document has a context that begins where it does, and a split of D documents has D tokens more
-than its text. All but the first token are predicted: every token of the text once, and D - 1 ends. By the chain rule
-their loss is on average at least the documents' -log2 probabilities (an end that is certain costs nothing).
+So the predictions within a document have a context that begins where the document does, and a split of D documents has
+D tokens more than its text. All but the first token are predicted: every token of the text once, and D - 1 ends. By the
+chain rule their mean loss is at least that of the documents' -log2 probabilities (a certain end costs nothing).
 
-A token file holds documents of one chunk, so any number of processes can share the chunks out: chunk i is done
-by process i mod world. No process waits for another. Whichever completes the last chunk writes the manifest, and a
-process that fails stops nobody else: what it lacks is done when the command is run again.
+A shard holds documents of one chunk only, so any number of processes can share the work: chunk i is written by process
+i mod world. No process waits for another; whichever finishes the last chunk writes the manifest. A process that fails
+does not stop the others: what it leaves unfinished is done when the same command is run again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any, Literal, TypeAlias
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
 from gpt2lab.data.download import DiskBudget, DiskFull, Unreachable, bytes_below, explaining_full_disk
-from gpt2lab.data.selection import FEW_DOCUMENTS, SPLITS, Cleaner, SplitRule, overlap, read_hashes
+from gpt2lab.data.selection import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
 from gpt2lab.data.shards import (
     MANIFEST,
     DataManifest,
@@ -42,44 +42,31 @@ from gpt2lab.data.shards import (
     format_for,
     is_incomplete,
 )
-from gpt2lab.data.sources import Chunk, fetched, here, read_chunk, resolve
-from gpt2lab.data.writing import SOURCE, Journal, Plan, Record, Writing, take_tokens, write_documents
+from gpt2lab.data.sources import Chunk, here, read_chunk, resolve
+from gpt2lab.data.writing import ChunkRecord, ChunkWriter, Journal, PreparePlan
 from gpt2lab.errors import InputError
 from gpt2lab.files import locked
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
-CLAIMS = "claims"
-
-
-class AlreadyPreparing(InputError):
-    """Another process works on what was asked for."""
-
-
-@contextmanager
-def preparation_lock(folder: Path, chunks: Sequence[int]) -> Iterator[None]:
-    """Keep other processes from some chunks of the journal in ``folder``.
-
-    Raises:
-        AlreadyPreparing: Another process works on one of them.
-    """
-    if not chunks:  # whoever completes the others may already be deleting the folder
-        yield
-        return
-    taken = AlreadyPreparing(f"{folder.parent} is being prepared by another process; wait for it, or end it")
-    with locked(folder / CLAIMS, taken, chunks):
-        yield
-
-
 DEFAULT_FRACTION = 0.05
 _ENOUGH_HELD_OUT = 10_000
-"""Documents below which no smaller share than that is held out of the beginning of a large corpus."""
+"""Held-out documents that are enough: the default fraction of the first N documents aims at no more."""
 _SAMPLE = """The town lies where two rivers meet, and for three hundred years its people have lived from what they
 carry. "Nobody plans a harbour here," said Dr. Ines Walker, who has studied the region since 1994. "It grew, one
 warehouse at a time." In the last decade, however, the number of ships has fallen by 38%, and the council must decide by
 September whether to spend $12 million on a new bridge. What would visitors see? A market, a museum of clocks, and some
 of the best bread in the country: small reasons, perhaps, but they're enough for us to come back every year.
 """
-"""English as it stands on the web: how many bytes a tokenizer's token has there, before anything is downloaded."""
+"""English as it is on the web, to estimate a tokenizer's bytes per token before anything is downloaded."""
+_SMALL_FILES = 1 << 23
+"""More bytes than the plan, the tokenizer and the manifest take."""
+
+ProgressCallback: TypeAlias = Callable[[int, int, int, int], None]
+"""Called with the documents, bytes of text and tokens written so far, and the estimated bytes of text in total."""
+
+
+class AlreadyPreparing(InputError):
+    """Another process is preparing the same directory."""
 
 
 @dataclass(frozen=True)
@@ -110,196 +97,8 @@ class PrepareConfig:
     """Tokens per shard file."""
 
     def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return them as they are written down, with the tokenizer's fingerprint."""
+        """Return what the plan records: the options and the tokenizer's fingerprint."""
         return {**asdict(self), "sources": list(self.sources), "tokenizer": tokenizer.fingerprint}
-
-
-def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> Plan:
-    """Look at every source and plan its chunks.
-
-    Raises:
-        InputError: A source or an argument cannot be used.
-        DiskFull: The output and the largest download of each process will not fit in ``max_disk``.
-    """
-    if config.min_length < 0:
-        raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
-    if max_disk is not None and max_disk < 1:
-        raise InputError(f"max_disk is {max_disk}; it must be 1 byte or more, or be left out")
-    chunks = tuple(
-        resolve(
-            config.sources,
-            seed=config.seed,
-            max_documents=config.max_documents,
-            column=config.column,
-            errors=config.errors,
-        )
-    )
-    if any(chunk.cut == "tokens" for chunk in chunks):
-        _refuse_for_tokens(config)
-    rule, chunks = _divided(config, chunks)
-    needed = world * max(chunk.download for chunk in chunks) + output_bytes(chunks, tokenizer)
-    if max_disk is not None and config.max_documents is None and needed > max_disk:
-        raise DiskFull(
-            f"about {needed:,} bytes are needed (token files and what is downloaded at once), "
-            f"--max-disk allows {max_disk:,}; give more, or take a smaller corpus"
-        )
-    return Plan(config.arguments(tokenizer), rule, chunks)
-
-
-def output_bytes(chunks: Sequence[Chunk], tokenizer: Tokenizer) -> int:
-    """Return about how many bytes of token files the chunks will make."""
-    size = format_for(tokenizer.n_vocab).dtype.itemsize
-    rate = len(tokenizer.encode(_SAMPLE)) / len(_SAMPLE.encode())
-    text = sum(chunk.text_bytes for chunk in chunks if chunk.cut != "tokens")
-    return int(text * rate) * size + sum(chunk.download for chunk in chunks if chunk.cut == "tokens")
-
-
-def _refuse_for_tokens(config: PrepareConfig) -> None:
-    names = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
-    if given := [name for name in names if getattr(config, name)]:
-        option = "--" + given[0].replace("_", "-")
-        raise InputError(f"{', '.join(config.sources)}: comes as tokens, taken as they are; leave {option} out")
-
-
-def _divided(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule, tuple[Chunk, ...]]:
-    """Return the rule of the splits, and the chunks, of which those without a split are divided by it."""
-    held = {chunk.split for chunk in chunks}
-    if "" in held:
-        return _rule(config, chunks, _default_fraction(config)), chunks
-    for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
-        if fraction is not None and split in held:
-            raise InputError(
-                f"{', '.join(config.sources)}: comes in splits of its own, {split} too; leave --{split}-fraction out"
-            )
-    if not (config.val_fraction or config.test_fraction):
-        return SplitRule("given", 0.0, 0.0), chunks
-    cut = tuple(replace(one, split="") if one.split == "train" else one for one in chunks)
-    return _rule(config, cut, 0.0), cut  # what it lacks is held out of what it trains on
-
-
-def _rule(config: PrepareConfig, chunks: Sequence[Chunk], default: float) -> SplitRule:
-    val = default if config.val_fraction is None else config.val_fraction
-    test = default if config.test_fraction is None else config.test_fraction
-    few = _count(chunks, config.max_documents) < FEW_DOCUMENTS
-    return SplitRule("position" if few else "hash", val, test)
-
-
-def _default_fraction(config: PrepareConfig) -> float:
-    """Return the smallest of the sources' shares; of the first documents only, more, so that no split is empty."""
-    default = min(CORPORA[name].held_out if name in CORPORA else DEFAULT_FRACTION for name in config.sources)
-    if config.max_documents is None:
-        return default
-    return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / config.max_documents))
-
-
-def _count(chunks: Sequence[Chunk], limit: int | None) -> int:
-    """Return the number of documents, or `FEW_DOCUMENTS` where it is that or more."""
-    most = FEW_DOCUMENTS if limit is None else min(FEW_DOCUMENTS, limit)
-    if any(file.url and not file.name.endswith(".txt") for chunk in chunks for file in chunk.files):
-        return most
-    fetched = sum(bool(file.url) for chunk in chunks for file in chunk.files)  # a text of the catalogue is one
-    local = chain.from_iterable(read_chunk(p, here(p)) for p in chunks if not p.download)
-    return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
-
-
-def is_complete(out: Path, config: PrepareConfig, tokenizer: Tokenizer) -> bool:
-    """Return whether a folder holds what a config makes."""
-    if not (out / MANIFEST).exists():
-        return False
-    manifest = DataManifest.load(out)
-    return (
-        manifest.source == source_info(config)
-        and manifest.tokenizer.fingerprint == tokenizer.fingerprint
-        and config.val_fraction in (None, manifest.split_rule.val_fraction)
-        and config.test_fraction in (None, manifest.split_rule.test_fraction)
-    )
-
-
-def source_info(config: PrepareConfig) -> SourceInfo:
-    """Return what the manifest says of the sources."""
-    return SourceInfo(
-        config.sources,
-        config.seed,
-        config.max_documents,
-        config.column,
-        config.errors,
-        config.min_length,
-        config.deduplicate,
-        config.shard_tokens,
-    )
-
-
-def finish(plan: Plan, journal: Journal, tokenizer: Tokenizer, config: PrepareConfig, out: Path) -> TokenDataset | None:
-    """Name the token files and write the manifest, if all chunks are complete; else return None.
-
-    Raises:
-        InputError: A split that is wanted has nothing; the folder is removed, as going on would end here again.
-    """
-    indices = range(len(plan.chunks))
-    if not all(map(journal.is_complete, indices)):
-        return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process was quicker
-    try:
-        records = [journal.record(index) for index in indices]
-        splits = {split: info for split in SPLITS if (info := _sum(split, records)).documents}
-        _require_all(splits, plan.rule, out)
-        given = any(chunk.split for chunk in plan.chunks)
-        folders = [journal.of(index) for index in indices]
-        left_out = LeftOut(
-            sum(record.short for record in records),
-            sum(record.duplicates for record in records),
-            overlap(folders) if given and not config.deduplicate else 0,
-        )
-        tokenizer.save(out / TOKENIZER)
-        assert tokenizer.eot is not None
-        DataManifest(
-            source=source_info(config),
-            tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
-            split_rule=plan.rule,
-            splits=splits,
-            shards=tuple(_named(journal, records)),
-            left_out=left_out,
-        ).save(out)
-    except (OSError, InputError):
-        if not (out / MANIFEST).exists():
-            raise
-    journal.remove()
-    return TokenDataset(out)
-
-
-def _named(journal: Journal, records: Sequence[Record]) -> Iterator[ShardInfo]:
-    """Give the token files of all chunks their names, split by split."""
-    for split in SPLITS:
-        number = count()
-        for index, record in enumerate(records):
-            for shard in record.shards:
-                if shard.split == split:
-                    yield journal.finish(index, shard, f"{split}_{next(number):06d}.bin")
-
-
-def _sum(split: str, records: Sequence[Record]) -> SplitInfo:
-    infos = [record.splits[split] for record in records if split in record.splits]
-    bits = [info.entropy_bits for info in infos]
-    return SplitInfo(
-        sum(info.documents for info in infos),
-        sum(info.tokens for info in infos),
-        sum(info.bytes for info in infos),
-        None if None in bits else sum(bit for bit in bits if bit is not None),
-    )
-
-
-def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:
-    if empty := [split for split in rule.wanted() if split not in splits]:
-        shutil.rmtree(out, ignore_errors=True)  # going on would end here again
-        raise InputError(
-            f"the text is too short to hold out val {rule.val_fraction:g} and test {rule.test_fraction:g} of it: "
-            f"nothing is left for {' and '.join(empty)}; give more text, larger fractions, or 0 for none"
-        )
-
-
-ProgressCallback: TypeAlias = Callable[[int, int, int, int], None]
-"""Called with the documents, bytes of text and tokens written so far, and about how many bytes it will be in all."""
-_SMALL_FILES = 1 << 23
-"""More bytes than plan, tokenizer and manifest take."""
 
 
 def prepare(
@@ -344,22 +143,21 @@ def prepare_shards(
     world: int = 1,
     progress: ProgressCallback | None = None,
 ) -> TokenDataset | None:
-    """Do process ``rank``'s share of `prepare`; return the data where that completes it, else None.
+    """Do the share of process ``rank`` in `prepare`; return the data if that completes it, else None.
 
-    All processes write to the same folder, each in its own subfolders, and keep to ``max_disk / world``.
+    All processes write to the same directory, each to its own chunks, and each uses at most ``max_disk / world``.
     """
-    if tokenizer.eot is None:
-        raise InputError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents; train one with it")
+    require_eot(tokenizer)
     if world > 1 and (config.deduplicate or config.max_documents):
         option = "--deduplicate" if config.deduplicate else "--max-documents"
-        raise InputError(f"{option} goes through all documents in order; prepare with one process, not {world}")
+        raise InputError(f"{option} needs all documents in order; prepare with one process, not {world}")
     is_new = not is_incomplete(out)
     journal = Journal(out)
     if is_new and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if (world > 1 or journal.folder.exists()) and is_complete(out, config, tokenizer):
-            journal.remove()  # where a kill came after the manifest
+        if (world > 1 or journal.folder.exists()) and _is_complete(out, config, tokenizer):
+            journal.remove()  # left by a kill between the manifest and this
             return TokenDataset(out)
-        raise InputError(f"{out}: exists already and is left as it is; choose a folder that does not exist")
+        raise InputError(f"{out}: already exists and was not changed; choose a directory that does not exist")
     with explaining_full_disk(out, _SMALL_FILES):
         plan = journal.plan(config.arguments(tokenizer), partial(make_plan, config, tokenizer, max_disk, world))
     own = range(rank, len(plan.chunks), world)
@@ -372,87 +170,250 @@ def prepare_shards(
         raise
     except InputError:
         if is_new and world == 1 and not any(map(journal.is_complete, own)):
-            shutil.rmtree(out, ignore_errors=True)  # it is ours, and nothing in it is of use
+            shutil.rmtree(out, ignore_errors=True)  # created by this call, and nothing in it is of use
         raise
 
 
-class _Preparation:
-    """One process's part of preparing a folder."""
+def require_eot(tokenizer: Tokenizer) -> int:
+    """Return the id of ``<|endoftext|>``. Raises `InputError` if the tokenizer has none."""
+    if tokenizer.eot is None:
+        raise InputError(f"the tokenizer has no {END_OF_TEXT} to separate documents; use one that was trained with it")
+    return tokenizer.eot
 
-    def __init__(self, plan: Plan, journal: Journal, tokenizer: Tokenizer, max_disk: int | None, own: range) -> None:
-        self._plan = plan
-        self._journal = journal
-        self._tokenizer = tokenizer
-        self._own = own
+
+@contextmanager
+def preparation_lock(folder: Path, chunks: Sequence[int]) -> Iterator[None]:
+    """Lock some chunks of the journal in ``folder``.
+
+    Raises:
+        AlreadyPreparing: Another process has locked one of them.
+    """
+    if not chunks:  # whoever completes the others may already be deleting the folder
+        yield
+        return
+    taken = AlreadyPreparing(f"{folder.parent} is being prepared by another process; wait until it ends, or stop it")
+    with locked(folder / "lock", taken, chunks):
+        yield
+
+
+class _Preparation:
+    """The chunks that one process writes."""
+
+    def __init__(
+        self, plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, max_disk: int | None, own: range
+    ) -> None:
+        self._plan, self._journal, self._tokenizer, self._own = plan, journal, tokenizer, own
         for index in own:  # what a kill left
             if journal.is_complete(index):
-                journal.delete_fetched(index)
-            elif journal.of(index).exists():
+                journal.delete_downloads(index)
+            elif journal.chunk(index).exists():
                 journal.begin(index)
-        self._budget = DiskBudget(max_disk, sum(bytes_below(journal.of(index)) for index in own))
-        self._done: list[Record] = []
+        self._budget = DiskBudget(max_disk, sum(bytes_below(journal.chunk(index)) for index in own))
+        self._done: list[ChunkRecord] = []
 
     def run(self, progress: ProgressCallback | None) -> None:
-        """Write every chunk of the process that is not complete."""
+        """Write every chunk of this process that is not finished."""
         for index in self._own:
             if not self._journal.is_complete(index):
                 left = [self._plan.chunks[i] for i in self._own if i >= index]
                 needed = output_bytes(left, self._tokenizer) + max(chunk.download for chunk in left)
                 with explaining_full_disk(self._journal.folder, needed):
-                    self._write(index, progress)
+                    self._journal.complete(index, self._write(index, progress))
             self._done.append(self._journal.record(index))
 
-    def _write(self, index: int, progress: ProgressCallback | None) -> None:
-        chunk, arguments = self._plan.chunks[index], self._plan.arguments
-        limit = arguments["max_documents"]
-        if limit is not None and (limit := limit - self._read_of(chunk.split)) == 0:
-            self._journal.begin(index)
-            self._journal.complete(index, Record(0, 0, 0, {}, ()))
-            return
-        folder = self._journal.begin(index)
-        seen = [self._journal.of(i) for i in range(index)] if arguments["deduplicate"] else []
-        writing = Writing(
-            folder=folder,
-            tokenizer=self._tokenizer,
-            rule=self._plan.rule,
-            split=chunk.split,
-            shard_tokens=arguments["shard_tokens"],
-            reserve=self._budget.reserve,
-            advance=self._teller(index, progress),
-            cleaner=Cleaner(arguments["min_length"], arguments["deduplicate"], read_hashes(seen, SPLITS)),
-            keeps_hashes=self._plan.keeps_hashes,
-        )
-        self._journal.complete(index, write_chunk(chunk, writing, self._budget, limit))
+    def _write(self, index: int, progress: ProgressCallback | None) -> ChunkRecord:
+        plan, journal, folder = self._plan, self._journal, self._journal.begin(index)
+        chunk, limit = plan.chunks[index], plan.arguments["max_documents"]
+        if limit is not None and (limit := limit - self._documents_of(chunk.split)) == 0:
+            return ChunkRecord(0, 0, 0, {}, ())
+        writer = ChunkWriter(chunk, folder, self._tokenizer, plan, self._budget)
+        if deduplicate := plan.arguments["deduplicate"]:
+            writer.seen = read_hashes([journal.chunk(i) for i in range(index)], SPLITS)
+        writer.keep_hashes = deduplicate or any(chunk.split for chunk in plan.chunks)
+        if progress is not None:
+            writer.advance = self._advance(index, progress)
+        record = writer.write(limit)
         self._budget.release(chunk.fetched_only)
+        return record
 
-    def _read_of(self, split: str) -> int:
-        """Return the documents read so far of the chunks that came in a split, or in none."""
+    def _documents_of(self, split: str) -> int:
+        """Return the documents read so far from the chunks with this given split."""
         done = zip(self._own, self._done, strict=False)
         return sum(record.documents for index, record in done if self._plan.chunks[index].split == split)
 
-    def _teller(self, index: int, progress: ProgressCallback | None) -> Callable[[int, int, int], None]:
-        """Return what adds a chunk's counts to those of the chunks before it."""
-        if progress is None:
-            return lambda documents, size, tokens: None
+    def _advance(self, index: int, progress: ProgressCallback) -> Callable[[int, int, int], None]:
+        """Return a callback that adds the counts of the chunks before ``index`` to those of its own."""
         before = [split for record in self._done for split in record.splits.values()]
         documents, size, tokens = (sum(getattr(s, name) for s in before) for name in ("documents", "bytes", "tokens"))
         after = sum(self._plan.chunks[i].text_bytes for i in self._own if i > index)
-        here = self._plan.chunks[index].text_bytes
-        return lambda d, b, t: progress(documents + d, size + b, tokens + t, size + max(here, b) + after)
+        this = self._plan.chunks[index].text_bytes
+        return lambda d, b, t: progress(documents + d, size + b, tokens + t, size + max(this, b) + after)
 
 
-def write_chunk(chunk: Chunk, how: Writing, budget: DiskBudget, limit: int | None = None) -> Record:
-    """Write the token files of a chunk, of at most ``limit`` documents, to ``how.folder``; return what they hold.
+def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> PreparePlan:
+    """Look up every source and plan the chunks.
 
-    What is fetched lies in its subfolder `SOURCE`: to be deleted, and released from the budget, by who calls this.
+    Raises:
+        InputError: A source or an option cannot be used.
+        DiskFull: The output and the largest download of each process do not fit in ``max_disk``.
     """
-    paths = _fetch(chunk, how.folder / SOURCE, budget) if chunk.download else here(chunk)
-    if chunk.cut == "tokens":
-        return take_tokens(paths[0], how)
-    return write_documents(read_chunk(chunk, paths), how, limit)
+    if config.min_length < 0:
+        raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
+    if max_disk is not None and max_disk < 1:
+        raise InputError(f"max_disk is {max_disk}; it must be at least 1 byte")
+    options = {name: getattr(config, name) for name in ("seed", "max_documents", "column", "errors")}
+    chunks = tuple(resolve(config.sources, **options))
+    if any(chunk.cut == "tokens" for chunk in chunks):
+        _refuse_for_tokens(config)
+    rule, chunks = _split(config, chunks)
+    needed = world * max(chunk.download for chunk in chunks) + output_bytes(chunks, tokenizer)
+    if max_disk is not None and config.max_documents is None and needed > max_disk:
+        raise DiskFull(
+            f"about {needed:,} bytes are needed (shards and concurrent downloads), but --max-disk allows {max_disk:,}; "
+            "allow more, or choose a smaller corpus"
+        )
+    return PreparePlan(config.arguments(tokenizer), rule, chunks)
 
 
-def _fetch(chunk: Chunk, folder: Path, budget: DiskBudget) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    budget.reserve(chunk.download - bytes_below(folder))
-    return fetched(chunk, folder)
+def output_bytes(chunks: Sequence[Chunk], tokenizer: Tokenizer) -> int:
+    """Return about how many bytes the shards of the chunks will take."""
+    size = format_for(tokenizer.n_vocab).dtype.itemsize
+    rate = len(tokenizer.encode(_SAMPLE)) / len(_SAMPLE.encode())
+    text = sum(chunk.text_bytes for chunk in chunks if chunk.cut != "tokens")
+    return int(text * rate) * size + sum(chunk.download for chunk in chunks if chunk.cut == "tokens")
+
+
+def _refuse_for_tokens(config: PrepareConfig) -> None:
+    names = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
+    if given := [name for name in names if getattr(config, name)]:
+        option = "--" + given[0].replace("_", "-")
+        raise InputError(f"{', '.join(config.sources)}: comes as tokens, which are used unchanged; leave out {option}")
+
+
+def _split(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule, tuple[Chunk, ...]]:
+    """Return the split rule and the chunks; the rule divides those without a given split."""
+    given = {chunk.split for chunk in chunks}
+    if "" in given:
+        return _rule(config, chunks, _default_fraction(config)), chunks
+    for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
+        if fraction is not None and split in given:
+            raise InputError(
+                f"{', '.join(config.sources)}: comes in splits of its own, including {split}; leave out "
+                f"--{split}-fraction"
+            )
+    if not (config.val_fraction or config.test_fraction):
+        return SplitRule("given", 0.0, 0.0), chunks
+    chunks = tuple(replace(chunk, split="") if chunk.split == "train" else chunk for chunk in chunks)
+    return _rule(config, chunks, 0.0), chunks  # the split that is missing is held out of the training text
+
+
+def _rule(config: PrepareConfig, chunks: Sequence[Chunk], default: float) -> SplitRule:
+    val = default if config.val_fraction is None else config.val_fraction
+    test = default if config.test_fraction is None else config.test_fraction
+    few = _count(chunks, config.max_documents) < FEW_DOCUMENTS
+    return SplitRule("position" if few else "hash", val, test)
+
+
+def _default_fraction(config: PrepareConfig) -> float:
+    """Return the smallest fraction of the sources; more for the first N documents only, so that no split is empty."""
+    default = min(CORPORA[name].held_out if name in CORPORA else DEFAULT_FRACTION for name in config.sources)
+    if config.max_documents is None:
+        return default
+    return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / config.max_documents))
+
+
+def _count(chunks: Sequence[Chunk], limit: int | None) -> int:
+    """Return the number of documents, or `FEW_DOCUMENTS` if there are at least as many."""
+    most = FEW_DOCUMENTS if limit is None else min(FEW_DOCUMENTS, limit)
+    if any(file.url and not file.name.endswith(".txt") for chunk in chunks for file in chunk.files):
+        return most
+    fetched = sum(bool(file.url) for chunk in chunks for file in chunk.files)  # a text of the catalog is one document
+    local = chain.from_iterable(read_chunk(chunk, here(chunk)) for chunk in chunks if not chunk.download)
+    return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
+
+
+def _is_complete(out: Path, config: PrepareConfig, tokenizer: Tokenizer) -> bool:
+    """Return whether a directory holds the data that ``config`` describes."""
+    if not (out / MANIFEST).exists():
+        return False
+    manifest = DataManifest.load(out)
+    return (
+        manifest.source == source_info(config)
+        and manifest.tokenizer.fingerprint == tokenizer.fingerprint
+        and config.val_fraction in (None, manifest.split_rule.val_fraction)
+        and config.test_fraction in (None, manifest.split_rule.test_fraction)
+    )
+
+
+def source_info(config: PrepareConfig) -> SourceInfo:
+    """Return what the manifest records of the options."""
+    options = {field.name: getattr(config, field.name) for field in fields(SourceInfo) if field.name != "names"}
+    return SourceInfo(config.sources, **options)
+
+
+def finish(
+    plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, config: PrepareConfig, out: Path
+) -> TokenDataset | None:
+    """If all chunks are finished, name the shards, write the manifest and return the data; else return None.
+
+    Raises:
+        InputError: A split that was asked for is empty. The directory is removed, since resuming would end here again.
+    """
+    indices = range(len(plan.chunks))
+    if not all(map(journal.is_complete, indices)):
+        return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process completed it
+    try:
+        records = [journal.record(index) for index in indices]
+        splits = {split: info for split in SPLITS if (info := _sum(split, records)).documents}
+        _require_all(splits, plan.rule, out)
+        given = any(chunk.split for chunk in plan.chunks)
+        left_out = LeftOut(
+            sum(record.short for record in records),
+            sum(record.duplicates for record in records),
+            overlap([journal.chunk(index) for index in indices]) if given and not config.deduplicate else 0,
+        )
+        tokenizer.save(out / TOKENIZER)
+        made_with = TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, require_eot(tokenizer))
+        shards = tuple(_move_shards(journal, records, out))
+        DataManifest(source_info(config), made_with, plan.rule, splits, shards, left_out).save(out)
+    except (OSError, InputError):
+        if not (out / MANIFEST).exists():  # else another process completed it meanwhile
+            raise
+    journal.remove()
+    return TokenDataset(out)
+
+
+def _move_shards(journal: Journal, records: Sequence[ChunkRecord], out: Path) -> Iterator[ShardInfo]:
+    """Move the shards of all chunks to ``out``, numbered within each split."""
+    for split in SPLITS:
+        number = count()
+        for index, record in enumerate(records):
+            for shard in record.shards:
+                if shard.split == split:
+                    target = out / f"{split}_{next(number):06d}.bin"
+                    try:
+                        (journal.chunk(index) / shard.name).replace(target)
+                    except FileNotFoundError:
+                        if not target.exists():  # else an earlier call or another process moved it
+                            raise
+                    yield replace(shard, name=target.name)
+
+
+def _sum(split: str, records: Sequence[ChunkRecord]) -> SplitInfo:
+    infos = [record.splits[split] for record in records if split in record.splits]
+    bits = [info.entropy_bits for info in infos]
+    return SplitInfo(
+        sum(info.documents for info in infos),
+        sum(info.tokens for info in infos),
+        sum(info.bytes for info in infos),
+        None if None in bits else sum(bit for bit in bits if bit is not None),
+    )
+
+
+def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:
+    if empty := [split for split in rule.wanted() if split not in splits]:
+        shutil.rmtree(out, ignore_errors=True)
+        raise InputError(
+            f"the text is too short to hold out val {rule.val_fraction:g} and test {rule.test_fraction:g} of it: "
+            f"nothing is left for {' and '.join(empty)}; give more text, larger fractions, or 0 for none"
+        )

@@ -1,4 +1,14 @@
-"""A chunk of text to token files: documents -> parts of splits -> batches of pieces -> ids -> shards, in one pass."""
+"""One chunk of text to token files, and the journal of the chunks that are finished.
+
+    documents -> the part for each split -> batches of text -> ids -> shards, in one pass
+
+    OUT/preparing/plan.json             the arguments, the split rule and all chunks, fixed when preparing begins
+       /preparing/00002/source/         what was downloaded for chunk 2, deleted once the chunk is finished
+       /preparing/00002/*.bin           its shards
+       /preparing/00002/record.json     what they hold; a chunk is finished when this file exists
+
+So preparing can be stopped at any moment: chunks without a record are written again, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,48 +18,49 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt2lab.data.dataset import text_bytes
 from gpt2lab.data.documents import Document
+from gpt2lab.data.download import DiskBudget, bytes_below
 from gpt2lab.data.selection import SPLITS, Cleaner, Part, SplitRule, hash_of, write_hashes
 from gpt2lab.data.shards import (
-    HEADER_BYTES,
-    WORK,
+    JOURNAL,
     ShardInfo,
     ShardWriter,
     SplitInfo,
+    TokenStream,
     checked_sha256,
     format_for,
     open_shard,
 )
-from gpt2lab.data.sources import Chunk
+from gpt2lab.data.sources import Chunk, fetched, here, read_chunk
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 SOURCE = "source"
+_BATCH_CHARACTERS = 1 << 17
+"""Text that one thread of the encoder processes at once."""
+_GPT2 = "7e6b205346b649bbd0f3dc1b6c593f259ffeeca9fa9f0ada295c1438faa431f3"
+"""Fingerprint of GPT-2's tokenizer."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is prepared: the arguments that decide every byte, how documents are split, and the chunks."""
+class PreparePlan:
+    """What is prepared: the arguments that decide every byte, the split rule, and the chunks."""
 
     arguments: dict[str, Any]
     rule: SplitRule
     chunks: tuple[Chunk, ...]
 
-    @property
-    def keeps_hashes(self) -> bool:
-        """Whether hashes are needed: to leave out duplicates, or because splits were made by others."""
-        return bool(self.arguments["deduplicate"]) or any(chunk.split for chunk in self.chunks)
-
 
 @dataclass(frozen=True)
-class Record:
-    """What a complete chunk holds. ``documents`` counts those read, also the short and the repeated left out."""
+class ChunkRecord:
+    """What a finished chunk holds. ``documents`` counts those read, including the dropped ones."""
 
     documents: int
     short: int
@@ -58,256 +69,240 @@ class Record:
     shards: tuple[ShardInfo, ...]
 
 
-class Journal:
-    """The folder of a preparation under way in ``out``."""
+@dataclass
+class ChunkWriter:
+    """Writes the shards of one chunk.
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out / WORK
+    Attributes:
+        folder: Where they are written; downloads go to its subdirectory `SOURCE`, which the caller deletes.
+        budget: Limits the bytes of downloads and shards.
+        keep_hashes: Whether to also write the hashes of the documents.
+        seen: Hashes of earlier documents, sorted; see `Cleaner`.
+        advance: Called with the documents, bytes of text and tokens written so far.
+    """
 
-    def plan(self, arguments: dict[str, Any], make: Callable[[], Plan]) -> Plan:
-        """Return the plan that was begun with these arguments, or begin with a new one.
+    chunk: Chunk
+    folder: Path
+    tokenizer: Tokenizer
+    plan: PreparePlan
+    budget: DiskBudget
+    keep_hashes: bool = False
+    seen: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    advance: Callable[[int, int, int], None] = lambda documents, size, tokens: None
+
+    def write(self, limit: int | None = None) -> ChunkRecord:
+        """Write the chunk, or its first ``limit`` documents, and return what the shards hold."""
+        paths = self._fetch() if self.chunk.download else here(self.chunk)
+        if self.chunk.cut == "tokens":
+            return self._take_tokens(paths[0])
+        arguments = self.plan.arguments
+        self._read = 0
+        self._hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
+        self._cleaner = Cleaner(arguments["min_length"], arguments["deduplicate"], self.seen)
+        outputs = {split: _SplitOutput(self._shards(split), self.tokenizer) for split in SPLITS}
+        try:
+            self._write_documents(islice(read_chunk(self.chunk, paths), limit), outputs)
+        finally:
+            for output in outputs.values():
+                output.shards.abandon()
+        if self.keep_hashes:
+            write_hashes(self.folder, self._hashes)
+        shards = [self._describe(path, split) for split, output in outputs.items() for path in output.shards.paths]
+        splits = {split: output.info() for split, output in outputs.items() if output.documents}
+        return ChunkRecord(self._read, self._cleaner.short, self._cleaner.duplicates, splits, tuple(shards))
+
+    def _fetch(self) -> list[Path]:
+        folder = self.folder / SOURCE
+        folder.mkdir(exist_ok=True)
+        self.budget.reserve(self.chunk.download - bytes_below(folder))
+        return fetched(self.chunk, folder)
+
+    def _shards(self, split: str) -> ShardWriter:
+        shard_tokens = self.plan.arguments["shard_tokens"]
+        return ShardWriter(self.folder, split, format_for(self.tokenizer.n_vocab), shard_tokens, self.budget.reserve)
+
+    def _write_documents(self, documents: Iterable[Document], outputs: dict[str, _SplitOutput]) -> None:
+        batches, texts = tee(self._batches(documents))
+        encoded = self.tokenizer.encode_arrays([piece.text for piece in batch] for batch in texts)
+        for batch, ids_of_batch in zip(batches, encoded, strict=True):
+            for piece, ids in zip(batch, ids_of_batch, strict=True):
+                outputs[piece.split].add(piece, ids)
+            done = outputs.values()
+            self.advance(sum(o.documents for o in done), sum(o.bytes for o in done), sum(o.tokens for o in done))
+        for output in outputs.values():
+            output.shards.finish()
+
+    def _batches(self, documents: Iterable[Document]) -> Iterator[list[_Piece]]:
+        """Yield the text of the documents that are kept, in batches of about `_BATCH_CHARACTERS`."""
+        # With a custom pattern, a pre-token may span the boundary between two pieces of a document.
+        whole = self.tokenizer.pattern not in PATTERNS
+        batch: list[_Piece] = []
+        characters = 0
+        for part in self._parts(documents):
+            for index, text in enumerate(["".join(part.pieces)] if whole else part.pieces):
+                batch.append(_Piece(part.split, text, index == 0, part.bits))
+                characters += len(text)
+                if characters >= _BATCH_CHARACTERS:
+                    yield batch
+                    batch, characters = [], 0
+        if batch:
+            yield batch
+
+    def _parts(self, documents: Iterable[Document]) -> Iterator[Part]:
+        """Yield the part for each split of every document that is kept."""
+        split, rule = self.chunk.split, self.plan.rule
+        for document in documents:
+            self._read += 1
+            hashed = hash_of(document) if self.keep_hashes or rule.by == "hash" else None
+            if not self._cleaner.keeps(document, hashed):
+                continue
+            parts = [Part(split, document.pieces(), document.bits)] if split else rule.parts(document, hashed)
+            for number, part in enumerate(parts):
+                if self.keep_hashes and hashed is not None and number == 0:
+                    self._hashes[part.split].append(hashed)
+                yield part
+
+    def _describe(self, path: Path, split: str) -> ShardInfo:
+        shard = open_shard(path)
+        return ShardInfo(path.name, split, shard.tokens, checked_sha256(shard, self.tokenizer.n_vocab))
+
+    def _take_tokens(self, source: Path) -> ChunkRecord:
+        """Move a file of GPT-2 ids to the chunk's directory unchanged, and count what it holds.
 
         Raises:
-            InputError: Another was begun here; says in what it differs.
+            InputError: The tokenizer is not GPT-2's, or the file is damaged or holds an id beyond the vocabulary.
+        """
+        tokenizer, split = self.tokenizer, self.chunk.split
+        if tokenizer.fingerprint != _GPT2:
+            raise InputError(f"{source.name}: holds ids of GPT-2's own tokenizer; give that one with --tokenizer")
+        path = self.folder / f"{split}_000000.bin"
+        source.replace(path)
+        info = self._describe(path, split)
+        counts = np.zeros(tokenizer.n_vocab, dtype=np.int64)
+        for ids in TokenStream(str(path), [open_shard(path)]).blocks():
+            counts += np.bincount(ids, minlength=len(counts))
+        documents, size = int(counts[tokenizer.eot]), text_bytes(counts, tokenizer)
+        self.advance(documents, size, info.tokens)
+        return ChunkRecord(documents, 0, 0, {split: SplitInfo(documents, info.tokens, size, None)}, (info,))
+
+
+class _Piece(NamedTuple):
+    """A piece of a document's text for one split; ``first`` marks the first one, with which ``bits`` are counted."""
+
+    split: str
+    text: str
+    first: bool
+    bits: float | None
+
+
+class _SplitOutput:
+    """The shards of one split of a chunk, and what they hold so far."""
+
+    def __init__(self, shards: ShardWriter, tokenizer: Tokenizer) -> None:
+        self.shards = shards
+        assert tokenizer.eot is not None  # checked by `prepare_shards`
+        self._eot = tokenizer.eot
+        self.documents = self.bytes = self.tokens = 0
+        self._bits: float | None = 0.0
+
+    def add(self, piece: _Piece, ids: np.ndarray) -> None:
+        if piece.first:
+            ids = np.concatenate([[self._eot], ids])
+            self.documents += 1
+            self._bits = None if self._bits is None or piece.bits is None else self._bits + piece.bits
+        self.bytes += len(piece.text.encode("utf-8"))
+        self.tokens += len(ids)
+        self.shards.write(ids)
+
+    def info(self) -> SplitInfo:
+        return SplitInfo(self.documents, self.tokens, self.bytes, self._bits)
+
+
+class Journal:
+    """The plan and the chunks of an unfinished preparation of the directory ``out``."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / JOURNAL
+        self._plan = self.folder / "plan.json"
+
+    def plan(self, arguments: dict[str, Any], make: Callable[[], PreparePlan]) -> PreparePlan:
+        """Return the plan that is already there, or write the one that ``make`` returns.
+
+        Raises:
+            InputError: The existing plan was made with other arguments; the message names one that differs.
         """
         if not self._plan.exists():
             plan = make()
-            self._make_folder()
-            self._write_first(asdict(plan))
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"{self.folder.parent}: cannot be created ({error.strerror}); choose another directory"
+                ) from error
+            self._write_unless_there(asdict(plan))
         plan = self.load()
         for name, value in arguments.items():
             if (begun := plan.arguments.get(name)) != value:
                 raise InputError(
-                    f"{self.folder.parent}: half-written with {name} {begun}, now {value}; go on with the same "
-                    "arguments, or delete the folder"
+                    f"{self.folder.parent}: incomplete and begun with {name} {begun}, now {value}; resume with the "
+                    "same arguments, or delete the directory"
                 )
         return plan
 
-    def load(self) -> Plan:
-        """Return the plan that was begun. Raises `InputError` where there is none."""
+    def load(self) -> PreparePlan:
+        """Return the plan. Raises `InputError` if there is none."""
         tree = read_json(self._plan)
-        return Plan(tree["arguments"], SplitRule(**tree["rule"]), tuple(map(Chunk.parse, tree["chunks"])))
+        return PreparePlan(tree["arguments"], SplitRule(**tree["rule"]), tuple(map(Chunk.parse, tree["chunks"])))
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{self.folder.parent}: the folder cannot be made ({error.strerror}); choose another"
-            ) from error
-
-    @property
-    def _plan(self) -> Path:
-        return self.folder / "plan.json"
-
-    def _write_first(self, tree: dict[str, Any]) -> None:
-        """Write the plan unless another process was quicker, whose plan then counts."""
+    def _write_unless_there(self, tree: dict[str, Any]) -> None:
+        """Write the plan, unless another process writes one first, which then applies to both."""
         beside = temporary_name(self._plan)
         write_json(beside, tree)
         try:
             os.link(beside, self._plan)
         except FileExistsError:
             pass
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             beside.replace(self._plan)
         finally:
             beside.unlink(missing_ok=True)
 
-    def of(self, index: int) -> Path:
-        """Return the folder of a chunk."""
+    def chunk(self, index: int) -> Path:
+        """Return the directory of a chunk."""
         return self.folder / f"{index:05d}"
 
     def is_complete(self, index: int) -> bool:
-        """Return whether a chunk is done."""
-        return (self.of(index) / "record.json").exists()
+        """Return whether a chunk is finished."""
+        return self._record(index).exists()
 
     def begin(self, index: int) -> Path:
-        """Return the empty folder of a chunk, where only what was fetched is left."""
-        folder = self.of(index)
+        """Create the directory of a chunk, or delete everything in it but downloads; return it."""
+        folder = self.chunk(index)
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
             if path.name != SOURCE:
                 path.unlink()
         return folder
 
-    def complete(self, index: int, record: Record) -> None:
-        """Write that a chunk is done, and delete what was fetched of it."""
-        write_json(self.of(index) / "record.json", asdict(record))
-        self.delete_fetched(index)
+    def complete(self, index: int, record: ChunkRecord) -> None:
+        """Record that a chunk is finished, and delete its downloads."""
+        write_json(self._record(index), asdict(record))
+        self.delete_downloads(index)
 
-    def delete_fetched(self, index: int) -> None:
-        """Delete what was fetched of a chunk, if it is still there."""
-        shutil.rmtree(self.of(index) / SOURCE, ignore_errors=True)
+    def delete_downloads(self, index: int) -> None:
+        """Delete what was downloaded for a chunk, if it is still there."""
+        shutil.rmtree(self.chunk(index) / SOURCE, ignore_errors=True)
 
-    def record(self, index: int) -> Record:
-        """Return what a complete chunk holds."""
-        tree = read_json(self.of(index) / "record.json")
+    def record(self, index: int) -> ChunkRecord:
+        """Return what a finished chunk holds."""
+        tree = read_json(self._record(index))
         splits = {name: SplitInfo(**split) for name, split in tree["splits"].items()}
-        return Record(**{**tree, "splits": splits, "shards": tuple(ShardInfo(**shard) for shard in tree["shards"])})
+        shards = tuple(ShardInfo(**shard) for shard in tree["shards"])
+        return ChunkRecord(**{**tree, "splits": splits, "shards": shards})
 
-    def finish(self, index: int, info: ShardInfo, name: str) -> ShardInfo:
-        """Give a token file of a chunk its name in the folder that is prepared."""
-        target = self.folder.parent / name
-        try:
-            (self.of(index) / info.name).replace(target)
-        except FileNotFoundError:
-            if not target.exists():  # an earlier call, or another process, was quicker
-                raise
-        return ShardInfo(name, info.split, info.tokens, info.sha256)
+    def _record(self, index: int) -> Path:
+        return self.chunk(index) / "record.json"
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the journal."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-_BATCH_CHARACTERS = 1 << 17
-"""Text that a thread of the encoder takes at once."""
-_GPT2 = "7e6b205346b649bbd0f3dc1b6c593f259ffeeca9fa9f0ada295c1438faa431f3"
-"""Fingerprint of GPT-2's own tokenizer."""
-
-
-@dataclass
-class Writing:
-    """How a chunk is written: where, by which rule of splits or to which split, in files of what size."""
-
-    folder: Path
-    tokenizer: Tokenizer
-    rule: SplitRule
-    split: str
-    shard_tokens: int
-    reserve: Callable[[int], None]
-    advance: Callable[[int, int, int], None]
-    """Told the documents, bytes of text and tokens of the chunk so far."""
-    cleaner: Cleaner
-    keeps_hashes: bool
-    hashes: dict[str, list[int]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    read: int = 0
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of a document's text; ``begins`` marks the first, which carries the document's bits."""
-
-    split: str
-    text: str
-    begins: bool
-    bits: float | None
-
-
-class _Output:
-    """One split while it is written: its files and what they hold so far."""
-
-    def __init__(self, writer: ShardWriter, eot: int) -> None:
-        self.writer = writer
-        self._eot = eot
-        self.documents = self.bytes = self.tokens = 0
-        self._bits: float | None = 0.0
-
-    def add(self, piece: _Piece, ids: np.ndarray) -> None:
-        if piece.begins:
-            ids = np.concatenate([[self._eot], ids])
-            self.documents += 1
-            self._bits = None if self._bits is None or piece.bits is None else self._bits + piece.bits
-        self.bytes += len(piece.text.encode("utf-8"))
-        self.tokens += len(ids)
-        self.writer.write(ids)
-
-    def info(self) -> SplitInfo:
-        return SplitInfo(self.documents, self.tokens, self.bytes, self._bits)
-
-
-def write_documents(found: Iterable[Document], how: Writing, limit: int | None) -> Record:
-    """Write the token files of a chunk's documents, of at most ``limit``, and return what they hold."""
-    eot = how.tokenizer.eot
-    assert eot is not None
-    form = format_for(how.tokenizer.n_vocab)
-    outputs = {s: _Output(ShardWriter(how.folder, s, form, how.shard_tokens, how.reserve), eot) for s in SPLITS}
-    try:
-        whole = how.tokenizer.pattern not in PATTERNS  # words of one's own pattern may go on where pieces are cut
-        batches, texts = tee(_batches(_pieces(_parts(islice(found, limit), how), whole)))
-        encoded = how.tokenizer.encode_arrays([piece.text for piece in batch] for batch in texts)
-        for batch, ids_of_batch in zip(batches, encoded, strict=True):
-            for piece, ids in zip(batch, ids_of_batch, strict=True):
-                outputs[piece.split].add(piece, ids)
-            done = outputs.values()
-            how.advance(sum(o.documents for o in done), sum(o.bytes for o in done), sum(o.tokens for o in done))
-        for output in outputs.values():
-            output.writer.finish()
-    finally:
-        for output in outputs.values():
-            output.writer.abandon()
-    if how.keeps_hashes:
-        write_hashes(how.folder, how.hashes)
-    shards = [_describe(path, split, how.tokenizer) for split, o in outputs.items() for path in o.writer.paths]
-    splits = {split: output.info() for split, output in outputs.items() if output.documents}
-    return Record(how.read, how.cleaner.short, how.cleaner.duplicates, splits, tuple(shards))
-
-
-def _parts(found: Iterable[Document], how: Writing) -> Iterator[Part]:
-    """Yield what goes to which split of the documents that are kept."""
-    for document in found:
-        how.read += 1
-        hashed = hash_of(document) if how.keeps_hashes or how.rule.by == "hash" else None
-        if not how.cleaner.keeps(document, hashed):
-            continue
-        parts = [Part(how.split, document.pieces(), document.bits)] if how.split else how.rule.parts(document, hashed)
-        for number, part in enumerate(parts):
-            if how.keeps_hashes and hashed is not None and number == 0:
-                how.hashes[part.split].append(hashed)
-            yield part
-
-
-def _pieces(parts: Iterable[Part], whole: bool) -> Iterator[_Piece]:
-    for part in parts:
-        for index, text in enumerate(["".join(part.pieces)] if whole else part.pieces):
-            yield _Piece(part.split, text, index == 0, part.bits if index == 0 else None)
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _describe(path: Path, split: str, tokenizer: Tokenizer) -> ShardInfo:
-    shard = open_shard(path)
-    return ShardInfo(path.name, split, shard.tokens, checked_sha256(shard, tokenizer.n_vocab))
-
-
-def take_tokens(source: Path, how: Writing) -> Record:
-    """Take a token file of GPT-2's ids as it is: count what it holds, and move it to the chunk's folder.
-
-    Raises:
-        InputError: The tokenizer is not GPT-2's, or the file is damaged or holds an id that is none.
-    """
-    if how.tokenizer.fingerprint != _GPT2:
-        raise InputError(f"{source.name}: holds ids of GPT-2's own tokenizer; give that with --tokenizer")
-    path = how.folder / f"{how.split}_000000.bin"
-    source.replace(path)
-    info = _describe(path, how.split, how.tokenizer)
-    lengths = np.zeros(how.tokenizer.n_vocab, dtype=np.int64)
-    for number, token in how.tokenizer.vocab.items():
-        lengths[number] = 0 if number == how.tokenizer.eot else len(token)
-    counts = _counts(path, how.tokenizer.n_vocab)
-    documents = int(counts[how.tokenizer.eot])
-    how.advance(documents, int(counts @ lengths), info.tokens)
-    split = SplitInfo(documents, info.tokens, int(counts @ lengths), None)
-    return Record(documents, 0, 0, {how.split: split}, (info,))
-
-
-def _counts(path: Path, n_vocab: int) -> np.ndarray:
-    """Return how often each id comes."""
-    shard = open_shard(path)
-    counts = np.zeros(n_vocab, dtype=np.int64)
-    with path.open("rb") as file:
-        file.seek(HEADER_BYTES)
-        while block := file.read(1 << 22):
-            counts += np.bincount(np.frombuffer(block, dtype=shard.dtype), minlength=n_vocab)
-    return counts

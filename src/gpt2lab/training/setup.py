@@ -16,8 +16,9 @@ from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.download import size_of
 from gpt2lab.data.loader import Loader, count_windows, micro_steps
+from gpt2lab.data.segments import SegmentStore
 from gpt2lab.data.shards import DataManifest, TokenStream
-from gpt2lab.data.streaming import SegmentStore, StreamingDataset, StreamLoader, require_one_step
+from gpt2lab.data.streaming import StreamingDataset, StreamLoader
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
@@ -66,7 +67,7 @@ class Data:
         train = dataset.segments() if isinstance(dataset, StreamingDataset) else dataset.stream("train", every_byte)
         for stream in (train, val):
             if isinstance(stream, SegmentStore):
-                require_one_step(stream, 0, config.batch_tokens)
+                stream.require_one_step(0, config.batch_tokens)
             elif stream is not None:
                 count_windows(stream, config.seq_len)
         eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
