@@ -51,9 +51,9 @@ def main() -> None:
     )
     out = parser.parse_args().out
     figure, axes = plt.subplots(2, 4, figsize=(9, 5), layout="constrained")
-    places = torch.arange(T)
+    positions = torch.arange(T)
     for axis, (name, mask) in zip(axes.flat, DRAWN.items(), strict=True):
-        axis.imshow(dense(mask, 1, 1, places, places)[0, 0], cmap="Blues", vmin=-0.15, vmax=1.2)
+        axis.imshow(dense(mask, 1, 1, positions, positions)[0, 0], cmap="Blues", vmin=-0.15, vmax=1.2)
         axis.set_title(name, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])

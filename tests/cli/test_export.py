@@ -162,7 +162,7 @@ def test_an_imported_run_has_no_data_and_no_training_to_go_on_with(
     run = tmp_path / "again"
     assert main(["import-hf", str(work / "out"), str(run)]) == 0
     assert "give --data" in refused("eval", "perplexity", run)
-    assert "begin one with --init" in refused("train", "--resume", "--out", run, "--data", work / "data")
+    assert "train it with --init" in refused("train", "--resume", "--out", run, "--data", work / "data")
 
 
 def test_models_are_imported_by_their_name_on_the_hub(work: Path, tmp_path: Path) -> None:
