@@ -9,7 +9,7 @@ one is further off than its tolerance. On a CPU the whole takes hours: ``--items
     WikiText-2, test    raw text, records joined by an empty line, windows of 1,024 side by side, or 512 apart, as
                         Hugging Face's guide to perplexity takes them: its own figures are gpt2-large's, 19.44 and
                         16.44; by its script gpt2 has 29.94 side by side (llm.c, pull request 276). gpt2 per word,
-                        tokenisation undone, within documents: 37.37 (lm-evaluation-harness). The paper's 29.41 is by
+                        tokenization undone, within documents: 37.37 (lm-evaluation-harness). The paper's 29.41 is by
                         de-tokenizers that were not published, so nothing is held against it.
     HellaSwag, val      acc and acc_norm in the completion style, and as lm-evaluation-harness words it: those that
                         build-nanogpt's hellaswag.py states for gpt2 and gpt2-xl.
@@ -29,8 +29,9 @@ from pyarrow import parquet
 
 from gpt2lab import GPT, Tokenizer, console, runtime
 from gpt2lab.cli.evaluate import fetch_hellaswag
+from gpt2lab.evaluation.held_out import held_out_text
 from gpt2lab.evaluation.hellaswag import STYLES
-from gpt2lab.evaluation.measure import Measured, held_out_text, measure_held_out, measure_hellaswag
+from gpt2lab.evaluation.measure import Measurement, measure_hellaswag, measure_perplexity
 from gpt2lab.files import write_json
 from gpt2lab.hub import fetch_data, find_model
 from gpt2lab.model.huggingface import FILES
@@ -96,15 +97,17 @@ def main() -> int:
     return int(any(row["verdict"] == "OFF" for row in rows))
 
 
-def measurements(model: GPT, tokenizer: Tokenizer, where: Runtime, items: int | None) -> Iterator[tuple[str, Measured]]:
+def measurements(
+    model: GPT, tokenizer: Tokenizer, where: Runtime, items: int | None
+) -> Iterator[tuple[str, Measurement]]:
     """Measure one after the other, the quick ones first."""
     context = model.config.n_ctx
-    for name, text, stride, detokenise in (
+    for name, text, stride, detokenize in (
         ("wikitext-2, windows side by side", joined(), context, None),
         ("wikitext-2, windows half apart", joined(), max(1, context // 2), None),
         ("wikitext-2, per word", articles(), context, "wikitext"),
     ):
-        yield name, perplexity(model, tokenizer, where, text, stride, detokenise)
+        yield name, perplexity(model, tokenizer, where, text, stride, detokenize)
     chosen = fetch_hellaswag()[:items]
     for style in STYLES:
         with console.bar("endings") as progress:
@@ -113,15 +116,15 @@ def measurements(model: GPT, tokenizer: Tokenizer, where: Runtime, items: int | 
 
 
 def perplexity(
-    model: GPT, tokenizer: Tokenizer, where: Runtime, text: str, stride: int, detokenise: str | None
-) -> Measured:
-    """Measure a text in windows of the whole context; within documents where its tokenisation is undone."""
+    model: GPT, tokenizer: Tokenizer, where: Runtime, text: str, stride: int, detokenize: str | None
+) -> Measurement:
+    """Measure a text in windows of the whole context; within documents where its tokenization is undone."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "wikitext2-test.txt"
         file.write_text(text, encoding="utf-8", newline="\n")
-        with held_out_text(file, tokenizer, detokenise) as held_out, console.bar("tokens") as progress:
-            by_document = detokenise is not None
-            return measure_held_out(model, held_out, model.config.n_ctx, stride, where, progress, by_document)
+        with held_out_text(file, tokenizer, detokenize) as held_out, console.bar("tokens") as progress:
+            by_document = detokenize is not None
+            return measure_perplexity(model, held_out, model.config.n_ctx, stride, where, progress, by_document)
 
 
 def records() -> list[str]:

@@ -193,12 +193,12 @@ def test_a_text_file_is_measured_with_its_protocol(
     assert main(argv) == 0
     assert main([*argv, "--detokenize", "wikitext", "--by-document"]) == 0
     said = capsys.readouterr().out
-    assert "The tokenisation of wikitext is undone first" in said
+    assert "The tokenization of wikitext is undone first" in said
     rows = [row for row in Run.open(tmp_path / "run").evals() if row["split"].startswith("text.txt (")]
     plain, undone = ({row["metric"]: row["value"] for row in rows if ("undone" in row["protocol"]) is is_undone}
                      for is_undone in (False, True))  # fmt: skip
     assert plain.keys() == undone.keys() >= {"word_perplexity", "bits_per_byte"}
-    assert all("over its 420 words" in row["protocol"] for row in rows)
+    assert all("over its 420 whitespace-separated words" in row["protocol"] for row in rows)
     assert "give --text FILE" in refused("eval", "perplexity", work / "run", "--detokenize", "wikitext")
     assert "leave out --data" in refused(*argv, "--split", "val")
 

@@ -97,7 +97,7 @@ def test_by_document_each_is_read_from_its_beginning(
             total += float(losses[first - start :].sum())
     found = [perplexity_of(model, stream, 1, stride=CONTEXT, eot=eot, batch_size=n) for n in (1, 5)]
     assert [f.loss for f in found] == pytest.approx([total / 299] * 2, abs=1e-4)
-    assert "do not cross the borders of documents" in found[0].protocol
+    assert "windows stay within documents" in found[0].protocol
 
 
 def test_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(model: GPT, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_without_a_known_entropy_there_is_no_gap() -> None:
 def test_per_word_by_hand() -> None:
     found = Perplexity(loss=math.log(2), tokens=300, bytes=1000, context=64, stride=16, words=100)
     assert found.figures["word_perplexity"] == pytest.approx(8.0)
-    assert found.protocol.endswith("over the text's 1,000 bytes, per word over its 100 words (parted by white space).")
+    assert found.protocol.endswith("bytes of the text, word perplexity over its 100 whitespace-separated words.")
 
 
 def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
@@ -157,9 +157,9 @@ def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
 def test_the_protocol_says_all_of_it_in_one_sentence() -> None:
     found = Perplexity(loss=1.0, tokens=12345, bytes=54321, context=1024, stride=512)
     assert found.protocol == (
-        "Each of 12,345 tokens (all but the first of the stream) is scored once, in windows of 1,024 tokens 512 apart "
-        "that give it at least 513 tokens before it (fewer in the first window) across the borders of documents; "
-        "bits per byte are over the text's 54,321 bytes."
+        "Each of 12,345 tokens (all but the first of the stream) is scored once, in windows of 1,024 tokens with "
+        "stride 512, after at least 513 tokens of context (fewer in the first window); windows reach across document "
+        "boundaries; bits per byte are over the 54,321 bytes of the text."
     )
 
 
@@ -182,14 +182,14 @@ def test_on_stories_the_gap_to_the_entropy_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "values", "message"),
     [
-        (100, {"context": CONTEXT + 1}, "context is 25; it must be between 1 and the 24 tokens that the model reads"),
+        (100, {"context": CONTEXT + 1}, "context is 25; it must be between 1 and 24, the context length of the model"),
         (100, {"context": 0}, "context is 0; it must be between 1"),
-        (100, {"stride": 0}, "stride is 0; it must be between 1 and the window's 24 tokens"),
+        (100, {"stride": 0}, "stride is 0; it must be between 1 and 24, the length of a window"),
         (100, {"stride": 25}, "stride is 25"),
-        (100, {"context": 5, "stride": 6}, "stride is 6; it must be between 1 and the window's 5 tokens"),
+        (100, {"context": 5, "stride": 6}, "stride is 6; it must be between 1 and 5, the length of a window"),
         (100, {"batch_size": 0}, "batch size is 0"),
-        (100, {"text_bytes": 0}, "test: a text of 0 bytes; give one with text in it"),
-        (100, {"words": 0}, "test: a text of 0 words"),
+        (100, {"text_bytes": 0}, "test: the text has 0 bytes; it must not be empty"),
+        (100, {"words": 0}, "test: the text has 0 words"),
         (1, {}, "test: 1 tokens, fewer than one window"),
         (10, {"context": 10}, "test: 10 tokens, fewer than one window of seq_len 10"),
     ],

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import loss_by_position, perplexity_of
+from gpt2lab.evaluation.perplexity import perplexity_of
+from gpt2lab.evaluation.positions import loss_by_position
 from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT

@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu import sentence_bleu
 
-from gpt2lab.evaluation.text_metrics import METRICS, Text, Writing, ends_in_a_loop, names_and_objects, text_stats
+from gpt2lab.evaluation.text_metrics import METRICS, ScoredText, TextSet, ends_in_a_loop, names_and_objects, text_stats
 from gpt2lab.stories.corpus import stories
 
 
-def written(*continuations: str, prompt: str = "", stories: bool = False, ended: bool = True) -> Writing:
+def written(*continuations: str, prompt: str = "", stories: bool = False, ended: bool = True) -> TextSet:
     """Texts of which each word is a token of 1 nat."""
     texts = tuple(
-        Text(prompt, text, tuple(hash(word) for word in text.split()), float(len(text.split())), ended)
+        ScoredText(prompt, text, tuple(hash(word) for word in text.split()), float(len(text.split())), ended)
         for text in continuations
     )
-    return Writing(texts, continuations, stories)
+    return TextSet(texts, continuations, stories)
 
 
 def test_perplexity_is_over_all_tokens_together() -> None:
-    texts = (Text("", "a", (1, 2, 3), 6.0, True), Text("", "b", (4,), 1.0, True))
-    assert METRICS["perplexity"](Writing(texts, ("", ""), False)) == pytest.approx(math.exp(7 / 4))
+    texts = (ScoredText("", "a", (1, 2, 3), 6.0, True), ScoredText("", "b", (4,), 1.0, True))
+    assert METRICS["perplexity"](TextSet(texts, ("", ""), False)) == pytest.approx(math.exp(7 / 4))
 
 
 def test_distinct_by_hand() -> None:
@@ -76,20 +76,20 @@ def test_relevance_counts_names_and_objects_that_come_back() -> None:
 
 def test_stories_are_judged_and_what_was_cut_off_is_wrong() -> None:
     whole = [story.text for story in islice(stories(seed=3), 4)]
-    texts = tuple(Text(text[:20], text[20:], (1,), 1.0, True) for text in whole)
-    figures = text_stats(Writing(texts, (), stories=True))
+    texts = tuple(ScoredText(text[:20], text[20:], (1,), 1.0, True) for text in whole)
+    figures = text_stats(TextSet(texts, (), stories=True))
     assert (figures["grammatical"], figures["consistent"]) == (1.0, 1.0)
-    cut = tuple(Text(t.prompt, t.continuation, t.ids, t.nats, n < 2) for n, t in enumerate(texts))
-    assert text_stats(Writing(cut, (), stories=True))["grammatical"] == 0.5
-    assert "grammatical" not in text_stats(Writing(texts, (), stories=False))
+    cut = tuple(ScoredText(t.prompt, t.continuation, t.ids, t.nats, n < 2) for n, t in enumerate(texts))
+    assert text_stats(TextSet(cut, (), stories=True))["grammatical"] == 0.5
+    assert "grammatical" not in text_stats(TextSet(texts, (), stories=False))
 
 
 def test_a_metric_is_added_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of docs/metrics.md."""
     from sacrebleu.metrics.bleu import BLEU
 
-    def bleu(writing: Writing) -> float:
-        return BLEU().corpus_score([text.continuation for text in writing.texts], [list(writing.references)]).score
+    def bleu(text_set: TextSet) -> float:
+        return BLEU().corpus_score([text.continuation for text in text_set.texts], [list(text_set.references)]).score
 
     monkeypatch.setitem(METRICS, "bleu", bleu)
     assert text_stats(written("the cat sat on the mat .", "a boat came at night ."))["bleu"] == pytest.approx(100.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import cut
+from gpt2lab.evaluation.perplexity import cut_windows
 
 
 def make_stream(directory: Path | str, tokens: np.ndarray) -> TokenStream:
@@ -31,7 +31,7 @@ def test_each_token_but_the_first_is_scored_once(tokens: int, data: st.DataObjec
     scored: Counter[int] = Counter()
     with TemporaryDirectory() as directory:
         stream = make_stream(directory, np.arange(tokens))
-        windows = cut(stream, context, stride)
+        windows = cut_windows(stream, context, stride)
         for batch in windows.batches(stream, data.draw(st.integers(1, 5))):
             assert (batch.targets == batch.tokens + 1).all()
             assert batch.tokens.shape == batch.targets.shape == batch.scored.shape == (len(batch.tokens), context)
@@ -54,7 +54,7 @@ def test_by_document_a_window_begins_and_ends_in_one(lengths: list[int], data: s
         return
     with TemporaryDirectory() as directory:
         stream = make_stream(directory, np.array(ids))
-        for batch in cut(stream, context, stride, eot=0).batches(stream, data.draw(st.integers(1, 5))):
+        for batch in cut_windows(stream, context, stride, eot=0).batches(stream, data.draw(st.integers(1, 5))):
             scored.update(batch.targets[batch.scored].tolist())
             for tokens, row in zip(batch.tokens.tolist(), batch.scored.tolist(), strict=True):
                 read = tokens[: max(place for place, is_scored in enumerate(row) if is_scored) + 1]
@@ -64,7 +64,7 @@ def test_by_document_a_window_begins_and_ends_in_one(lengths: list[int], data: s
 
 
 def test_windows_follow_each_other_and_the_last_ends_with_the_stream(tmp_path: Path) -> None:
-    windows = cut(make_stream(tmp_path, np.arange(1000)), 100, 100)
+    windows = cut_windows(make_stream(tmp_path, np.arange(1000)), 100, 100)
     assert windows.starts.tolist() == [0, 100, 200, 300, 400, 500, 600, 700, 800, 899]
     assert windows.firsts.tolist() == [0] * 9 + [1]
 
@@ -72,10 +72,10 @@ def test_windows_follow_each_other_and_the_last_ends_with_the_stream(tmp_path: P
 def test_short_documents_are_batched_by_length(tmp_path: Path) -> None:
     lengths = [3, 50, 4, 51, 2, 49] * 10
     stream = make_stream(tmp_path, np.concatenate([np.arange(n) for n in lengths]))
-    batches = list(cut(stream, 64, 32, eot=0).batches(stream, 10))
+    batches = list(cut_windows(stream, 64, 32, eot=0).batches(stream, 10))
     assert sum(batch.tokens.numel() for batch in batches) < 1.02 * sum(lengths)
 
 
 def test_a_stream_that_begins_in_a_document_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not begin with the end-of-text token 7"):
-        cut(make_stream(tmp_path, np.arange(20)), 4, 4, eot=7)
+        cut_windows(make_stream(tmp_path, np.arange(20)), 4, 4, eot=7)

@@ -8,7 +8,7 @@ import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, make_run
 
 from gpt2lab.compare.results import outcome_of
-from gpt2lab.evaluation.perplexity import PositionLosses, save_positions
+from gpt2lab.evaluation.positions import PositionLosses, save_positions
 from gpt2lab.files import write_json
 from gpt2lab.report.content import RunContent, gather
 from gpt2lab.runs import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_directories import CONFIG, ENVIRONMENT, log_steps, make_run
 
-from gpt2lab.evaluation.perplexity import PositionLosses, save_positions
+from gpt2lab.evaluation.positions import PositionLosses, save_positions
 from gpt2lab.evaluation.run_data import read_run
 from gpt2lab.files import read_json, write_json
 from gpt2lab.report import facts

@@ -15,7 +15,7 @@ from pypdf import PdfReader
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import PositionLosses, save_positions
+from gpt2lab.evaluation.positions import PositionLosses, save_positions
 from gpt2lab.files import write_json
 from gpt2lab.report.write import report_on, write_report
 from gpt2lab.runs import METRICS_COLUMNS, Run

@@ -104,6 +104,6 @@ def test_a_run_that_was_trained_so_is_measured_so(
     for mask_documents in (True, False):
         run = tmp_path / str(mask_documents)
         train(small(short, run, steps=2, mask_documents=mask_documents))
-        for verb, apart in (("perplexity", "do not cross the borders of documents"), ("positions", "within documents")):
+        for verb, apart in (("perplexity", "stay within documents"), ("positions", "within documents")):
             assert main(["eval", verb, str(run), "--split", "val"]) == 0
             assert (apart in capsys.readouterr().out.replace("\n", " ")) == mask_documents

@@ -46,14 +46,14 @@ class Perplexity(Command):
     def run(self) -> int:
         """Print the figures with their protocol and add them to the run's evals.csv."""
         from gpt2lab import console
-        from gpt2lab.evaluation.measure import measure_held_out
+        from gpt2lab.evaluation.measure import measure_perplexity
 
         run = self.model.load()
         context = run.seq_len if self.context is None and self.text is None else self.context
         by_document = self.by_document or run.mask_documents  # trained on one document at a time
         text = run.held_out(self.data, self.split, self.text, self.detokenize)
         with text as held_out, console.bar("tokens") as progress:
-            measured = measure_held_out(run.model, held_out, context, self.stride, run.runtime, progress, by_document)
+            measured = measure_perplexity(run.model, held_out, context, self.stride, run.runtime, progress, by_document)
         run.print_and_record(measured)
         return 0
 
@@ -78,7 +78,7 @@ class Positions(Command):
         """Print some of the curve; save all of it, with its plot, in the run directory."""
         from gpt2lab import console
         from gpt2lab.evaluation.measure import measure_positions
-        from gpt2lab.evaluation.perplexity import save_positions
+        from gpt2lab.evaluation.positions import save_positions
 
         run = self.model.load()
         by_document = self.by_document or run.mask_documents

@@ -19,7 +19,8 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.measure import HeldOut, Measured, measure_held_out, measure_stories
+from gpt2lab.evaluation.held_out import HeldOut
+from gpt2lab.evaluation.measure import Measurement, measure_perplexity, measure_stories
 from gpt2lab.files import free_path
 from gpt2lab.generation import STRATEGIES, write_texts
 from gpt2lab.lab.train import train
@@ -167,11 +168,11 @@ def _train(config: TrainConfig) -> Run:
         raise Interrupted(stop.signal, stop.run, stop.step, "quickstart") from stop
 
 
-def _perplexity(context: Context, dataset: TokenDataset) -> Measured:
+def _perplexity(context: Context, dataset: TokenDataset) -> Measurement:
     _step(4, "measuring perplexity on the test split")
     test = HeldOut.of_split(dataset, "test")
     with console.bar("tokens") as progress:
-        measured = measure_held_out(context.model, test, MODEL.n_ctx, STRIDE, context.runtime, progress)
+        measured = measure_perplexity(context.model, test, MODEL.n_ctx, STRIDE, context.runtime, progress)
     measured.record(context.run, context.step)
     log.info("protocol: %s", measured.protocol)
     return measured
@@ -185,7 +186,7 @@ def _write_samples(context: Context) -> None:
         log.info("[%s]\n%s\n", strategy, context.run.samples()[-1]["text"])
 
 
-def _judge(context: Context) -> Measured:
+def _judge(context: Context) -> Measurement:
     _step(6, f"checking {JUDGED_STORIES} of its stories for grammar and consistency")
     measured, quality = measure_stories(context.write("nucleus", JUDGED_STORIES), str(STRATEGIES["nucleus"]))
     measured.record(context.run, context.step)
@@ -194,7 +195,7 @@ def _judge(context: Context) -> Measured:
     return measured
 
 
-def _summary(run: Run, figures: list[Measured], seconds: float, report: Path) -> None:
+def _summary(run: Run, figures: list[Measurement], seconds: float, report: Path) -> None:
     table = Table(title="results", show_header=False)
     for measured in figures:
         for name, value in measured.figures.items():

@@ -21,7 +21,7 @@ from gpt2lab import formatting
 from gpt2lab.compare.results import short_names
 from gpt2lab.data.shards import DataManifest
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.likelihood import require_no_leak
+from gpt2lab.evaluation.likelihood import require_causal_mask
 from gpt2lab.training.config import ResolvedConfig, TrainConfig, flags, flat, value_of, with_options
 from gpt2lab.training.setup import total_steps
 
@@ -141,7 +141,7 @@ def make_plan(
     if len(arms) < 2:
         raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
     for arm in arms:
-        require_no_leak(arm.config.recipe().model)
+        require_causal_mask(arm.config.recipe().model)
     for data in {arm.config.data for arm in arms}:
         if "test" not in DataManifest.load(data).splits:
             raise InputError(f"{data}: has no test split to compare on; prepare it with a --test-fraction above 0")

@@ -26,8 +26,9 @@ from gpt2lab.compare.plan import ComparisonPlan, make_plan, require_same_options
 from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, outcome_of
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.measure import HeldOut, measure_held_out, measure_positions
-from gpt2lab.evaluation.perplexity import save_positions
+from gpt2lab.evaluation.held_out import HeldOut
+from gpt2lab.evaluation.measure import measure_perplexity, measure_positions
+from gpt2lab.evaluation.positions import save_positions
 from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
 from gpt2lab.evaluation.text_quality import Prompts, choose_prompts, measure_texts, save_text_quality
@@ -226,7 +227,7 @@ def measure(run: Run, texts: bool) -> None:
     dataset, step = TokenDataset(config.data), checkpoint.step
     if run.latest_evaluation(RECALL_FILE) is None:
         test, by_document = HeldOut.of_split(dataset, "test"), config.mask_documents  # as it was trained
-        measure_held_out(model, test, config.seq_len, None, where, by_document=by_document).record(run, step)
+        measure_perplexity(model, test, config.seq_len, None, where, by_document=by_document).record(run, step)
         positions = measure_positions(model, test, config.seq_len, where, by_document=by_document)
         with where.autocast():
             recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])

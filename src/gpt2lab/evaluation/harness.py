@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, score
-from gpt2lab.evaluation.measure import Measured
+from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.generation import Strategy, TextStreamer, seeded, stream
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runtime import Runtime
@@ -106,7 +106,7 @@ class HarnessModel(TemplateLM):
 
 def run_harness(
     model: HarnessModel, tasks: Sequence[str], tasks_dir: Path | None, limit: int | None, shots: int | None
-) -> list[Measured]:
+) -> list[Measurement]:
     """Let the harness run tasks on a model.
 
     Args:
@@ -129,7 +129,7 @@ def run_harness(
     return [_measured(task, found) for task in found["results"]]
 
 
-def _measured(task: str, found: dict[str, Any]) -> Measured:
+def _measured(task: str, found: dict[str, Any]) -> Measurement:
     """Return the figures of a task; the harness names them ``metric,filter``."""
     figures = {
         name.removesuffix(",none").replace(",", " "): float(value)
@@ -141,7 +141,7 @@ def _measured(task: str, found: dict[str, Any]) -> Measured:
         f"lm-evaluation-harness {version('lm-eval')}, version {found['versions'].get(task, '?')} of the task, "
         f"{found['n-shot'].get(task, 0)} examples before each of {items} items."
     )
-    return Measured(task, "lm-evaluation-harness", protocol, figures)
+    return Measurement(task, "lm-evaluation-harness", protocol, figures)
 
 
 def _strategy(options: dict[str, Any]) -> Strategy:

@@ -18,7 +18,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, evaluating
 
 
-def require_no_leak(config: GPTConfig) -> None:
+def require_causal_mask(config: GPTConfig) -> None:
     """Raise `InputError` where the mask lets a token read what follows it."""
     if config.attention_mask.looks_ahead:
         raise InputError(
@@ -70,7 +70,7 @@ def score(
         InputError: An empty context or continuation, a continuation longer than the model's context, a mask that
             looks ahead, under which a token is read before it is scored, or a model whose figures are NaN.
     """
-    require_no_leak(model.config)
+    require_causal_mask(model.config)
     fitted = [_fit(continuation, model.config.n_ctx) for continuation in continuations]
     scores: list[Score | None] = [None] * len(fitted)
     done = 0

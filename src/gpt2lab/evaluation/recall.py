@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.likelihood import require_no_leak
+from gpt2lab.evaluation.likelihood import require_causal_mask
 from gpt2lab.model.gpt import GPT, evaluating
 
 ROWS_AT_ONCE_TOKENS = 8_192
@@ -69,7 +69,7 @@ def repeat_losses(model: GPT, tokens: torch.Tensor) -> tuple[float, float]:
     Raises:
         InputError: Sequences of one token or too long for the context, or a mask that looks ahead.
     """
-    require_no_leak(model.config)
+    require_causal_mask(model.config)
     d, n_ctx = tokens.shape[1], model.config.n_ctx
     if not 2 <= d <= n_ctx // 2:
         raise InputError(f"a repeated sequence of {d} tokens; give 2 to {n_ctx // 2}, half of the model's context")

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
+from gpt2lab.evaluation.positions import PositionCurve, saved_positions
 from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
 from gpt2lab.files import read_json
 from gpt2lab.model.inspection import attention_weights

@@ -103,7 +103,7 @@ _NO_NOUNS = _ARTICLES | {
 
 
 @dataclass(frozen=True)
-class Text:
+class ScoredText:
     """A text that someone wrote behind a prompt."""
 
     prompt: str
@@ -117,46 +117,46 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Writing:
+class TextSet:
     """Texts made in one way behind the same prompts: by a strategy, or by those who wrote the held-out text."""
 
-    texts: tuple[Text, ...]
+    texts: tuple[ScoredText, ...]
     references: tuple[str, ...]
     """How the held-out text goes on behind each prompt."""
     stories: bool
     """Whether the prompts are from the embedded corpus, whose grammar can judge them."""
 
 
-Metric = Callable[[Writing], float | None]
+Metric = Callable[[TextSet], float | None]
 """A figure of texts; None where it has no meaning for them."""
 
 
-def perplexity(writing: Writing) -> float:
+def perplexity(text_set: TextSet) -> float:
     """Return exp of the mean -ln p of the texts' tokens under the model that is measured, each after its prompt."""
-    tokens = sum(len(text.ids) for text in writing.texts)
-    return math.exp(sum(text.nats for text in writing.texts) / tokens) if tokens else math.nan
+    tokens = sum(len(text.ids) for text in text_set.texts)
+    return math.exp(sum(text.nats for text in text_set.texts) / tokens) if tokens else math.nan
 
 
 def distinct(n: int) -> Metric:
     """Return the metric distinct-n (Li et al. 2016): different n-grams of words among all, over all texts together."""
 
-    def share(writing: Writing) -> float | None:
-        grams = [gram for text in writing.texts for gram in _grams(words(text.continuation), n)]
+    def share(text_set: TextSet) -> float | None:
+        grams = [gram for text in text_set.texts for gram in _grams(words(text.continuation), n)]
         return len(set(grams)) / len(grams) if grams else None
 
     return share
 
 
-def repetition(writing: Writing) -> float:
+def repetition(text_set: TextSet) -> float:
     """Return the share of texts that end in a loop."""
-    return sum(ends_in_a_loop(text.ids) for text in writing.texts) / len(writing.texts)
+    return sum(ends_in_a_loop(text.ids) for text in text_set.texts) / len(text_set.texts)
 
 
-def self_bleu(writing: Writing) -> float | None:
+def self_bleu(text_set: TextSet) -> float | None:
     """Return the mean BLEU-4 of each text against all others (Zhu et al. 2018), 0 to 100: high where all are alike."""
     from sacrebleu.metrics.bleu import BLEU
 
-    texts = [text.continuation for text in writing.texts if text.continuation.strip()][:BLEU_TEXTS]
+    texts = [text.continuation for text in text_set.texts if text.continuation.strip()][:BLEU_TEXTS]
     if len(texts) < 2:
         return None
     bleu = BLEU(effective_order=True)
@@ -164,28 +164,28 @@ def self_bleu(writing: Writing) -> float | None:
     return sum(scores) / len(scores)
 
 
-def mean_length(writing: Writing) -> float:
+def mean_length(text_set: TextSet) -> float:
     """Return the mean number of tokens."""
-    return sum(len(text.ids) for text in writing.texts) / len(writing.texts)
+    return sum(len(text.ids) for text in text_set.texts) / len(text_set.texts)
 
 
-def relevance(writing: Writing) -> float | None:
+def relevance(text_set: TextSet) -> float | None:
     """Return the share of the prompts' names and objects that come back in the text behind them."""
-    found = [(things, text) for text in writing.texts if (things := names_and_objects(text.prompt))]
+    found = [(things, text) for text in text_set.texts if (things := names_and_objects(text.prompt))]
     if not found:
         return None
     back = [len(things & {word.lower() for word in words(text.continuation)}) / len(things) for things, text in found]
     return sum(back) / len(back)
 
 
-def grammatical(writing: Writing) -> float | None:
+def grammatical(text_set: TextSet) -> float | None:
     """Return the share of whole stories that the grammar can write; None for other texts."""
-    return judge_stories(_whole(writing)).grammatical if writing.stories else None
+    return judge_stories(_whole(text_set)).grammatical if text_set.stories else None
 
 
-def consistent(writing: Writing) -> float | None:
+def consistent(text_set: TextSet) -> float | None:
     """Return the share of whole stories that also agree with themselves; None for other texts."""
-    return judge_stories(_whole(writing)).consistent if writing.stories else None
+    return judge_stories(_whole(text_set)).consistent if text_set.stories else None
 
 
 METRICS: dict[str, Metric] = {
@@ -203,9 +203,9 @@ METRICS: dict[str, Metric] = {
 """The metrics by name, in the order of the table."""
 
 
-def text_stats(writing: Writing) -> dict[str, float]:
+def text_stats(text_set: TextSet) -> dict[str, float]:
     """Return every metric that has a meaning for the texts, by name."""
-    return {name: value for name, metric in METRICS.items() if (value := metric(writing)) is not None}
+    return {name: value for name, metric in METRICS.items() if (value := metric(text_set)) is not None}
 
 
 def words(text: str) -> list[str]:
@@ -261,6 +261,6 @@ def _grams(parts: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)]
 
 
-def _whole(writing: Writing) -> list[str]:
+def _whole(text_set: TextSet) -> list[str]:
     """Return whole stories; what was cut off is none, whatever it could have become."""
-    return [text.prompt + text.continuation if text.ended else "" for text in writing.texts]
+    return [text.prompt + text.continuation if text.ended else "" for text in text_set.texts]

@@ -22,8 +22,8 @@ from gpt2lab import formatting, plots
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, score
-from gpt2lab.evaluation.perplexity import document_begins
-from gpt2lab.evaluation.text_metrics import PROTOCOL, Text, Writing, text_stats
+from gpt2lab.evaluation.perplexity import document_starts
+from gpt2lab.evaluation.text_metrics import PROTOCOL, ScoredText, TextSet, text_stats
 from gpt2lab.files import read_json, write_atomically, write_json
 from gpt2lab.generation import Strategy, seeded, stream
 from gpt2lab.model.gpt import GPT
@@ -147,7 +147,7 @@ def choose_prompts(
             f"{n_ctx} tokens that the model reads"
         )
     eot, tokens = dataset.manifest.tokenizer.eot, dataset.stream(split)
-    begins = document_begins(tokens, eot)
+    begins = document_starts(tokens, eot)
     sizes = np.diff(begins, append=len(tokens))  # with the token that begins each
     fitting = np.flatnonzero((sizes > P + 1) & (sizes <= P + N))
     stories = dataset.manifest.source.names == ("stories",)
@@ -186,15 +186,15 @@ def measure_texts(
         progress: Called with the strategies done and their number.
     """
     strategies = [s for s in SETTINGS if s.top_k is None or s.top_k <= model.config.vocab_size]
-    made: dict[str, tuple[Strategy | None, Writing]] = {
-        HELD_OUT: (None, _writing(model, tokenizer, prompts, prompts.endings, where))
+    made: dict[str, tuple[Strategy | None, TextSet]] = {
+        HELD_OUT: (None, _text_set(model, tokenizer, prompts, prompts.endings, where))
     }
     for number, strategy in enumerate(strategies):
         written = _write(model, prompts, strategy, where, seed + number)
-        made[str(strategy)] = strategy, _writing(model, tokenizer, prompts, written, where)
+        made[str(strategy)] = strategy, _text_set(model, tokenizer, prompts, written, where)
         if progress is not None:
             progress(number + 1, len(strategies))
-    rows = tuple(Row(name, strategy, text_stats(writing)) for name, (strategy, writing) in made.items())
+    rows = tuple(Row(name, strategy, text_stats(text_set)) for name, (strategy, text_set) in made.items())
     return TextQuality(rows, _examples(made), _protocol(prompts))
 
 
@@ -209,9 +209,9 @@ def _write(model: GPT, prompts: Prompts, strategy: Strategy, where: Runtime, see
     return [_until(row, prompts.eot) for row in rows]
 
 
-def _writing(
+def _text_set(
     model: GPT, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
-) -> Writing:
+) -> TextSet:
     """Put texts together with what the model thinks of them."""
     beginnings = [tuple(row) for row in prompts.beginnings.tolist()]
     with where.autocast():
@@ -221,10 +221,10 @@ def _writing(
         return tokenizer.decode([i for i in ids if i != prompts.eot])
 
     texts = tuple(
-        Text(decoded(beginning), decoded(ids), ids, s.nats, ids[-1] == prompts.eot)
+        ScoredText(decoded(beginning), decoded(ids), ids, s.nats, ids[-1] == prompts.eot)
         for beginning, ids, s in zip(beginnings, rows, scores, strict=True)
     )
-    return Writing(texts, tuple(map(decoded, prompts.endings)), prompts.stories and prompts.whole)
+    return TextSet(texts, tuple(map(decoded, prompts.endings)), prompts.stories and prompts.whole)
 
 
 def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
@@ -232,13 +232,17 @@ def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
     return tuple(row[: row.index(eot) + 1] if eot in row else row)
 
 
-def _examples(made: dict[str, tuple[Strategy | None, Writing]]) -> tuple[Example, ...]:
+def _examples(made: dict[str, tuple[Strategy | None, TextSet]]) -> tuple[Example, ...]:
     held_out = made[HELD_OUT][1].texts
     return tuple(
         Example(
             held_out[i].prompt,
             held_out[i].continuation,
-            {name: writing.texts[i].continuation for name, (strategy, writing) in made.items() if strategy is not None},
+            {
+                name: text_set.texts[i].continuation
+                for name, (strategy, text_set) in made.items()
+                if strategy is not None
+            },
         )
         for i in range(min(EXAMPLES, len(held_out)))
     )

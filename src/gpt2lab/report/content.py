@@ -17,7 +17,7 @@ from statistics import median
 from gpt2lab import plots
 from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options
-from gpt2lab.evaluation.perplexity import draw_positions
+from gpt2lab.evaluation.positions import draw_positions
 from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map, read_run
 from gpt2lab.evaluation.text_quality import (
     CAPTION,

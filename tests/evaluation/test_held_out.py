@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.evaluation.perplexity import DETOKENISERS
+from gpt2lab.evaluation.held_out import DETOKENIZERS
 
-wikitext = DETOKENISERS["wikitext"]
+wikitext = DETOKENIZERS["wikitext"]
 
 
 @pytest.mark.parametrize(
