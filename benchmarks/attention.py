@@ -75,7 +75,7 @@ def measure(kind: str, dtype: str, T: int) -> dict[str, float]:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.model.attention import attend, make_view
+    from gpt2lab.model.attention import AttentionPattern, attend
     from gpt2lab.model.masks import causal, sliding_window
 
     runtime.tune_allocator()
@@ -91,12 +91,12 @@ def measure(kind: str, dtype: str, T: int) -> dict[str, float]:
     warm = q[:, :, :64].detach()
     torch.nn.functional.scaled_dot_product_attention(warm, warm, warm)
     before = runtime.peak_memory_mb(cpu)
-    view = make_view(kernel, mask, 1, HEADS, places, places, number, True)
+    bias = AttentionPattern(mask, 1, HEADS, places, places).bias(kernel, number, training=True)
     times = []
     for _ in range(max(3, min(20, 20_000 // T))):
         q.grad = k.grad = v.grad = None
         begin = time.perf_counter()
-        out = attend(q, k, v, view, 0.0)
+        out = attend(q, k, v, bias, 0.0)
         middle = time.perf_counter()
         out.backward(gradient)
         times.append((middle - begin, time.perf_counter() - middle))

@@ -164,7 +164,7 @@ def windows(bench: Bench) -> list[dict[str, Any]]:
     """Return the time of attention over a window by each kernel, forward and backward, beside full causal SDPA."""
     import torch
 
-    from gpt2lab.model.attention import attend, make_view
+    from gpt2lab.model.attention import AttentionPattern, attend
     from gpt2lab.model.config import GPTConfig
 
     T, rows = bench.size["windows"], []
@@ -180,10 +180,11 @@ def windows(bench: Bench) -> list[dict[str, Any]]:
         ]
     for kernel, what, mask in cases:
         config = GPTConfig(n_ctx=T, dropout=0.0, kernel=kernel, **mask)  # type: ignore[arg-type]
-        view = make_view(kernel, config.attention_mask, 1, 12, places, places, torch.bfloat16, True)
+        pattern = AttentionPattern(config.attention_mask, 1, 12, places, places)
+        bias = pattern.bias(kernel, torch.bfloat16, training=True)
 
-        def step(view: Any = view) -> None:
-            attend(q, k, v, view, 0.0).sum().backward()
+        def step(bias: Any = bias) -> None:
+            attend(q, k, v, bias, 0.0).sum().backward()
 
         rows.append(
             {"kernel": kernel, "mask": what, "T": T, "ms": round(1e3 * seconds_of(step, 3, 10, bench.device), 3)}

@@ -8,7 +8,7 @@ from torch import nn
 
 from gpt2lab.errors import InputError
 from gpt2lab.model import banded
-from gpt2lab.model.attention import KERNELS, CausalSelfAttention, attend, make_view
+from gpt2lab.model.attention import KERNELS, AttentionPattern, CausalSelfAttention, attend
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.masks import Mask, as_mask, causal, causal_tensor, sliding_window
@@ -32,9 +32,8 @@ def attend_by(
     """Attention of the last T of S places, by one kernel."""
     (B, H, T), S = q.shape[:3], k.shape[2]
     keys = torch.arange(S)
-    allowed = as_mask(mask, B, H, T, S) if isinstance(mask, torch.Tensor) else mask
-    training = q.requires_grad
-    return attend(q, k, v, make_view(kernel, allowed, B, H, keys[S - T :], keys, q.dtype, training), dropout)
+    pattern = AttentionPattern(mask, B, H, keys[S - T :], keys)
+    return attend(q, k, v, pattern.bias(kernel, q.dtype, training=q.requires_grad), dropout)
 
 
 def run(kernel: str, T: int, S: int, mask: torch.Tensor | None, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -118,7 +117,8 @@ def test_the_layer_agrees_with_torch_multihead_attention(kernel: Any, masked: bo
     mask = random_mask(11, 11) if masked else causal_tensor(11, 11, CPU)
     x, y = (torch.randn(3, 11, 32, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
     places = torch.arange(11)
-    found = ours(x, make_view(kernel, mask if masked else causal(), 3, 4, places, places, x.dtype, True))
+    pattern = AttentionPattern(mask if masked else causal(), 3, 4, places, places)
+    found = ours(x, pattern.bias(kernel, x.dtype, training=True))
     expected, _ = theirs(y, y, y, attn_mask=~mask, need_weights=False)
     torch.testing.assert_close(found, expected)
     found.square().sum().backward()
@@ -177,7 +177,7 @@ def test_masks_of_zeros_and_ones_are_boolean_masks(shape: tuple[int, ...], seen:
 @pytest.mark.parametrize("shape", [(5, 4), (4,), (3, 4, 5), (2, 1, 4, 5), (1, 2, 3, 4, 5)])
 def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        InputError, match=r"the mask has shape .*; allowed here are \(4, 5\), \(2, 4, 5\) and \(2, 3, 4, 5\)"
+        InputError, match=r"the mask has shape .*; it must be one of \(4, 5\), \(2, 4, 5\) and \(2, 3, 4, 5\)"
     ):
         as_mask(torch.ones(shape, dtype=torch.bool), B=2, H=3, T=4, S=5)
 

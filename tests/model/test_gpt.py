@@ -245,12 +245,12 @@ def test_weights_may_be_narrow_themselves(position: str, norm: str, dtype: torch
 
 @pytest.mark.parametrize("length", [T - 1, T + 1])
 def test_targets_that_are_not_one_for_each_token_are_refused(length: int) -> None:
-    with pytest.raises(InputError, match=rf"targets has shape \(2, {length}\); give one for each token, \(2, 17\)"):
+    with pytest.raises(InputError, match=rf"targets has shape \(2, {length}\); it must be that of tokens, \(2, 17\)"):
         model_of()(tokens_of(2, T), tokens_of(2, length))
 
 
 def test_tokens_that_are_no_rows_are_refused() -> None:
-    with pytest.raises(InputError, match=r"the tokens have shape \(5,\); give \(B, T\): rows of ids"):
+    with pytest.raises(InputError, match=r"tokens has shape \(5,\); it must be \(B, T\), rows of ids"):
         model_of()(tokens_of(5))
 
 
@@ -261,7 +261,7 @@ def test_importing_the_model_does_not_import_the_compiler() -> None:
 
 
 def test_more_tokens_than_the_context_are_refused() -> None:
-    with pytest.raises(InputError, match="18 tokens are more than the model's context of 17"):
+    with pytest.raises(InputError, match="18 tokens exceed the model's context of 17"):
         model_of()(tokens_of(1, T + 1))
 
 
@@ -270,7 +270,7 @@ def test_more_tokens_than_the_context_are_refused() -> None:
     [
         (
             torch.ones(T, T + 1),
-            r"the mask has shape \(17, 18\); allowed here are \(17, 17\), \(2, 17, 17\) and \(2, 3, 17, 17\)",
+            r"the mask has shape \(17, 18\); it must be one of \(17, 17\), \(2, 17, 17\) and \(2, 3, 17, 17\)",
         ),
         (torch.full((T, T), -1e9).triu(1), "the mask holds values other than 0 and 1; give a boolean tensor"),
     ],

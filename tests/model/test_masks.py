@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.model.attention import make_view
+from gpt2lab.model.attention import AttentionPattern
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
@@ -106,8 +106,8 @@ def test_a_mask_may_leave_out_what_it_does_not_depend_on(kernel: Any, monkeypatc
 def test_the_blocks_that_flex_leaves_out_are_found_for_each_head_and_row_that_differ() -> None:
     places, documents = torch.arange(24), torch.arange(2 * 24).view(2, 24) // 5
     for mask, differing in ((causal(), (1, 1)), (own(3), (1, 4)), (causal() & document(documents), (2, 1))):
-        view: Any = make_view("flex", mask, 2, 4, places, places, torch.float32, False)
-        assert view.mask.shape[:2] == differing
+        bias: Any = AttentionPattern(mask, 2, 4, places, places).bias("flex", torch.float32, training=False)
+        assert bias.mask.shape[:2] == differing
 
 
 def test_a_name_may_be_given_to_another_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +122,11 @@ def test_a_mask_that_is_not_what_it_says_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(MASKS, "ahead", lambda: Mask(lambda b, h, q, k: k <= q + (h == 2)))
     monkeypatch.setitem(MASKS, "far", lambda window: causal() & Mask(lambda b, h, q, k: k == k, reach=window))
     with pytest.raises(
-        InputError, match='mask "ahead" lets head 2 at place 0 read place 1, which follows it; combine it'
+        InputError, match='mask "ahead" lets head 2 at position 0 attend to position 1, which is later; combine it'
     ):
         model_of(mask="ahead")
     with pytest.raises(
-        InputError, match='mask "far" lets head 0 at place 5 read place 0, further back than its reach of 5'
+        InputError, match='mask "far" lets head 0 at position 5 attend to position 0, beyond its reach of 5'
     ):
         model_of(mask="far", window=5)
 
@@ -167,9 +167,12 @@ def test_documents_narrow_a_tensor_too() -> None:
     ("given", "message"),
     [
         ({"documents": torch.zeros(1, 23, dtype=torch.long)}, r"documents has shape \(1, 23\)"),
-        ({"positions": torch.zeros(1, 24)}, r"positions has shape \(1, 24\), torch.float32; give integers"),
-        ({"positions": torch.full((1, 24), 24)}, "positions go up to 24; the model's context is 24"),
-        ({"positions": torch.full((1, 24), -1)}, "positions go down to -1"),
+        (
+            {"positions": torch.zeros(1, 24)},
+            r"positions has shape \(1, 24\) and dtype torch.float32; it must be integers",
+        ),
+        ({"positions": torch.full((1, 24), 24)}, "positions range from 24 to 24; the model's context allows 0 to 23"),
+        ({"positions": torch.full((1, 24), -1)}, "positions range from -1 to -1"),
     ],
 )
 def test_documents_and_positions_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
@@ -181,13 +184,13 @@ def test_documents_and_positions_that_do_not_fit_are_refused(given: dict[str, An
 def test_a_cache_refuses_what_it_cannot_serve() -> None:
     tokens = torch.zeros(1, 5, dtype=torch.long)
     rolling, ahead = model_of(mask="window", window=3), model_of(mask="prefix", prefix=3)
-    with pytest.raises(InputError, match="the cache of mask window forgets keys that a tensor may name"):
+    with pytest.raises(InputError, match="the cache of mask window drops keys that a mask tensor may need"):
         rolling.hidden(tokens, torch.ones(5, 5), KVCache(rolling.config, 1, CPU, torch.float32))
-    with pytest.raises(InputError, match="documents are for whole passes"):
+    with pytest.raises(InputError, match="documents cannot be used with a cache"):
         rolling.hidden(tokens, cache=KVCache(rolling.config, 1, CPU, torch.float32), documents=tokens)
     cache = KVCache(ahead.config, 1, CPU, torch.float32)
     ahead.hidden(tokens, cache=cache)
-    with pytest.raises(InputError, match="mask prefix reads ahead: what is cached would change with each new token"):
+    with pytest.raises(InputError, match="mask prefix attends to later tokens, so cached keys would change"):
         ahead.hidden(tokens, cache=cache)
 
 
@@ -195,7 +198,7 @@ def test_a_cache_refuses_what_it_cannot_serve() -> None:
 def test_training_under_a_mask_that_looks_ahead_warns_that_the_loss_leaks(mask: torch.Tensor | None) -> None:
     model = (model_of(mask="bidirectional") if mask is None else model_of()).train()
     tokens = torch.zeros(1, 5, dtype=torch.long)
-    with pytest.warns(UserWarning, match="the mask lets tokens read what follows them.*the loss leaks"):
+    with pytest.warns(UserWarning, match="the mask lets tokens attend to later ones.*the loss leaks"):
         model(tokens, tokens, mask)
     model.eval()(tokens, tokens, mask)
     model.train()(tokens, tokens, torch.ones(5, 5).tril())

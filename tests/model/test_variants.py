@@ -13,8 +13,8 @@ from torch import nn
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import (
     SINUSOID_SCALE,
+    AttentionBias,
     CausalSelfAttention,
-    View,
     choose_kernel,
     rotate,
     rotation,
@@ -104,7 +104,7 @@ def test_grouped_heads_are_torch_multihead_attention_with_repeated_keys(K: int, 
         copies |= {"in_proj_bias": repeat_bias(repeated, ours), "out_proj.bias": ours.c_proj.bias}
     theirs.load_state_dict({name: weight.detach() for name, weight in copies.items()})
     x, y = (torch.randn(2, 11, 32, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
-    found, ahead = ours(x, View(kernel)), torch.ones(11, 11, dtype=torch.bool).triu(1)
+    found, ahead = ours(x, AttentionBias(kernel)), torch.ones(11, 11, dtype=torch.bool).triu(1)
     expected, _ = theirs(y, y, y, attn_mask=ahead, need_weights=False)
     torch.testing.assert_close(found, expected)
     found.square().sum().backward()
@@ -135,7 +135,7 @@ def test_pooling_takes_the_mean_of_each_group() -> None:
     assert torch.equal(pooled[:32], weight[:32])
     torch.testing.assert_close(pooled[32:40], weight[32:64].view(4, 8, 32).mean(0))
     torch.testing.assert_close(pooled[40:], weight[64:].view(4, 8, 32).mean(0))
-    with pytest.raises(InputError, match=r"n_kv_head 3 does not divide the 4 there are; choose from \[1, 2, 4\]"):
+    with pytest.raises(InputError, match=r"n_kv_head 3 does not divide the present 4; choose from \[1, 2, 4\]"):
         pool_heads(model, 3)
 
 
@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused_in_one_line(values: dict[str, Any], messag
 
 def test_kernels_refuse_what_they_cannot_do() -> None:
     banded = model_of(kernel="banded", mask="window", window=4)
-    with pytest.raises(InputError, match="kernel banded takes masks of limited reach"):
+    with pytest.raises(InputError, match="kernel banded supports masks of limited reach"):
         banded(tokens_of(), mask=torch.ones(20, 20).tril())
     with pytest.raises(InputError, match="kernel flex has no gradient on a CPU"):
         model_of(kernel="flex")(tokens_of(), tokens_of())

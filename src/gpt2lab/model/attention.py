@@ -2,12 +2,15 @@
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(D) + M) V        (Vaswani et al. 2017, section 3.2.1)
 
-with M = 0 where a query may read a key and -inf elsewhere. ``reference`` is that line. Every other kernel must equal it
-and exists only because it is faster somewhere; `view.choose_kernel` says where. A kernel is a function
-``(q, k, v, mask, dropout) -> out`` with q (B, H, T, D), k and v (B, K, S, D), out (B, H, T, D), and the mask in the
-form that `view.make_view` prepares for it; None is causal. K divides H: query head h reads key and value head
-h // (H / K), so that K = H is multi-head, K = 1 multi-query (Shazeer 2019), and what lies between grouped-query
+with M = 0 where a query may attend to a key and -inf elsewhere. ``reference`` is that line; every other kernel must
+equal it and exists because it is faster somewhere. A kernel is a function ``(q, k, v, mask, dropout) -> out`` with q
+(B, H, T, D), k and v (B, K, S, D) and out (B, H, T, D). K divides H: query head h uses key and value head h // (H / K),
+so K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and anything between grouped-query
 attention (Ainslie et al. 2023, section 2.2).
+
+    Mask or tensor, documents, padding      `AttentionPattern`    who may attend to whom in this pass
+      -> kernel                             `choose_kernel`       the fastest for mask, device, dtype and length
+      -> mask in the form of the kernel     `AttentionBias`       made once per pass, used by every layer
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,203 +33,13 @@ from gpt2lab.model.cache import LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, without_empty_rows
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of the angles, each (T, D/2) or (B, 1, T, D/2)."""
-
-SINUSOID_SCALE = 0.02
-"""Vaswani et al. multiply the embedding, of standard deviation 1/sqrt(C), by sqrt(C) and add waves of amplitude 1. Ours
-begins at 0.02, so the waves are scaled instead: their share is the same, and the stream begins as small as GPT-2's."""
-
-
-def sinusoidal(positions: torch.Tensor, width: int) -> torch.Tensor:
-    """Return the fixed embedding (.., C), fp32, of positions (..), times `SINUSOID_SCALE`."""
-    pair = torch.arange(0, width, 2, device=positions.device)
-    angles = positions[..., None] * torch.exp(pair * (-math.log(10_000.0) / width))  # (.., C/2)
-    waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (.., C), one more where C is odd
-    return SINUSOID_SCALE * waves[..., :width]
-
-
-def rotation(positions: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Rotation:
-    """Return cosines and sines for positions (T,) or (B, T); computed in fp32, then of ``dtype``."""
-    pair = torch.arange(0, head_dim, 2, device=positions.device)
-    angles = positions[..., None] * torch.exp(pair * (-math.log(base) / head_dim))  # (.., T, D/2)
-    angles = angles[:, None] if positions.dim() == 2 else angles
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
-    """Turn each head of x (B, H, T, D) by its place's angles.
-
-    Pair i is made of numbers i and i + D/2, as in GPT-NeoX and Llama, since halves are contiguous; the paper pairs 2i
-    with 2i + 1. Either is a fixed permutation of the other, but weights do not carry over between them.
-    """
-    cos, sin = by
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-BANDED_FROM = 2
-"""The banded kernel takes over where the sequence is this many times the keys that a band reads, as measured."""
-MATMUL_TO = 512
-"""On a CPU the gradient through plain products is faster than SDPA's up to this length, as measured."""
-
-
-class View(NamedTuple):
-    """A mask as its kernel takes it."""
-
-    kernel: str = "sdpa"
-    mask: torch.Tensor | BlockMask | tuple[Band, ...] | None = None
-    """None: causal. A tensor broadcasts to (B, H, T, S): boolean, for matmul 0 and -inf."""
-    empty: torch.Tensor | None = None
-    """Queries that may read nothing, boolean, broadcastable to (B, H, T, 1); None: there are none."""
-
-
-def choose_kernel(
-    mask: Mask | torch.Tensor, device: torch.device, dtype: torch.dtype, T: int, S: int, training: bool
-) -> tuple[str, str]:
-    """Return the fastest kernel for T queries over S keys, as measured by benchmarks/attention.py, and why.
-
-    Where a mask reaches back over a small part of the sequence, leaving out what is masked wins. SDPA wins wherever it
-    has a fast backward. On a CPU its bf16 backward has none, so short training sequences go through plain products.
-    """
-    if isinstance(mask, Mask) and bandable(mask) and T == S:
-        keys = mask.keys_per_query(S)
-        if BANDED_FROM * (keys + BLOCK) <= S:
-            return "banded", f"a query reads {keys:,} of {S:,} places"
-    if device.type == "cpu" and training and (dtype == torch.bfloat16 or S < 256) and S <= MATMUL_TO:
-        return "matmul", f"plain products have the fastest gradient on a CPU up to {MATMUL_TO:,} places"
-    return "sdpa", "the fastest wherever no other is known to be faster"
-
-
-def bandable(mask: Mask) -> bool:
-    """Whether the banded kernel can take a mask."""
-    return mask.reach is not None and not mask.looks_ahead
-
-
-def batch_mask(
-    mask: Mask, documents: torch.Tensor | None, positions: torch.Tensor | None, padding: torch.Tensor | None
-) -> Mask:
-    """Return the mask of a batch: within documents where these are given (B, T), and never the padding (B,).
-
-    Places count from the beginning of the row; from the document's where its ``positions`` (B, T) are given too, and
-    from the row's first token where it is padded.
-    """
-    if documents is not None:
-        if positions is not None and not mask.is_causal:
-            mask = _at_positions(mask, positions)
-        mask = mask & document(documents)
-    if padding is not None:
-        mask = _after_padding(mask, padding)
-    return mask
-
-
-def _at_positions(mask: Mask, positions: torch.Tensor) -> Mask:
-    """Count places by positions (B, T). Leading ones then lie anywhere in the row, so no reach is known."""
-    reach = None if mask.leading else mask.reach
-    return Mask(
-        lambda b, h, q, k: mask.allows(b, h, positions[b, q], positions[b, k]), reach, looks_ahead=mask.looks_ahead
-    )
-
-
-def _after_padding(mask: Mask, padding: torch.Tensor) -> Mask:
-    reach = None if mask.leading else mask.reach
-    return Mask(
-        lambda b, h, q, k: (k >= padding[b]) & mask.allows(b, h, q - padding[b], k - padding[b]),
-        reach,
-        looks_ahead=mask.looks_ahead,
-    )
-
-
-def tensor_mask(
-    mask: torch.Tensor,
-    documents: torch.Tensor | None,
-    padding: torch.Tensor | None,
-    B: int,
-    H: int,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-) -> torch.Tensor:
-    """Return a user's tensor, checked, as boolean, broadcastable to (B, H, T, S), within documents and off the padding.
-
-    Raises:
-        InputError: Another shape, or another value than 0 and 1.
-    """
-    allowed = as_mask(mask, B, H, len(queries), len(keys))
-    if documents is not None:
-        allowed = allowed & dense(document(documents), B, H, queries, keys)
-    if padding is not None:
-        allowed = allowed & (keys >= padding[:, None, None, None])
-    return allowed
-
-
-def make_view(
-    kernel: str,
-    mask: Mask | torch.Tensor,
-    B: int,
-    H: int,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    dtype: torch.dtype,
-    training: bool,
-) -> View:
-    """Return what every layer of a pass reads.
-
-    Args:
-        kernel: A kernel's name, or ``auto``.
-        mask: Of the batch: a `Mask`, or a boolean tensor that broadcasts to (B, H, T, S).
-        B: Rows.
-        H: Query heads.
-        queries: Places of the queries, (T,).
-        keys: Places of the keys, (S,), in the order in which they are given.
-        dtype: In which attention is computed.
-        training: Whether gradients will be asked for.
-
-    Raises:
-        InputError: The kernel cannot take the mask, or not here.
-    """
-    T, S, device = len(queries), len(keys), queries.device
-    if kernel == "auto":
-        kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
-    whole = T == S > 1
-    if kernel == "banded" and whole:
-        return _banded(mask, B, H, T, device, dtype)
-    if kernel == "flex" and whole:
-        return _flex(mask, B, H, T, device, training)
-    if kernel in ("banded", "flex"):
-        kernel = "sdpa"  # behind a cache: a few queries, and keys that need not stand in order
-    if isinstance(mask, torch.Tensor):
-        allowed = mask
-    elif not mask.is_causal:
-        allowed = dense(mask, B, H, queries, keys)
-    elif kernel == "sdpa" and T in (1, S):  # of others it would align the first query to the first key
-        return View(kernel)
-    else:
-        allowed = causal_tensor(T, S, device)
-    allowed, empty = without_empty_rows(allowed)
-    return View(kernel, additive(allowed, dtype) if kernel == "matmul" else allowed, empty)
-
-
-def _banded(mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype) -> View:
-    if isinstance(mask, torch.Tensor) or not bandable(mask):
-        raise InputError("kernel banded takes masks of limited reach (window, global), not this one; use kernel auto")
-    return View("banded", *make_bands(mask, B, H, T, device, dtype))
-
-
-def _flex(mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.device, training: bool) -> View:
-    if device.type == "cpu" and training:
-        raise InputError("kernel flex has no gradient on a CPU; train there with kernel auto, sdpa, matmul or banded")
-    if isinstance(mask, torch.Tensor):
-        table = mask.expand(B, H, T, T)
-        return View("flex", create_block_mask(lambda b, h, q, k: table[b, h, q, k], B, H, T, T, device=device))
-    one = torch.zeros(1, dtype=torch.long, device=device)
-    rows, heads = dense(mask, B, H, one, one).shape[:2]
-    return View("flex", create_block_mask(mask.allows, rows, heads, T, T, device=device))
+# Kernels --------------------------------------------------------------------------------------------------------------
 
 
 def reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """The equation as it stands, with the softmax in fp32."""
+    """The equation as it is written, with the softmax in fp32. The mask is boolean; None is causal."""
     T, S, G = q.shape[-2], k.shape[-2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # (B, H, S, D)
     scores = (q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)).float()  # (B, H, T, S); scaled first for fp16's range
@@ -237,9 +51,9 @@ def reference(
 def matmul(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """The equation in the inputs' dtype with the mask, of 0 and -inf, added inside the first product.
+    """The equation in the inputs' dtype; the mask, 0 and -inf, is added inside the first product.
 
-    On a CPU in bf16 its backward is 2 to 5 times faster than SDPA's up to T = 512.
+    On a CPU in bf16 its backward pass is 2 to 5 times faster than SDPA's up to T = 512.
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     mask = additive(causal_tensor(T, S, q.device), q.dtype) if mask is None else mask
@@ -251,15 +65,15 @@ def matmul(
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
     """PyTorch's scaled_dot_product_attention: FlashAttention (Dao et al. 2022) where the device has it."""
-    causal_ = mask is None and q.shape[-2] > 1
+    causal = mask is None and q.shape[-2] > 1
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal_, enable_gqa=grouped
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )
 
 
 def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, dropout: float) -> torch.Tensor:
-    """FlexAttention (Dong et al. 2024): compiled for the mask, blocks that it rules out are skipped."""
+    """FlexAttention (Dong et al. 2024), compiled for the mask: blocks that it rules out are skipped."""
     assert dropout == 0.0  # the configuration refuses it
     return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
@@ -273,21 +87,210 @@ KERNELS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": reference,
     "matmul": matmul,
     "sdpa": sdpa,
-    # Its loop, and a gradient written by hand, would only be unrolled by a compiler. torch.compiler.disable would say
-    # the same, and import the compiler here and now: more than a second, for commands that compile nothing.
+    # A compiler would only unroll its loop and handwritten gradient. torch.compiler.disable would do the same, but
+    # imports the compiler right away: more than a second, even for commands that compile nothing.
     "banded": _disable_dynamo(banded),
     "flex": flex,
 }
 
+# Which kernel, and the mask in its form -------------------------------------------------------------------------------
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, view: View, dropout: float) -> torch.Tensor:
-    """Run the view's kernel; a query that may read nothing gives zeros, never NaN, and its gradient is finite."""
-    out = KERNELS[view.kernel](q, k, v, view.mask, dropout)
-    return out if view.empty is None else out.masked_fill(view.empty, 0.0)
+BANDED_FROM = 2
+"""The banded kernel is used if the sequence is at least this many times the keys that a band reads, as measured."""
+MATMUL_TO = 512
+"""On a CPU the gradient of plain products is faster than SDPA's up to this length, as measured."""
 
 
-CAUSAL = View()
-"""The causal mask, by SDPA."""
+def choose_kernel(
+    mask: Mask | torch.Tensor, device: torch.device, dtype: torch.dtype, T: int, S: int, training: bool
+) -> tuple[str, str]:
+    """Return the fastest kernel for T queries over S keys, as measured by benchmarks/attention.py, and the reason.
+
+    If a mask reaches back over a small part of the sequence, skipping masked keys wins. SDPA wins wherever it has a
+    fast backward pass; on a CPU in bf16 it has none, so short training sequences use plain products.
+    """
+    if isinstance(mask, Mask) and bandable(mask) and T == S:
+        keys = mask.keys_per_query(S)
+        if BANDED_FROM * (keys + BLOCK) <= S:
+            return "banded", f"a query attends to {keys:,} of {S:,} positions"
+    if device.type == "cpu" and training and (dtype == torch.bfloat16 or S < 256) and S <= MATMUL_TO:
+        return "matmul", f"plain products have the fastest gradient on a CPU up to {MATMUL_TO:,} positions"
+    return "sdpa", "the fastest unless another kernel is known to be faster"
+
+
+def bandable(mask: Mask) -> bool:
+    """Whether the banded kernel supports a mask."""
+    return mask.reach is not None and not mask.looks_ahead
+
+
+class AttentionBias(NamedTuple):
+    """The mask of one pass, in the form that its kernel expects."""
+
+    kernel: str = "sdpa"
+    mask: torch.Tensor | BlockMask | tuple[Band, ...] | None = None
+    """None: causal. A tensor broadcasts to (B, H, T, S): boolean, or 0 and -inf for matmul."""
+    empty: torch.Tensor | None = None
+    """Queries that may attend to nothing, boolean, broadcastable to (B, H, T, 1); None: there are none."""
+
+
+CAUSAL = AttentionBias()
+"""The causal mask, with SDPA."""
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: AttentionBias, dropout: float) -> torch.Tensor:
+    """Run the kernel; a query that may attend to nothing gives zeros, never NaN, and its gradient is finite."""
+    out = KERNELS[bias.kernel](q, k, v, bias.mask, dropout)
+    return out if bias.empty is None else out.masked_fill(bias.empty, 0.0)
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Who may attend to whom in one pass of B rows and H heads.
+
+    Raises:
+        InputError: The mask is a tensor of another shape, or has values other than 0 and 1.
+    """
+
+    mask: Mask | torch.Tensor
+    """The configuration's mask, or a user's tensor in its place: (T, S), (B, T, S) or (B, H, T, S)."""
+    B: int
+    H: int
+    queries: torch.Tensor
+    """Positions of the queries in the row, (T,)."""
+    keys: torch.Tensor
+    """Positions of the keys, (S,), in the order in which they are given."""
+    documents: torch.Tensor | None = None
+    """Document of each token, (B, T): attention stays within documents."""
+    positions: torch.Tensor | None = None
+    """Positions within documents, (B, T): a mask of the configuration then counts from each document's first token."""
+    padding: torch.Tensor | None = None
+    """Empty positions before each row's first token, (B,): nothing attends to them."""
+
+    def allowed(self) -> Mask | torch.Tensor:
+        """Return everything above as one mask, or as a boolean tensor that broadcasts to (B, H, T, S)."""
+        if isinstance(self.mask, torch.Tensor):
+            allowed = as_mask(self.mask, self.B, self.H, len(self.queries), len(self.keys))
+            if self.documents is not None:
+                allowed = allowed & dense(document(self.documents), self.B, self.H, self.queries, self.keys)
+            if self.padding is not None:
+                allowed = allowed & (self.keys >= self.padding[:, None, None, None])
+            return allowed
+        mask, positions, padding = self.mask, self.positions, self.padding
+        if self.documents is not None:
+            if positions is not None and not mask.is_causal:
+                mask = _moved(mask, lambda b, p: positions[b, p])
+            mask = mask & document(self.documents)
+        if padding is not None:
+            after = _moved(mask, lambda b, p: p - padding[b])
+            mask = Mask(
+                lambda b, h, q, k: (k >= padding[b]) & after.allows(b, h, q, k),
+                after.reach,
+                looks_ahead=after.looks_ahead,
+            )
+        return mask
+
+    def bias(self, kernel: str, dtype: torch.dtype, training: bool) -> AttentionBias:
+        """Return the mask in the form of a kernel.
+
+        Args:
+            kernel: Name of a kernel, or ``auto``.
+            dtype: Data type of the attention.
+            training: Whether gradients will be computed.
+
+        Raises:
+            InputError: The kernel does not support the mask, or not on this device.
+        """
+        mask, device, T, S = self.allowed(), self.queries.device, len(self.queries), len(self.keys)
+        if kernel == "auto":
+            kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
+        if T == S > 1 and kernel == "banded":
+            return _banded_bias(mask, self.B, self.H, T, device, dtype)
+        if T == S > 1 and kernel == "flex":
+            return _flex_bias(mask, self.B, self.H, T, device, training)
+        if kernel in ("banded", "flex"):
+            kernel = "sdpa"  # with a cache: few queries, and keys that need not be in order
+        if isinstance(mask, torch.Tensor):
+            allowed = mask
+        elif not mask.is_causal:
+            allowed = dense(mask, self.B, self.H, self.queries, self.keys)
+        elif kernel == "sdpa" and T in (1, S):  # in other cases it would align the first query with the first key
+            return AttentionBias(kernel)
+        else:
+            allowed = causal_tensor(T, S, device)
+        allowed, empty = without_empty_rows(allowed)
+        return AttentionBias(kernel, additive(allowed, dtype) if kernel == "matmul" else allowed, empty)
+
+
+def _moved(mask: Mask, position: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Mask:
+    """Let a mask count by other positions. Its leading ones may then be anywhere in the row, so no reach is known."""
+    return Mask(
+        lambda b, h, q, k: mask.allows(b, h, position(b, q), position(b, k)),
+        None if mask.leading else mask.reach,
+        looks_ahead=mask.looks_ahead,
+    )
+
+
+def _banded_bias(
+    mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
+) -> AttentionBias:
+    if isinstance(mask, torch.Tensor) or not bandable(mask):
+        raise InputError(
+            "kernel banded supports masks of limited reach (window, global), not this one; use kernel auto"
+        )
+    return AttentionBias("banded", *make_bands(mask, B, H, T, device, dtype))
+
+
+def _flex_bias(
+    mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.device, training: bool
+) -> AttentionBias:
+    if device.type == "cpu" and training:
+        raise InputError("kernel flex has no gradient on a CPU; train there with kernel auto, sdpa, matmul or banded")
+    if isinstance(mask, torch.Tensor):
+        table = mask.expand(B, H, T, T)
+        return AttentionBias("flex", create_block_mask(lambda b, h, q, k: table[b, h, q, k], B, H, T, T, device=device))
+    one = torch.zeros(1, dtype=torch.long, device=device)
+    rows, heads = dense(mask, B, H, one, one).shape[:2]
+    return AttentionBias("flex", create_block_mask(mask.allows, rows, heads, T, T, device=device))
+
+
+# Positions ------------------------------------------------------------------------------------------------------------
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of the angles, each (T, D/2) or (B, 1, T, D/2)."""
+SINUSOID_SCALE = 0.02
+"""Vaswani et al. multiply the embedding, of standard deviation 1/sqrt(C), by sqrt(C) and add waves of amplitude 1. Our
+embedding starts at 0.02, so the waves are scaled instead: their share is the same, and the stream starts as small as
+GPT-2's."""
+
+
+def sinusoidal(positions: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the fixed embedding (.., C), fp32, of positions (..), times `SINUSOID_SCALE` (Vaswani et al. 2017)."""
+    pair = torch.arange(0, width, 2, device=positions.device)
+    angles = positions[..., None] * torch.exp(pair * (-math.log(10_000.0) / width))  # (.., C/2)
+    waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (.., C), one more if C is odd
+    return SINUSOID_SCALE * waves[..., :width]
+
+
+def rotation(positions: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Rotation:
+    """Return cosines and sines of p * base^(-2i/D) for positions (T,) or (B, T), computed in fp32 (Su et al. 2021)."""
+    pair = torch.arange(0, head_dim, 2, device=positions.device)
+    angles = positions[..., None] * torch.exp(pair * (-math.log(base) / head_dim))  # (.., T, D/2)
+    angles = angles[:, None] if positions.dim() == 2 else angles
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
+    """Rotate each head of x (B, H, T, D) by the angles of its position.
+
+    Pair i is made of numbers i and i + D/2, as in GPT-NeoX and Llama, since halves are contiguous; the paper pairs 2i
+    with 2i + 1. One is a fixed permutation of the other, but weights do not carry over between them.
+    """
+    cos, sin = by
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+# The layer ------------------------------------------------------------------------------------------------------------
 
 
 class CausalSelfAttention(nn.Module):
@@ -304,21 +307,10 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def project(self, x: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), turned to their places."""
-        H, K = self.n_head, self.n_kv_head
-        heads = self.c_attn(x).view(*x.shape[:2], H + 2 * K, self.head_dim).transpose(1, 2)
-        if rotation is None:
-            q, k, v = heads.split((H, K, K), dim=1)
-            return q, k, v
-        turned, v = heads.split((H + K, K), dim=1)
-        q, k = rotate(turned, rotation).split((H, K), dim=1)
-        return q, k, v
-
     def forward(
         self,
         x: torch.Tensor,
-        view: View = CAUSAL,
+        bias: AttentionBias = CAUSAL,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
@@ -327,5 +319,16 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D)
-        y = attend(q, k, v, view, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = attend(q, k, v, bias, self.dropout if self.training else 0.0)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+    def project(self, x: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), rotated to their positions."""
+        H, K = self.n_head, self.n_kv_head
+        heads = self.c_attn(x).view(*x.shape[:2], H + 2 * K, self.head_dim).transpose(1, 2)
+        if rotation is None:
+            q, k, v = heads.split((H, K, K), dim=1)
+            return q, k, v
+        rotated, v = heads.split((H + K, K), dim=1)
+        q, k = rotate(rotated, rotation).split((H, K), dim=1)
+        return q, k, v

@@ -1,4 +1,4 @@
-"""What a model attends to: the softmax of its attention as a tensor, for pictures and for study."""
+"""Tools for finished models: their attention weights, and pooling heads for grouped-query attention."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gpt2lab.model.gpt import GPT, evaluating
 
 @torch.no_grad()
 def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the attention weights (L, B, H, T, T) of tokens (B, T): how much each query reads of each key.
+    """Return the attention weights (L, B, H, T, T) of tokens (B, T): how much each query attends to each key.
 
-    They are those of the equation, softmax(Q K^T / sqrt(D) + M), whatever kernel the model runs with: attention that
-    reads the identity for its values gives the weights themselves.
+    They are softmax(Q K^T / sqrt(D) + M), whatever kernel the model uses: with the identity as values, attention
+    returns the weights themselves.
 
     Raises:
         InputError: More tokens than the context.
@@ -27,11 +27,11 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     found: list[torch.Tensor] = []
 
     def record(module: CausalSelfAttention, args: tuple[Any, ...]) -> None:
-        x, view, rotation = args[:3]
+        x, bias, rotation = args[:3]
         q, k, _ = module.project(x, rotation)
         values = torch.eye(x.shape[1], device=x.device).expand(*k.shape[:3], -1)  # (B, K, T, T)
-        weights = reference(q, k, values, view.mask, 0.0)  # (B, H, T, T)
-        found.append(weights if view.empty is None else weights.masked_fill(view.empty, 0.0))
+        weights = reference(q, k, values, bias.mask, 0.0)  # (B, H, T, T)
+        found.append(weights if bias.empty is None else weights.masked_fill(bias.empty, 0.0))
 
     for module in plain.modules():
         if isinstance(module, CausalSelfAttention):
@@ -43,15 +43,15 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def pool_heads(model: GPT, n_kv_head: int) -> GPT:
-    """Return a copy of a model in which each ``n_kv_head`` is the mean of the key and value heads of its group.
+    """Return a copy of a model with ``n_kv_head`` key and value heads, each the mean of its group.
 
     Raises:
-        InputError: ``n_kv_head`` does not divide the key and value heads that there are.
+        InputError: ``n_kv_head`` does not divide the number of key and value heads.
     """
     old = model.config
     if n_kv_head < 1 or old.kv_heads % n_kv_head:
         fits = [n for n in range(1, old.kv_heads + 1) if old.kv_heads % n == 0]
-        raise InputError(f"n_kv_head {n_kv_head} does not divide the {old.kv_heads} there are; choose from {fits}")
+        raise InputError(f"n_kv_head {n_kv_head} does not divide the present {old.kv_heads}; choose from {fits}")
     pooled = GPT(dataclasses.replace(old, n_kv_head=n_kv_head)).to(model.wte.weight)
     weights = {
         name: _pooled(weight, old.n_head, n_kv_head, old.head_dim) if ".c_attn." in name else weight

@@ -1,16 +1,16 @@
-"""Who may attend to whom, as data: a predicate that is true where query q may read key k.
+"""Who may attend to whom, as data: a predicate that is true if query q may attend to key k.
 
-    allows(b, h, q, k) -> bool        row of the batch, head, place of the query, place of the key
+    allows(b, h, q, k) -> bool        row of the batch, head, position of the query, position of the key
 
-The four are integer tensors that broadcast against one another, so that one line serves every kernel: dense kernels
-evaluate it on all pairs, the banded one on the pairs of a block, FlexAttention traces it. `Mask` adds what is known of
-a predicate and lets kernels and caches leave keys out. Masks combine by ``&`` and ``|``:
+The four are integer tensors that broadcast against one another, so one line serves every kernel: dense kernels
+evaluate it on all pairs, the banded kernel on the pairs of a block, and FlexAttention traces it. `Mask` adds what is
+known about a predicate, so that kernels and caches can skip keys. Masks combine with ``&`` and ``|``:
 
     sliding_window(256)                       causal() & Mask(lambda b, h, q, k: q - k < 256, reach=256)
     global tokens plus window                 sliding_window(256) | causal() & Mask(lambda b, h, q, k: k < 4)
 
-`MASKS` is the registry: the options of a mask in the configuration are the parameters of its function. A picture of
-each stands in docs/attention.md, drawn from the predicate.
+`MASKS` is the registry: the options of a mask in the configuration are the parameters of its function. A plot of each,
+drawn from the predicate, is in docs/attention.md.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpt2lab.errors import InputError
 
-Predicate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:  # the configuration imports this module, and --help must not wait for torch
+    import torch
 
-CHECKED_PLACES = 512
-"""What a mask says of itself is checked on sequences up to this long."""
+Predicate: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]"
+
+CHECKED_POSITIONS = 512
+"""The claims of a mask are checked on sequences up to this length."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A predicate, and what is known of it."""
+    """A predicate, and what is known about it."""
 
     allows: Predicate
     reach: int | None = None
-    """A query at q reads no key at q - reach or before, the leading ones excepted; None: it may."""
+    """A query at q attends to no key at q - reach or before, except the leading ones; None: no such bound."""
     leading: int = 0
-    """Places at the beginning that are read from anywhere, whatever the reach."""
+    """Number of positions at the start that every query may attend to, whatever the reach."""
     looks_ahead: bool = False
-    """Whether a query may read what follows it: then the next-token loss leaks, and no cache can serve."""
+    """Whether a query may attend to later keys: then the next-token loss leaks, and a cache cannot be used."""
 
     def __and__(self, other: Mask) -> Mask:
         """Allow what both allow."""
@@ -65,16 +67,16 @@ class Mask:
 
     @property
     def span(self) -> int:
-        """The reach where there is one, else 0."""
+        """The reach, or 0 if there is none."""
         return self.reach or 0
 
     @property
     def is_causal(self) -> bool:
-        """Whether it is the causal mask itself, which kernels know without being told."""
+        """Whether it is the plain causal mask, which kernels have built in."""
         return self.allows is _not_after
 
     def keys_per_query(self, S: int) -> int:
-        """Return how many of S keys a query may read at most, as far as is known: the leading ones and the reach."""
+        """Return an upper bound on the number of S keys that a query attends to: the leading ones and the reach."""
         return S if self.reach is None else min(S, self.leading + self.reach)
 
 
@@ -88,33 +90,33 @@ def causal() -> Mask:
 
 
 def sliding_window(window: int) -> Mask:
-    """q - window < k <= q: the last ``window`` places, its own among them (Beltagy et al. 2020, section 3.1)."""
+    """q - window < k <= q: the last ``window`` positions including its own (Beltagy et al. 2020, section 3.1)."""
     return causal() & Mask(lambda b, h, q, k: q - k < window, reach=window)
 
 
 def global_window(window: int, prefix: int) -> Mask:
-    """The window, and the first ``prefix`` places for everyone (Beltagy et al. 2020, section 3.1, made causal)."""
+    """The window, and the first ``prefix`` positions for all (Beltagy et al. 2020, section 3.1, made causal)."""
     leading = causal() & Mask(lambda b, h, q, k: k < prefix, reach=window, leading=prefix)
     return sliding_window(window) | leading
 
 
 def strided(window: int) -> Mask:
-    """The window, and every ``window``-th place before it (Child et al. 2019, section 4.2, its two heads as one)."""
+    """The window, and every ``window``-th position before it (Child et al. 2019, section 4.2, its two heads as one)."""
     return causal() & Mask(lambda b, h, q, k: (q - k < window) | ((q - k) % window == 0))
 
 
 def prefix_lm(prefix: int) -> Mask:
-    """Causal, but the first ``prefix`` places read one another both ways (Raffel et al. 2020, section 3.2.1)."""
+    """Causal, but the first ``prefix`` positions see one another both ways (Raffel et al. 2020, section 3.2.1)."""
     return causal() | Mask(lambda b, h, q, k: k < prefix, looks_ahead=True)
 
 
 def bidirectional() -> Mask:
-    """Everyone reads everyone (Devlin et al. 2019): the loss of the next token means nothing under it."""
+    """Every query attends to every key (Devlin et al. 2019); the next-token loss is meaningless with it."""
     return Mask(lambda b, h, q, k: k >= 0, looks_ahead=True)
 
 
 def document(ids: torch.Tensor) -> Mask:
-    """Query and key stand in the same document; ids (B, T) number the document of each place. Combine with another."""
+    """Query and key belong to the same document; ids (B, T) number the documents. To be combined with another mask."""
     return Mask(lambda b, h, q, k: ids[b, q] == ids[b, k], looks_ahead=True)
 
 
@@ -126,19 +128,19 @@ MASKS: dict[str, Callable[..., Mask]] = {
     "prefix": prefix_lm,
     "bidirectional": bidirectional,
 }
-"""Masks by the name that the configuration gives them. To add your own, add it here."""
+"""Masks by their name in the configuration. To add your own, add it here."""
 
 
 def options_of(name: str) -> tuple[str, ...]:
-    """Return the options of the configuration that a mask takes."""
+    """Return the configuration options that a mask takes."""
     return tuple(inspect.signature(MASKS[name]).parameters)
 
 
 def make_mask(name: str, n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]) -> Mask:
-    """Make a mask of the registry and check, on up to 512 places, that it is what it says.
+    """Build a registered mask and check its claims on up to 512 positions.
 
     Raises:
-        InputError: It lets a query read what follows it, or further back than its reach, and does not say so.
+        InputError: It lets a query attend to later keys, or beyond its reach, without declaring so.
     """
     return _checked(name, MASKS[name], n_ctx, n_head, options)
 
@@ -147,45 +149,51 @@ def make_mask(name: str, n_ctx: int, n_head: int, options: tuple[tuple[str, int]
 def _checked(
     name: str, make: Callable[..., Mask], n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]
 ) -> Mask:
-    """Checked once for each function: a name of the registry may be given another one."""
+    """Cached by function, since a registered name may be given another function."""
+    import torch
+
     mask = make(**dict(options))
     if mask.is_causal:
         return mask
-    n = min(n_ctx, CHECKED_PLACES)
-    places = torch.arange(n, device="cpu")
-    q, k = places[:, None], places
-    allowed = dense(mask, 1, n_head, places, places).expand(1, n_head, n, n)
+    n = min(n_ctx, CHECKED_POSITIONS)
+    positions = torch.arange(n, device="cpu")
+    q, k = positions[:, None], positions
+    allowed = dense(mask, 1, n_head, positions, positions).expand(1, n_head, n, n)
     wrong = {}
     if not mask.looks_ahead:
-        wrong["which follows it; combine it with causal(), or say looks_ahead=True"] = k > q
+        wrong["which is later; combine it with causal(), or declare looks_ahead=True"] = k > q
     if mask.reach is not None:
         far = (q - k >= mask.reach) & (k >= mask.leading)
-        wrong[f"further back than its reach of {mask.reach}; correct the reach"] = far
+        wrong[f"beyond its reach of {mask.reach}; correct the reach"] = far
     for why, where in wrong.items():
         if bool((found := allowed & where).any()):
             _, h, query, key = found.nonzero()[0].tolist()
-            raise InputError(f'mask "{name}" lets head {h} at place {query} read place {key}, {why}')
+            raise InputError(f'mask "{name}" lets head {h} at position {query} attend to position {key}, {why}')
     return mask
 
 
 def grid(
     B: int, H: int, q: torch.Tensor, k: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return row, head, query and key as tensors that broadcast to (B, H, T, S), for places q (T,) and k (S,)."""
+    """Return row, head, query and key as tensors that broadcast to (B, H, T, S), for positions q (T,) and k (S,)."""
+    import torch
+
     b = torch.arange(B, device=q.device)[:, None, None, None]
     h = torch.arange(H, device=q.device)[:, None, None]
     return b, h, q[:, None], k
 
 
 def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Return the mask as a boolean tensor (B or 1, H or 1, T, S), 1 where it depends on no row, or no head."""
+    """Return the mask as a boolean tensor (B or 1, H or 1, T, S), 1 if it does not depend on row or head."""
     allowed = mask.allows(*grid(B, H, q, k))
     allowed = allowed[(None,) * (4 - allowed.dim())]
     return allowed.expand(*allowed.shape[:2], len(q), len(k))
 
 
 def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:
-    """Return the (T, S) mask in which query i, standing at place S - T + i, reads places up to its own."""
+    """Return the (T, S) mask in which query i, at position S - T + i, attends to positions up to its own."""
+    import torch
+
     queries = torch.arange(S - T, S, device=device)[:, None]  # (T, 1)
     keys = torch.arange(S, device=device)[None, :]  # (1, S)
     return keys <= queries
@@ -193,16 +201,18 @@ def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return 0 where a boolean mask is true and -inf elsewhere."""
+    import torch
+
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -math.inf)
 
 
 def without_empty_rows(allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Let rows of a mask (.., T, S) that may read nothing read everything; return which they are, (.., T, 1), if any.
+    """Unmask the queries of a mask (.., T, S) that may attend to nothing; return which they are, (.., T, 1), if any.
 
-    Their softmax, and its gradient, are finite so; the output is set to zero afterwards.
+    This keeps their softmax and its gradient finite; their output is set to zero afterwards.
     """
     empty = ~allowed.any(dim=-1, keepdim=True)
-    if allowed.device.type == "cpu" and not bool(empty.any()):  # elsewhere the question would wait for the device
+    if allowed.device.type == "cpu" and not bool(empty.any()):  # elsewhere the check would wait for the device
         return allowed, None
     return allowed | empty, empty
 
@@ -218,14 +228,18 @@ def as_mask(mask: torch.Tensor, B: int, H: int, T: int, S: int) -> torch.Tensor:
         S: Keys.
 
     Raises:
-        InputError: Another shape, or another value than 0 and 1.
+        InputError: The shape is another, or a value is neither 0 nor 1.
     """
     if tuple(mask.shape) not in ((T, S), (B, T, S), (B, H, T, S)):
         raise InputError(
-            f"the mask has shape {tuple(mask.shape)}; allowed here are {(T, S)}, {(B, T, S)} and {(B, H, T, S)}"
+            f"the mask has shape {tuple(mask.shape)}; it must be one of {(T, S)}, {(B, T, S)} and {(B, H, T, S)}"
         )
+    import torch
+
     if mask.dtype != torch.bool:
         if not bool(((mask == 0) | (mask == 1)).all()):
-            raise InputError("the mask holds values other than 0 and 1; give a boolean tensor, True where q may read k")
+            raise InputError(
+                "the mask holds values other than 0 and 1; give a boolean tensor, True where q may attend to k"
+            )
         mask = mask.bool()
     return mask[:, None] if mask.dim() == 3 else mask
