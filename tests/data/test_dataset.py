@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_files import make_stream
 
-from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data import shards
+from gpt2lab.data.dataset import TokenDataset, split_documents, survey
 from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+END = 4
 
 
 @pytest.fixture(scope="module")
@@ -69,35 +77,59 @@ def test_other_splits_are_not_read(copy: Path) -> None:
     assert len(TokenDataset(copy).stream("val")) > 0
 
 
-def test_a_truncated_file_is_told_with_its_sizes(copy: Path) -> None:
-    content = (copy / "train_000001.bin").read_bytes()
-    (copy / "train_000001.bin").write_bytes(content[:-11])
-    message = refused(copy)
-    assert f"train_000001.bin: truncated: {len(content) - 11} bytes" in message
+def cut(copy: Path) -> None:
+    path = copy / "train_000001.bin"
+    path.write_bytes(path.read_bytes()[:-11])
 
 
-def test_a_missing_file_is_told(copy: Path) -> None:
-    (copy / "train_000001.bin").unlink()
-    assert "train_000001.bin: cannot be read" in refused(copy)
+def replace_by(name: str) -> Callable[[Path], object]:
+    return lambda copy: shutil.copy(copy / name, copy / "train_000001.bin")
 
 
-def test_exchanged_files_are_told(copy: Path) -> None:
-    (copy / "train_000001.bin").write_bytes((copy / "train_000000.bin").read_bytes())
-    assert "train_000001.bin: changed since it was written" in refused(copy)
-    (copy / "train_000001.bin").write_bytes((copy / "val_000000.bin").read_bytes())
-    assert "the manifest says 3000" in refused(copy)
-
-
-def test_an_id_beyond_the_vocabulary_is_told_with_its_place(copy: Path) -> None:
+def write_id(copy: Path) -> None:
     content = bytearray((copy / "train_000000.bin").read_bytes())
     content[1024 + 200 : 1024 + 202] = b"\xff\xff"
     (copy / "train_000000.bin").write_bytes(content)
-    assert "train_000000.bin: token id 65535 at byte 1224" in refused(copy)
 
 
-def test_a_file_that_the_manifest_does_not_name_is_told(copy: Path) -> None:
-    shutil.copy(copy / "train_000000.bin", copy / "train_000009.bin")
-    assert "train_000009.bin: not listed in the manifest" in refused(copy)
+def rename_forms(copy: Path) -> None:
+    shards = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))["shards"]
+    edit_manifest(copy, {"shards": [{**shard, "form": "npz"} for shard in shards]})
+
+
+def stop_preparing(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    (copy / "preparing").mkdir()
+
+
+def empty(copy: Path) -> None:
+    shutil.rmtree(copy)
+    copy.mkdir()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (cut, rf"train_000001\.bin: truncated: {1024 + 2 * 3000 - 11} bytes"),
+    "missing": (lambda copy: (copy / "train_000001.bin").unlink(), r"train_000001\.bin: cannot be read"),
+    "exchanged": (replace_by("train_000000.bin"), r"train_000001\.bin: changed since it was written"),
+    "of another size": (replace_by("val_000000.bin"), "the manifest says 3000"),
+    "an unknown id": (write_id, r"train_000000\.bin: token id 65535 at byte 1224"),
+    "an unlisted file": (
+        lambda copy: shutil.copy(copy / "train_000000.bin", copy / "train_000009.bin"),
+        r"train_000009\.bin: not listed in the manifest",
+    ),
+    "unknown format": (rename_forms, r'manifest\.json: "npz" \(did you mean "npy"\?\); choose from llm\.c, npy, raw'),
+    "no JSON": (lambda copy: (copy / "manifest.json").write_text('{"format": 1,'), "not JSON at line 1"),
+    "no directory": (shutil.rmtree, "no such directory of prepared data"),
+    "empty": (empty, "holds no prepared data"),
+    "incomplete": (stop_preparing, "incomplete"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_data_is_refused(copy: Path, case: str) -> None:
+    damage, message = DAMAGE[case]
+    damage(copy)
+    assert re.search(message, refused(copy))
 
 
 def test_a_split_that_was_not_prepared_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -123,26 +155,6 @@ def test_a_damaged_manifest_is_refused(copy: Path, edit: dict[str, Any], message
     assert message in told
 
 
-def test_a_form_of_file_that_nobody_knows_is_refused(copy: Path) -> None:
-    shards = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))["shards"]
-    edit_manifest(copy, {"shards": [{**shard, "form": "npz"} for shard in shards]})
-    assert re.search(r'manifest\.json: "npz" \(did you mean "npy"\?\); choose from llm\.c, npy, raw', refused(copy))
-
-
-def test_a_manifest_that_is_no_json_is_refused(copy: Path) -> None:
-    (copy / "manifest.json").write_text('{"format": 1,', encoding="utf-8")
-    assert "not JSON at line 1" in refused(copy)
-
-
-def test_folders_without_prepared_data_are_told_apart(tmp_path: Path, copy: Path) -> None:
-    assert "no such directory of prepared data" in refused(tmp_path / "missing")
-    (tmp_path / "empty").mkdir()
-    assert "holds no prepared data" in refused(tmp_path / "empty")
-    (copy / "manifest.json").unlink()
-    (copy / "preparing").mkdir()
-    assert "incomplete" in refused(copy)
-
-
 def test_only_the_tokenizer_of_the_data_is_accepted(prepared: Path, tokenizer: Tokenizer) -> None:
     dataset = TokenDataset(prepared)
     dataset.require_tokenizer(tokenizer)
@@ -158,3 +170,23 @@ def test_a_tokenizer_that_was_exchanged_in_the_folder_is_refused(copy: Path) -> 
     Tokenizer.train(["another text, another text"], 260).save(copy / "tokenizer")
     with pytest.raises(InputError, match=r"tokenizer: not the tokenizer that the data was made with \("):
         TokenDataset(copy).tokenizer()
+
+
+@given(tokens=st.lists(st.integers(0, END), min_size=1, max_size=60), block=st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_a_survey_counts_tokens_and_documents_across_blocks_and_files(tokens: list[int], block: int) -> None:
+    documents: list[list[int]] = [[]]
+    for token in tokens:
+        if token == END:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    documents = [document for document in documents if document]
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK", block)
+        stream = make_stream(folder, tokens, 7)
+        assert [ids.tolist() for ids in split_documents(stream, END)] == documents
+        found = survey(stream, END + 1, END)
+    assert found.counts.tolist() == [tokens.count(token) for token in range(END + 1)]
+    assert found.lengths.tolist() == [len(document) for document in documents]
+    assert len(set(found.hashes.tolist())) == len(set(map(tuple, documents)))

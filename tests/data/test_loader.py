@@ -1,7 +1,11 @@
-"""Batches as a pure function of (seed, step, micro_step, rank, world), and windows in order."""
+"""Batches as a pure function of (seed, step, micro_step, rank, world), their permutation, and prefetching."""
 
 from __future__ import annotations
 
+import gc
+import itertools
+import threading
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,28 +14,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_files import make_stream
 
-from gpt2lab.data.loader import Batch, Loader, count_windows, micro_steps
-from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
+from gpt2lab.data.loader import Batch, Loader, Prefetcher, count_windows, micro_steps, permute, within_documents
+from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
 
+EOT = 9
 
-def make_stream(directory: Path | str, tokens: int, shard_tokens: int = 1000) -> TokenStream:
+
+def counting(directory: Path | str, tokens: int, shard_tokens: int = 1000) -> TokenStream:
     """A stream whose token at position i is i."""
-    writer = ShardWriter(Path(directory), "train", UINT16, shard_tokens)
-    writer.write(np.arange(tokens))
-    writer.finish()
-    return TokenStream("train", [open_shard(path) for path in writer.paths])
+    return make_stream(directory, np.arange(tokens), shard_tokens)
 
 
 @pytest.fixture
 def stream(tmp_path: Path) -> TokenStream:
     """1,000 tokens in files of 37."""
-    return make_stream(tmp_path, 1000, shard_tokens=37)
+    return counting(tmp_path, 1000, 37)
 
 
 def windows_of(batch: Batch, seq_len: int) -> list[int]:
-    """Which windows a batch over `make_stream` holds, checking that it holds them rightly."""
+    """Which windows a batch over `counting` holds, checking that it holds them rightly."""
     starts = batch.tokens[:, :1]
     assert torch.equal(batch.tokens, starts + torch.arange(seq_len))
     assert torch.equal(batch.targets, batch.tokens + 1)
@@ -60,7 +64,7 @@ def test_each_window_comes_once_an_epoch(
     tokens: int, shard_tokens: int, seq_len: int, micro_batch: int, world: int, accumulate: int
 ) -> None:
     with TemporaryDirectory() as directory:
-        stream = make_stream(directory, tokens, shard_tokens)
+        stream = counting(directory, tokens, shard_tokens)
         n = (tokens - 1) // seq_len
         sequences = micro_batch * world * accumulate
         steps = -(-2 * n // sequences)
@@ -94,7 +98,7 @@ def test_epochs_differ_in_their_order(stream: TokenStream) -> None:
 
 
 def test_more_sequences_than_windows_go_through_several_epochs(tmp_path: Path) -> None:
-    loader = Loader(make_stream(tmp_path, 10), seq_len=3, sequences_per_step=8, micro_batch=8, seed=0)
+    loader = Loader(counting(tmp_path, 10), seq_len=3, sequences_per_step=8, micro_batch=8, seed=0)
     windows = windows_of(loader.batch(0, 0), 3)
     assert sorted(windows[:3]) == sorted(windows[3:6]) == [0, 1, 2]
     assert loader.windows_per_epoch == 3
@@ -102,15 +106,15 @@ def test_more_sequences_than_windows_go_through_several_epochs(tmp_path: Path) -
 
 
 def test_the_files_borders_do_not_show(tmp_path: Path) -> None:
-    whole = make_stream(tmp_path / "..", 500, 1000)
-    parts = make_stream(tmp_path, 500, 7)
+    whole = counting(tmp_path / "..", 500, 1000)
+    parts = counting(tmp_path, 500, 7)
     starts = np.random.default_rng(0).integers(0, 500 - 40, 200)
     np.testing.assert_array_equal(parts.read(starts, 40), whole.read(starts, 40))
     np.testing.assert_array_equal(parts.read(starts, 40), starts[:, None] + np.arange(40))
 
 
 def test_text_shorter_than_a_window_is_refused_with_what_would_fit(tmp_path: Path) -> None:
-    short = make_stream(tmp_path, 20)
+    short = counting(tmp_path, 20)
     assert count_windows(short, 19) == 1
     with pytest.raises(InputError, match=r"20 tokens, fewer than one window of seq_len 20 .* seq_len of at most 19"):
         Loader(short, 20, 1, 1, 0)
@@ -164,21 +168,155 @@ def test_a_file_that_shrinks_while_in_use_is_told(stream: TokenStream) -> None:
         stream.read(np.array([37 * 3]), 37)
 
 
-def test_reading_does_not_grow_the_process(tmp_path: Path) -> None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        pytest.skip("needs Linux's account of the resident memory")
+@settings(deadline=None)
+@given(n=st.integers(1, 3000), seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 2**40))
+def test_every_index_has_one_image(n: int, seed: int, epoch: int) -> None:
+    assert sorted(permute(np.arange(n), n, seed, epoch).tolist()) == list(range(n))
 
-    def resident_mb() -> float:
-        return int(status.read_text(encoding="ascii").split("VmRSS:")[1].split()[0]) / 1024
 
-    writer = ShardWriter(tmp_path, "train", UINT16, 16_000_000)
-    for _ in range(32):
-        writer.write(np.zeros(1_000_000, dtype=np.uint16))
-    writer.finish()
-    loader = Loader(TokenStream("train", [open_shard(path) for path in writer.paths]), 1024, 64, 64, 0)
-    loader.batch(0, 0)
-    before = resident_mb()
-    for step in range(loader.windows_per_epoch // 64):
-        loader.batch(step, 0)
-    assert resident_mb() < before + 16  # of 64 MB read
+@settings(deadline=None)
+@given(n=st.integers(1, 2**62 - 1), data=st.data())
+def test_images_of_a_huge_set_are_distinct_and_inside(n: int, data: st.DataObject) -> None:
+    indices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=50, unique=True))
+    images = permute(np.array(indices), n, seed=1, epoch=2).tolist()
+    assert len(set(images)) == len(indices)
+    assert all(0 <= image < n for image in images)
+
+
+@settings(deadline=None)
+@given(n=st.integers(2, 10**9), data=st.data())
+def test_an_image_does_not_depend_on_what_else_is_asked(n: int, data: st.DataObject) -> None:
+    indices = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=4, max_size=4)))
+    alone = [int(permute(np.array(index), n, 7, 3)) for index in indices]
+    assert permute(indices, n, 7, 3).tolist() == alone
+    assert permute(indices.reshape(2, 2), n, 7, 3).tolist() == np.reshape(alone, (2, 2)).tolist()
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_every_permutation_of_a_few_is_about_equally_likely(n: int) -> None:
+    draws = 4000
+    seen = Counter(tuple(permute(np.arange(n), n, seed=0, epoch=epoch).tolist()) for epoch in range(draws))
+    expected = draws / len(list(itertools.permutations(range(n))))
+    chi_square = sum((seen[p] - expected) ** 2 / expected for p in itertools.permutations(range(n)))
+    freedom = len(list(itertools.permutations(range(n)))) - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5  # five standard deviations
+
+
+def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+    orders = [permute(np.arange(1000), 1000, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for one, other in itertools.combinations(orders, 2):
+        assert (one == other).sum() < 12  # one in common is expected
+
+
+def test_neighbours_are_scattered() -> None:
+    n = 100_000
+    order = permute(np.arange(n), n, seed=0, epoch=0)
+    assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.02
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
+    assert np.abs(np.diff(order)).mean() == pytest.approx(n / 3, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> Loader:
+    """Three micro-steps a step over 2,000 tokens in files of 300."""
+    ids = np.random.default_rng(0).integers(0, 10, 2_000)
+    return Loader(make_stream(tmp_path_factory.mktemp("shards"), ids, 300), 16, 12, 4, seed=5, eot=EOT)
+
+
+def parts_of(batch: Batch) -> list[torch.Tensor]:
+    assert batch.documents is not None and batch.positions is not None
+    return [batch.tokens, batch.targets, batch.documents, batch.positions]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 8])
+@pytest.mark.parametrize("order", ["as training asks", "with a jump, and back"])
+def test_the_stream_of_batches_is_the_same_for_any_number_of_threads(loader: Loader, workers: int, order: str) -> None:
+    asked = [(step, micro_step) for step in range(40) for micro_step in range(3)]
+    if order != "as training asks":
+        asked = asked[30:60] + asked[:31] + asked[90:]
+    with Prefetcher(loader, workers) as batches:
+        for step, micro_step in asked:
+            given, expected = batches.batch(step, micro_step), loader.batch(step, micro_step)
+            assert all(torch.equal(*pair) for pair in zip(parts_of(given), parts_of(expected), strict=True))
+
+
+def test_batches_that_follow_are_read_before_they_are_asked_for(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[tuple[int, int], str] = {}
+    done = threading.Semaphore(0)
+    plain = loader.batch
+
+    def noted(step: int, micro_step: int) -> Batch:
+        read[step, micro_step] = threading.current_thread().name
+        batch = plain(step, micro_step)
+        done.release()
+        return batch
+
+    monkeypatch.setattr(loader, "batch", noted)
+    with Prefetcher(loader, 2) as batches:
+        batches.batch(7, 1)
+        for _ in range(5):  # the one asked for, and two for each thread
+            assert done.acquire(timeout=30)
+        assert set(read) == {(7, 1), (7, 2), (8, 0), (8, 1), (8, 2)}
+        batches.batch(7, 2)
+    assert read[7, 2].startswith("gpt2lab-batches")
+    assert not any(thread.name.startswith("gpt2lab-batches") for thread in threading.enumerate())
+
+
+def test_what_a_thread_could_not_read_is_an_error_of_the_batch_asked_for(tmp_path: Path) -> None:
+    stream = make_stream(tmp_path, np.zeros(300))
+    loader = Loader(stream, 16, 4, 4, seed=5)
+    with Prefetcher(loader, 2) as batches:
+        first = batches.batch(0, 0)
+        assert first.documents is None and first.positions is None
+        stream.shards[0].path.unlink()
+        with pytest.raises(InputError, match=r"train_000000\.bin: cannot be read"):
+            for step in range(1, 20):
+                batches.batch(step, 0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/status").read_text(encoding="ascii").split("VmRSS:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resident_memory_stays_flat_over_a_pass(workers: int, tmp_path: Path) -> None:
+    """64 MB of token files: if pages that were read counted, they would be there at the end."""
+    loader = Loader(make_stream(tmp_path, np.zeros(32_000_000, dtype=np.uint16), 8_000_000), 1024, 64, 64, seed=5)
+    gc.collect()
+    steps = loader.windows_per_epoch // 64
+    resident = []
+    with Prefetcher(loader, workers) as batches:
+        for step in range(steps):
+            batches.batch(step, 0)
+            if step >= steps // 4:
+                resident.append(resident_bytes())
+    assert max(resident) - resident[0] < 12_000_000  # of the 48 MB that were read since
+
+
+def test_fewer_threads_than_none_are_refused(loader: Loader) -> None:
+    with pytest.raises(InputError, match="workers is -1; it must be 0 or more"):
+        Prefetcher(loader, -1)
+
+
+@given(
+    rows=st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.integers(7, 9), min_size=n, max_size=n), min_size=1))
+)
+@settings(max_examples=200, deadline=None)
+def test_documents_and_positions_begin_anew_at_each_end_of_text(rows: list[list[int]]) -> None:
+    documents, positions = within_documents(torch.tensor(rows), EOT)
+    for row, of_document, places in zip(rows, documents.tolist(), positions.tolist(), strict=True):
+        number, place = 0, -1
+        for token, document, position in zip(row, of_document, places, strict=True):
+            number, place = (number + 1, 0) if token == EOT else (number, place + 1)
+            assert (document, position) == (number, place)
+
+
+def test_batches_carry_documents_only_where_they_are_asked_for(loader: Loader) -> None:
+    batch = loader.batch(0, 0)
+    documents, positions = within_documents(batch.tokens, EOT)
+    assert batch.documents is not None and torch.equal(batch.documents, documents)
+    assert batch.positions is not None and torch.equal(batch.positions, positions)
+    assert documents.dtype == positions.dtype == torch.int64 and documents.shape == batch.tokens.shape

@@ -1,4 +1,4 @@
-"""Preparing that is stopped, shared out, or short of disk: it goes on, and the result is that of an unbroken run."""
+"""Preparing that is stopped, shared among processes or short of disk resumes to the files of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_downloads_are_deleted_and_only_shards_manifest_and_tokenizer_stay(unbro
     assert [name for name in unbroken if name.startswith("train")][:2] == ["train_000000.bin", "train_000001.bin"]
 
 
-def test_a_download_that_fails_keeps_what_is_finished_and_goes_on(
+def test_a_failed_download_keeps_finished_chunks_and_resumes(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
@@ -75,9 +75,7 @@ def test_a_download_that_fails_keeps_what_is_finished_and_goes_on(
     assert hub.asked["002.parquet"] == 0 and hub.ranges  # nothing was fetched twice
 
 
-def test_other_arguments_do_not_go_on_with_a_half_written_folder(
-    hub: Hub, tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_incomplete_data_is_not_resumed_with_other_arguments(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
     hub.faults["003.parquet"] = [(503, 3600)]
     with pytest.raises(Unreachable):
         prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS)
@@ -127,9 +125,7 @@ with preparation_lock(Path(sys.argv[1]) / "preparing", [0]):
 """
 
 
-def test_a_folder_that_another_process_prepares_is_left_alone_until_that_ends(
-    tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_a_directory_locked_by_another_process_is_not_touched(tmp_path: Path, tokenizer: Tokenizer) -> None:
     config, out = PrepareConfig(("stories",), max_documents=300), tmp_path / "out"
     with pytest.raises(DiskFull):
         prepare_shards(config, tokenizer, out, max_disk=2_000)
@@ -147,7 +143,7 @@ def test_a_folder_that_another_process_prepares_is_left_alone_until_that_ends(
     assert prepare_shards(config, tokenizer, out) is not None
 
 
-def test_what_goes_through_documents_in_order_is_not_shared_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_options_that_need_document_order_refuse_several_processes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for name, config in (
         ("--deduplicate", PrepareConfig(("stories",), deduplicate=True)),
         ("--max-documents", PrepareConfig(("stories",), max_documents=9)),
@@ -156,7 +152,7 @@ def test_what_goes_through_documents_in_order_is_not_shared_out(tmp_path: Path, 
             prepare_shards(config, tokenizer, tmp_path / "out", rank=0, world=2)
 
 
-def test_the_disk_is_kept_within_its_bounds_at_every_moment(
+def test_disk_use_stays_within_max_disk(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
 ) -> None:
     output = sum(len(content) for name, content in unbroken.items() if name.endswith(".bin"))
@@ -173,14 +169,14 @@ def test_the_disk_is_kept_within_its_bounds_at_every_moment(
     assert folder_bytes(tmp_path / "out") == unbroken
 
 
-def test_what_cannot_fit_is_refused_before_it_begins(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_data_that_cannot_fit_is_refused_before_any_download(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(DiskFull, match=r"about [\d,]+ bytes are needed .* but --max-disk allows 1,000;"):
         prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS, max_disk=1000)
     assert not (tmp_path / "out").exists()
     assert not any(name.endswith(".parquet") for name in hub.asked)
 
 
-def test_what_turns_out_not_to_fit_stops_and_goes_on_with_more(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_data_that_turns_out_too_large_stops_and_resumes_with_more_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for number in range(2):  # compresses far better than text: the estimate is too low
         rows = [f"{number} {n} " + "a" * 5000 for n in range(200)]
         pq.write_table(pa.table({"text": rows}), tmp_path / f"{number}.parquet", compression="zstd")
@@ -224,7 +220,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
-def test_a_full_disk_is_told_with_the_bytes_needed_and_free(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_full_disk_reports_the_bytes_needed_and_free(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path / "tok")
     arguments = ["data", "prepare", "stories", "--max-documents", "400", "--tokenizer", str(tmp_path / "tok")]
     command = [*arguments, "--out", str(tmp_path / "out")]
@@ -237,7 +233,7 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_free(tmp_path: Path, toke
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
-def test_a_disk_that_fills_amid_a_download_is_told_at_once_and_goes_on(
+def test_a_disk_that_fills_during_a_download_is_reported_at_once_and_resumes(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sink = io.BytesIO()
@@ -265,7 +261,7 @@ def test_a_stop_after_the_manifest_leaves_a_folder_that_the_same_command_tidies(
     assert folder_bytes(out) == unbroken and not (out / "preparing").exists()
 
 
-def test_what_a_stop_left_of_a_download_does_not_count_against_the_disk(
+def test_leftover_downloads_do_not_count_against_max_disk(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
@@ -287,7 +283,7 @@ def start(out: Path, tok: Path, rank: int = 0, world: int = 1) -> subprocess.Pop
 
 
 @pytest.mark.fault
-def test_killed_at_random_moments_the_result_is_that_of_an_unbroken_run(
+def test_preparing_killed_at_random_moments_gives_the_same_files(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     tokenizer.save(tmp_path / "tok")

@@ -334,7 +334,7 @@ def saved_model(run: Run) -> GPTConfig:
 
 def held_out_data(run: Run, config: TrainConfig) -> Path:
     """Return the directory of prepared data that holds the validation split of a run."""
-    from gpt2lab.data.streaming import HELD_OUT
+    from gpt2lab.data.dataset import HELD_OUT
 
     return config.data if config.stream is None else run.stream / HELD_OUT
 

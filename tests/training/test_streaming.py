@@ -1,4 +1,4 @@
-"""Training on rounds that are prepared meanwhile and deleted: the run of whoever kept them all, on little disk."""
+"""Training on segments that are prepared on the fly and deleted equals training on all the data, on little disk."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from loopback_datasets import Hub, loopback_hub
 
 FILES, STEPS = 3, 50
 BORDERS = (16, 31, 46)
-"""Steps at which rounds of the three files end."""
+"""Steps at which segments of the three files end."""
 ROWS = 110
 
 
@@ -74,15 +74,15 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rolling(tok: Path, out: Path, corpus: str = "hub:o/three", **changes: Any) -> TrainConfig:
-    """A run of 50 steps, with rounds of 16, 15 and 15, and of the first file again."""
+def streaming(tok: Path, out: Path, corpus: str = "hub:o/three", **changes: Any) -> TrainConfig:
+    """A run of 50 steps, with segments of 16, 15 and 15, and of the first file again."""
     return small(Path(f"stream:{corpus}"), out, **({"tokenizer": tok, "steps": STEPS} | changes))
 
 
 @pytest.fixture(scope="module")
 def unbroken(tok: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that never stopped. Read it, do not write to it."""
-    return train(rolling(tok, tmp_path_factory.mktemp("rolling") / "run"))
+    return train(streaming(tok, tmp_path_factory.mktemp("streaming") / "run"))
 
 
 def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_path: Path, hub: Hub) -> None:
@@ -90,7 +90,7 @@ def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_pa
     kept = prepare([str(tmp_path / "only.parquet")], Tokenizer.load(tok), tmp_path / "data")
     assert (kept.manifest.splits["train"].tokens - 1) // 16 == 128  # 16 steps, and no window is left over
     plain = train(small(kept.directory, tmp_path / "plain", steps=36))
-    config = rolling(tok, tmp_path / "run", "hub:o/one", steps=36)
+    config = streaming(tok, tmp_path / "run", "hub:o/one", steps=36)
     with pytest.raises(Interrupted):
         train(config, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
     run = go_on(config)
@@ -105,16 +105,16 @@ def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_pa
     tokenizer = Tokenizer.load(tok)
     dataset = StreamingDataset("hub:o/three", tokenizer, tmp_path / "stream")
     dataset.held_out()
-    rounds = dataset.segments()
+    segments = dataset.segments()
     kept = []
     for number in range(FILES):
         (tmp_path / f"{number}.parquet").write_bytes(parquet(number))
         prepared = prepare([str(tmp_path / f"{number}.parquet")], tokenizer, tmp_path / str(number))
         kept.append(prepared.stream("train"))
-    loader = StreamLoader(rounds, 16, 8, 4, seed=5)
+    loader = StreamLoader(segments, 16, 8, 4, seed=5)
     step = 0
     for number in range(FILES + 1):
-        rounds.prepare(number)
+        segments.prepare(number)
         stream = kept[number % FILES]
         count = (len(stream) - 1) // 16
         for within in range(count // 8):
@@ -126,28 +126,30 @@ def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_pa
             assert loader.epoch_of(step) == number + within / (count // 8)
             step += 1
         assert loader.begins_segment(step) and loader.epoch_of(step) == number + 1
-        rounds.keep_from(number + 1)
-        assert not rounds.is_ready(number)
+        segments.keep_from(number + 1)
+        assert not segments.is_ready(number)
     assert step == BORDERS[-1] + BORDERS[0]
 
 
-def test_what_is_trained_on_is_deleted_and_what_is_held_out_stays(unbroken: Run) -> None:
+def test_training_segments_are_deleted_and_held_out_splits_kept(unbroken: Run) -> None:
     assert {*BORDERS, STEPS} <= set(saved_steps(unbroken))
     assert {path.suffix for path in (unbroken.stream / "preparing").rglob("*") if path.is_file()} == {".json"}
     assert main(["eval", "perplexity", str(unbroken.path), "--split", "val"]) == 0
     assert not list(unbroken.path.parent.glob("*.stream"))
 
 
-@pytest.mark.parametrize("stop", [7, 16, 40], ids=["within the first round", "at a border", "in the third round"])
-def test_stopped_and_gone_on_with_it_is_the_unbroken_run(unbroken: Run, tok: Path, tmp_path: Path, stop: int) -> None:
-    config = rolling(tok, tmp_path / "run")
+@pytest.mark.parametrize("stop", [7, 16, 40], ids=["within the first segment", "at a border", "in the third segment"])
+def test_a_resumed_run_equals_the_uninterrupted_one(unbroken: Run, tok: Path, tmp_path: Path, stop: int) -> None:
+    config = streaming(tok, tmp_path / "run")
     with pytest.raises(Interrupted):
         train(config, at_step(stop, lambda: signal.raise_signal(signal.SIGTERM)))
     assert_same_run(go_on(config), unbroken, STEPS)
 
 
-def test_going_back_prepares_again_what_was_deleted(unbroken: Run, tok: Path, tmp_path: Path) -> None:
-    config = rolling(tok, tmp_path / "run")
+def test_resuming_from_an_earlier_step_prepares_deleted_segments_again(
+    unbroken: Run, tok: Path, tmp_path: Path
+) -> None:
+    config = streaming(tok, tmp_path / "run")
     with pytest.raises(Interrupted):
         train(config, at_step(33, lambda: signal.raise_signal(signal.SIGTERM)))
     assert_same_run(go_on(config, 12), unbroken, STEPS)
@@ -174,23 +176,23 @@ class Watch(threading.Thread):
         return found
 
 
-def test_the_disk_is_kept_within_its_bound_at_every_moment(tok: Path, tmp_path: Path) -> None:
+def test_disk_use_stays_within_max_disk(tok: Path, tmp_path: Path) -> None:
     def run_of(name: str, **changes: Any) -> TrainConfig:
-        return rolling(tok, tmp_path / name, "hub:o/large", batch_tokens=1280, micro_batch=40, steps=40, **changes)
+        return streaming(tok, tmp_path / name, "hub:o/large", batch_tokens=1280, micro_batch=40, steps=40, **changes)
 
     unbounded = train(run_of("unbounded"))
-    rounds = SegmentStore.reopen(unbounded.stream)
+    segments = SegmentStore.reopen(unbounded.stream)
     for number in range(3):
-        rounds.prepare(number)
+        segments.prepare(number)
     bound = 75_000
     kept = sum(path.stat().st_size for path in unbounded.stream.rglob("*.bin"))
-    assert kept > 1.5 * bound  # one round in use and two ahead, as it is without a bound
+    assert kept > 1.5 * bound  # one segment in use and two ahead, as it is without a bound
 
     def let_it_prepare() -> None:
         following = tmp_path / "bounded" / "stream" / "preparing" / "00001"
         while not following.exists():
             time.sleep(0.001)
-        time.sleep(0.5)  # many times what a round takes: without a bound it would be ready
+        time.sleep(0.5)  # many times what a segment takes: without a bound it would be ready
         assert not (following / "record.json").exists()
 
     watch = Watch(tmp_path / "bounded")
@@ -202,10 +204,10 @@ def test_the_disk_is_kept_within_its_bound_at_every_moment(tok: Path, tmp_path: 
     assert_same_run(bounded, unbounded, 40)
 
 
-def test_a_download_that_fails_ends_training_with_one_line_when_all_is_saved(
+def test_a_failed_download_ends_training_with_one_line_after_saving(
     unbroken: Run, hub: Hub, tok: Path, tmp_path: Path
 ) -> None:
-    config = rolling(tok, tmp_path / "run")
+    config = streaming(tok, tmp_path / "run")
     hub.faults["002.parquet"] = [404]
     with pytest.raises(InputError, match=r"preparing ahead: .*002\.parquet: HTTP 404 .*resume with --resume") as raised:
         train(config)
@@ -214,13 +216,13 @@ def test_a_download_that_fails_ends_training_with_one_line_when_all_is_saved(
     assert_same_run(go_on(config), unbroken, STEPS)
 
 
-def test_a_signal_ends_waiting_for_a_round(unbroken: Run, hub: Hub, tok: Path, tmp_path: Path) -> None:
+def test_a_signal_ends_waiting_for_a_segment(unbroken: Run, hub: Hub, tok: Path, tmp_path: Path) -> None:
     class Stop(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.getMessage() == "waiting for segment 1 of the data to be prepared":
                 signal.raise_signal(signal.SIGTERM)
 
-    config, log, handler = rolling(tok, tmp_path / "run"), logging.getLogger("gpt2lab"), Stop()
+    config, log, handler = streaming(tok, tmp_path / "run"), logging.getLogger("gpt2lab"), Stop()
     hub.faults["001.parquet"] = [(503, 100)]
     log.addHandler(handler)
     try:
@@ -232,10 +234,10 @@ def test_a_signal_ends_waiting_for_a_round(unbroken: Run, hub: Hub, tok: Path, t
     assert_same_run(go_on(config), unbroken, STEPS)
 
 
-def test_a_first_download_that_fails_leaves_no_run_and_the_same_command_goes_on(
+def test_a_failed_first_download_leaves_no_run_and_the_same_command_succeeds_later(
     unbroken: Run, hub: Hub, tok: Path, tmp_path: Path
 ) -> None:
-    config = rolling(tok, tmp_path / "run")
+    config = streaming(tok, tmp_path / "run")
     hub.faults["000.parquet"] = [404]
     with pytest.raises(InputError, match="HTTP 404"):
         train(config)
@@ -243,15 +245,15 @@ def test_a_first_download_that_fails_leaves_no_run_and_the_same_command_goes_on(
     assert_same_run(train(config), unbroken, STEPS)
 
 
-def test_other_bytes_than_the_first_time_are_refused(tok: Path, tmp_path: Path) -> None:
+def test_a_segment_with_other_bytes_than_the_first_time_is_refused(tok: Path, tmp_path: Path) -> None:
     dataset = StreamingDataset("hub:o/three", Tokenizer.load(tok), tmp_path / "stream")
     dataset.held_out()
-    rounds = dataset.segments()
+    segments = dataset.segments()
     ledger = tmp_path / "stream" / "ledger.json"
     ledger.write_text(ledger.read_text(encoding="utf-8").replace('"tokens": 2', '"tokens": 3'), encoding="utf-8")
-    rounds.remove_all()
+    segments.remove_all()
     with pytest.raises(InputError, match=r"segment 0 of hub:o/three .* differ from the 3,079 of the first time"):
-        rounds.prepare(0)
+        segments.prepare(0)
 
 
 def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +262,11 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     dataset = StreamingDataset("stories", tokenizer, tmp_path / "stream")
     eot = dataset.manifest.tokenizer.eot
     dataset.held_out()
-    rounds = dataset.segments()
+    segments = dataset.segments()
     for number in range(3):
-        rounds.prepare(number)
+        segments.prepare(number)
         told = [story.text for story in itertools.islice(stories(0, 100 * number), 100)]
-        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(rounds.stream(number), eot)]
+        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(segments.stream(number), eot)]
         assert len(found) > 80 and [text for text in told if text in found] == found
 
 
@@ -277,7 +279,10 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ({"max_disk": "much"}, '"much" is no size'),
         ({"max_disk": "9kB"}, r"take [\d,]+ bytes or more, but --max-disk allows 9,000"),
         ({"tokenizer": None}, "data stream:hub:o/three needs --tokenizer DIR"),
-        ({"steps": None, "epochs": 1.0}, "epochs 1.0: stream:hub:o/three has no length; give steps or max_tokens"),
+        (
+            {"steps": None, "epochs": 1.0},
+            "epochs 1.0: stream:hub:o/three has no known length; give steps",
+        ),
         ({"column": "label"}, r'has no column "label"'),
         ({"batch_tokens": 4096}, r"segment 0 of the data has 2,079 tokens, fewer than the 4,096 of a step"),
     ],
@@ -290,14 +295,14 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         "no tokenizer",
         "epochs",
         "column",
-        "small rounds",
+        "small segments",
     ],
 )
-def test_what_cannot_be_is_refused_before_a_run_is_made(
+def test_bad_options_are_refused_before_a_run_is_created(
     tok: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=said) as refused:
-        train(rolling(tok, tmp_path / "run", **change))
+        train(streaming(tok, tmp_path / "run", **change))
     assert not (tmp_path / "run").exists()
     began = isinstance(refused.value, DiskFull) and "--max-disk allows 9,000" in str(refused.value)
     assert (tmp_path / "run.stream").exists() is began  # with more room it goes on
@@ -308,21 +313,21 @@ def test_the_column_can_be_named(tok: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"words": texts, "text": list(range(300))}), tmp_path / "a.parquet")
     corpus, options = str(tmp_path / "a.parquet"), {"steps": 2, "checkpoint_every": 2}
     with pytest.raises(InputError, match=r'column "text" holds int64, not text; name another with --column'):
-        train(rolling(tok, tmp_path / "run", corpus, **options))
-    run = train(rolling(tok, tmp_path / "run", corpus, column="words", **options))
+        train(streaming(tok, tmp_path / "run", corpus, **options))
+    run = train(streaming(tok, tmp_path / "run", corpus, column="words", **options))
     held_out = list(TokenDataset(run.stream / HELD_OUT).documents("val"))
     assert held_out and set(held_out) < set(texts)
     with pytest.raises(InputError, match="column was words when the run started and cannot be text"):
-        go_on(rolling(tok, tmp_path / "run", corpus, column="text", **options))
+        go_on(streaming(tok, tmp_path / "run", corpus, column="text", **options))
 
 
-def test_options_of_rolling_data_are_refused_with_other_data(tok: Path, tmp_path: Path) -> None:
+def test_streaming_options_are_refused_with_prepared_data(tok: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"max_disk 5GB is for --data stream:CORPUS"):
         TrainConfig(data=tmp_path, max_disk="5GB")
     with pytest.raises(InputError, match=r"column text is for --data stream:CORPUS"):
         TrainConfig(data=tmp_path, column="text")
     with pytest.raises(InputError, match="is prepared by the one process that trains, not by 2"):
-        open_data(rolling(tok, tmp_path / "run"), tmp_path / "run", Communicator(world_size=2))
+        open_data(streaming(tok, tmp_path / "run"), tmp_path / "run", Communicator(world_size=2))
 
 
 KILLED = """
@@ -338,8 +343,8 @@ config = from_dict(json.loads(sys.argv[1]))
 
 @pytest.mark.fault
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_killed_at_any_moment_and_gone_on_with_it_is_the_unbroken_run(unbroken: Run, tok: Path, tmp_path: Path) -> None:
-    config = rolling(tok, tmp_path / "run", checkpoint_every=1)
+def test_a_run_killed_at_any_moment_resumes_to_the_uninterrupted_one(unbroken: Run, tok: Path, tmp_path: Path) -> None:
+    config = streaming(tok, tmp_path / "run", checkpoint_every=1)
     for step in (3, 15, 16, 24, 31, 40):
         resumed = dataclasses.replace(config, resume="last") if (tmp_path / "run").exists() else config
         command = [sys.executable, "-c", KILLED, json.dumps(to_dict(resumed))]
@@ -365,7 +370,7 @@ def test_a_preparer_that_is_killed_ends_training_with_one_line(
 
     monkeypatch.setattr("gpt2lab.data.streaming.subprocess.Popen", Noted)
     hub.faults["001.parquet"] = [(503, 100)]
-    config = rolling(tok, tmp_path / "run")
+    config = streaming(tok, tmp_path / "run")
     with pytest.raises(InputError, match=r"prepares the data ended \(exit status -9\); .* resume with --resume"):
         train(config, at_step(5, lambda: started[0].kill()))
     assert saved_steps(Run(tmp_path / "run"))[-1] == BORDERS[0]
