@@ -66,6 +66,13 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def no_faults(hub: Hub) -> Iterator[None]:
+    """Leave no fault of the server to the next test."""
+    yield
+    hub.faults.clear()
+
+
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The byte tokenizer."""
@@ -226,7 +233,7 @@ def test_a_signal_ends_waiting_for_a_segment(unbroken: Run, hub: Hub, tok: Path,
     hub.faults["001.parquet"] = [(503, 100)]
     log.addHandler(handler)
     try:
-        with pytest.raises(Interrupted, match="stopped after step 16 and saved"):
+        with pytest.raises(Interrupted, match="stopped after step 16, state saved"):
             train(config)
     finally:
         log.removeHandler(handler)
