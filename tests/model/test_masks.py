@@ -171,7 +171,7 @@ def test_documents_narrow_a_tensor_too() -> None:
             {"positions": torch.zeros(1, 24)},
             r"positions has shape \(1, 24\) and dtype torch.float32; it must be integers",
         ),
-        ({"positions": torch.full((1, 24), 24)}, "positions range from 24 to 24; the model's context allows 0 to 23"),
+        ({"positions": torch.full((1, 24), 24)}, "positions range from 24 to 24; they must be from 0 to 23"),
         ({"positions": torch.full((1, 24), -1)}, "positions range from -1 to -1"),
     ],
 )
