@@ -1,24 +1,23 @@
-"""From the logits of one position to the next token: what is filtered, and what is drawn.
+"""Text generation: from logits to the next token, from tokens to a sequence, from a sequence to text.
 
     p = softmax(logits / temperature)
 
-- greedy: argmax p, the same text each time, and in small models soon a loop;
-- temperature below 1 sharpens p, above 1 flattens it;
-- top-k (Fan et al. 2018, section 5.1) draws among the k most probable tokens;
-- nucleus, or top-p (Holtzman et al. 2020, section 3.1) draws among the fewest tokens that together hold the mass top_p,
-  so that their number follows how sure the model is.
+- greedy decoding takes argmax p: always the same text, and with small models soon a loop;
+- a temperature below 1 sharpens p, above 1 it flattens p;
+- top-k sampling (Fan et al. 2018, section 5.1) draws among the k most probable tokens;
+- nucleus or top-p sampling (Holtzman et al. 2020, section 3.1) draws among the fewest tokens that together have the
+  probability top_p, so their number depends on how confident the model is.
 
-Filters are functions from logits to logits, in which a token that is out has -inf. Of equally probable tokens the one
-with the lower id goes first: in bf16 ties are common, and which token stays must not depend on the device.
+Filters are functions from logits to logits that set excluded tokens to -inf. Among equally probable tokens, the one
+with the lower id comes first: ties are common in bf16, and which token is kept must not depend on the device.
 """
 
 from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -29,41 +28,40 @@ from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from gpt2lab.tokenizer.tokenizer import Tokenizer
-
 
 @dataclass(frozen=True)
-class Strategy:
-    """How the next token is chosen. Filters apply in the order temperature, top-k, nucleus.
+class DecodingStrategy:
+    """How the next token is chosen: temperature, then top-k, then nucleus; or greedily.
 
     Raises:
-        InputError: A value out of its range, or greedy together with a setting that it would ignore.
+        InputError: A value is out of range, or greedy is combined with a setting that it would ignore.
     """
 
     temperature: float = 1.0
-    """Divides the logits; above 0."""
+    """Divides the logits; must be positive."""
     top_k: int | None = None
-    """Tokens that take part, from 1 to the vocabulary; None is all of them."""
+    """Number of tokens to draw from; None is all of them."""
     top_p: float | None = None
-    """Probability mass that takes part, in (0, 1]; None is all of it."""
+    """Probability mass to draw from, in (0, 1]; None is all of it."""
     greedy: bool = False
-    """Take the most probable token; nothing is drawn."""
+    """Take the most probable token instead of sampling."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < math.inf:
-            raise InputError(f"temperature is {self.temperature}; it must be above 0 (for the likeliest token: greedy)")
+            raise InputError(
+                f"temperature is {self.temperature}; it must be positive (greedy takes the most probable token)"
+            )
         if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}; it must be at least 1, or left out for all tokens")
+            raise InputError(f"top_k is {self.top_k}; it must be at least 1; leave it out for all tokens")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.greedy and (self.temperature, self.top_k, self.top_p) != (1.0, None, None):
-            raise InputError(f"greedy takes the likeliest token and ignores {self._settings()}; give one or the other")
+            raise InputError(f"greedy decoding would ignore {self._settings()}; give one of them")
 
     def require_vocabulary(self, vocab_size: int) -> None:
-        """Raise `InputError` where top_k is more than the vocabulary."""
+        """Raise `InputError` if top_k exceeds the vocabulary."""
         if self.top_k is not None and self.top_k > vocab_size:
-            raise InputError(f"top_k is {self.top_k}; the vocabulary has {vocab_size} tokens: give at most that")
+            raise InputError(f"top_k is {self.top_k}; it must be at most {vocab_size}, the size of the vocabulary")
 
     def __str__(self) -> str:
         return "greedy" if self.greedy else self._settings()
@@ -76,21 +74,21 @@ class Strategy:
         return ", ".join(given)
 
 
-STRATEGIES: dict[str, Strategy] = {
-    "greedy": Strategy(greedy=True),
-    "temperature": Strategy(temperature=0.8),
-    "top-k": Strategy(top_k=50),
-    "nucleus": Strategy(top_p=0.9),
+STRATEGIES: dict[str, DecodingStrategy] = {
+    "greedy": DecodingStrategy(greedy=True),
+    "temperature": DecodingStrategy(temperature=0.8),
+    "top-k": DecodingStrategy(top_k=50),
+    "nucleus": DecodingStrategy(top_p=0.9),
 }
-"""The four strategies by name, at their usual settings."""
+"""The four decoding strategies with their usual settings."""
 
 
 def filter_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Keep the k largest logits of each row, (B, V) -> (B, V); k is at most V."""
     kth = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1)
     above, tied = logits > kth, logits == kth
-    places = k - above.sum(dim=-1, keepdim=True)  # left for those that tie for the last place
-    return logits.masked_fill(~(above | (tied & (tied.cumsum(dim=-1) <= places))), -math.inf)
+    left = k - above.sum(dim=-1, keepdim=True)  # for the tokens that tie with the k-th
+    return logits.masked_fill(~(above | (tied & (tied.cumsum(dim=-1) <= left))), -math.inf)
 
 
 def filter_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
@@ -99,15 +97,15 @@ def filter_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
         return logits  # a sum in fp32 reaches 1 before its last terms
     ordered, order = F.softmax(logits, dim=-1).sort(dim=-1, descending=True, stable=True)
     kept = torch.ones_like(ordered, dtype=torch.bool)
-    kept[:, 1:] = ordered.cumsum(dim=-1)[:, :-1] < p  # the first is always in; others while mass is missing
+    kept[:, 1:] = ordered.cumsum(dim=-1)[:, :-1] < p  # the first always; others while mass is missing
     return logits.masked_fill(~kept.scatter(-1, order, kept), -math.inf)
 
 
-def probabilities(logits: torch.Tensor, strategy: Strategy) -> torch.Tensor:
-    """Return the distribution (B, V), fp32, from which a strategy draws, for logits (B, V); greedy's is one token's.
+def probabilities(logits: torch.Tensor, strategy: DecodingStrategy) -> torch.Tensor:
+    """Return the distribution (B, V), fp32, that a strategy samples from, for logits (B, V); one-hot for greedy.
 
     Raises:
-        InputError: top_k is more than the vocabulary.
+        InputError: top_k exceeds the vocabulary.
     """
     strategy.require_vocabulary(logits.shape[-1])
     if strategy.greedy:
@@ -121,15 +119,17 @@ def probabilities(logits: torch.Tensor, strategy: Strategy) -> torch.Tensor:
     return F.softmax(logits, dim=-1)
 
 
-def sample_next(logits: torch.Tensor, strategy: Strategy, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Return the next token of each row, (B,), for logits (B, V); ``generator`` lies on their device."""
+def sample_next(
+    logits: torch.Tensor, strategy: DecodingStrategy, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Return the next token of each row, (B,), for logits (B, V); ``generator`` is on their device."""
     if strategy.greedy:
         return logits.argmax(dim=-1)
     return torch.multinomial(probabilities(logits, strategy), 1, generator=generator).squeeze(1)
 
 
 def seeded(seed: int, device: torch.device) -> torch.Generator:
-    """Return a generator on a device, started from a seed."""
+    """Return a generator on a device with the given seed."""
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -147,10 +147,10 @@ def generate(
 ) -> torch.Tensor:
     """Continue prompts (B, T) by up to ``max_new_tokens``; return (B, T + new), prompts and padding included.
 
-    A row that has written ``eot`` is filled with it, and when all have, it stops. For the other rules, and what is
-    raised, see `stream`; for the values of the strategy, `Strategy`.
+    A row that has generated ``eot`` is filled with it, and generation stops when all rows have. See `stream` for the
+    rest and for what is raised, and `DecodingStrategy` for the settings.
     """
-    strategy = Strategy(temperature, top_k, top_p, greedy)
+    strategy = DecodingStrategy(temperature, top_k, top_p, greedy)
     columns = list(stream(model, tokens, max_new_tokens, strategy, generator, eot, padding))
     return torch.cat([tokens, *(column[:, None] for column in columns)], dim=1)
 
@@ -159,50 +159,51 @@ def stream(
     model: GPT,
     tokens: torch.Tensor,
     max_new_tokens: int,
-    strategy: Strategy,
+    strategy: DecodingStrategy,
     generator: torch.Generator | None = None,
     eot: int | None = None,
     padding: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Continue prompts, and hand out each column of new tokens as soon as it is made.
+    """Continue prompts, yielding each column of new tokens as soon as it is generated.
 
-    The model runs in evaluation mode, without gradients and in the caller's autocast, and is left as it was between
-    columns. The same model, prompts, strategy and generator state on the same device give the same tokens. A row alone
-    draws other numbers than in company; but what it writes does not depend on whether the others have ended.
+    The model runs in evaluation mode, without gradients and in the caller's autocast; between columns it is in its
+    previous mode. The same model, prompts, strategy and generator state on the same device give the same tokens. A row
+    gets other random numbers alone than in a batch, but its text does not depend on whether other rows have ended.
 
     Args:
         model: The model.
-        tokens: Prompts of one length, shape (B, T), T at least 1, on the model's device; start an empty one with the
-            end-of-text token (`encode_prompt` does).
-        max_new_tokens: Columns at most.
-        strategy: How a token is chosen.
-        generator: Drawn from, on the model's device; None is a new one, seeded by the system. The global generator is
-            left alone.
-        eot: A row that has written this token is filled with it, and when all have, it stops. None: never.
-        padding: How many places at the beginning of each row are empty, (B,), where prompts are of different lengths
-            (`pad_left` makes both). A row writes what it would write alone, as long as no window slides: the rows'
-            windows slide together, when the longest is full.
+        tokens: Prompts of one length, shape (B, T), T at least 1, on the model's device; an empty prompt is the
+            end-of-text token (see `encode_prompt`).
+        max_new_tokens: Maximum number of columns.
+        strategy: How each token is chosen.
+        generator: Source of randomness, on the model's device; None is a new one, seeded by the system. The global
+            generator is not used.
+        eot: A row that has generated this token is filled with it; generation stops when all rows have. None: never.
+        padding: Number of empty positions at the start of each row, (B,), for prompts of different lengths (see
+            `pad_left`). A row continues as it would alone until a window slides: all windows slide together, when the
+            longest is full.
 
     Yields:
         The next token of each row, shape (B,).
 
     Raises:
-        InputError: At the call: no prompt, an id outside the vocabulary, a negative number of tokens, a generator on
-            another device, a top_k beyond the vocabulary, padding that leaves a row without a token. With the first
-            column: a model that gives NaN.
+        InputError: At the call: an argument is out of range or on another device, or padding leaves a row empty. With
+            the first column: the model gives NaN.
     """
     if generator is None:
         generator = torch.Generator(tokens.device)
         generator.seed()
     if generator.device.type != tokens.device.type:
-        raise InputError(f"the generator is on {generator.device} and the tokens on {tokens.device}; use one device")
+        raise InputError(
+            f"the generator is on {generator.device} and the tokens are on {tokens.device}; use the same device"
+        )
     _check(model, tokens, max_new_tokens, strategy, eot)
     if padding is not None and (
         padding.shape != tokens.shape[:1] or not 0 <= padding.min() <= padding.max() < tokens.shape[1]
     ):
         raise InputError(
-            f"padding is {padding.tolist()}; give one number for each of the {len(tokens)} rows, from 0 to below their "
-            f"{tokens.shape[1]} places"
+            f"padding is {padding.tolist()}; it must be one number for each of the {len(tokens)} rows, from 0 to "
+            f"{tokens.shape[1] - 1}"
         )
     return _columns(model, tokens, max_new_tokens, strategy, generator, eot, padding)
 
@@ -211,7 +212,7 @@ def _columns(
     model: GPT,
     tokens: torch.Tensor,
     max_new_tokens: int,
-    strategy: Strategy,
+    strategy: DecodingStrategy,
     generator: torch.Generator,
     eot: int | None,
     padding: torch.Tensor | None,
@@ -241,13 +242,13 @@ def _columns(
             kept = (n_ctx + 1) // 2
             cache.clear(window.shape[1] - kept)
             window = unread = window[:, -kept:]
-        elif cache.looks_ahead:  # each new token changes what those before it are
+        elif cache.looks_ahead:  # a new token changes the keys of earlier ones
             cache.clear()
             unread = window
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return prompts of different lengths flush right in one tensor (B, T), and their ``padding`` (B,).
+    """Return prompts of different lengths right-aligned in one tensor (B, T), and their ``padding`` (B,).
 
     >>> pad_left([[7, 8, 9], [5]])
     (tensor([[7, 8, 9],
@@ -259,104 +260,96 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | None = Non
 
 
 def outgrows(model: GPT, length: int) -> bool:
-    """Whether a text of so many tokens, prompt included, is more than the model reads at once, so that parts go."""
+    """Return whether a text of this many tokens, prompt included, exceeds the context, so that tokens are dropped."""
     endless = KVCache(model.config, 0, torch.device("cpu"), torch.float32).endless
     return length > model.config.n_ctx and not endless
 
 
-# Not inference_mode: a model that is later trained on these tokens could not save them for its backward pass.
+# Not inference_mode: its tensors could not be saved for a backward pass if a model is later trained on them.
 @torch.no_grad()
 def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-    """Read tokens (B, T) behind what the cache holds, a prompt or one token; return the next one's logits (B, V)."""
+    """Return the next token's logits (B, V) after tokens (B, T), a prompt or one token, which continue the cache."""
     with evaluating(model):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
 
 
 def _require_numbers(logits: torch.Tensor) -> None:
-    """Raise `InputError` where a logit is NaN, of which greedy decoding would make text. Waits for the device."""
+    """Raise `InputError` if a logit is NaN, which greedy decoding would turn into text. Waits for the device."""
     if logits.isnan().any():
         raise InputError(
-            "the model gives NaN for the next token; its weights are damaged, or too large for the precision: take "
-            "fp32, or another checkpoint"
+            "the model gives NaN for the next token; its weights are damaged or overflow this "
+            "precision; use fp32 or another checkpoint"
         )
 
 
-def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: Strategy, eot: int | None) -> None:
+def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: DecodingStrategy, eot: int | None) -> None:
     V = model.config.vocab_size
     if tokens.dim() != 2 or 0 in tokens.shape:
         raise InputError(
-            f"the prompts have shape {tuple(tokens.shape)}; give (B, T), both at least 1: an empty prompt is the "
-            "end-of-text token alone"
+            f"prompts have shape {tuple(tokens.shape)}; it must be (B, T), both at least 1: an empty prompt is the "
+            "end-of-text token"
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= V:
-        raise InputError(f"the prompt holds id {low if low < 0 else high}; the model knows ids from 0 to {V - 1}")
+        raise InputError(f"the prompt contains id {low if low < 0 else high}; the model's ids are 0 to {V - 1}")
     if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
+        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
     strategy.require_vocabulary(V)
     if eot is not None and not 0 <= eot < V:
-        raise InputError(f"eot is {eot}; the model knows ids from 0 to {V - 1}")
+        raise InputError(f"eot is {eot}; the model's ids are 0 to {V - 1}")
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, samples: int, device: torch.device) -> torch.Tensor:
-    """Return ids (samples, T) that begin a document with ``text``: end-of-text, where there is one, then the text.
+    """Return ids (samples, T) that begin a document with ``text``: end-of-text, if the tokenizer has it, then the text.
 
     Raises:
-        InputError: No text, and no end-of-text token to begin from.
+        InputError: The text is empty and there is no end-of-text token.
     """
     ids = [] if tokenizer.eot is None else [tokenizer.eot]
     ids += tokenizer.encode(text)
     if not ids:
-        raise InputError("the prompt is empty and the tokenizer has no <|endoftext|> to begin from; give a prompt")
+        raise InputError("the prompt is empty and the tokenizer has no <|endoftext|> to start from; give a prompt")
     return torch.tensor([ids] * samples, device=device)
 
 
-class TextStreamer:
-    """Turns columns of ids into pieces of text, a row for each sample, up to each row's end-of-text.
+def stream_text(columns: Iterable[torch.Tensor], tokenizer: Tokenizer, rows: int) -> Iterator[list[str | None]]:
+    """Turn the columns of `stream` into text as they come.
 
-    A row's pieces, joined, are what the tokenizer decodes from the row's ids, U+FFFD where the bytes are no UTF-8.
+    Yields:
+        For each column, the text that each row can print now ("" within a character), None once the row has ended. The
+        last list holds what rows still held back: U+FFFD for a character that was cut off. Joined, the pieces of a row
+        are what the tokenizer decodes from its ids before end-of-text.
     """
-
-    def __init__(self, tokenizer: Tokenizer, samples: int) -> None:
-        self._tokenizer = tokenizer
-        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(samples)]
-        self._ended = [False] * samples
-
-    def feed(self, column: torch.Tensor) -> list[str]:
-        """Take the next id of each row, (B,); return the text that can now be printed, "" where there is none yet."""
-        return [self._piece(row, token) for row, token in enumerate(column.tolist())]
-
-    def finish(self) -> list[str]:
-        """Return what each row still held back: U+FFFD for a character that was cut off, else ""."""
-        return [decoder.decode(b"", final=True) for decoder in self._decoders]
-
-    def _piece(self, row: int, token: int) -> str:
-        self._ended[row] = self._ended[row] or token == self._tokenizer.eot
-        return "" if self._ended[row] else self._decoders[row].decode(self._tokenizer.decode_bytes([token]))
+    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(rows)]
+    ended = [False] * rows
+    for column in columns:
+        ids = column.tolist()
+        ended = [done or token == tokenizer.eot for done, token in zip(ended, ids, strict=True)]
+        yield [
+            None if done else decoder.decode(tokenizer.decode_bytes([token]))
+            for done, decoder, token in zip(ended, decoders, ids, strict=True)
+        ]
+    yield [decoder.decode(b"", final=True) for decoder in decoders]
 
 
-def write_texts(
+def generate_texts(
     model: GPT,
     tokenizer: Tokenizer,
     prompt: str,
     samples: int,
     max_new_tokens: int,
-    strategy: Strategy,
+    strategy: DecodingStrategy,
     seed: int,
-    where: Runtime,
+    runtime: Runtime,
 ) -> list[str]:
     """Return ``samples`` texts that begin a document with ``prompt``, each up to its end or ``max_new_tokens``.
 
     Raises:
-        InputError: A value of the strategy does not fit the vocabulary.
+        InputError: The strategy does not fit the vocabulary.
     """
-    tokens = encode_prompt(tokenizer, prompt, samples, where.device)
-    streamer = TextStreamer(tokenizer, samples)
-    pieces = [[prompt] for _ in range(samples)]
-    with where.autocast():
-        for column in stream(model, tokens, max_new_tokens, strategy, seeded(seed, where.device), tokenizer.eot):
-            for row, piece in zip(pieces, streamer.feed(column), strict=True):
-                row.append(piece)
-    for row, piece in zip(pieces, streamer.finish(), strict=True):
-        row.append(piece)
-    return ["".join(row) for row in pieces]
+    tokens = encode_prompt(tokenizer, prompt, samples, runtime.device)
+    generator = seeded(seed, runtime.device)
+    with runtime.autocast():
+        columns = stream(model, tokens, max_new_tokens, strategy, generator, tokenizer.eot)
+        pieces = list(stream_text(columns, tokenizer, samples))
+    return [prompt + "".join(filter(None, row)) for row in zip(*pieces, strict=True)]

@@ -419,7 +419,7 @@ def test_a_damaged_checkpoint_is_named(work: Path, tmp_path: Path, refused: Call
     assert "model.safetensors" in refused("sample", tmp_path / "run", "--checkpoint", "20")
     weights.write_bytes(content[:100])
     assert "100 bytes" in refused("sample", tmp_path / "run", "--checkpoint", "20")
-    assert "best, last and the steps" in refused("sample", tmp_path / "run", "--checkpoint", "7")
+    assert "choose best, last or a step: 10, 20" in refused("sample", tmp_path / "run", "--checkpoint", "7")
 
 
 @pytest.mark.parametrize(

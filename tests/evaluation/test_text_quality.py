@@ -23,7 +23,7 @@ from gpt2lab.evaluation.text_quality import (
     saved_texts,
     text_table,
 )
-from gpt2lab.generation import Strategy
+from gpt2lab.generation import DecodingStrategy
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
@@ -115,7 +115,7 @@ def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path)
         assert read.count(f"> *{name}:* ") == len(quality.examples) == 4
 
 
-def row(name: str, strategy: Strategy | None, perplexity: float, self_bleu: float, grammatical: float) -> Row:
+def row(name: str, strategy: DecodingStrategy | None, perplexity: float, self_bleu: float, grammatical: float) -> Row:
     figures = {"perplexity": perplexity, "self_bleu": self_bleu, "grammatical": grammatical, "repetition": 0.25}
     return Row(name, strategy, figures)
 
@@ -123,11 +123,11 @@ def row(name: str, strategy: Strategy | None, perplexity: float, self_bleu: floa
 def test_strategies_as_diverse_as_people_are_held_against_each_other() -> None:
     rows = (
         row(HELD_OUT, None, 2.0, 70.0, 1.0),
-        row("greedy", Strategy(greedy=True), 1.5, 95.0, 1.0),
-        row("temperature 0.5", Strategy(temperature=0.5), 1.8, 80.0, 0.99),
-        row("temperature 1.0", Strategy(), 2.1, 69.0, 0.625),
-        row("nucleus 0.9", Strategy(top_p=0.9), 1.9, 70.5, 0.97),
-        row("nucleus 0.5", Strategy(top_p=0.5), 1.7, 85.0, 1.0),
+        row("greedy", DecodingStrategy(greedy=True), 1.5, 95.0, 1.0),
+        row("temperature 0.5", DecodingStrategy(temperature=0.5), 1.8, 80.0, 0.99),
+        row("temperature 1.0", DecodingStrategy(), 2.1, 69.0, 0.625),
+        row("nucleus 0.9", DecodingStrategy(top_p=0.9), 1.9, 70.5, 0.97),
+        row("nucleus 0.5", DecodingStrategy(top_p=0.5), 1.7, 85.0, 1.0),
     )
     likeliest, diverse = findings(TextQuality(rows, (), "a protocol"))
     assert "self-BLEU 95.0 against 70.0" in likeliest and "25.0\u00a0% of its texts end in a loop" in likeliest

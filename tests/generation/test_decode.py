@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation import STRATEGIES, Strategy, generate, next_logits, pad_left, sample_next, seeded, stream
+from gpt2lab.generation import (
+    STRATEGIES,
+    DecodingStrategy,
+    generate,
+    next_logits,
+    pad_left,
+    sample_next,
+    seeded,
+    stream,
+)
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.flops import cache_bytes
@@ -32,7 +41,7 @@ def small(n_ctx: int = 16, vocab_size: int = 61, **changes: Any) -> GPT:
 
 
 def uncached(
-    model: GPT, tokens: torch.Tensor, new: int, strategy: Strategy, generator: torch.Generator
+    model: GPT, tokens: torch.Tensor, new: int, strategy: DecodingStrategy, generator: torch.Generator
 ) -> torch.Tensor:
     """The definition: every token from a whole forward pass over the window."""
     model.eval()
@@ -60,9 +69,11 @@ def test_cached_logits_equal_uncached(kernel: Any) -> None:
         torch.testing.assert_close(found, expected[:, end - 1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES.values(), Strategy(0.9, 20, 0.95)], ids=str)
+@pytest.mark.parametrize("strategy", [*STRATEGIES.values(), DecodingStrategy(0.9, 20, 0.95)], ids=str)
 @pytest.mark.parametrize("prompt", [1, 15, 16, 40])
-def test_tokens_are_those_of_whole_forward_passes_also_when_the_window_slides(strategy: Strategy, prompt: int) -> None:
+def test_tokens_are_those_of_whole_forward_passes_also_when_the_window_slides(
+    strategy: DecodingStrategy, prompt: int
+) -> None:
     model = small()
     tokens = torch.randint(61, (3, prompt), generator=seeded(5, CPU))
     with torch.no_grad():
@@ -95,7 +106,7 @@ def test_generate_returns_prompt_and_continuation_and_streams_the_same_columns()
     model = small()
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
     text = generate(model, prompt, 20, top_p=0.9, generator=seeded(2, CPU))
-    columns = list(stream(model, prompt, 20, Strategy(top_p=0.9), seeded(2, CPU)))
+    columns = list(stream(model, prompt, 20, DecodingStrategy(top_p=0.9), seeded(2, CPU)))
     assert text.shape == (2, 23)
     assert torch.equal(text[:, :3], prompt)
     assert torch.equal(text[:, 3:], torch.stack(columns, dim=1))
@@ -180,24 +191,24 @@ def test_the_cache_takes_the_dtype_that_attention_sees(weights: torch.dtype) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, r"the prompts have shape \(1, 0\)"),
-        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"the prompts have shape \(3,\)"),
-        ({"tokens": torch.tensor([[0, 61]])}, "the prompt holds id 61; the model knows ids from 0 to 60"),
-        ({"tokens": torch.tensor([[-1, 2]])}, "the prompt holds id -1"),
+        ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, r"prompts have shape \(1, 0\)"),
+        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"prompts have shape \(3,\)"),
+        ({"tokens": torch.tensor([[0, 61]])}, "the prompt contains id 61; the model's ids are 0 to 60"),
+        ({"tokens": torch.tensor([[-1, 2]])}, "the prompt contains id -1"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-        ({"strategy": Strategy(top_k=62)}, "top_k is 62; the vocabulary has 61 tokens"),
+        ({"strategy": DecodingStrategy(top_k=62)}, "top_k is 62; it must be at most 61"),
         ({"eot": 61}, "eot is 61"),
     ],
 )
 def test_bad_input_is_refused_at_the_call_in_one_line(changes: dict[str, Any], message: str) -> None:
-    values = {"tokens": torch.tensor([[1]]), "max_new_tokens": 3, "strategy": Strategy(), **changes}
+    values = {"tokens": torch.tensor([[1]]), "max_new_tokens": 3, "strategy": DecodingStrategy(), **changes}
     with pytest.raises(InputError, match=message) as caught:
         stream(small(), **values)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
-def test_a_model_that_gives_nan_writes_nothing(strategy: Strategy) -> None:
+def test_a_model_that_gives_nan_writes_nothing(strategy: DecodingStrategy) -> None:
     model = small()
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
@@ -206,7 +217,7 @@ def test_a_model_that_gives_nan_writes_nothing(strategy: Strategy) -> None:
 
 
 def test_a_generator_of_another_device_is_refused() -> None:
-    with pytest.raises(InputError, match="the generator is on cpu and the tokens on meta; use one device"):
+    with pytest.raises(InputError, match="the generator is on cpu and the tokens are on meta; use the same device"):
         from_meta = small().to("meta")
         stream(from_meta, torch.zeros(1, 1, dtype=torch.long, device="meta"), 1, GREEDY, seeded(0, CPU))
 
@@ -273,6 +284,6 @@ def test_the_cache_of_a_window_is_constant_over_ten_thousand_tokens() -> None:
 def test_padding_that_leaves_no_token_is_refused() -> None:
     for padding in ([0, 3], [-1, 0], [0]):
         with pytest.raises(
-            InputError, match=r"padding is \[.*\]; give one number for each of the 2 rows, from 0 to below"
+            InputError, match=r"padding is \[.*\]; it must be one number for each of the 2 rows, from 0 to"
         ):
             generate(small(), torch.ones(2, 3, dtype=torch.long), 1, padding=torch.tensor(padding))

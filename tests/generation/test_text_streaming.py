@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation import TextStreamer, encode_prompt
+from gpt2lab.generation import encode_prompt, stream_text
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
@@ -21,16 +21,14 @@ def ids_of(data: bytes) -> list[int]:
 
 def streamed(tokenizer: Tokenizer, rows: list[list[int]]) -> list[str]:
     """What a reader of the terminal has seen of each row in the end."""
-    streamer = TextStreamer(tokenizer, len(rows))
-    columns = [streamer.feed(torch.tensor(column)) for column in zip(*rows, strict=True)]
-    return ["".join(pieces) for pieces in zip(*columns, streamer.finish(), strict=True)]
+    columns = (torch.tensor(column) for column in zip(*rows, strict=True))
+    pieces = stream_text(columns, tokenizer, len(rows))
+    return ["".join(filter(None, row)) for row in zip(*pieces, strict=True)]
 
 
 def test_bytes_of_an_unfinished_character_are_held_back() -> None:
-    streamer = TextStreamer(BYTES, 2)
-    rows = zip(ids_of("a€".encode()), ids_of("éab".encode()), strict=True)
-    assert [streamer.feed(torch.tensor(column)) for column in rows] == [["a", ""], ["", "é"], ["", "a"], ["€", "b"]]
-    assert streamer.finish() == ["", ""]
+    columns = torch.tensor([ids_of("a€".encode()), ids_of("éab".encode())]).T
+    assert list(stream_text(columns, BYTES, 2)) == [["a", ""], ["", "é"], ["", "a"], ["€", "b"], ["", ""]]
 
 
 @settings(deadline=None)
@@ -52,6 +50,7 @@ def test_a_row_ends_at_its_end_of_text_and_the_others_go_on() -> None:
     ended = [*ids_of(b"a"), EOT, EOT, *ids_of(b"b")]
     cut = [*ids_of(b"\xe2"), EOT, *ids_of(b"aa")]
     assert streamed(BYTES, [ended, ids_of(b"cdef"), cut]) == ["a", "cdef", "\ufffd"]
+    assert list(stream_text(torch.tensor([ended]).T, BYTES, 1)) == [["a"], [None], [None], [None], [""]]
 
 
 def test_prompts_begin_a_document_and_are_never_empty() -> None:

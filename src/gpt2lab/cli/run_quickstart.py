@@ -22,7 +22,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.held_out import HeldOut
 from gpt2lab.evaluation.measure import Measurement, measure_perplexity, measure_stories
 from gpt2lab.files import free_path
-from gpt2lab.generation import STRATEGIES, write_texts
+from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.lab.train import train
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
@@ -62,7 +62,7 @@ class Context:
     def write(self, strategy: str, samples: int) -> list[str]:
         """Return texts of a named strategy from an empty prompt; each strategy has its own seed."""
         chosen, seed = STRATEGIES[strategy], self.seed + list(STRATEGIES).index(strategy)
-        return write_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.runtime)
+        return generate_texts(self.model, self.tokenizer, "", samples, SAMPLE_TOKENS, chosen, seed, self.runtime)
 
 
 def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool = False) -> Run:

@@ -36,39 +36,38 @@ class Sample(Command):
 
     def run(self) -> int:
         """Stream one text as it is generated, or print each of several as it ends."""
-        from gpt2lab.generation import Strategy, TextStreamer, encode_prompt, outgrows, seeded, stream
+        from gpt2lab.generation import DecodingStrategy, encode_prompt, outgrows, seeded, stream, stream_text
 
         settings = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         given = {name: value for name, value in settings.items() if value is not None}
-        strategy = Strategy(**(given or ({} if self.greedy else {"top_p": 0.9})), greedy=self.greedy)
+        strategy = DecodingStrategy(**(given or ({} if self.greedy else {"top_p": 0.9})), greedy=self.greedy)
         if self.samples < 1:
-            raise InputError(f"samples is {self.samples}; give at least 1")
+            raise InputError(f"samples is {self.samples}; it must be at least 1")
         run = self.model.load()
         model, tokenizer, samples = run.model, run.tokenizer, self.samples
         tokens = encode_prompt(tokenizer, self.prompt, samples, run.runtime.device)
-        streamer = TextStreamer(tokenizer, samples)
+        generator = seeded(self.seed, run.runtime.device)
         texts = dict.fromkeys(range(samples), self.prompt)
         if samples == 1:
             print(self.prompt, end="", flush=True)
-        length = tokens.shape[1]
-        generator = seeded(self.seed, run.runtime.device)
+        length = tokens.shape[1] - 1  # the last list of pieces is not a token
         with run.runtime.autocast():
-            for column in stream(model, tokens, self.max_new_tokens, strategy, generator, tokenizer.eot):
-                ids, pieces = column.tolist(), streamer.feed(column)
+            columns = stream(model, tokens, self.max_new_tokens, strategy, generator, tokenizer.eot)
+            for pieces in stream_text(columns, tokenizer, samples):
                 length += 1
                 if samples == 1:
-                    print(pieces[0], end="", flush=True)
+                    print(pieces[0] or "", end="", flush=True)
                     continue
                 for row in list(texts):
-                    texts[row] += pieces[row]
-                    if ids[row] == tokenizer.eot:
+                    if (piece := pieces[row]) is None:
                         print(f"--- sample {row + 1} of {samples}, {strategy} ---\n{texts.pop(row)}\n", flush=True)
-        rest = streamer.finish()
+                    else:
+                        texts[row] += piece
         if samples == 1:
-            print(rest[0])
+            print()
         else:
             for row, text in texts.items():
-                print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}{rest[row]}\n")
+                print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}\n")
         if outgrows(model, length):
             print(
                 f"output exceeded the {model.config.n_ctx:,}-token context; older tokens were dropped", file=sys.stderr

@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, score
 from gpt2lab.evaluation.measure import Measurement
-from gpt2lab.generation import Strategy, TextStreamer, seeded, stream
+from gpt2lab.generation import DecodingStrategy, seeded, stream, stream_text
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -94,14 +94,14 @@ class HarnessModel(TemplateLM):
         longest = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
         prompt, generator = torch.tensor([ids], device=device), seeded(0, device)
         columns = stream(self.model, prompt, longest, _strategy(options), generator, self._eot)
-        text, streamer = "", TextStreamer(self.ours, 1)
+        text = ""
         with self.where.autocast():
-            for column in columns:
-                text += streamer.feed(column)[0]
+            for (piece,) in stream_text(columns, self.ours, 1):
+                text += piece or ""
                 ends = [text.index(stop) for stop in stops if stop in text]
                 if ends:
                     return text[: min(ends)]
-        return text + streamer.finish()[0]
+        return text
 
 
 def run_harness(
@@ -144,8 +144,8 @@ def _measured(task: str, found: dict[str, Any]) -> Measurement:
     return Measurement(task, "lm-evaluation-harness", protocol, figures)
 
 
-def _strategy(options: dict[str, Any]) -> Strategy:
+def _strategy(options: dict[str, Any]) -> DecodingStrategy:
     """Return the strategy that a task asks for: greedy, unless it samples."""
     if not options.get("do_sample", False):
-        return Strategy(greedy=True)
-    return Strategy(float(options.get("temperature", 1.0)), options.get("top_k"), options.get("top_p"))
+        return DecodingStrategy(greedy=True)
+    return DecodingStrategy(float(options.get("temperature", 1.0)), options.get("top_k"), options.get("top_p"))

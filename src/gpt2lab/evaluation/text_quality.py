@@ -25,7 +25,7 @@ from gpt2lab.evaluation.likelihood import Continuation, score
 from gpt2lab.evaluation.perplexity import document_starts
 from gpt2lab.evaluation.text_metrics import PROTOCOL, ScoredText, TextSet, text_stats
 from gpt2lab.files import read_json, write_atomically, write_json
-from gpt2lab.generation import Strategy, seeded, stream
+from gpt2lab.generation import DecodingStrategy, seeded, stream
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held-out text"
 SETTINGS = (
-    Strategy(greedy=True),
-    *(Strategy(temperature=t) for t in (0.5, 0.8, 1.0)),
-    *(Strategy(top_k=k) for k in (5, 20, 50)),
-    *(Strategy(top_p=p) for p in (0.5, 0.8, 0.9, 0.95)),
+    DecodingStrategy(greedy=True),
+    *(DecodingStrategy(temperature=t) for t in (0.5, 0.8, 1.0)),
+    *(DecodingStrategy(top_k=k) for k in (5, 20, 50)),
+    *(DecodingStrategy(top_p=p) for p in (0.5, 0.8, 0.9, 0.95)),
 )
 """What is tried; a top-k beyond the vocabulary is left out."""
 BATCH = 64
@@ -69,7 +69,7 @@ class Row:
     """The figures of one strategy, or of the held-out text."""
 
     name: str
-    strategy: Strategy | None
+    strategy: DecodingStrategy | None
     """None for the held-out text."""
     figures: dict[str, float]
 
@@ -186,7 +186,7 @@ def measure_texts(
         progress: Called with the strategies done and their number.
     """
     strategies = [s for s in SETTINGS if s.top_k is None or s.top_k <= model.config.vocab_size]
-    made: dict[str, tuple[Strategy | None, TextSet]] = {
+    made: dict[str, tuple[DecodingStrategy | None, TextSet]] = {
         HELD_OUT: (None, _text_set(model, tokenizer, prompts, prompts.endings, where))
     }
     for number, strategy in enumerate(strategies):
@@ -198,7 +198,9 @@ def measure_texts(
     return TextQuality(rows, _examples(made), _protocol(prompts))
 
 
-def _write(model: GPT, prompts: Prompts, strategy: Strategy, where: Runtime, seed: int) -> list[tuple[int, ...]]:
+def _write(
+    model: GPT, prompts: Prompts, strategy: DecodingStrategy, where: Runtime, seed: int
+) -> list[tuple[int, ...]]:
     """Return the ids that the model writes behind each beginning, with the end-of-text token where it came to one."""
     generator, rows = seeded(seed, where.device), []
     for begin in range(0, len(prompts.beginnings), BATCH):
@@ -232,7 +234,7 @@ def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
     return tuple(row[: row.index(eot) + 1] if eot in row else row)
 
 
-def _examples(made: dict[str, tuple[Strategy | None, TextSet]]) -> tuple[Example, ...]:
+def _examples(made: dict[str, tuple[DecodingStrategy | None, TextSet]]) -> tuple[Example, ...]:
     held_out = made[HELD_OUT][1].texts
     return tuple(
         Example(
@@ -349,7 +351,7 @@ def saved_texts(run: Run) -> TextQuality | None:
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    strategy = None if row["strategy"] is None else Strategy(**row["strategy"])
+    strategy = None if row["strategy"] is None else DecodingStrategy(**row["strategy"])
     return Row(str(row["name"]), strategy, {key: float(value) for key, value in row["figures"].items()})
 
 

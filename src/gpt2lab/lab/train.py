@@ -17,7 +17,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.hellaswag import HellaSwagItem, encode_items, read_hellaswag
 from gpt2lab.evaluation.measure import measure_hellaswag
 from gpt2lab.files import write_atomically
-from gpt2lab.generation import STRATEGIES, write_texts
+from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -134,7 +134,9 @@ def _sampler(run: Run, config: TrainConfig) -> Callable[[GPT, int], None]:
 
     def sample(model: GPT, step: int) -> None:
         strategy = STRATEGIES["nucleus"]
-        (text,) = write_texts(model, tokenizer, config.sample_prompt, 1, SAMPLE_TOKENS, strategy, config.seed, runtime_)
+        (text,) = generate_texts(
+            model, tokenizer, config.sample_prompt, 1, SAMPLE_TOKENS, strategy, config.seed, runtime_
+        )
         run.add_sample(step, str(strategy), config.sample_prompt, text)
         log.info("sample at step %d, %s:\n%s", step, strategy, text)
 
