@@ -517,7 +517,7 @@ def tokenizer_record(tokenizer: Tokenizer) -> Record:
         "tokens": [str(len(each)) for each in ids],
         "batch": ids_hash([token for each in batch for token in each]),
         "decoded": [text_hash(tokenizer.decode(each)) for each in ids],
-        "readably": ids_hash(tokenizer.encode_readably(texts[1][:3000])),
+        "readably": ids_hash(tokenizer.encode_reference(texts[1][:3000])),
         "odd": [" ".join(map(str, tokenizer.encode(text))) for text in ODD_TEXTS],
         "special": [" ".join(map(str, tokenizer.encode(text, allowed_special="all"))) for text in ODD_TEXTS],
     }
