@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over our models: its own wording and metrics are the oracle of our HellaSwag."""
+"""lm-evaluation-harness on our models; its own wording and metrics are the oracle for our HellaSwag."""
 
 from __future__ import annotations
 
@@ -45,11 +45,6 @@ def process_docs(dataset):
         "gold": int(doc["label"]),
     })
 '''
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["A man is sitting on a roof. He is holding a cube [title] and sings. " * 20], 300)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +100,7 @@ def make_items(path: Path, count: int) -> Path:
     return path
 
 
-def test_hellaswag_is_the_harnesss_item_by_item(wrapped: Any, tmp_path: Path) -> None:
+def test_hellaswag_equals_the_harness_item_by_item(wrapped: Any, tmp_path: Path) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -114,13 +109,13 @@ def test_hellaswag_is_the_harnesss_item_by_item(wrapped: Any, tmp_path: Path) ->
     evaluate: Any = lm_eval.simple_evaluate
     found = evaluate(model=wrapped, tasks=["local_hellaswag"], task_manager=manager, bootstrap_iters=0)
     theirs = sorted(found["samples"]["local_hellaswag"], key=lambda sample: sample["doc_id"])
-    ours = hellaswag(wrapped.model, wrapped.ours, read_hellaswag(items), "harness")
+    ours = hellaswag(wrapped.model, wrapped.model_tokenizer, read_hellaswag(items), "harness")
     for metric, chosen in (("acc", ours.by_sum), ("acc_norm", ours.by_mean)):
         assert [bool(s[metric]) for s in theirs] == [a == b for a, b in zip(chosen, ours.labels, strict=True)]
     assert 0 < ours.acc_norm < 1
 
 
-def test_a_task_becomes_figures_with_their_protocol(wrapped: Any, tmp_path: Path) -> None:
+def test_task_yields_figures_with_their_protocol(wrapped: Any, tmp_path: Path) -> None:
     from gpt2lab.evaluation.harness import run_harness
 
     folder = local_task(tmp_path, make_items(tmp_path / "items.jsonl", 8))
@@ -133,7 +128,7 @@ def test_a_task_becomes_figures_with_their_protocol(wrapped: Any, tmp_path: Path
 
 
 @torch.no_grad()
-def test_rolling_likelihood_is_each_token_once(wrapped: Any) -> None:
+def test_rolling_likelihood_scores_each_token_once(wrapped: Any) -> None:
     from lm_eval.api.instance import Instance
 
     def request(text: str) -> Any:
@@ -142,15 +137,15 @@ def test_rolling_likelihood_is_each_token_once(wrapped: Any) -> None:
     short = "A man is sitting on a roof."
     long = short * 30
     found = wrapped.loglikelihood_rolling([request(short), request(long)])
-    ids = [wrapped.eot_token_id, *wrapped.ours.encode(short)]
+    ids = [wrapped.eot_token_id, *wrapped.model_tokenizer.encode(short)]
     logits = wrapped.model.eval()(torch.tensor([ids[:-1]])).logits[0]
     expected = float(logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None]).sum())
     assert found[0] == pytest.approx(expected, abs=1e-3)
-    assert len(wrapped.ours.encode(long)) > 2 * 96
+    assert len(wrapped.model_tokenizer.encode(long)) > 2 * 96
     assert found[1] < 10 * found[0]
 
 
-def test_texts_are_written_up_to_a_stop(wrapped: Any) -> None:
+def test_generation_ends_at_a_stop_string(wrapped: Any) -> None:
     from lm_eval.api.instance import Instance
 
     def write(**options: Any) -> str:
@@ -161,15 +156,5 @@ def test_texts_are_written_up_to_a_stop(wrapped: Any) -> None:
     stop = whole[len(whole) // 2 :][:3]
     assert write(max_gen_toks=30, until=[stop]) == whole[: whole.index(stop)]
     assert write(max_gen_toks=30, until=stop) == whole[: whole.index(stop)]
-    assert write(max_gen_toks=30, do_sample=True, temperature=0.9) == write(
-        max_gen_toks=30, do_sample=True, temperature=0.9
-    )
-
-
-def test_a_tokenizer_without_end_of_text_is_refused() -> None:
-    from gpt2lab.evaluation.harness import HarnessModel
-
-    bare = Tokenizer.train(["a"], 256, special_tokens=())
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=8, vocab_size=256))
-    with pytest.raises(InputError, match="with which the harness begins a text"):
-        HarnessModel(model, bare, runtime.resolve("cpu", "fp32"))
+    sampled = [write(max_gen_toks=30, do_sample=True, temperature=0.9) for _ in range(2)]
+    assert sampled[0] == sampled[1]

@@ -21,14 +21,14 @@ wikitext = DETOKENIZERS["wikitext"]
         ("Nothing to do here - \"really\".", "Nothing to do here - \"really\"."),
     ],
 )  # fmt: skip
-def test_text_is_as_people_write_it(given: str, as_written: str) -> None:
+def test_wikitext_becomes_ordinary_text(given: str, as_written: str) -> None:
     assert wikitext(given) == as_written
 
 
-def test_of_wikitext_no_artefact_is_left(wikitext2: Path) -> None:
+def test_no_artifact_of_the_tokenization_remains(wikitext2: Path) -> None:
     given = wikitext2.read_text(encoding="utf-8")
     text = wikitext(given)
     assert text.count("\n") == given.count("\n")
-    for artefact in (" @-@ ", " @,@ ", " @.@ ", " , ", " . ", " )", "( ", " 's ", " \n", "\n "):
-        assert artefact not in text
+    for artifact in (" @-@ ", " @,@ ", " @.@ ", " , ", " . ", " )", "( ", " 's ", " \n", "\n "):
+        assert artifact not in text
     assert text.count("<unk>") == given.count("<unk>")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,153 +11,114 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
-from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import Perplexity, perplexity_of
+from gpt2lab.data.shards import TokenStream
+from gpt2lab.evaluation.perplexity import Perplexity, cut_windows, perplexity_of
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 V, CONTEXT = 61, 24
+StreamOf = Callable[[Any], TokenStream]
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(n_layer=2, n_head=3, n_embd=24, n_ctx=CONTEXT, vocab_size=V, dropout=0.2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
-
-
-def make_stream(directory: Path, tokens: int) -> TokenStream:
-    writer = ShardWriter(directory, "test", UINT16, 37)
-    writer.write(np.random.default_rng(0).integers(0, V, tokens))
-    writer.finish()
-    return TokenStream("test", [open_shard(path) for path in writer.paths])
+def random_ids(tokens: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, V, tokens)
 
 
 @torch.no_grad()
-def plain_loop(theirs: Any, ids: torch.Tensor, context: int, stride: int) -> tuple[float, int]:
-    """One window after another through Hugging Face's model: mean loss, tokens scored."""
-    losses: list[float] = []
-    last = len(ids) - 1 - context
-    begins = [*range(0, last, stride), last]
-    done = 0  # targets up to this position are scored
-    for begin in begins:
-        logits = theirs(ids[None, begin : begin + context]).logits[0]
-        each = F.cross_entropy(logits, ids[begin + 1 : begin + context + 1], reduction="none")
-        losses += each[done - begin :].tolist() if done else each.tolist()
-        done = begin + context
-    return sum(losses) / len(losses), len(losses)
+def hugging_face_losses(theirs: Any, ids: np.ndarray, start: int, stop: int) -> list[float]:
+    """Losses of the targets start + 1 ... stop, in one window."""
+    window = torch.from_numpy(ids[start : stop + 1])
+    return F.cross_entropy(theirs(window[None, :-1]).logits[0], window[1:], reduction="none").tolist()
 
 
 @pytest.mark.parametrize("stride", [CONTEXT, 12, 5])
 @pytest.mark.parametrize("tokens", [205, 1 + CONTEXT * 4, 30])
-def test_equals_a_plain_loop_over_hugging_faces_model(
-    tokens: int, stride: int, model: GPT, hugging_face_twin: Callable[[GPT], Any], tmp_path: Path
+def test_loss_equals_a_plain_loop_over_hugging_faces_model(
+    tokens: int, stride: int, model: GPT, hugging_face_twin: Callable[[GPT], Any], stream_of: StreamOf
 ) -> None:
-    stream = make_stream(tmp_path, tokens)
-    ids = torch.from_numpy(stream.read(np.array([0]), tokens)[0].astype(np.int64))
-    loss, scored = plain_loop(hugging_face_twin(model), ids, CONTEXT, stride)
-    found = perplexity_of(model, stream, 100, stride=stride)
-    assert found.tokens == scored == tokens - 1
+    ids, last = random_ids(tokens), tokens - 1 - CONTEXT
+    theirs, losses = hugging_face_twin(model), []
+    for start in (*range(0, last, stride), last):
+        losses += hugging_face_losses(theirs, ids, start, start + CONTEXT)[len(losses) - start :]
+    found = perplexity_of(model, stream_of(ids), 100, stride=stride)
+    loss = sum(losses) / len(losses)
+    assert found.tokens == len(losses) == tokens - 1
     assert found.loss == pytest.approx(loss, abs=1e-4)
     assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
     assert (found.context, found.stride) == (CONTEXT, stride)
 
 
-@pytest.mark.parametrize("stride", [None, 7])
-def test_does_not_depend_on_the_batch_size(stride: int | None, model: GPT, tmp_path: Path) -> None:
-    stream = make_stream(tmp_path, 500)
-    losses = [perplexity_of(model, stream, 1, stride=stride, batch_size=n).loss for n in (1, 2, 8, 1000)]
-    assert max(losses) - min(losses) < 1e-6
-
-
-@torch.no_grad()
-def test_by_document_each_is_read_from_its_beginning(
-    model: GPT, hugging_face_twin: Callable[[GPT], Any], tmp_path: Path
+def test_by_document_each_is_read_from_its_start(
+    model: GPT, hugging_face_twin: Callable[[GPT], Any], stream_of: StreamOf
 ) -> None:
-    """Documents of 1 to 60 tokens, one by one through Hugging Face's model."""
-    stream = make_stream(tmp_path, 300)
-    ids = torch.from_numpy(stream.read(np.array([0]), 300)[0].astype(np.int64))
-    eot = int(ids[0])
-    begins = [*(ids == eot).nonzero().flatten().tolist(), 299]
-    assert len(begins) > 4
+    """Documents of 1 to 60 tokens, one by one with Hugging Face's model."""
+    ids = random_ids(300)
+    starts = [*np.flatnonzero(ids == ids[0]).tolist(), 299]
+    assert len(starts) > 4
     theirs, total = hugging_face_twin(model), 0.0
-    for begin, end in pairwise(begins):
+    for begin, end in pairwise(starts):
         for first in range(begin, end, CONTEXT):
             stop = min(first + CONTEXT, end)
             start = max(begin, stop - CONTEXT)  # the last window is moved back
-            logits = theirs(ids[None, start:stop]).logits[0]
-            losses = F.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="none")
-            total += float(losses[first - start :].sum())
-    found = [perplexity_of(model, stream, 1, stride=CONTEXT, eot=eot, batch_size=n) for n in (1, 5)]
+            total += sum(hugging_face_losses(theirs, ids, start, stop)[first - start :])
+    stream = stream_of(ids)
+    found = [perplexity_of(model, stream, 1, stride=CONTEXT, eot=int(ids[0]), batch_size=n) for n in (1, 5)]
     assert [f.loss for f in found] == pytest.approx([total / 299] * 2, abs=1e-4)
     assert "windows stay within documents" in found[0].protocol
 
 
-def test_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(model: GPT, tmp_path: Path) -> None:
-    stream = make_stream(tmp_path, 100)
-    expected = perplexity_of(model.eval(), stream, 1).loss
-    assert perplexity_of(model.train(), stream, 1).loss == expected
+@pytest.mark.parametrize("stride", [None, 7])
+def test_batch_size_does_not_affect_the_loss(stride: int | None, model: GPT, stream_of: StreamOf) -> None:
+    stream = stream_of(random_ids(500))
+    losses = [perplexity_of(model, stream, 1, stride=stride, batch_size=n).loss for n in (1, 2, 8, 1000)]
+    assert max(losses) - min(losses) < 1e-6
+
+
+def test_evaluation_mode_defaults_and_progress(model: GPT, stream_of: StreamOf) -> None:
+    stream, seen = stream_of(random_ids(200)), list[tuple[int, int]]()
+    expected = perplexity_of(model.eval(), stream, 1)
+    assert (expected.context, expected.stride) == (CONTEXT, CONTEXT // 2)
+    found = perplexity_of(model.train(), stream, 1, batch_size=3, progress=lambda *now: seen.append(now))
     assert model.training
-
-
-def test_context_and_stride_default_to_the_models_and_half_of_it(model: GPT, tmp_path: Path) -> None:
-    stream = make_stream(tmp_path, 100)
-    found = perplexity_of(model, stream, 1)
-    assert (found.context, found.stride) == (CONTEXT, CONTEXT // 2)
-    found = perplexity_of(model, stream, 1, context=9)
-    assert (found.context, found.stride) == (9, 5)
+    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert perplexity_of(model.train(), stream, 1).loss == expected.loss
+    assert seen == sorted(seen) and len(seen) > 2 and seen[-1] == (199, 199)
+    shorter = perplexity_of(model, stream, 1, context=9)
+    assert (shorter.context, shorter.stride) == (9, 5)
 
 
 @pytest.mark.parametrize("tokens", [2, 3, CONTEXT])
-def test_a_stream_shorter_than_the_context_is_one_window(tokens: int, model: GPT, tmp_path: Path) -> None:
-    found = perplexity_of(model, make_stream(tmp_path, tokens), 1)
+def test_stream_shorter_than_the_context_is_one_window(tokens: int, model: GPT, stream_of: StreamOf) -> None:
+    found = perplexity_of(model, stream_of(random_ids(tokens)), 1)
     assert (found.tokens, found.context) == (tokens - 1, tokens - 1)
 
 
-def test_progress_counts_scored_tokens_to_the_last(model: GPT, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    perplexity_of(model, make_stream(tmp_path, 200), 1, batch_size=3, progress=lambda *now: seen.append(now))
-    assert seen == sorted(seen)
-    assert len(seen) > 2
-    assert seen[-1] == (199, 199)
+def result(loss: float, **values: Any) -> Perplexity:
+    return Perplexity(**{"loss": loss, "tokens": 300, "bytes": 1000, "context": 64, "stride": 16, **values})
 
 
 def test_figures_by_hand() -> None:
-    found = Perplexity(loss=2 * math.log(2), tokens=300, bytes=1000, context=64, stride=16, entropy_bits=500.0)
-    assert found.figures == pytest.approx(
-        {"loss": 2 * math.log(2), "perplexity": 4.0, "bits_per_byte": 0.6, "entropy_floor": 0.5, "gap_percent": 20.0}
-    )
+    known = result(2 * math.log(2), entropy_bits=500.0)
+    expected = {"loss": 2 * math.log(2), "perplexity": 4.0, "bits_per_byte": 0.6}
+    assert known.figures == pytest.approx({**expected, "entropy_floor": 0.5, "gap_percent": 20.0})
+    unknown = result(2 * math.log(2))
+    assert unknown.figures == pytest.approx(expected)
+    assert unknown.entropy_floor is unknown.gap_percent is unknown.word_perplexity is None
+    words = result(math.log(2), words=100)
+    assert words.figures["word_perplexity"] == pytest.approx(8.0)
+    assert words.protocol.endswith("bytes of the text, word perplexity over its 100 whitespace-separated words.")
+    assert result(800.0).perplexity == math.inf
+    assert math.isnan(result(math.nan).perplexity)
 
 
-def test_without_a_known_entropy_there_is_no_gap() -> None:
-    found = Perplexity(loss=1.0, tokens=3, bytes=9, context=4, stride=2)
-    assert found.entropy_floor is None
-    assert found.gap_percent is None
-    assert set(found.figures) == {"loss", "perplexity", "bits_per_byte"}
-
-
-def test_per_word_by_hand() -> None:
-    found = Perplexity(loss=math.log(2), tokens=300, bytes=1000, context=64, stride=16, words=100)
-    assert found.figures["word_perplexity"] == pytest.approx(8.0)
-    assert found.protocol.endswith("bytes of the text, word perplexity over its 100 whitespace-separated words.")
-
-
-def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
-    assert Perplexity(loss=800.0, tokens=3, bytes=9, context=4, stride=2).perplexity == math.inf
-    assert math.isnan(Perplexity(loss=math.nan, tokens=3, bytes=9, context=4, stride=2).perplexity)
-
-
-def test_the_protocol_says_all_of_it_in_one_sentence() -> None:
-    found = Perplexity(loss=1.0, tokens=12345, bytes=54321, context=1024, stride=512)
-    assert found.protocol == (
+def test_protocol_states_windows_context_and_bytes() -> None:
+    assert result(1.0, tokens=12345, bytes=54321, context=1024, stride=512).protocol == (
         "Each of 12,345 tokens (all but the first of the stream) is scored once, in windows of 1,024 tokens with "
         "stride 512, after at least 513 tokens of context (fewer in the first window); windows reach across document "
         "boundaries; bits per byte are over the 54,321 bytes of the text."
@@ -165,9 +127,8 @@ def test_the_protocol_says_all_of_it_in_one_sentence() -> None:
 
 def test_on_stories_the_gap_to_the_entropy_is_known(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["a"], 257)
-    directory = tmp_path / "data"
-    prepare(["stories"], tokenizer, directory, max_documents=300)
-    dataset = TokenDataset(directory)
+    prepare(["stories"], tokenizer, tmp_path / "data", max_documents=300)
+    dataset = TokenDataset(tmp_path / "data")
     split = dataset.manifest.splits["test"]
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=64, vocab_size=tokenizer.n_vocab))
@@ -179,24 +140,50 @@ def test_on_stories_the_gap_to_the_entropy_is_known(tmp_path: Path) -> None:
     assert found.gap_percent == pytest.approx(100 * (found.bits_per_byte / found.entropy_floor - 1))
 
 
-@pytest.mark.parametrize(
-    ("tokens", "values", "message"),
-    [
-        (100, {"context": CONTEXT + 1}, "context is 25; it must be between 1 and 24, the context length of the model"),
-        (100, {"context": 0}, "context is 0; it must be between 1"),
-        (100, {"stride": 0}, "stride is 0; it must be between 1 and 24, the length of a window"),
-        (100, {"stride": 25}, "stride is 25"),
-        (100, {"context": 5, "stride": 6}, "stride is 6; it must be between 1 and 5, the length of a window"),
-        (100, {"batch_size": 0}, "batch size is 0"),
-        (100, {"text_bytes": 0}, "test: the text has 0 bytes; it must not be empty"),
-        (100, {"words": 0}, "test: the text has 0 words"),
-        (1, {}, "test: 1 tokens, fewer than one window"),
-        (10, {"context": 10}, "test: 10 tokens, fewer than one window of seq_len 10"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(
-    tokens: int, values: dict[str, Any], message: str, model: GPT, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        perplexity_of(model, make_stream(tmp_path, tokens), **{"text_bytes": 1, **values})
-    assert "\n" not in str(caught.value)
+@given(st.integers(2, 120), st.data())
+@settings(max_examples=60)
+def test_windows_score_each_token_but_the_first_once(stream_of: StreamOf, tokens: int, data: st.DataObject) -> None:
+    context = data.draw(st.integers(1, tokens - 1))
+    stride = data.draw(st.integers(1, context))
+    scored: Counter[int] = Counter()
+    stream = stream_of(np.arange(tokens))
+    windows = cut_windows(stream, context, stride)
+    for batch in windows.batches(stream, data.draw(st.integers(1, 5))):
+        assert (batch.targets == batch.tokens + 1).all()
+        assert batch.tokens.shape == batch.targets.shape == batch.scored.shape == (len(batch.tokens), context)
+        scored.update(batch.targets[batch.scored].tolist())
+        late = batch.scored & (batch.tokens[:, :1] > 0)  # in windows after the first
+        assert not late[:, : context - stride].any()
+    assert scored == Counter(range(1, tokens))
+    assert windows.scored == tokens - 1
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda n: sum(n) + len(n) > 1), st.data())
+@settings(max_examples=60)
+def test_by_document_windows_stay_within_one(stream_of: StreamOf, lengths: list[int], data: st.DataObject) -> None:
+    """Ids tell document and position: 0 begins each, then 100 * document + position."""
+    ids = [i for d, n in enumerate(lengths) for i in (0, *range(100 * d + 1, 100 * d + 1 + n))]
+    context = data.draw(st.integers(1, 20))
+    stride = data.draw(st.integers(1, context))
+    scored: Counter[int] = Counter()
+    stream = stream_of(ids)
+    for batch in cut_windows(stream, context, stride, eot=0).batches(stream, data.draw(st.integers(1, 5))):
+        scored.update(batch.targets[batch.scored].tolist())
+        for tokens, row in zip(batch.tokens.tolist(), batch.scored.tolist(), strict=True):
+            read = tokens[: max(position for position, is_scored in enumerate(row) if is_scored) + 1]
+            assert 0 not in read[1:]  # nothing after the end of its document
+            assert len({token // 100 for token in read if token}) <= 1
+    assert scored == Counter(ids[1:])
+
+
+def test_the_last_window_ends_with_the_stream(stream_of: StreamOf) -> None:
+    windows = cut_windows(stream_of(np.arange(1000)), 100, 100)
+    assert windows.starts.tolist() == [0, 100, 200, 300, 400, 500, 600, 700, 800, 899]
+    assert windows.firsts.tolist() == [0] * 9 + [1]
+
+
+def test_short_documents_are_batched_by_length(stream_of: StreamOf) -> None:
+    lengths = [3, 50, 4, 51, 2, 49] * 10
+    stream = stream_of(np.concatenate([np.arange(n) for n in lengths]))
+    batches = list(cut_windows(stream, 64, 32, eot=0).batches(stream, 10))
+    assert sum(batch.tokens.numel() for batch in batches) < 1.02 * sum(lengths)

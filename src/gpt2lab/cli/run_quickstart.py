@@ -190,7 +190,7 @@ def _judge(context: Context) -> Measurement:
     _step(6, f"checking {JUDGED_STORIES} of its stories for grammar and consistency")
     measured, quality = measure_stories(context.write("nucleus", JUDGED_STORIES), str(STRATEGIES["nucleus"]))
     measured.record(context.run, context.step)
-    for broken in quality.breaks:
+    for broken in quality.errors:
         log.info("%s", broken)
     return measured
 

@@ -1,4 +1,12 @@
-"""How well a model has learned the grammar of the stories: the share of its own that the grammar could have written."""
+"""Metrics of generated text, after Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
+
+Decoding that always takes the most probable token writes text that is more probable than any human text, and repeats
+itself. Sampling from the whole distribution writes text that is less probable than human text, and falls apart. No
+single metric shows both, so each is compared with its value on held-out text: the closer, the more human.
+
+`METRICS` is the registry: a metric is a function of a `TextSet`, and docs/metrics.md says how to add one. For stories
+of the embedded corpus, the grammar that generates them also judges whether a text is well-formed.
+"""
 
 from __future__ import annotations
 
@@ -8,140 +16,60 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpt2lab.errors import InputError
-from gpt2lab.stories.corpus import Verdict, parse
-
-_SHOWN = 40  # characters of the text on either side of a break
-
-
-@dataclass(frozen=True)
-class Break:
-    """Where a text first leaves the grammar or contradicts itself."""
-
-    index: int
-    """Which of the texts."""
-    offset: int
-    """The character at which it breaks."""
-    message: str
-    """What was expected there, and what was found."""
-    excerpt: str
-    """The text around it, with ``>>>`` before the character."""
-
-    def __str__(self) -> str:
-        return f"text {self.index}, character {self.offset}: {self.message}: {self.excerpt}"
-
-
-@dataclass(frozen=True)
-class StoryQuality:
-    """What the parser says of a number of texts. Shares are fractions of all of them."""
-
-    texts: int
-    grammatical: float
-    """Share in which each sentence can stand in its place, and which are complete."""
-    consistent: float
-    """Share that are grammatical, and in which what refers back agrees with what was said."""
-    breaks: tuple[Break, ...]
-    """The first break of each text that is not both, for the first few of them."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Return the shares by name."""
-        return {"grammatical": self.grammatical, "consistent": self.consistent}
-
-    @property
-    def protocol(self) -> str:
-        """Return one sentence that says how the shares were taken."""
-        return (
-            f"Of {self.texts:,} whole texts, the share that the stories' grammar can write (grammatical) and that also "
-            "agree with themselves (consistent); a text cut off before its end is neither."
-        )
-
-
-def judge_stories(texts: Sequence[str], breaks: int = 5) -> StoryQuality:
-    """Judge texts by the grammar of the stories; keep the first ``breaks`` breaks for reading.
-
-    Raises:
-        InputError: There are no texts.
-    """
-    if not texts:
-        raise InputError("there are no stories to judge; write at least one")
-    verdicts = [parse(text) for text in texts]
-    grammatical = sum(verdict.grammatical for verdict in verdicts)
-    consistent = sum(verdict.grammatical and verdict.consistent for verdict in verdicts)
-    broken = [_break(i, text, verdict) for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))]
-    found = tuple(b for b in broken if b is not None)[:breaks]
-    return StoryQuality(len(texts), grammatical / len(texts), consistent / len(texts), found)
-
-
-def _break(index: int, text: str, verdict: Verdict) -> Break | None:
-    if verdict.offset is None or verdict.message is None:
-        return None
-    before, after = text[: verdict.offset][-_SHOWN:], text[verdict.offset :][:_SHOWN]
-    excerpt = f"{before}>>>{after}".replace("\n", " ")
-    return Break(index, verdict.offset, verdict.message, excerpt)
-
+from gpt2lab.stories.corpus import parse
 
 LOOP_TIMES, LOOP_TOKENS = 3, 2
-"""A text ends in a loop when its last phrase, of at least 2 tokens, stands there 3 times (Holtzman et al. 2020)."""
+"""A text ends in a loop if its last phrase, of at least 2 tokens, occurs 3 times in a row (Holtzman et al. 2020)."""
 BLEU_TEXTS = 64
-"""Texts that self-BLEU compares with each other, at most: its work grows with their square."""
+"""Texts compared by self-BLEU at most; the work grows with their square."""
 PROTOCOL = (
-    "perplexity is the measured model's own, of its unchanged distribution; distinct-n and self-BLEU (of at most "
+    "perplexity is that of the evaluated model, without decoding settings; distinct-n and self-BLEU (of at most "
     f"{BLEU_TEXTS} texts) are over words; repetition is the share of texts that end in {LOOP_TIMES} equal phrases of "
     f"{LOOP_TOKENS} tokens or more"
 )
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-_ARTICLES = frozenset({"a", "an", "the", "his", "her", "its", "my", "your", "our", "their", "this", "that", "some"})
-_NO_NOUNS = _ARTICLES | {
-    "and", "or", "but", "nor", "so", "yet", "for", "of", "in", "on", "at", "to", "by", "with", "from", "as",
-    "than", "into", "onto", "over", "under", "behind", "beside", "near", "after", "before", "while", "when",
-    "where", "who", "which", "what", "i", "you", "he", "she", "it", "we", "they", "me", "him", "us", "them",
-    "is", "am", "are", "was", "were", "be", "been", "being", "do", "does", "did", "has", "have", "had", "will",
-    "would", "can", "could", "shall", "should", "may", "might", "must", "not", "no", "then", "there", "here",
-    "very", "too", "said",
-}  # fmt: skip
-"""Words of English that end a noun phrase or are none."""
 
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A text that someone wrote behind a prompt."""
+    """A continuation of a prompt, generated or human, with its probability under the evaluated model."""
 
     prompt: str
     continuation: str
     ids: tuple[int, ...]
-    """Tokens of the continuation; its end is one of them."""
+    """Tokens of the continuation, including the end-of-text token if it has one."""
     nats: float
-    """Sum of the model's -ln p over them."""
+    """Sum of the model's -ln p over the tokens."""
     ended: bool
-    """Whether it came to its end, rather than being cut off."""
+    """Whether the text came to its end, rather than being cut off."""
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """Texts made in one way behind the same prompts: by a strategy, or by those who wrote the held-out text."""
+    """Continuations of the same prompts with one decoding strategy, or the held-out ones."""
 
     texts: tuple[ScoredText, ...]
     references: tuple[str, ...]
-    """How the held-out text goes on behind each prompt."""
+    """Reference continuation of each prompt: the held-out text."""
     stories: bool
-    """Whether the prompts are from the embedded corpus, whose grammar can judge them."""
+    """Whether the texts are whole stories of the embedded corpus, which its grammar can judge."""
 
 
 Metric = Callable[[TextSet], float | None]
-"""A figure of texts; None where it has no meaning for them."""
+"""A metric of texts; None where it is undefined."""
 
 
 def perplexity(text_set: TextSet) -> float:
-    """Return exp of the mean -ln p of the texts' tokens under the model that is measured, each after its prompt."""
+    """Return exp of the mean -ln p of all tokens under the evaluated model, given their prompts."""
     tokens = sum(len(text.ids) for text in text_set.texts)
     return math.exp(sum(text.nats for text in text_set.texts) / tokens) if tokens else math.nan
 
 
 def distinct(n: int) -> Metric:
-    """Return the metric distinct-n (Li et al. 2016): different n-grams of words among all, over all texts together."""
+    """Return the metric distinct-n (Li et al. 2016): the share of distinct n-grams of words, over all texts."""
 
     def share(text_set: TextSet) -> float | None:
-        grams = [gram for text in text_set.texts for gram in _grams(words(text.continuation), n)]
+        parts = [words(text.continuation) for text in text_set.texts]
+        grams = [tuple(part[i : i + n]) for part in parts for i in range(len(part) - n + 1)]
         return len(set(grams)) / len(grams) if grams else None
 
     return share
@@ -153,15 +81,14 @@ def repetition(text_set: TextSet) -> float:
 
 
 def self_bleu(text_set: TextSet) -> float | None:
-    """Return the mean BLEU-4 of each text against all others (Zhu et al. 2018), 0 to 100: high where all are alike."""
+    """Return the mean BLEU-4 of each text against all others (Zhu et al. 2018), 0 to 100: high if they are similar."""
     from sacrebleu.metrics.bleu import BLEU
 
     texts = [text.continuation for text in text_set.texts if text.continuation.strip()][:BLEU_TEXTS]
     if len(texts) < 2:
         return None
     bleu = BLEU(effective_order=True)
-    scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
-    return sum(scores) / len(scores)
+    return sum(bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)) / len(texts)
 
 
 def mean_length(text_set: TextSet) -> float:
@@ -170,22 +97,23 @@ def mean_length(text_set: TextSet) -> float:
 
 
 def relevance(text_set: TextSet) -> float | None:
-    """Return the share of the prompts' names and objects that come back in the text behind them."""
-    found = [(things, text) for text in text_set.texts if (things := names_and_objects(text.prompt))]
-    if not found:
-        return None
-    back = [len(things & {word.lower() for word in words(text.continuation)}) / len(things) for things, text in found]
-    return sum(back) / len(back)
+    """Return the mean share of a prompt's names and objects that recur in its continuation."""
+    shares = [
+        len(named & {word.lower() for word in words(text.continuation)}) / len(named)
+        for text in text_set.texts
+        if (named := names_and_objects(text.prompt))
+    ]
+    return sum(shares) / len(shares) if shares else None
 
 
-def grammatical(text_set: TextSet) -> float | None:
-    """Return the share of whole stories that the grammar can write; None for other texts."""
-    return judge_stories(_whole(text_set)).grammatical if text_set.stories else None
+def story_share(name: str) -> Metric:
+    """Return the metric of a share in `StoryQuality`. A story that was cut off counts as wrong, however it began."""
 
+    def share(text_set: TextSet) -> float | None:
+        stories = [text.prompt + text.continuation if text.ended else "" for text in text_set.texts]
+        return judge_stories(stories).figures[name] if text_set.stories else None
 
-def consistent(text_set: TextSet) -> float | None:
-    """Return the share of whole stories that also agree with themselves; None for other texts."""
-    return judge_stories(_whole(text_set)).consistent if text_set.stories else None
+    return share
 
 
 METRICS: dict[str, Metric] = {
@@ -197,19 +125,32 @@ METRICS: dict[str, Metric] = {
     "self_bleu": self_bleu,
     "mean_length": mean_length,
     "relevance": relevance,
-    "grammatical": grammatical,
-    "consistent": consistent,
+    "grammatical": story_share("grammatical"),
+    "consistent": story_share("consistent"),
 }
 """The metrics by name, in the order of the table."""
 
 
 def text_stats(text_set: TextSet) -> dict[str, float]:
-    """Return every metric that has a meaning for the texts, by name."""
+    """Return every metric that is defined for the texts, by name."""
     return {name: value for name, metric in METRICS.items() if (value := metric(text_set)) is not None}
 
 
+_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_DETERMINERS = frozenset({"a", "an", "the", "his", "her", "its", "my", "your", "our", "their", "this", "that", "some"})
+_FUNCTION_WORDS = _DETERMINERS | {
+    "and", "or", "but", "nor", "so", "yet", "for", "of", "in", "on", "at", "to", "by", "with", "from", "as",
+    "than", "into", "onto", "over", "under", "behind", "beside", "near", "after", "before", "while", "when",
+    "where", "who", "which", "what", "i", "you", "he", "she", "it", "we", "they", "me", "him", "us", "them",
+    "is", "am", "are", "was", "were", "be", "been", "being", "do", "does", "did", "has", "have", "had", "will",
+    "would", "can", "could", "shall", "should", "may", "might", "must", "not", "no", "then", "there", "here",
+    "very", "too", "said",
+}  # fmt: skip
+"""Words that end a noun phrase, or cannot be part of one."""
+
+
 def words(text: str) -> list[str]:
-    """Return the words and the marks of a text, in order.
+    """Return the words and punctuation marks of a text, in order.
 
     >>> words("Lily's boat, a red one!")
     ["Lily's", 'boat', ',', 'a', 'red', 'one', '!']
@@ -218,7 +159,7 @@ def words(text: str) -> list[str]:
 
 
 def ends_in_a_loop(ids: Sequence[int]) -> bool:
-    """Return whether the last phrase of at least 2 tokens stands 3 times in a row at the end.
+    """Return whether the last phrase, of at least 2 tokens, occurs 3 times in a row at the end.
 
     >>> ends_in_a_loop([9, 1, 2, 1, 2, 1, 2]), ends_in_a_loop([1, 2, 1, 2, 3])
     (True, False)
@@ -230,37 +171,94 @@ def ends_in_a_loop(ids: Sequence[int]) -> bool:
 
 
 def names_and_objects(text: str) -> set[str]:
-    """Return, in lower case, words that begin with a capital within a sentence, and nouns behind an article.
+    """Return, in lower case, capitalized words within sentences and nouns after a determiner.
 
-    A noun is taken to be the last of the words that follow an article or a possessive, at most four, before a mark or
-    a word of the grammar: no tagger, so it errs, but on a strategy's texts as on people's.
+    The noun is taken to be the last of at most five words between the determiner and a punctuation mark or function
+    word. There is no part-of-speech tagger: the heuristic errs, but equally on generated and on human text.
 
     >>> sorted(names_and_objects("One day Lily lost her big red boat in the park."))
     ['boat', 'lily', 'park']
     """
     found, parts = set(), words(text)
     for index, word in enumerate(parts):
-        begins = index == 0 or not parts[index - 1][-1].isalnum()
-        if word[0].isupper() and not begins and word.lower() not in _NO_NOUNS:
+        starts_sentence = index == 0 or not parts[index - 1][-1].isalnum()
+        if word[0].isupper() and not starts_sentence and word.lower() not in _FUNCTION_WORDS:
             found.add(word.lower())
-        if word.lower() in _ARTICLES:
-            phrase = _phrase(parts[index + 1 : index + 6])
-            found |= {phrase[-1].lower()} if phrase else set()
+        if word.lower() in _DETERMINERS and (phrase := _noun_phrase(parts[index + 1 : index + 6])):
+            found.add(phrase[-1].lower())
     return found
 
 
-def _phrase(following: Sequence[str]) -> list[str]:
-    """Return the words up to a mark or a word of the grammar; nothing where neither comes soon enough."""
+def _noun_phrase(following: Sequence[str]) -> Sequence[str]:
+    """Return the words up to a punctuation mark or function word; nothing if there is neither."""
     for length, word in enumerate(following):
-        if not word[0].isalnum() or word.lower() in _NO_NOUNS:
-            return list(following[:length])
+        if not word[0].isalnum() or word.lower() in _FUNCTION_WORDS:
+            return following[:length]
     return []
 
 
-def _grams(parts: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)]
+EXCERPT = 40
+"""Characters shown on either side of an error in a story."""
 
 
-def _whole(text_set: TextSet) -> list[str]:
-    """Return whole stories; what was cut off is none, whatever it could have become."""
-    return [text.prompt + text.continuation if text.ended else "" for text in text_set.texts]
+@dataclass(frozen=True)
+class StoryError:
+    """Where a text first violates the grammar or contradicts itself."""
+
+    index: int
+    """Index of the text."""
+    offset: int
+    """Index of the character."""
+    message: str
+    """What was expected and what was found."""
+    excerpt: str
+    """The surrounding text, with ``>>>`` before the character."""
+
+    def __str__(self) -> str:
+        return f"text {self.index}, character {self.offset}: {self.message}: {self.excerpt}"
+
+
+@dataclass(frozen=True)
+class StoryQuality:
+    """How many of a number of texts are well-formed stories."""
+
+    texts: int
+    grammatical: float
+    """Share of texts that are complete, and whose sentences the grammar allows in this order."""
+    consistent: float
+    """Share of texts that are grammatical and do not contradict themselves."""
+    errors: tuple[StoryError, ...]
+    """The first error of each of the first few texts that have one."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The shares by name."""
+        return {"grammatical": self.grammatical, "consistent": self.consistent}
+
+    @property
+    def protocol(self) -> str:
+        """How the shares were measured, in one sentence."""
+        return (
+            f"Shares of {self.texts:,} whole texts that the grammar of the stories can generate (grammatical) and that "
+            "also do not contradict themselves (consistent); a truncated text is neither."
+        )
+
+
+def judge_stories(texts: Sequence[str], errors: int = 5) -> StoryQuality:
+    """Judge texts by the grammar of the stories, and keep the first ``errors`` errors.
+
+    Raises:
+        InputError: There are no texts.
+    """
+    if not texts:
+        raise InputError("there are no stories to judge; generate at least one")
+    verdicts = [parse(text) for text in texts]
+    grammatical = sum(verdict.grammatical for verdict in verdicts)
+    consistent = sum(verdict.grammatical and verdict.consistent for verdict in verdicts)
+    found = []
+    for index, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
+        offset, message = verdict.offset, verdict.message
+        if offset is not None and message is not None:
+            excerpt = f"{text[:offset][-EXCERPT:]}>>>{text[offset:][:EXCERPT]}".replace("\n", " ")
+            found.append(StoryError(index, offset, message, excerpt))
+    return StoryQuality(len(texts), grammatical / len(texts), consistent / len(texts), tuple(found[:errors]))

@@ -8,23 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.errors import InputError
 from gpt2lab.evaluation import likelihood
 from gpt2lab.evaluation.likelihood import Continuation, score
-from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 
 V, N_CTX = 61, 24
-
-
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(n_layer=2, n_head=3, n_embd=24, n_ctx=N_CTX, vocab_size=V, dropout=0.2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
 
 
 def make(contexts: int, endings: int, seed: int) -> list[Continuation]:
@@ -39,8 +27,8 @@ def make(contexts: int, endings: int, seed: int) -> list[Continuation]:
 
 
 @torch.no_grad()
-def alone(theirs: Any, continuation: Continuation) -> tuple[float, bool]:
-    """One continuation through Hugging Face's model, all of it read."""
+def score_alone(theirs: Any, continuation: Continuation) -> tuple[float, bool]:
+    """Score one continuation with Hugging Face's model, which reads all of it."""
     whole = torch.tensor([*continuation.context, *continuation.ids])[-(N_CTX + 1) :]
     log_probabilities = theirs(whole[None, :-1]).logits[0].log_softmax(-1)[-len(continuation.ids) :]
     wanted = whole[-len(continuation.ids) :]
@@ -49,23 +37,20 @@ def alone(theirs: Any, continuation: Continuation) -> tuple[float, bool]:
 
 
 @pytest.mark.parametrize("pass_tokens", [30, 200, 4096])
-def test_equals_reading_each_alone_with_hugging_faces_model(
-    model: GPT,
-    hugging_face_twin: Callable[[GPT], Any],
-    pass_tokens: int,
-    monkeypatch: pytest.MonkeyPatch,
+def test_scores_equal_those_of_hugging_face_one_by_one(
+    model: GPT, hugging_face_twin: Callable[[GPT], Any], pass_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(likelihood, "PASS_TOKENS", pass_tokens)
     theirs = hugging_face_twin(model)
     continuations = make(9, 4, seed=pass_tokens)
     found = score(model, continuations)
-    expected = [alone(theirs, continuation) for continuation in continuations]
+    expected = [score_alone(theirs, continuation) for continuation in continuations]
     assert [s.nats for s in found] == pytest.approx([nats for nats, _ in expected], abs=1e-3)
     assert [s.greedy for s in found] == [greedy for _, greedy in expected]
 
 
 @torch.no_grad()
-def test_what_greedy_decoding_writes_is_called_greedy(model: GPT) -> None:
+def test_only_the_output_of_greedy_decoding_is_greedy(model: GPT) -> None:
     context = (3, 1, 4)
     ids: list[int] = []
     for _ in range(5):
@@ -77,7 +62,7 @@ def test_what_greedy_decoding_writes_is_called_greedy(model: GPT) -> None:
     assert [s.greedy for s in found] == [True, False]
 
 
-def test_runs_in_evaluation_mode_and_counts_to_the_last(model: GPT) -> None:
+def test_scoring_runs_in_evaluation_mode_and_reports_progress(model: GPT) -> None:
     seen: list[tuple[int, int]] = []
     continuations = make(5, 3, seed=1)
     expected = [s.nats for s in score(model.eval(), continuations)]
@@ -87,41 +72,10 @@ def test_runs_in_evaluation_mode_and_counts_to_the_last(model: GPT) -> None:
 
 
 @given(st.lists(st.integers(1, 80), max_size=60), st.integers(1, 400), st.integers(0, 30))
-def test_batches_hold_every_row_once_and_pad_little(lengths: list[int], budget: int, before: int) -> None:
-    batches = likelihood.batches_by_length(lengths, budget, before)
+def test_batches_hold_every_row_once_with_little_padding(lengths: list[int], budget: int, cached: int) -> None:
+    batches = likelihood.batches_by_length(lengths, budget, cached)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         rows = [lengths[index] for index in batch]
         assert min(rows) >= 0.8 * max(rows)
-        assert len(rows) == 1 or len(rows) * (max(rows) + before) <= budget
-
-
-def test_a_model_that_gives_nan_is_not_scored() -> None:
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=N_CTX, vocab_size=V))
-    with torch.no_grad():
-        next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(InputError, match="the model gives NaN for a probability; its weights are damaged"):
-        score(model, [Continuation((1,), (2,))])
-
-
-@pytest.mark.parametrize(
-    ("context", "ids", "message"),
-    [
-        ((), (1,), "need at least one token each"),
-        ((1,), (), "need at least one token each"),
-        ((1,), (1,) * 25, "a continuation of 25 tokens; the model reads 24"),
-    ],
-)
-def test_what_cannot_be_scored_is_refused(
-    model: GPT, context: tuple[int, ...], ids: tuple[int, ...], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        score(model, [Continuation((1, 2), (3,)), Continuation(context, ids)])
-
-
-@pytest.mark.parametrize("options", [{"mask": "prefix", "prefix": 4}, {"mask": "bidirectional"}])
-@pytest.mark.parametrize("context", [(1,), (1, 2, 3)])
-def test_a_mask_that_looks_ahead_is_refused(options: dict[str, Any], context: tuple[int, ...]) -> None:
-    ahead = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=16, vocab_size=20, **options))
-    with pytest.raises(InputError, match=f"mask {options['mask']} lets a token read what follows it"):
-        score(ahead, [Continuation(context, (4, 5))])
+        assert len(rows) == 1 or len(rows) * (max(rows) + cached) <= budget

@@ -1,0 +1,44 @@
+"""A random model, and streams of given tokens, for tests of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def model() -> GPT:
+    """A model with 61 tokens and a context of 24, far enough from uniform for its choices to differ."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=3, n_embd=24, n_ctx=24, vocab_size=61, dropout=0.2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def stream_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[int] | np.ndarray], TokenStream]:
+    """Write tokens to shards of 37 and open them as the split "test"."""
+
+    def stream(tokens: Sequence[int] | np.ndarray) -> TokenStream:
+        writer = ShardWriter(tmp_path_factory.mktemp("stream"), "test", UINT16, 37)
+        writer.write(np.asarray(tokens))
+        writer.finish()
+        return TokenStream("test", [open_shard(path) for path in writer.paths])
+
+    return stream
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A tokenizer for the words of HellaSwag items in tests."""
+    return Tokenizer.train(["A man is sitting on a roof. He is holding a cube [title] and sings. " * 20], 300)
