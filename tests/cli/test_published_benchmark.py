@@ -65,4 +65,4 @@ def test_it_measures_every_figure_with_its_protocol(tmp_path: Path) -> None:
     assert abs(float(figures["wikitext-2, windows side by side: perplexity"]) / tokenizer.n_vocab - 1) < 0.05
     assert done.stdout.count("protocol: ") == 5 and "2 items of 4 endings" in done.stdout
     words = len(" ".join(LINES * 5).split())
-    assert f"over its {words:,} words" in done.stdout
+    assert f"over its {words:,} whitespace-separated words" in done.stdout

@@ -68,23 +68,8 @@ def local_task(folder: Path, items: Path) -> Path:
 
 
 def make_items(path: Path, count: int) -> Path:
-    words = [
-        "a",
-        "man",
-        "roof",
-        "is",
-        "sitting",
-        "on",
-        "holding",
-        "sings",
-        "cube",
-        "[title]",
-        "and",
-        "[sic]",
-        "he",
-        "",
-        "rises",
-    ]
+    words = ["a", "man", "roof", "is", "sitting", "on", "holding", "sings", "cube", "[title]", "and", "[sic]", "he", "",
+             "rises"]  # fmt: skip
     generator = torch.Generator().manual_seed(0)
 
     def text(longest: int) -> str:

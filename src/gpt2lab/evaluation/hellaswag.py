@@ -79,7 +79,7 @@ class HellaSwag:
         margin = 1.96 * math.sqrt(0.25 * 0.75 / len(self.labels))
         return (
             f"{STYLES[self.style].about} {len(self.labels):,} items of 4 endings, zero-shot; chance is 0.25, with a "
-            f"95 % interval of ±{margin:.3f}."
+            f"95 % margin of error of {margin:.3f}."
         )
 
 
