@@ -252,8 +252,8 @@ def config_of(options: Options, **places: Any) -> TrainConfig:
     for name, value in options.items():
         group, _, key = name.rpartition(".")
         trees[group][key] = value
-    model, optim = (replace(getattr(start, name), **trees[name]) for name in ("model", "optim"))
-    return replace(start, model=model, optim=optim, **trees[""])
+    model, optim = (replace(getattr(start.filled_in(), name), **trees[name]) for name in ("model", "optim"))
+    return replace(start.filled_in(), model=model, optim=optim, **trees[""])
 
 
 def json_of(path: Path) -> Any:
