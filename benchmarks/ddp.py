@@ -32,7 +32,7 @@ def work(mode: str, preset: str) -> None:
     from gpt2lab.model.gpt import GPT
     from gpt2lab.training.config import OptimConfig
     from gpt2lab.training.distributed import process_group
-    from gpt2lab.training.optim import make_optimiser
+    from gpt2lab.training.optim import make_optimizer
     from gpt2lab.training.parallel import MODES, clip_gradients
 
     runtime.tune_allocator()
@@ -43,7 +43,7 @@ def work(mode: str, preset: str) -> None:
         runtime.seed_step(1)
         model = GPT(GPTConfig.preset(preset))
         shared = MODES[mode](model, where)
-        optimiser = make_optimiser(model, OptimConfig())
+        optimiser = make_optimizer(model, OptimConfig())
         tokens = torch.randint(model.config.vocab_size, (B, T + 1))
         begin = 0.0
         for update in range(UPDATES + 1):

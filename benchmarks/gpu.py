@@ -111,10 +111,10 @@ def training(bench: Bench) -> list[dict[str, Any]]:
     from gpt2lab.training import loop
 
     compile_ = "on" if bench.device.startswith("cuda") else "off"
-    fused_loss, make_optimiser, padded = network.fused_loss, loop.make_optimiser, GPTConfig.padded_vocab
+    fused_loss, make_optimizer, padded = network.fused_loss, loop.make_optimizer, GPTConfig.padded_vocab
 
     def plain_optimiser(*arguments: Any) -> Any:
-        optimiser = make_optimiser(*arguments)
+        optimiser = make_optimizer(*arguments)
         for group in optimiser.param_groups:
             group["fused"], group["foreach"] = False, False
         return optimiser
@@ -126,7 +126,7 @@ def training(bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for way, changes in ways.items():
         network.fused_loss = losses.plain_loss if way == "without fused loss" else fused_loss
-        loop.make_optimiser = plain_optimiser if way == "without fused optimiser" else make_optimiser
+        loop.make_optimizer = plain_optimiser if way == "without fused optimiser" else make_optimizer
         if way == "without padded vocabulary":
             setattr(GPTConfig, "padded_vocab", property(lambda self: self.vocab_size))  # noqa: B010
         try:
@@ -134,7 +134,7 @@ def training(bench: Bench) -> list[dict[str, Any]]:
         except torch.OutOfMemoryError:
             rows.append({"way": way, "tokens_per_s": "out of memory"})
         finally:
-            network.fused_loss, loop.make_optimiser = fused_loss, make_optimiser
+            network.fused_loss, loop.make_optimizer = fused_loss, make_optimizer
             setattr(GPTConfig, "padded_vocab", padded)  # noqa: B010
     return rows
 

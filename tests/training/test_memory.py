@@ -85,7 +85,7 @@ def asked_of_the_allocator(trainer: Trainer) -> int:
     for event in sorted(events, key=lambda e: e.start_ns()):
         live += event.nbytes()  # type: ignore[attr-defined]
         most = max(most, live)
-    state = [t for kept in trainer.optimiser.state.values() for t in kept.values() if isinstance(t, torch.Tensor)]
+    state = [t for kept in trainer.optimizer.state.values() for t in kept.values() if isinstance(t, torch.Tensor)]
     return most + sum(t.nbytes for t in [*trainer.model.parameters(), *state])
 
 

@@ -11,7 +11,7 @@ from support import SMALL
 from gpt2lab.errors import InputError
 from gpt2lab.model.gpt import GPT
 from gpt2lab.training.config import OptimConfig
-from gpt2lab.training.optim import adamw, make_optimiser, parameter_groups, set_learning_rate
+from gpt2lab.training.optim import adamw, make_optimizer, parameter_groups, set_learning_rate
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_learning_rate_is_set_in_every_group(model: GPT) -> None:
 def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(model: GPT) -> None:
     config = OptimConfig(name="muon", lr=1e-2, muon_lr=0.05, weight_decay=0.25)
     plain = copy.deepcopy(model)
-    ours = make_optimiser(model, config)
+    ours = make_optimizer(model, config)
     hidden = {name for name, p in plain.named_parameters() if name.startswith("h.") and p.dim() == 2}
     assert {name.split(".", 2)[2] for name in hidden} == {
         "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
@@ -91,7 +91,7 @@ def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(model: GPT) -> None:
 
 
 def test_muons_rate_follows_the_schedule_in_proportion(model: GPT) -> None:
-    optimiser = make_optimiser(model, OptimConfig(name="muon", lr=1e-3))
+    optimiser = make_optimizer(model, OptimConfig(name="muon", lr=1e-3))
     set_learning_rate(optimiser, 5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([0.01, 5e-4, 5e-4])
 

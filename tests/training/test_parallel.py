@@ -26,7 +26,7 @@ from gpt2lab.training import checkpoint, loop
 from gpt2lab.training.checkpoint import load_model, optimizer_state
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import process_group
-from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.parallel import MODES
 from gpt2lab.training.session import resume, start
 from gpt2lab.training.setup import resolve
@@ -133,7 +133,7 @@ def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:
         setup = resolve(dataclasses.replace(each, parallel=mode), TokenDataset(each.data), comm)
         model = GPT(setup.config.model)
         MODES[mode](model, setup.runtime)
-        optimizer = make_optimiser(model, setup.config.optim)
+        optimizer = make_optimizer(model, setup.config.optim)
         found = checkpoint.find(source, "last")
         checkpoint.verify(found)
         checkpoint.load_into(found, model, optimizer)
@@ -144,7 +144,7 @@ def full_state(run: Run, each: TrainConfig) -> dict[str, torch.Tensor]:
     """Weights and optimizer state of a run's last checkpoint, read by one process."""
     resolved = resolve(dataclasses.replace(each, parallel="auto"), TokenDataset(each.data)).config
     model = GPT(resolved.model)
-    optimizer = make_optimiser(model, resolved.optim)
+    optimizer = make_optimizer(model, resolved.optim)
     checkpoint.load_into(checkpoint.find(run, "last"), model, optimizer)
     return model.state_dict() | optimizer_state(model, optimizer)
 
@@ -220,7 +220,7 @@ def go_wrong(data: Path, other: Path, folder: Path, what: str) -> None:
             "no data": {"data": folder / "none"},
         }
         each = dataclasses.replace(each, **differences.get(what, {}))
-    accumulate = loop.Trainer._accumulate
+    accumulate = loop.Trainer._backward
 
     def broken(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
         part = accumulate(self, step, micro_step)
@@ -236,7 +236,7 @@ def go_wrong(data: Path, other: Path, folder: Path, what: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1 and what in ("nan", "signal"):
-            patch.setattr(loop.Trainer, "_accumulate", broken if what == "nan" else signalled)
+            patch.setattr(loop.Trainer, "_backward", broken if what == "nan" else signalled)
         if rank == 0 and what == "disk":
             patch.setattr(checkpoint, "save_file", full)
         start(each, nothing)

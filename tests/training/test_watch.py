@@ -196,7 +196,7 @@ def test_activation_checkpointing_keeps_less(data: Path, tmp_path: Path) -> None
         config = small(data, tmp_path / f"run{len(changes)}", steps=1, **changes)
         trainer = _trainer(config)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            trainer._accumulate(0, 0)
+            trainer._backward(0, 0)
         return sum(kept.values())
 
     assert kept_by(activation_checkpointing=True) < 0.7 * kept_by()
@@ -242,7 +242,7 @@ def test_every_schedule_trains_and_resumes(data: Path, tmp_path: Path) -> None:
 def test_precisions_that_a_cpu_cannot_do(data: Path, tmp_path: Path) -> None:
     for precision, said in (
         ("fp16", "precision fp16 is for GPUs"),
-        ("tf32", "tf32 needs CUDA from Ampere on, this is"),
+        ("tf32", "tf32 needs CUDA and Ampere or later, this is"),
     ):
         with pytest.raises(InputError, match=said):
             train(small(data, tmp_path / "run", precision=precision))

@@ -26,7 +26,7 @@ from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import load_into, save, verify
 from gpt2lab.training.config import OptimConfig
-from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.optim import make_optimizer
 
 SEQ_LEN, ROWS = 64, 8
 OVERFIT_STEPS, OVERFIT_LOSS = 200, 0.1
@@ -140,7 +140,7 @@ def _initial_loss(context: Context) -> str:
 
 
 def _overfit(context: Context) -> str:
-    optimiser = make_optimiser(context.model, OptimConfig(lr=3e-3, weight_decay=0.0))
+    optimiser = make_optimizer(context.model, OptimConfig(lr=3e-3, weight_decay=0.0))
     context.model.train()
     loss = context.loss()
     for step in range(1, OVERFIT_STEPS + 1):
@@ -155,13 +155,13 @@ def _overfit(context: Context) -> str:
 
 def _checkpoint(context: Context) -> str:
     run = Run.create(context.folder / "run", {}, {})
-    optimiser = make_optimiser(context.model, OptimConfig())
+    optimiser = make_optimizer(context.model, OptimConfig())
     context.loss().backward()
     optimiser.step()  # creates optimizer state to save
     saved = save(run, context.model, optimiser, {"step": 1, "val_loss": None})
     verify(saved)
     again = GPT(context.model.config).to(context.runtime.device)
-    load_into(saved, again, make_optimiser(again, OptimConfig()))
+    load_into(saved, again, make_optimizer(again, OptimConfig()))
     same = all(torch.equal(a, b) for a, b in zip(context.model.parameters(), again.parameters(), strict=True))
     _require(same, "the weights read back differ from those written")
     return "weights and optimizer state round-trip bit for bit"

@@ -1,12 +1,14 @@
-"""The training loop: batches in, updates out, and everything that happens at an interval.
+"""The training loop.
 
-    for step in range(start, steps):
-        gradient = mean over the step's micro-batches of the loss's gradient, clipped to norm 1
-        the optimiser with the step's learning rate
-        every so often: a row of metrics.csv, a validation, samples, a checkpoint
+    for step in range(steps):
+        for micro_batch in step's batch:                    # `Trainer.update`: one optimizer step
+            (loss(micro_batch) / micro_steps).backward()        gradients add up
+        clip the gradient's norm to grad_clip
+        optimizer.step() at this step's learning rate
+        every so often: validate, log, sample, save          # `Trainer.fit`: the loop
 
-The loop's own state is a handful of numbers (`Progress`); with the weights and the optimiser's moments it is all that
-a checkpoint holds, because batches and dropout are functions of (seed, step, micro-step, rank).
+`Progress` and the state of weights and optimizer are all that a checkpoint holds: batches and dropout are functions of
+(seed, step, micro-step, rank), so a resumed run repeats the bits of one that never stopped.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, monitoring
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupted, catch_signals
-from gpt2lab.training.monitoring import Profiler
-from gpt2lab.training.optim import learning_rate, make_optimiser, set_learning_rate
+from gpt2lab.training.optim import learning_rate, make_optimizer, set_learning_rate
 from gpt2lab.training.parallel import MODES, clip_gradients
 from gpt2lab.training.setup import Data, Progress, Setup, Update
+
+log = logging.getLogger("gpt2lab")
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What `on_step` is told after each update."""
+    """What `Hooks.on_step` receives after each update."""
 
     step: int
     """Updates done."""
@@ -56,19 +59,19 @@ class StepReport:
     lr: float
     """Learning rate of the update."""
     grad_norm: float
-    """Norm of the gradient before it was clipped."""
+    """Norm of the gradient before clipping."""
     tokens_per_s: float
     """Speed since the last row of metrics.csv."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What else happens while a run goes on."""
+    """Callbacks of the training loop, so that it depends neither on sampling nor on evaluation."""
 
     on_step: Callable[[StepReport], None] | None = None
     """Called after each update."""
     on_row: Callable[[Mapping[str, float | None]], None] | None = None
-    """Called with each row of metrics.csv, and ``data_wait``, the share of the time that was spent waiting for data."""
+    """Called with each row of metrics.csv, and ``data_wait``, the fraction of time spent waiting for data."""
     sample: Callable[[GPT, int], None] | None = None
     """Called with the model, in evaluation mode, and the step, every ``sample_every`` steps and at the end."""
     hellaswag: Callable[[GPT, int], None] | None = None
@@ -79,83 +82,20 @@ HooksFor = Callable[[Run], Hooks]
 """Makes the hooks of a run once its directory exists."""
 
 
-PASS_TOKENS = 4_096
-"""Tokens of a pass: fixed, so that the loss has the same bits whatever the training batch."""
-
-
-def validation_loss(
-    model: GPT,
-    stream: TokenStream,
-    seq_len: int,
-    max_tokens: int,
-    eot: int | None = None,
-    comm: Communicator = SINGLE_PROCESS,
-) -> float:
-    """Return the mean loss in nats over whole windows spread evenly over a stream: the same ones at every call.
-
-    Args:
-        model: In evaluation mode.
-        stream: The validation split.
-        seq_len: Tokens of a window.
-        max_tokens: Use at most so many; 0 uses every whole window.
-        eot: The id that documents begin with, where attention is to stay within them.
-        comm: Those that share the windows; every one of them must call it.
-    """
-    windows = count_windows(stream, seq_len)
-    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
-    starts = np.arange(used) * windows // used * seq_len
-    rows = max(1, PASS_TOKENS // seq_len)
-    device = model.wte.weight.device
-    parts = np.array_split(starts, -(-used // rows))
-    totals = torch.zeros(-(-len(parts) // comm.world_size), dtype=torch.float64)
-    for turn in range(len(totals)):
-        index = turn * comm.world_size + comm.rank
-        # A rank that has no part left takes part all the same: under fsdp each pass gathers weights from all ranks.
-        part = parts[min(index, len(parts) - 1)]
-        read = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
-        tokens, targets = read[:, :-1], read[:, 1:]
-        apart = (None, None) if eot is None else within_documents(tokens, eot)
-        losses = model.token_losses(tokens, targets, *apart)
-        if index < len(parts):
-            totals[turn] = losses.double().sum()
-    in_order = comm.all_gather(totals).T.flatten().tolist()  # as one process would add them up
-    return sum(in_order) / (used * seq_len)
-
-
-def checkpoint_blocks(model: GPT) -> None:
-    """Let every block of a model recompute its activations in the backward pass. Call before compiling."""
-    for block in model.h:
-        block.forward = _recomputed(block.forward)
-
-
-def _recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(forward)
-    def run(*inputs: Any) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return forward(*inputs)
-        return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-
-    return run
-
-
-log = logging.getLogger("gpt2lab")
-
-
 class Trainer:
-    """One run: a model, its optimiser, its data, and where they stand."""
+    """The model, optimizer, data and progress of one run."""
 
     def __init__(self, setup: Setup, data: Data, run: Run, hooks: Hooks, comm: Communicator = SINGLE_PROCESS) -> None:
         self.setup, self.config, self.runtime, self.comm = setup, setup.config, setup.runtime, comm
         self.data, self.run, self.hooks = data, run, hooks
         self.loader = data.loader(self.config, self.runtime)
-        self.rounds = self.loader if isinstance(self.loader, StreamLoader) else None
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
         self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         self.peak, self.peak_source = peak_flops(self.runtime.device, self.runtime.precision)
         self.progress = Progress()
-        self._newest_val: float | None = None
+        self._newest_val_loss: float | None = None
         self._data_wait = 0.0
         if self.config.activation_checkpointing:
             checkpoint_blocks(self.model)
@@ -163,110 +103,36 @@ class Trainer:
             for block in self.model.h:
                 block.compile()
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
-        self.optimiser = make_optimiser(self.model, self.config.optim)  # of what this rank keeps of each parameter
-
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Take up the state of a checkpoint that was verified, to train on from it."""
-        state = saved.state
-        checkpoint.load_into(saved, self.model, self.optimiser)
-        self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
-        self.progress.finished = None
-        if self.progress.scaler:
-            self.scaler.load_state_dict(self.progress.scaler)
-
-    def fit(self) -> None:
-        """Train to the end, or until a signal or patience ends it.
-
-        Raises:
-            Interrupted: A signal came; the state was saved.
-            InputError: The loss or gradient is not finite, or the disk is full.
-        """
-        tracing = Profiler(self.config.profiled if self.comm.is_main else None, self.run.path, self.runtime.device)
-        with catch_signals() as signals, tracing as profiler, self._prepared_ahead(signals), self.batches:
-            self._fit(signals, profiler)
-        log.info("finished: %s", self.progress.finished)
-
-    def _prepared_ahead(self, signals: Callable[[], int | None]) -> AbstractContextManager[None]:
-        """Have data prepared meanwhile, where it comes in rounds; a signal ends waiting for it, with all saved."""
-
-        def check() -> None:
-            if signal := signals():
-                raise Interrupted(signal, self.run, self.progress.step)
-
-        return nullcontext() if self.rounds is None else self.rounds.preparing_ahead(self.progress.step, check)
-
-    def _fit(self, signals: Callable[[], int | None], profiler: Profiler) -> None:
-        progress, config = self.progress, self.config
-        clock = row_clock = time.perf_counter()
-        row_step = progress.step
-        while progress.finished is None:
-            profiler.before(progress.step + 1)
-            update = self.update()
-            profiler.after(progress.step)
-            step, now = progress.step, time.perf_counter()
-            progress.seconds, clock = progress.seconds + now - clock, now
-            tokens_per_s = config.batch_tokens * (step - row_step) / (now - row_clock)
-            last = step == self.config.steps
-            eval_due = last or step % config.eval_every == 0
-            self._validate(eval_due)
-            self._stop_early(last)
-            over, signal = progress.finished is not None, self.comm.all_reduce_max(signals() or 0)
-            if step % config.log_every == 0 or progress.val_loss is not None or over:
-                self._write_row(update, tokens_per_s)
-            for hook, every in (
-                (self.hooks.sample, config.sample_every),
-                (self.hooks.hellaswag, config.hellaswag_every),
-            ):
-                due = over or (every and step % every == 0)
-                if due and self.comm.all_reduce_max(hook is not None):  # rank 0 has the hooks
-                    self._show(hook)
-            improved = progress.val_loss is not None and progress.evals_since_best == 0
-            round_ends = self.rounds is not None and self.rounds.begins_segment(step)  # so that it can be deleted
-            if step % config.checkpoint_every == 0 or improved or over or signal or round_ends:
-                self.save()
-            if self.comm.is_main and (eval_due or over or signal):
-                monitoring.draw(self.run)
-            self._tell(update, tokens_per_s)
-            if progress.loss_count == 0:  # a row was written: its rate leaves out what else was done since
-                row_clock, row_step = time.perf_counter(), step
-            if signal and not over:
-                raise Interrupted(signal, self.run, step)
-
-    def _tell(self, update: Update, tokens_per_s: float) -> None:
-        if self.hooks.on_step is not None:
-            step, steps = self.progress.step, self.config.steps
-            self.hooks.on_step(
-                StepReport(step, steps, update.loss, self._newest_val, update.lr, update.grad_norm, tokens_per_s)
-            )
+        self.optimizer = make_optimizer(self.model, self.config.optim)  # after sharding: of this rank's shards
 
     def update(self) -> Update:
-        """Do one optimiser step.
+        """Do one optimizer step.
 
         Raises:
             InputError: The loss or the gradient is not finite; nothing was changed.
         """
         step, config = self.progress.step, self.config
         self.model.train()
-        parts = [self._accumulate(step, micro_step) for micro_step in range(self.loader.micro_steps)]
-        self.scaler.unscale_(self.optimiser)
+        parts = [self._backward(step, micro_step) for micro_step in range(self.loader.micro_steps)]
+        self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, config.optim.grad_clip)
-        losses: list[list[float]] = self.comm.all_gather(torch.stack(parts)).tolist()  # of each rank's micro-steps
+        losses: list[list[float]] = self.comm.all_gather(torch.stack(parts)).tolist()  # (rank, micro-step)
         loss = math.fsum(itertools.chain(*losses)) / len(losses)
-        self._require_finite(losses, grad_norm, step)
-        skip = self._spikes(loss, losses, step)
-        lr = learning_rate(config.optim, step, self.config.steps, config.batch_tokens)
-        set_learning_rate(self.optimiser, lr)
+        self._require_finite(loss, losses, grad_norm, step)
+        skip = self._is_spike(loss, losses, step) and config.on_spike == "skip"
+        lr = learning_rate(config.optim, step, config.steps, config.batch_tokens)
+        set_learning_rate(self.optimizer, lr)
         if not skip:
-            self.scaler.step(self.optimiser)
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         self.progress.loss_sum += loss
         self.progress.loss_count += 1
         return Update(loss, lr, grad_norm)
 
-    def _accumulate(self, step: int, micro_step: int) -> torch.Tensor:
-        """Add a micro-batch's part to the gradients; return its part of the rank's loss, shape ()."""
+    def _backward(self, step: int, micro_step: int) -> torch.Tensor:
+        """Add the gradient of a micro-batch; return its part of this rank's loss, shape ()."""
         self.parallel.sync_gradients(micro_step == self.loader.micro_steps - 1)
         begin = time.perf_counter()
         batch = self.batches.batch(step, micro_step)
@@ -280,67 +146,79 @@ class Trainer:
         self.scaler.scale(part).backward()
         return part.detach()
 
-    def _require_finite(self, losses: list[list[float]], grad_norm: float, step: int) -> None:
-        """Stop before a broken update. In fp16 an overflowing gradient is the scaler's to skip."""
-        broken = monitoring.first_broken(losses)
-        if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
-            return
-        rank, micro_step = broken or (None, None)  # a gradient is the ranks' mean, and no longer one rank's
-        raise self.comm.error(
-            f"step {step + 1}: loss {math.fsum(itertools.chain(*losses)) / len(losses)}, gradient norm {grad_norm}, "
-            f"{self._where(step, rank, micro_step)}: training diverged and the update was not made; "
-            f"start anew with a lower --optim.lr (now {self.config.optim.lr}), or see docs/troubleshooting.md"
-        )
+    def fit(self) -> None:
+        """Train to the end, or until a signal or patience ends it.
 
-    def _where(self, step: int, rank: int | None, micro_step: int | None) -> str:
-        """Return the windows that a step read, for a message: on one rank or all, in one micro-step or all."""
-        ranks = range(self.runtime.world) if rank is None else [rank]
-        micro_steps = range(self.loader.micro_steps) if micro_step is None else [micro_step]
-        windows = [self.loader.windows(step, m, r) for r in ranks for m in micro_steps]
-        where = "on every rank" if len(ranks) > 1 else f"on rank {ranks[0]}"
-        where += "" if micro_step is None else f" in micro-step {micro_step + 1}"
-        return f"{where}, {monitoring.name_windows(np.concatenate(windows))}"
+        Raises:
+            Interrupted: A signal came; the state was saved.
+            InputError: The loss or gradient is not finite, or the disk is full.
+        """
+        steps = self.config.profiled if self.comm.is_main else None
+        profiler = monitoring.Profiler(steps, self.run.path, self.runtime.device)
+        with catch_signals() as received, profiler, self._preparing_ahead(received), self.batches:
+            self._loop(received, profiler)
+        log.info("finished: %s", self.progress.finished)
 
-    def _spikes(self, loss: float, losses: list[list[float]], step: int) -> bool:
-        """Say where a loss stands out from those before it; return whether its update is to be skipped."""
-        recent, config = self.progress.recent_losses, self.config
-        if config.on_spike == "off":
-            return False
-        spike = monitoring.find_spike(loss, recent, config.spike_z)
-        monitoring.remember(loss, recent)
-        if spike is None:
-            return False
-        highest = max(range(len(losses)), key=lambda rank: sum(losses[rank]))
-        log.warning(
-            "step %d: loss %.4f is %.1f deviations above the mean of the last steps, %.4f (highest %s)%s",
-            *(step + 1, loss, spike.z, spike.mean, self._where(step, highest, None)),
-            ": its update is skipped" if config.on_spike == "skip" else "",
-        )
-        return config.on_spike == "skip"
+    def _loop(self, received: Callable[[], int | None], profiler: monitoring.Profiler) -> None:
+        progress, config = self.progress, self.config
+        clock = row_clock = time.perf_counter()
+        row_step = progress.step  # the step of the last row of metrics.csv
+        while progress.finished is None:
+            profiler.before(progress.step + 1)
+            update = self.update()
+            profiler.after(progress.step)
+            step, now = progress.step, time.perf_counter()
+            progress.seconds, clock = progress.seconds + now - clock, now
+            tokens_per_s = config.batch_tokens * (step - row_step) / (now - row_clock)
+
+            validated = step % config.eval_every == 0 or step == config.steps
+            self._validate(validated)
+            self._finish_if_over()
+            over = progress.finished is not None
+            signal = self.comm.all_reduce_max(received() or 0)  # a signal may reach some ranks only
+            logged = step % config.log_every == 0 or progress.val_loss is not None or over
+            if logged:
+                self._log(update, tokens_per_s)
+            self._run_hook(self.hooks.sample, config.sample_every, over)
+            self._run_hook(self.hooks.hellaswag, config.hellaswag_every, over)
+            if over or signal or self._checkpoint_is_due():
+                self.save()
+            if self.comm.is_main and (validated or over or signal):
+                monitoring.draw(self.run)
+            if self.hooks.on_step is not None:
+                figures = (update.loss, self._newest_val_loss, update.lr, update.grad_norm, tokens_per_s)
+                self.hooks.on_step(StepReport(step, config.steps, *figures))
+            if logged:  # the speed of the next row leaves out what was done besides training
+                row_clock, row_step = time.perf_counter(), step
+            if signal and not over:
+                raise Interrupted(signal, self.run, step)
 
     def _validate(self, due: bool) -> None:
-        progress = self.progress
+        """Measure the validation loss if it is due and there is a validation split."""
+        progress, config = self.progress, self.config
         progress.val_loss = None
         if not due or self.data.val is None:
             return
         with self._evaluating():
             loss = validation_loss(
-                *(self.model, self.data.val, self.config.seq_len, self.config.eval_tokens, self.data.eot),
-                self.comm,
+                self.model, self.data.val, config.seq_len, config.eval_tokens, self.data.eot, self.comm
             )
-        progress.val_loss = self._newest_val = loss
+        progress.val_loss = self._newest_val_loss = loss
         if progress.best_val_loss is None or loss < progress.best_val_loss:
             progress.best_val_loss, progress.evals_since_best = loss, 0
         else:
             progress.evals_since_best += 1
 
-    def _stop_early(self, last: bool) -> None:
-        if last:
-            self.progress.finished = f"{self.config.steps:,} steps done"
-        elif self.config.patience and self.progress.evals_since_best >= self.config.patience:
-            self.progress.finished = f"no better validation loss in {self.config.patience} validations"
+    def _finish_if_over(self) -> None:
+        """Set ``progress.finished`` after the last step, or if patience has run out."""
+        progress, config = self.progress, self.config
+        if progress.step == config.steps:
+            progress.finished = f"{config.steps:,} steps done"
+        elif config.patience and progress.evals_since_best >= config.patience:
+            progress.finished = f"no better validation loss in {config.patience} validations"
 
-    def _write_row(self, update: Update, tokens_per_s: float) -> None:
+    def _log(self, update: Update, tokens_per_s: float) -> None:
+        """Write a row of metrics.csv and a line of the log."""
         progress, config = self.progress, self.config
         row = {
             "step": progress.step,
@@ -365,33 +243,160 @@ class Trainer:
         val = "" if progress.val_loss is None else f"  val {progress.val_loss:.4f}"
         log.info(
             "step %d/%d  loss %.4f%s  lr %.2e  norm %.2f  data %.1f %%  %s tokens/s",
-            *(progress.step, self.config.steps, row["train_loss"], val, update.lr, update.grad_norm),
+            *(progress.step, config.steps, row["train_loss"], val, update.lr, update.grad_norm),
             *(100 * data_wait, f"{tokens_per_s:,.0f}"),
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
 
-    def _show(self, hook: Callable[[GPT, int], None] | None) -> None:
-        """Let rank 0 show its hook the model, with all weights; every rank must call it."""
+    def _run_hook(self, hook: Callable[[GPT, int], None] | None, every: int, over: bool) -> None:
+        """Call a hook with the full model if it is due. Only rank 0 has hooks, but all ranks gather the weights."""
+        due = over or (every and self.progress.step % every == 0)
+        if not due or not self.comm.all_reduce_max(hook is not None):
+            return
         with self._evaluating():
             model = self.parallel.full_model(keep=self.comm.is_main)
             if model is not None and hook is not None:
                 hook(model, self.progress.step)
 
-    def save(self) -> None:
-        """Write a checkpoint, then drop those that are no longer kept."""
-        if self.scaler.is_enabled():
-            self.progress.scaler = self.scaler.state_dict()
-        state = dataclasses.asdict(self.progress)
-        state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
-        checkpoint.save(self.run, self.model, self.optimiser, state, self.comm)
-        self.comm.run_on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
-        if self.rounds is not None:
-            self.rounds.release(self.progress.step, over=self.progress.finished is not None)
-
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode, in the run's precision, uncompiled."""
+        """Evaluation mode, in the run's precision, without the compiler."""
         uncompiled = runtime.eager() if self.config.compile == "on" else nullcontext()
         with evaluating(self.model), uncompiled, self.runtime.autocast():
             yield
         self.parallel.reshard()
+
+    def _checkpoint_is_due(self) -> bool:
+        progress = self.progress
+        improved = progress.val_loss is not None and progress.evals_since_best == 0
+        # A segment of a stream may only be deleted once no resumed run can need it again.
+        segment_ends = isinstance(self.loader, StreamLoader) and self.loader.begins_segment(progress.step)
+        return progress.step % self.config.checkpoint_every == 0 or improved or segment_ends
+
+    def save(self) -> None:
+        """Write a checkpoint, then delete those that are no longer kept."""
+        if self.scaler.is_enabled():
+            self.progress.scaler = self.scaler.state_dict()
+        state = dataclasses.asdict(self.progress)
+        state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
+        checkpoint.save(self.run, self.model, self.optimizer, state, self.comm)
+        self.comm.run_on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
+        if isinstance(self.loader, StreamLoader):
+            self.loader.release(self.progress.step, over=self.progress.finished is not None)
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Load the state of a verified checkpoint."""
+        state = saved.state
+        checkpoint.load_into(saved, self.model, self.optimizer)
+        self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
+        self.progress.finished = None
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
+
+    def _preparing_ahead(self, received: Callable[[], int | None]) -> AbstractContextManager[None]:
+        """Prepare the next segments of a stream in the background; a signal ends a wait for them."""
+
+        def stop_if_interrupted() -> None:
+            if signal := received():
+                raise Interrupted(signal, self.run, self.progress.step)  # saved when the segment began
+
+        if not isinstance(self.loader, StreamLoader):
+            return nullcontext()
+        return self.loader.preparing_ahead(self.progress.step, stop_if_interrupted)
+
+    def _require_finite(self, loss: float, losses: list[list[float]], grad_norm: float, step: int) -> None:
+        """Stop before a broken update. In fp16 the scaler skips updates whose gradient overflows."""
+        broken = monitoring.first_broken(losses)
+        if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+            return
+        rank, micro_step = broken or (None, None)  # a gradient is the mean over ranks, and of no single one
+        raise self.comm.error(
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, {self._where(step, rank, micro_step)}: training "
+            f"diverged and the update was not made; start again with a lower --optim.lr (now {self.config.optim.lr}), "
+            "or see docs/troubleshooting.md"
+        )
+
+    def _is_spike(self, loss: float, losses: list[list[float]], step: int) -> bool:
+        """Return whether a loss stands out from those before it, and warn of it."""
+        recent, config = self.progress.recent_losses, self.config
+        if config.on_spike == "off":
+            return False
+        spike = monitoring.find_spike(loss, recent, config.spike_z)
+        monitoring.remember(loss, recent)
+        if spike is None:
+            return False
+        worst_rank = max(range(len(losses)), key=lambda rank: sum(losses[rank]))
+        log.warning(
+            "step %d: loss %.4f is %.1f deviations above the mean of the last steps, %.4f (highest %s)%s",
+            *(step + 1, loss, spike.z, spike.mean, self._where(step, worst_rank, None)),
+            ": its update is skipped" if config.on_spike == "skip" else "",
+        )
+        return True
+
+    def _where(self, step: int, rank: int | None, micro_step: int | None) -> str:
+        """Return the windows that a step read, for a message: on one rank or all, in one micro-step or all."""
+        ranks = range(self.runtime.world) if rank is None else [rank]
+        micro_steps = range(self.loader.micro_steps) if micro_step is None else [micro_step]
+        windows = [self.loader.windows(step, m, r) for r in ranks for m in micro_steps]
+        where = "on every rank" if len(ranks) > 1 else f"on rank {ranks[0]}"
+        where += "" if micro_step is None else f" in micro-step {micro_step + 1}"
+        return f"{where}, {monitoring.name_windows(np.concatenate(windows))}"
+
+
+VALIDATION_PASS_TOKENS = 4_096
+"""Tokens per forward pass: fixed, so that the loss has the same bits whatever the training batch."""
+
+
+def validation_loss(
+    model: GPT,
+    stream: TokenStream,
+    seq_len: int,
+    max_tokens: int,
+    eot: int | None = None,
+    comm: Communicator = SINGLE_PROCESS,
+) -> float:
+    """Return the mean loss in nats per token over windows spread evenly over a stream: the same ones at every call.
+
+    Args:
+        model: In evaluation mode.
+        stream: The validation split.
+        seq_len: Tokens per window.
+        max_tokens: Use at most this many; 0 uses every whole window.
+        eot: The id that documents start with, if attention is to stay within them.
+        comm: The processes that share the windows; all of them must call this.
+    """
+    windows = count_windows(stream, seq_len)
+    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
+    starts = np.arange(used) * windows // used * seq_len
+    rows = max(1, VALIDATION_PASS_TOKENS // seq_len)
+    device = model.wte.weight.device
+    parts = np.array_split(starts, -(-used // rows))
+    totals = torch.zeros(-(-len(parts) // comm.world_size), dtype=torch.float64)
+    for turn in range(len(totals)):
+        index = turn * comm.world_size + comm.rank
+        # A rank without a part repeats the last one: under FSDP every forward pass gathers weights from all ranks.
+        part = parts[min(index, len(parts) - 1)]
+        read = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
+        tokens, targets = read[:, :-1], read[:, 1:]
+        documents = (None, None) if eot is None else within_documents(tokens, eot)
+        losses = model.token_losses(tokens, targets, *documents)
+        if index < len(parts):
+            totals[turn] = losses.double().sum()
+    in_order = comm.all_gather(totals).T.flatten().tolist()  # as one process would add them up
+    return sum(in_order) / (used * seq_len)
+
+
+def checkpoint_blocks(model: GPT) -> None:
+    """Let every block of a model recompute its activations in the backward pass. Call before compiling."""
+    for block in model.h:
+        block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(forward)
+    def run(*inputs: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+
+    return run

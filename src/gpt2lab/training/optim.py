@@ -1,11 +1,11 @@
-"""AdamW, alone or with Muon for the hidden matrices.
+"""The learning-rate schedule and the optimizers: AdamW, alone or with Muon for the blocks' matrices.
 
-AdamW (Loshchilov & Hutter 2019) scales each number's step by its own gradient's size. Weight decay goes to matrices
-only: biases and layer norms shift and scale, and pulling them to zero has no meaning (Brown et al. 2020, appendix B).
+AdamW (Loshchilov & Hutter 2019) scales each parameter's step by the running size of its gradient. Weight decay applies
+to matrices only: biases and layer norms shift and scale, and pulling them to zero has no meaning (Brown et al. 2020,
+appendix B).
 
-Muon (`muon.py`) treats a hidden layer's matrix as one thing: it takes the momentum of its gradient and replaces it by
-the nearest orthogonal matrix, so that every direction moves equally far. Embeddings, which are looked up, biases and
-norms stay with AdamW.
+Muon (Jordan et al. 2024) treats the matrix of a hidden layer as one object: it replaces the momentum of its gradient by
+the nearest orthogonal matrix, so that every direction moves equally far. Embeddings, biases and norms stay with AdamW.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.parallel import full_tensor, local_shard
 
 WSD_DECAY_FRACTION = 0.2
-"""Between the tenth that Hu et al. 2024 decay over and the longer decays that train a little better."""
+"""Between the 10 % of Hu et al. 2024 and the longer decays that train slightly better."""
 
 
 def warmup_steps(config: OptimConfig, steps: int, batch_tokens: int) -> int:
-    """Return the steps of warm-up in a run of ``steps``: as asked, else 5 % and at most 2,000."""
+    """Return the warm-up steps of a run of ``steps`` updates: those configured, else 5 %, at most 2,000."""
     if config.warmup_tokens is not None:
         return min(-(-config.warmup_tokens // batch_tokens), steps)
     return min(2_000, steps // 20) if config.warmup_steps is None else min(config.warmup_steps, steps)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, batch_tokens: int) -> float:
-    """Return the learning rate of update ``step`` (from 0) in a run of ``steps`` updates of so many tokens."""
+    """Return the learning rate of update ``step`` (from 0) in a run of ``steps`` updates of ``batch_tokens`` tokens."""
     warmup = warmup_steps(config, steps, batch_tokens)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -40,7 +40,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int, batch_tokens: int)
 
 
 def _shape(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
-    """Return where the rate stands between ``min_lr`` (0) and ``lr`` (1) after the warm-up."""
+    """Return the learning rate after the warm-up, scaled so that ``min_lr`` is 0 and ``lr`` is 1."""
     if config.schedule == "constant":
         return 1.0
     begin = warmup
@@ -52,16 +52,16 @@ def _shape(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
 
 
 MUON_LR, MUON_MOMENTUM = 0.02, 0.95
-"""Of Jordan et al. 2024; the rate is for orthogonal updates, whose size does not depend on the gradient's."""
+"""From Jordan et al. 2024; the rate is for orthogonal updates, whose size does not depend on the gradient's."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial a x + b x^3 + c x^5, which takes singular values in (0, 1] near 1, to within 0.7 and 1.2."""
+"""Of the odd polynomial a x + b x^3 + c x^5, which maps singular values in (0, 1] to between 0.7 and 1.2."""
 
 
 def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """Return about U V^T, in bf16, of a matrix (rows, columns) with singular value decomposition U S V^T.
+    """Return approximately U V^T, in bf16, of a matrix (rows, columns) with singular value decomposition U S V^T.
 
-    Newton-Schulz iteration in bf16 (Jordan et al. 2024): x becomes a x + b (x x^T) x + c (x x^T)^2 x, after
-    dividing by the norm, so that no singular value is above 1.
+    Newton-Schulz iteration: x becomes a x + b (x x^T) x + c (x x^T)^2 x, after division by the norm, so that no
+    singular value is above 1.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
@@ -74,7 +74,7 @@ def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices; its state of each is ``momentum_buffer``."""
+    """Muon for matrices; its state is one ``momentum_buffer`` per matrix."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -105,7 +105,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups, matrices with weight decay and vectors without, in the order of the parameters."""
+    """Return two groups: matrices with weight decay, and vectors without."""
     trained = [p for p in parameters if p.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
@@ -113,15 +113,15 @@ def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> lis
     ]
 
 
-def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return the optimiser that the configuration names for a model."""
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return the configured optimizer for a model."""
     if config.name == "muon":
         return MuonWithAdamW(model, config)
     return adamw(list(model.parameters()), config)
 
 
 def adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW for parameters; fused, which is one pass over memory, on every device that has it."""
+    """Return AdamW for parameters; fused (one pass over memory) on every device that supports it."""
     return torch.optim.AdamW(
         parameter_groups(parameters, config.weight_decay),
         lr=config.lr,
@@ -132,7 +132,7 @@ def adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Ad
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon on the matrices of the blocks and AdamW on everything else, as one optimiser with one state."""
+    """Muon on the matrices of the blocks and AdamW on everything else, as one optimizer with one state."""
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         hidden = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
@@ -159,17 +159,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
-def state_names(optimiser: torch.optim.Optimizer) -> dict[nn.Parameter, tuple[str, ...]]:
-    """Return the names of what an optimiser keeps for each parameter."""
+def state_names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, tuple[str, ...]]:
+    """Return the names of an optimizer's state tensors for each parameter."""
     adamw_keeps, muon_keeps = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
     return {
         parameter: muon_keeps if "momentum" in group else adamw_keeps
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
         for parameter in group["params"]
     }
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Use a learning rate for the next update; Muon's keeps its proportion to it."""
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next update; Muon's stays in proportion to it."""
+    for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

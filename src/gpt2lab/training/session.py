@@ -21,7 +21,7 @@ from gpt2lab.training import checkpoint
 from gpt2lab.training.config import OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
 from gpt2lab.training.loop import Hooks, HooksFor, Trainer
-from gpt2lab.training.optim import make_optimiser
+from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.setup import (
     Data,
     Progress,
@@ -161,8 +161,8 @@ def save_imported(model: GPT, tokenizer: Tokenizer, path: Path, origin: str) -> 
     state = dataclasses.asdict(Progress(finished=f"imported from {origin}"))
     try:
         tokenizer.save(run.tokenizer)
-        optimiser = make_optimiser(model, OptimConfig())  # one that has not stepped has no state
-        checkpoint.save(run, model, optimiser, state | {"fingerprints": {"tokenizer": tokenizer.fingerprint}})
+        optimizer = make_optimizer(model, OptimConfig())  # one that has not stepped has no state
+        checkpoint.save(run, model, optimizer, state | {"fingerprints": {"tokenizer": tokenizer.fingerprint}})
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
