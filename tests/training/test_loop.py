@@ -235,7 +235,7 @@ def test_the_picture_and_the_log_grow_while_it_runs(
     assert [logged for _, logged in seen] == [step // 2 for step in range(1, 25)]
     with Image.open(run.path / "curves.png") as picture:
         assert picture.format == "PNG"
-        assert picture.size == (975, 546)
+        assert picture.size == (910, 455)
     assert not list(run.path.glob(".*"))
 
 

@@ -36,13 +36,13 @@ from gpt2lab.training.config import from_dict
 from gpt2lab.training import loop
 from gpt2lab.training.session import start
 torch.set_num_threads(1)
-accumulate = loop.Trainer._accumulate
+accumulate = loop.Trainer._backward
 def killed(self, step, micro_step):
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if first and os.environ["RANK"] == "1" and step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return accumulate(self, step, micro_step)
-loop.Trainer._accumulate = killed
+loop.Trainer._backward = killed
 start(from_dict(json.loads(sys.argv[1])), lambda run: Hooks())
 """
 
