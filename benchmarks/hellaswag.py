@@ -1,10 +1,10 @@
-"""HellaSwag: our scoring beside lm-evaluation-harness over Hugging Face's GPT-2, and whether they agree item by item.
+"""HellaSwag: gpt2lab compared with lm-evaluation-harness on Hugging Face's GPT-2: speed, and agreement per item.
 
     python benchmarks/hellaswag.py --items hellaswag_val_1000.jsonl --gpt2 DIR [--limit 100] [--rounds 3] [--threads 2]
 
-Needs `pip install "lm-eval[hf]"`. Both sides read the same random weights of GPT-2's vocabulary in fp32, worded as the
-harness words the task; each measurement is a process of its own, and they take turns. Seconds are those of scoring,
-with tokenizing and without loading; processor seconds tell what a busy machine does to them. DIR holds GPT-2's
+Requires `pip install "lm-eval[hf]"`. Both sides load the same random fp32 weights with GPT-2's vocabulary and use the
+wording of the harness. Each measurement runs in its own process; the sides alternate. Seconds cover tokenization and
+scoring, not loading; processor seconds show how much other load on the machine affected them. DIR contains GPT-2's
 encoder.json and vocab.bpe.
 """
 
@@ -24,17 +24,17 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "hellaswag.json"
 SHAPES = {"small": (4, 4, 256), "gpt2": (12, 12, 768)}
-"""Layers, heads and width."""
+"""Layers, heads, width."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=Path, required=True, help="a HellaSwag .jsonl file")
-    parser.add_argument("--gpt2", type=Path, required=True, help="folder of encoder.json and vocab.bpe")
-    parser.add_argument("--limit", type=int, help="take only the first so many items; the result is not kept")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default 3)")
+    parser.add_argument("--gpt2", type=Path, required=True, help="directory of encoder.json and vocab.bpe")
+    parser.add_argument("--limit", type=int, help="use only the first items; the result is not saved")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (default 2)")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model (default small)")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="shape of the model (default small)")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -60,7 +60,7 @@ def run_child(side: str, folder: str, threads: int) -> dict[str, Any]:
 
 
 def make_weights(shape: str, folder: Path) -> None:
-    """Save a random GPT-2, spread widely enough that its choices are no ties."""
+    """Save a random GPT-2 with a spread large enough to avoid ties."""
     import torch
 
     from gpt2lab.model.config import GPTConfig
@@ -93,14 +93,11 @@ def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, tokenizer = GPT.from_hf(folder), Tokenizer.gpt2(options.gpt2)
     items = read_hellaswag(options.items)[: options.limit]
     found, times = timed(lambda: hellaswag(model, tokenizer, items, "harness"))
-    return times | {
-        "acc": [a == b for a, b in zip(found.by_sum, found.labels, strict=True)],
-        "acc_norm": [a == b for a, b in zip(found.by_mean, found.labels, strict=True)],
-    }
+    return times | found.correct
 
 
 def harness(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Score as the harness does, with its own model class, preprocessing and metrics, over a local definition."""
+    """Score with the model class, preprocessing and metrics of the harness, on a local task definition."""
     import lm_eval
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
@@ -147,7 +144,7 @@ SIDES: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {"ours"
 
 
 def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    """Print medians and agreement; keep them, with machine and versions, where all items were taken."""
+    """Print medians and agreement; save them, with machine and versions, if all items were used."""
     from gpt2lab.runtime import environment
 
     a, b = found["ours"][0], found["harness"][0]

@@ -56,22 +56,15 @@ class HellaSwag:
     """The ending of each item with the highest summed log-probability per length."""
 
     @property
-    def acc(self) -> float:
-        """Accuracy of the choice by sum."""
-        return self._accuracy(self.by_sum)
-
-    @property
-    def acc_norm(self) -> float:
-        """Accuracy of the choice by length-normalized sum."""
-        return self._accuracy(self.by_mean)
-
-    def _accuracy(self, chosen: Sequence[int]) -> float:
-        return sum(a == b for a, b in zip(chosen, self.labels, strict=True)) / len(self.labels)
+    def correct(self) -> dict[str, list[bool]]:
+        """Whether the choice is right, item by item, for ``acc`` and ``acc_norm``."""
+        choices = {"acc": self.by_sum, "acc_norm": self.by_mean}
+        return {name: [a == b for a, b in zip(chosen, self.labels, strict=True)] for name, chosen in choices.items()}
 
     @property
     def figures(self) -> dict[str, float]:
         """The accuracies by name."""
-        return {"acc": self.acc, "acc_norm": self.acc_norm}
+        return {name: sum(correct) / len(correct) for name, correct in self.correct.items()}
 
     @property
     def protocol(self) -> str:
