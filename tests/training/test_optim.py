@@ -11,7 +11,7 @@ from support import SMALL
 from gpt2lab.errors import InputError
 from gpt2lab.model.gpt import GPT
 from gpt2lab.training.config import OptimConfig
-from gpt2lab.training.optim import adamw, make_optimizer, parameter_groups, set_learning_rate
+from gpt2lab.training.optim import adamw, make_optimizer, orthogonal, parameter_groups, set_learning_rate
 
 
 @pytest.fixture
@@ -88,6 +88,15 @@ def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(model: GPT) -> None:
         rest.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, named[name]), name
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_muon_in_fp32_follows_the_iteration_in_fp64(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = orthogonal(matrix.double(), torch.float64)
+    torch.testing.assert_close(orthogonal(matrix, torch.float32).double(), expected, atol=1e-5, rtol=1e-4)
+    assert (orthogonal(matrix).double() - expected).abs().max() > 1e-4  # bf16, the default, is coarser
+    assert 0.6 < torch.linalg.svdvals(expected).min() <= torch.linalg.svdvals(expected).max() < 1.3
 
 
 def test_muons_rate_follows_the_schedule_in_proportion(model: GPT) -> None:

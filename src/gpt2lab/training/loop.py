@@ -103,7 +103,9 @@ class Trainer:
             for block in self.model.h:
                 block.compile()
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
-        self.optimizer = make_optimizer(self.model, self.config.optim)  # after sharding: of this rank's shards
+        # After sharding: of this rank's shards. Muon's products run in bf16 only if those of the model do.
+        dtype = torch.bfloat16 if self.runtime.dtype == torch.bfloat16 else torch.float32
+        self.optimizer = make_optimizer(self.model, self.config.optim, dtype)
 
     def update(self) -> Update:
         """Do one optimizer step.
