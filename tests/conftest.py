@@ -1,4 +1,4 @@
-"""What the tests share: where the real data lies, and a twin of a model in Hugging Face's code."""
+"""Shared by all tests: one thread per process, the real data, and a Hugging Face copy of a model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # timings on a busy machine are no failures
 hypothesis.settings.load_profile("no deadline")
+
+# The models here are so small that threads of several processes would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATA = Path(os.environ.get("GPT2LAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -116,7 +116,7 @@ def test_importing_the_package_costs_nothing() -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["--version"], ["sample", "--help"], ["data", "prepare", "--help"]],
+    [["--help"], ["--version"], ["sample", "--help"], ["data", "prepare", "--help"], ["train", "--help"]],
     ids=" ".join,
 )
 def test_help_does_not_wait_for_torch(argv: list[str]) -> None:
