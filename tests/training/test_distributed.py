@@ -178,7 +178,7 @@ PATCHES: dict[str, tuple[int, ModuleType, str, Callable[..., None]]] = {
 FAILURES = {
     "row": ("ddp", 0, "metrics.csv: cannot be written (No space left on device); "),
     "sample": ("fsdp", 0, "samples.jsonl: cannot be "),
-    "data": ("ddp", 1, "became shorter while in use"),
+    "data": ("ddp", 1, "became shorter during use"),
     "second resolve": ("ddp", 1, "memory is gone"),
     "on_step": ("ddp", 0, "a defect"),
     "hooks": ("ddp", 0, "an ending is too long"),

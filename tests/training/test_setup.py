@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_data_leaves_no_directory(data: Path, without_val:
         (data, {"batch_tokens": 130}, "nearest that fit"),
         (data, {"device": "cuda:99"}, "there is no device"),
         (data, {"model": long, "batch_tokens": 4096, "micro_batch": 1}, "fewer than one window of seq_len 4096"),
-        (data, {"model": long, "seq_len": 800, "batch_tokens": 800, "micro_batch": 1}, r"\(val\): .* tokens, less"),
+        (data, {"model": long, "seq_len": 800, "batch_tokens": 800, "micro_batch": 1}, r"\(val\): .* tokens, fewer"),
         (without_val, {"patience": 3}, "patience is 3, but .* has no val split"),
         (tmp_path / "nowhere", {}, "no such directory of prepared data"),
     ):
