@@ -234,7 +234,7 @@ def test_no_checkpoint_yet_is_an_error(copied: Copied) -> None:
 
 def test_a_step_without_checkpoint_names_those_there_are(copied: Copied) -> None:
     _, config = copied
-    with pytest.raises(InputError, match='no checkpoint "5"; it has best, last and the steps 4, 8, 12, 16, 20, 24'):
+    with pytest.raises(InputError, match='no checkpoint "5"; choose best, last or a step: 4, 8, 12, 16, 20, 24'):
         go_on(config, 5)
 
 
