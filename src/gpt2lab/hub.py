@@ -1,13 +1,13 @@
-"""Models and data by name: a directory here, or what the Hugging Face Hub has under that name.
+"""Models and files by name: a local directory, or a repository of the Hugging Face Hub.
 
-The Hub is whatever ``HF_ENDPOINT`` says, https://huggingface.co by default; what was fetched stays in its cache
-(``HF_HOME``) and is not fetched again. Needs the extra ``hub``.
+The Hub is at ``HF_ENDPOINT``, by default https://huggingface.co. Downloads stay in its cache (``HF_HOME``) and are not
+repeated. Needs the extra ``hub``.
 
-A name is looked up only where it cannot be a path that was mistyped: one of `PUBLISHED`, ``OWNER/NAME`` where there is
-no directory OWNER, or anything after ``hub:``.
+A name is looked up on the Hub only if it cannot be a mistyped path: one of `PUBLISHED`, ``OWNER/NAME`` if there is no
+directory OWNER, or anything after ``hub:``.
 
-This is huggingface_hub, for what is fetched once and kept: weights, a vocabulary, a benchmark's file. Corpora, which
-pass through a bounded disk and must not be kept twice, are fetched by `gpt2lab.data.hub`.
+huggingface_hub downloads what is kept: weights, vocabularies, the files of a benchmark. Corpora are downloaded by
+`gpt2lab.data.download`, since huggingface_hub has no bound on disk space.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gpt2lab.errors import InputError, did_you_mean
 
 PREFIX = "hub:"
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-"""Models that the Hub has under a name without an owner."""
+"""Models whose name on the Hub has no owner."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def find_model(source: Path | str, files: Sequence[str]) -> Path:
-    """Return a directory as it is given, or the copy of a model that is fetched from the Hub by its name.
+    """Return a local directory as it is, or the local copy of a model of the Hub.
 
     Args:
         source: The directory, or a name such as ``gpt2``, ``OWNER/NAME`` or ``hub:OWNER/NAME``.
-        files: What to fetch, where the model has it: names or patterns.
+        files: Names or patterns of the files to download, if the model has them.
 
     Raises:
-        InputError: There is no such directory and no such model, or the Hub cannot be reached.
+        InputError: There is no such directory or model, or the Hub is unreachable.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -42,19 +42,21 @@ def find_model(source: Path | str, files: Sequence[str]) -> Path:
         from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise InputError(
-            f'{name} is no directory; to fetch it from the Hub, install huggingface_hub: pip install "gpt2lab[hub]"'
+            f'"{name}" is not a local directory; to download it from the Hub: pip install "gpt2lab[hub]"'
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except RepositoryNotFoundError:
-        raise InputError(f"{name} is no directory, and the Hub has no such model, or only for members") from None
+        raise InputError(f'"{name}" is not a local directory, and the Hub has no such public model') from None
     except LocalEntryNotFoundError:
         raise InputError(
-            f"{name} is no directory, and the Hub cannot be reached, nor is it in the Hub's cache; try again"
+            f'"{name}" is not a local directory, is not in the cache, and the Hub is unreachable'
         ) from None
     except Exception as error:  # its own errors, its HTTP client's, the disk's: each says why there is no copy
         reason = " ".join(str(error).split())
-        raise InputError(f"{name} is no directory, and the Hub did not give it: {reason}; try again") from error
+        raise InputError(
+            f'"{name}" is not a local directory, and the download from the Hub failed: {reason}'
+        ) from error
 
 
 def _name_of(source: Path | str) -> str:

@@ -252,7 +252,7 @@ def test_a_bad_hellaswag_line_stops_before_anything_is_made(
 ) -> None:
     items = hellaswag_file(tmp_path, {}, {"label": 9})
     argv = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag", items]
-    assert 'items.jsonl: line 2: field "label" is "9"' in refused(*argv)
+    assert "items.jsonl: line 2: field \"label\" is '9'" in refused(*argv)
     assert not (tmp_path / "run").exists()
     every = ["train", "--data", work / "data", "--out", tmp_path / "run", *TRAIN, "--hellaswag-every", "5"]
     assert "hellaswag is None; it must be a file to measure on" in refused(*every)

@@ -47,7 +47,7 @@ def test_the_list_names_every_corpus_with_size_documents_licence_and_use(capsys:
     assert set(WANTED.split()) <= CORPORA.keys()
     for name, corpus in CORPORA.items():
         (row,) = (line for line in said.splitlines() if line.split()[:1] == [name])
-        assert corpus.licence in row and corpus.about[:30] in row
+        assert corpus.license in row and corpus.about[:30] in row
     assert "30.6 GB" in said and "14,868,862" in said and "10.4 billion" in said
     assert "hub:OWNER/NAME" in said
 

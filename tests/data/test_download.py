@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.data import download as client
-from gpt2lab.data.download import Patience, Unreachable, fetch, get_json
+from gpt2lab.data.download import RetryPolicy, Unreachable, fetch, get_json
 from gpt2lab.errors import InputError
 from loopback_datasets import COMMIT, Hub, loopback_hub
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(attempts=3, wait=0.01, longest=1.0, timeout=1.0)
+QUICK = RetryPolicy(attempts=3, wait=0.01, longest=1.0, timeout=1.0)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def get(hub: Hub, folder: Path, sha256: str | None = SHA256, patience: Patience = QUICK) -> Path:
+def get(hub: Hub, folder: Path, sha256: str | None = SHA256, patience: RetryPolicy = QUICK) -> Path:
     url = f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin"
     fetch(url, folder / "a.bin", len(CONTENT), sha256, patience=patience)
     return folder / "a.bin"
@@ -51,7 +51,7 @@ def test_what_passes_is_tried_again_until_the_file_is_whole(hub: Hub, tmp_path: 
 def test_a_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.faults["a.bin"] = ["half", 500, 500, 500]
     with pytest.raises(Unreachable, match=r"gave up after 3 attempts in 0 s \(HTTP 500"):
-        get(hub, tmp_path, patience=Patience(attempts=3, wait=0.0))
+        get(hub, tmp_path, patience=RetryPolicy(attempts=3, wait=0.0))
     assert (tmp_path / "a.bin.partial").stat().st_size == len(CONTENT) // 2
     assert get(hub, tmp_path).read_bytes() == CONTENT
     assert f"bytes={len(CONTENT) // 2}-" in hub.ranges
@@ -98,9 +98,9 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
         deaf.listen()
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/x"
         with pytest.raises(Unreachable, match=r"gave up after 2 attempts in 0 s \(timed out\)"):
-            get_json(url, patience=Patience(attempts=2, wait=0.0, timeout=0.1))
+            get_json(url, patience=RetryPolicy(attempts=2, wait=0.0, timeout=0.1))
     with pytest.raises(Unreachable, match="refused"):
-        get_json(url, patience=Patience(attempts=2, wait=0.0))
+        get_json(url, patience=RetryPolicy(attempts=2, wait=0.0))
 
 
 def test_an_answer_that_is_no_json_is_not_taken_for_one(hub: Hub) -> None:

@@ -183,7 +183,7 @@ def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(tiny
         done = gpt2lab_with(endpoint, tmp_path / "home", *export, str(tmp_path / "first"))
         assert done.returncode == 0, done.stderr
         for name, message in {
-            "owner/tin": "owner/tin is no directory, and the Hub has no such model, or only for members",
+            "owner/tin": '"owner/tin" is not a local directory, and the Hub has no such public model',
             "owner/empty": "holds no GPT-2 vocabulary; it needs encoder.json and vocab.bpe, or vocab.json and merges",
         }.items():
             done = gpt2lab_with(endpoint, tmp_path / "home", "tokenizer", "show", f"hub:{name}")
@@ -196,5 +196,5 @@ def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(tiny
     assert done.returncode == 0, done.stderr
     done = gpt2lab_with("http://127.0.0.1:9", tmp_path / "none", *export, str(tmp_path / "third"), offline=True)
     assert done.returncode == 2
-    assert "owner/tiny is no directory, and the Hub cannot be reached, nor is it in the Hub's cache" in done.stderr
+    assert '"owner/tiny" is not a local directory, is not in the cache, and the Hub is unreachable' in done.stderr
     assert done.stderr.count("\n") == 1

@@ -28,7 +28,7 @@ class ListCorpora(Command):
         from gpt2lab.data.corpora import CORPORA
 
         rows = [("name", "download", "documents", "GPT-2 tokens", "license", "purpose")]
-        rows += [(name, *_figures(corpus), corpus.licence, corpus.about) for name, corpus in CORPORA.items()]
+        rows += [(name, *_figures(corpus), corpus.license, corpus.about) for name, corpus in CORPORA.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for name, size, documents, tokens, license, about in rows:
             figures = f"{size:>{widths[1]}}  {documents:>{widths[2]}}  {tokens:>{widths[3]}}"

@@ -26,7 +26,7 @@ class Corpus:
     """
 
     about: str
-    licence: str
+    license: str
     size: int = 0
     documents: int = 0
     tokens: int = 0
@@ -43,7 +43,7 @@ class Corpus:
 def _wikitext(version: str, size: int, documents: int) -> Corpus:
     return Corpus(
         about="articles of Wikipedia that editors called good; the classic test of perplexity",
-        licence="CC BY-SA 3.0",
+        license="CC BY-SA 3.0",
         repository="Salesforce/wikitext",
         files={split: f"{version}/{name}" for split, name in _WIKITEXT.items()},
         cut="articles",
@@ -55,7 +55,7 @@ def _wikitext(version: str, size: int, documents: int) -> Corpus:
 def _web(repository: str, sample: str, about: str, tokens: int, size: int = 0, documents: int = 0) -> Corpus:
     return Corpus(
         about=about,
-        licence="ODC-By 1.0",
+        license="ODC-By 1.0",
         repository=repository,
         files={"": f"sample/{sample}/*.parquet"},
         held_out=0.001,
@@ -68,18 +68,18 @@ def _web(repository: str, sample: str, about: str, tokens: int, size: int = 0, d
 CORPORA: dict[str, Corpus] = {
     "stories": Corpus(
         about="children's stories from a grammar of known entropy, any number; written here, no download",
-        licence="MIT",
+        license="MIT",
         documents=10_000,
         cut="stories",
     ),
     "pystdlib": Corpus(
         about="this machine's Python standard library, a file a document; no download",
-        licence="PSF",
+        license="PSF",
         cut="pystdlib",
     ),
     "shakespeare": Corpus(
         about="Tiny Shakespeare, one text; a first model in a minute",
-        licence="public domain",
+        license="public domain",
         size=1_115_394,
         documents=1,
         tokens=338_025,
@@ -90,7 +90,7 @@ CORPORA: dict[str, Corpus] = {
     "wikitext103": _wikitext("wikitext-103-raw-v1", size=315_466_397, documents=28_592),
     "tinystories": Corpus(
         about="short stories in a small child's words; fluent from a few million parameters",
-        licence="CDLA-Sharing 1.0",
+        license="CDLA-Sharing 1.0",
         size=1_000_775_442,
         documents=2_141_709,
         tokens=478_758_154,
@@ -99,7 +99,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "wikipedia": Corpus(
         about="the English Wikipedia of November 2023",
-        licence="CC BY-SA 3.0, GFDL",
+        license="CC BY-SA 3.0, GFDL",
         size=11_630_929_031,
         documents=6_407_814,
         tokens=4_620_000_000,
@@ -110,7 +110,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "openwebtext": Corpus(
         about="pages that Reddit linked to, as GPT-2's own corpus; the reproduction of GPT-2",
-        licence="CC0 (the collection)",
+        license="CC0 (the collection)",
         size=24_193_092_408,
         documents=8_013_769,
         tokens=9_040_000_000,
@@ -147,7 +147,7 @@ CORPORA: dict[str, Corpus] = {
     "fineweb-edu-350bt": _web(_EDU, "350BT", "the same, 350 billion tokens", tokens=350_000_000_000),
     "fineweb-gpt2": Corpus(
         about="FineWeb in GPT-2's tokens as modded-nanogpt shares it: 103 files of 100 million, one to validate",
-        licence="MIT",
+        license="MIT",
         size=20_700_000_000,
         tokens=10_350_000_000,
         repository="kjj0/fineweb10B-gpt2",
@@ -156,7 +156,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "fineweb-edu-gpt2": Corpus(
         about="FineWeb-Edu in GPT-2's tokens as llm.c's author shares it: about 1,000 files of 100 million",
-        licence="ODC-By 1.0",
+        license="ODC-By 1.0",
         size=200_000_000_000,
         tokens=100_000_000_000,
         repository="karpathy/fineweb-edu-100B-gpt2-token-shards",

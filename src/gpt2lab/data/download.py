@@ -115,7 +115,7 @@ class Unreachable(InputError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to try: ``attempts`` without progress, ``wait`` seconds after the first, doubled up to ``longest``."""
 
     attempts: int = 6
@@ -124,11 +124,11 @@ class Patience:
     timeout: float = 30.0
 
 
-PATIENCE = Patience()
+DEFAULT_RETRY = RetryPolicy()
 
 
 def get_json(
-    url: str, headers: Mapping[str, str] | None = None, patience: Patience = PATIENCE
+    url: str, headers: Mapping[str, str] | None = None, patience: RetryPolicy = DEFAULT_RETRY
 ) -> tuple[Any, str | None]:
     """Return what a URL gives as JSON, and the URL of the next page where the answer names one.
 
@@ -150,7 +150,7 @@ def fetch(
     size: int,
     sha256: str | None,
     headers: Mapping[str, str] | None = None,
-    patience: Patience = PATIENCE,
+    patience: RetryPolicy = DEFAULT_RETRY,
 ) -> None:
     """Download a file, going on where an earlier call was stopped; it has its name only when it is whole.
 
@@ -179,7 +179,7 @@ def fetch(
     partial.replace(target)
 
 
-def _receive(url: str, partial: Path, size: int, headers: Mapping[str, str], patience: Patience) -> None:
+def _receive(url: str, partial: Path, size: int, headers: Mapping[str, str], patience: RetryPolicy) -> None:
     """Append to ``partial`` what is missing of the file."""
     have = partial.stat().st_size if partial.exists() else 0
     if have > size:
@@ -199,7 +199,7 @@ def _receive(url: str, partial: Path, size: int, headers: Mapping[str, str], pat
         raise ConnectionError(f"the answer ended after {have:,} of {size:,} bytes")
 
 
-def _open(url: str, headers: Mapping[str, str], patience: Patience) -> http.client.HTTPResponse:
+def _open(url: str, headers: Mapping[str, str], patience: RetryPolicy) -> http.client.HTTPResponse:
     request = urllib.request.Request(url, headers={"User-Agent": "gpt2lab"})
     for name, value in headers.items():
         if name == "Range":
@@ -209,7 +209,7 @@ def _open(url: str, headers: Mapping[str, str], patience: Patience) -> http.clie
     return urllib.request.urlopen(request, timeout=patience.timeout)
 
 
-def _persist(url: str, patience: Patience, once: Callable[[], T], have: Callable[[], int]) -> T:
+def _persist(url: str, patience: RetryPolicy, once: Callable[[], T], have: Callable[[], int]) -> T:
     """Call ``once`` until it succeeds; attempts are counted anew whenever more of the file is here."""
     began, attempt, most = time.monotonic(), 0, have()
     while True:
@@ -305,7 +305,7 @@ def endpoint() -> str:
 
 
 def list_files(
-    repository: str, folder: str = "", revision: str = "main", patience: Patience = PATIENCE
+    repository: str, folder: str = "", revision: str = "main", patience: RetryPolicy = DEFAULT_RETRY
 ) -> list[HubFile]:
     """Return the files below a folder of a data set, in the order of their paths, as of the revision's present commit.
 
@@ -320,7 +320,7 @@ def list_files(
         raise InputError(f"{base}: does not answer as the hub does; see that HF_ENDPOINT names a hub") from error
 
 
-def _listed(base: str, repository: str, folder: str, revision: str, patience: Patience) -> list[HubFile]:
+def _listed(base: str, repository: str, folder: str, revision: str, patience: RetryPolicy) -> list[HubFile]:
     commit, _ = get_json(f"{base}/revision/{quote(revision, safe='')}", token_header(), patience)
     sha = commit["sha"]
     page: str | None = f"{base}/tree/{sha}{'/' + quote(folder) if folder else ''}?recursive=true"
@@ -341,7 +341,9 @@ def _file(entry: Mapping, base: str) -> HubFile:
     return HubFile(entry["path"], entry["size"], large.get("oid"), f"{base}/{quote(entry['path'])}")
 
 
-def matching(repository: str, patterns: Mapping[str, str], patience: Patience = PATIENCE) -> dict[str, list[HubFile]]:
+def matching(
+    repository: str, patterns: Mapping[str, str], patience: RetryPolicy = DEFAULT_RETRY
+) -> dict[str, list[HubFile]]:
     """Return the files of each split, by its pattern of paths; ``*`` does not go below a folder.
 
     Raises:
@@ -361,7 +363,7 @@ def _matches(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
 
 
-def any_dataset(name: str, patience: Patience = PATIENCE) -> dict[str, list[HubFile]]:
+def any_dataset(name: str, patience: RetryPolicy = DEFAULT_RETRY) -> dict[str, list[HubFile]]:
     """Return the Parquet files of ``OWNER/NAME`` or ``OWNER/NAME/FOLDER`` by split, an empty name where none is told.
 
     Raises:
