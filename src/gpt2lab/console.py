@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a progress bar in a terminal, plain lines where there is none."""
+"""Progress and output: bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Console(rich.console.Console):
     """rich's console, but a reader that has gone is for the command line to answer, as with any other output."""
 
     def on_broken_pipe(self) -> None:
-        """Raise what rich would turn into an exit code of its own."""
+        """Raise the error, which rich would turn into its own exit code."""
         raise BrokenPipeError
 
 
@@ -151,7 +151,7 @@ _STRIPES = ("black on bright_cyan", "black on bright_yellow")
 
 
 def print_tokens(tokens: Sequence[str]) -> None:
-    """Print the tokens of a text: in colours by turns in a terminal, elsewhere with ``|`` between them."""
+    """Print the tokens of a text: in alternating colors in a terminal, elsewhere separated by ``|``."""
     text = Text()
     for index, token in enumerate(tokens):
         text.append(token, _STRIPES[index % 2])

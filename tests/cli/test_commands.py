@@ -18,6 +18,7 @@ import pytest
 
 from gpt2lab.cli.arguments import Command
 from gpt2lab.cli.main import COMMANDS, main
+from gpt2lab.cli.train import Train
 from gpt2lab.runs import Run
 
 SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.n-ctx", "32"]
@@ -138,6 +139,11 @@ def test_training_starts_again_from_a_saved_config_with_flags_on_top(work: Path,
     assert main(["train", "--config", str(config), "--out", str(again), "--steps", "10"]) == 0
     first, second = Run.open(work / "run").config, Run.open(again).config
     assert second["steps"] == 10 and second["model"] == first["model"]
+
+
+def test_a_sequence_length_that_was_the_context_follows_a_smaller_one(work: Path) -> None:
+    saved = ["--config", str(work / "run" / "config.json"), "--model.n-ctx", "16"]
+    assert Train.parse(saved, "gpt2lab train").train_config.seq_len is None
 
 
 def test_sampling_is_the_same_for_the_same_seed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +270,7 @@ def test_the_quality_of_texts_is_printed_and_kept(
     shutil.copytree(work / "run", tmp_path / "run")
     assert main(["eval", "text", str(tmp_path / "run"), "--samples", "3"]) == 0
     said = capsys.readouterr().out
-    assert all(part in said for part in ("held-out text", "nucleus 0.95", "repetition", "protocol: 3 beginnings"))
+    assert all(part in said for part in ("held-out text", "nucleus 0.95", "repetition", "protocol: 3 prompts"))
     assert "relevance" in said and "…" not in said, "nothing is cut off, however narrow the terminal"
     folder = tmp_path / "run" / "evaluations" / "step_00000020"
     assert {path.name for path in folder.iterdir()} == {"text.json", "text.md", "text.png"}
@@ -311,6 +317,10 @@ BAD = [
     (["train", "--config", "c.json", "--preset", "nano"], "--config and --preset"),
     (["train", "--resume", "--out", "run", "--config", "c.json"], "--config and --resume"),
     (["train", "--resume"], "--out"),
+    *(
+        (["compare", "--data", "d", "--out", "c", "--vary", "seed=1,2", *flags], f"{flags[0]} cannot be used")
+        for flags in (["--preset", "nano"], ["--config", "c.json"], ["--resume"], ["--resume", "3"])
+    ),
     (["train", "--out", "nowhere", "--resume"], "nowhere does not exist"),
     (["sample", "nowhere"], "nowhere does not exist"),
     (["report"], "give the directory of at least one run"),

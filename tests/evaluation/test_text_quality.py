@@ -59,8 +59,8 @@ def quality(model: GPT, dataset: TokenDataset) -> TextQuality:
 def test_prompts_begin_documents_that_fit_whole(dataset: TokenDataset) -> None:
     prompts = choose_prompts(dataset, "test", N_CTX, 8, prompt_tokens=20)
     tokenizer, held_out = dataset.tokenizer(), set(dataset.documents("test"))
-    assert prompts.beginnings.shape == (8, 21) and prompts.whole and prompts.stories
-    for beginning, ending in zip(prompts.beginnings.tolist(), prompts.endings, strict=True):
+    assert prompts.tokens.shape == (8, 21) and prompts.whole and prompts.stories
+    for beginning, ending in zip(prompts.tokens.tolist(), prompts.endings, strict=True):
         assert (beginning[0], ending[-1]) == (prompts.eot, prompts.eot)
         assert len(beginning) + len(ending) <= N_CTX + 1
         assert tokenizer.decode([*beginning[1:], *ending[:-1]]) in held_out
@@ -71,7 +71,7 @@ def test_of_few_long_documents_stretches_are_taken(tmp_path: Path, dataset: Toke
     text.write_text(" ".join(f"word{n % 97}" for n in range(3000)), encoding="utf-8")
     one = prepare([str(text)], dataset.tokenizer(), tmp_path / "data", val_fraction=0, test_fraction=0.5)
     prompts = choose_prompts(one, "test", 64, 5)
-    assert prompts.beginnings.shape == (5, 16) and not prompts.whole and not prompts.stories
+    assert prompts.tokens.shape == (5, 16) and not prompts.whole and not prompts.stories
     assert [len(ending) for ending in prompts.endings] == [48] * 5
 
 
@@ -85,7 +85,7 @@ def test_every_setting_is_measured_beside_the_held_out_text(quality: TextQuality
     assert (held_out["grammatical"], held_out["consistent"], held_out["repetition"]) == (1.0, 1.0, 0.0)
     by_name = {row.name: row.figures for row in quality.rows}
     assert by_name["greedy"]["perplexity"] < by_name["top-k 5"]["perplexity"] < by_name["temperature 1.0"]["perplexity"]
-    assert "8 beginnings" in quality.protocol
+    assert "8 prompts" in quality.protocol
 
 
 def test_the_same_seed_writes_the_same_texts(quality: TextQuality, model: GPT, dataset: TokenDataset) -> None:
@@ -144,7 +144,7 @@ def test_strategies_as_diverse_as_people_are_held_against_each_other() -> None:
         ({"prompt_tokens": 0}, "prompt_tokens is 0"),
         ({"prompt_tokens": 200, "max_new_tokens": 57}, "both together at most the 256 tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
-        ({"samples": 100_000}, "too few for 100000 beginnings"),
+        ({"samples": 100_000}, "too few for 100000 prompts"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(values: dict[str, int], message: str, dataset: TokenDataset) -> None:

@@ -136,5 +136,6 @@ def _one_line(framed: str, prog: str) -> str:
     if "╭" not in text:  # where only ASCII can be printed, the frame's title is a paragraph
         del paragraphs[0]
     parts = [" ".join(paragraph.split()).rstrip(".") for paragraph in paragraphs]
+    parts = [re.sub(r"^Error parsing \w+: ", "", part) for part in parts]
     parts = [re.sub(r"Perhaps you meant: (\S+).*", r"did you mean \1?", part) for part in parts if "--help" not in part]
     return f"{prog.removeprefix('gpt2lab ')}: {'; '.join(filter(None, parts))}; see {prog} --help"

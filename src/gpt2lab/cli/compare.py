@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Self
 from tyro.conf import Suppress, UseAppendAction, arg
 
 from gpt2lab.cli.arguments import Command, parse, parse_known
+from gpt2lab.cli.train import Resume
 from gpt2lab.errors import InputError
 from gpt2lab.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from gpt2lab.compare.results import Comparison
+
+
+@dataclass(frozen=True)
+class _Reserved:
+    """Options of training that a comparison sets itself: it starts from --base, and resumes without being asked."""
+
+    preset: str | None = None
+    config: str | None = None
+    resume: Resume = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,9 @@ class Compare(Command):
     def parse(cls, argv: list[str], prog: str) -> Self:
         """Build the options of the comparison; the others are those of training."""
         compare, rest = parse_known(cls, argv, prog)
+        reserved, _ = parse_known(_Reserved, rest, prog, help=False)
+        if given := [f"--{name}" for name, value in vars(reserved).items() if value is not None]:
+            raise InputError(f"{', '.join(given)} cannot be used in a comparison, which sets it; see {prog} --help")
         return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
 
     def run(self) -> int:
@@ -81,14 +94,7 @@ class Compare(Command):
     def _base(self, preset: str) -> TrainConfig:
         """Return the options that the runs of a preset have in common."""
         prog, argv = "gpt2lab compare", ["--data", str(self.data), *self.train_options]
-        config = parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset).filled_in())
-        if config.preset != preset:
-            raise InputError(
-                f"a comparison starts from --base or --vary preset=..., not from --preset; see {prog} --help"
-            )
-        if config.resume is not None:
-            raise InputError(f"a comparison resumes by itself; leave out --resume; see {prog} --help")
-        return config
+        return parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset).filled_in())
 
 
 def _print(comparison: Comparison) -> None:

@@ -58,7 +58,8 @@ class _Start:
             start = saved_config(Run.open(self.out)).as_asked()
         elif self.config is not None:
             saved = from_dict(read_json(self.config), where=str(self.config))
-            start = dataclasses.replace(saved, out=None, resume=None)
+            follows = saved.model is not None and saved.seq_len == saved.model.n_ctx  # then --model.n-ctx sets both
+            start = dataclasses.replace(saved, out=None, resume=None, seq_len=None if follows else saved.seq_len)
         else:
             start = TrainConfig(preset=self.preset or "nano", init=self.init)
         if any(getattr(self, name) is not None for name in LENGTHS):

@@ -1,9 +1,9 @@
-"""What each decoding strategy makes of a model: held-out beginnings completed, and measured beside their true endings.
+"""Quality of generated text by decoding strategy: held-out prompts continued, beside their reference continuations.
 
     held-out document    eot b b b b b | e e e e e e e ...
     the model writes     eot b b b b b | w w w w w ...      with greedy, temperature, top-k, nucleus at some settings
 
-All texts have the same beginnings and at most the same length, and the held-out text is measured by the same code.
+All texts have the same prompts and at most the same length, and the held-out text is measured by the same code.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ SETTINGS = (
 BATCH = 64
 """Texts written at once."""
 EXAMPLES = 4
-"""Beginnings whose completions are kept to be read."""
+"""Number of prompts whose continuations are kept for reading."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Beginnings of one length, and how the held-out text goes on."""
+    """Prompts of one length, and their reference continuations."""
 
-    beginnings: np.ndarray
-    """Ids, (samples, T); where they begin documents, the first is the end-of-text token."""
+    tokens: np.ndarray
+    """Ids, (samples, T); the first is the end-of-text token if prompts begin documents."""
     endings: tuple[tuple[int, ...], ...]
-    """Ids of each, with the end-of-text token where the document ends there."""
+    """Ids of each, with the end-of-text token if the document ends there."""
     max_new_tokens: int
     whole: bool
-    """Whether beginning and ending are a whole document; else they are a stretch of the text."""
+    """Whether prompt and continuation are a whole document; otherwise they are a stretch of the text."""
     stories: bool
     """Whether the text is the embedded corpus."""
     eot: int
@@ -86,7 +86,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Example:
-    """A beginning, its true ending, and what each strategy made of it."""
+    """A prompt, its reference continuation, and the continuation of each strategy."""
 
     prompt: str
     held_out: str
@@ -112,7 +112,7 @@ class TextQuality:
         return len(self.drawn) > 1 and self.drawn[0].strategy is None
 
     def figures_of(self, name: str) -> dict[str, float]:
-        """Return the figures of a row; empty where there is none of that name."""
+        """Return the figures of a row; empty if there is no row of that name."""
         return next((row.figures for row in self.rows if row.name == name), {})
 
 
@@ -124,14 +124,14 @@ def choose_prompts(
     prompt_tokens: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Prompts:
-    """Take beginnings that are spread evenly over a split: of documents that fit, or of stretches where those are few.
+    """Choose prompts spread evenly over a split: of documents that fit, or of stretches if there are few of those.
 
     Args:
         dataset: The data.
         split: Which part of it.
-        n_ctx: Tokens that the model reads: beginning and continuation fit into it.
+        n_ctx: The model's context; prompt and continuation fit into it.
         samples: How many.
-        prompt_tokens: Tokens of a beginning; None is 32, or a quarter of the context.
+        prompt_tokens: Tokens of a prompt; None is 32, or a quarter of the context.
         max_new_tokens: Tokens that follow at most; None is 256, or what the context leaves.
 
     Raises:
@@ -158,8 +158,8 @@ def choose_prompts(
     last = len(tokens) - P - N
     if last < samples:
         raise InputError(
-            f"{tokens.name}: {len(tokens)} tokens are too few for {samples} beginnings of {P} and {N} that follow; ask "
-            "for fewer samples or tokens, or prepare more held-out text"
+            f"{tokens.name}: {len(tokens)} tokens are too few for {samples} prompts of {P} tokens and continuations "
+            f"of {N}; ask for fewer samples or tokens, or prepare more held-out text"
         )
     stretches = tokens.read(np.arange(samples) * last // samples, P + N)
     return Prompts(
@@ -175,12 +175,12 @@ def measure_texts(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> TextQuality:
-    """Let a model complete beginnings by every setting of `SETTINGS`, and measure all texts.
+    """Continue prompts with every decoding strategy of `SETTINGS`, and measure all texts.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        prompts: The beginnings.
+        prompts: From `choose_prompts`.
         where: Device and precision.
         seed: Each strategy draws from a generator of its own, made from it.
         progress: Called with the strategies done and their number.
@@ -201,10 +201,10 @@ def measure_texts(
 def _write(
     model: GPT, prompts: Prompts, strategy: DecodingStrategy, where: Runtime, seed: int
 ) -> list[tuple[int, ...]]:
-    """Return the ids that the model writes behind each beginning, with the end-of-text token where it came to one."""
+    """Return the ids that the model generates after each prompt, with the end-of-text token if it generated one."""
     generator, rows = seeded(seed, where.device), []
-    for begin in range(0, len(prompts.beginnings), BATCH):
-        ids = torch.from_numpy(prompts.beginnings[begin : begin + BATCH].astype(np.int64)).to(where.device)
+    for begin in range(0, len(prompts.tokens), BATCH):
+        ids = torch.from_numpy(prompts.tokens[begin : begin + BATCH].astype(np.int64)).to(where.device)
         with where.autocast():
             columns = list(stream(model, ids, prompts.max_new_tokens, strategy, generator, prompts.eot))
         rows += torch.stack(columns, dim=1).tolist()
@@ -215,22 +215,22 @@ def _text_set(
     model: GPT, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
 ) -> TextSet:
     """Put texts together with what the model thinks of them."""
-    beginnings = [tuple(row) for row in prompts.beginnings.tolist()]
+    contexts = [tuple(row) for row in prompts.tokens.tolist()]
     with where.autocast():
-        scores = score(model, [Continuation(*pair) for pair in zip(beginnings, rows, strict=True)])
+        scores = score(model, [Continuation(*pair) for pair in zip(contexts, rows, strict=True)])
 
     def decoded(ids: Sequence[int]) -> str:
         return tokenizer.decode([i for i in ids if i != prompts.eot])
 
     texts = tuple(
-        ScoredText(decoded(beginning), decoded(ids), ids, s.nats, ids[-1] == prompts.eot)
-        for beginning, ids, s in zip(beginnings, rows, scores, strict=True)
+        ScoredText(decoded(context), decoded(ids), ids, s.nats, ids[-1] == prompts.eot)
+        for context, ids, s in zip(contexts, rows, scores, strict=True)
     )
     return TextSet(texts, tuple(map(decoded, prompts.endings)), prompts.stories and prompts.whole)
 
 
 def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
-    """Cut a row of ids behind its first end-of-text token."""
+    """Cut a row of ids after its first end-of-text token."""
     return tuple(row[: row.index(eot) + 1] if eot in row else row)
 
 
@@ -251,21 +251,21 @@ def _examples(made: dict[str, tuple[DecodingStrategy | None, TextSet]]) -> tuple
 
 
 def _protocol(prompts: Prompts) -> str:
-    samples, T = prompts.beginnings.shape
+    samples, T = prompts.tokens.shape
     taken = (
         f"the first {T - 1} tokens of documents of at most {T - 1 + prompts.max_new_tokens}, spread evenly"
         if prompts.whole
         else f"{T} tokens, spread evenly over the text"
     )
     return (
-        f"{samples} beginnings from held-out text ({taken}), each continued by at most {prompts.max_new_tokens} "
+        f"{samples} prompts from held-out text ({taken}), each continued by at most {prompts.max_new_tokens} "
         f"tokens; {PROTOCOL}."
     )
 
 
 FILE = "text.json"
 READ = ("greedy", "temperature 1.0", "nucleus 0.9")
-"""Whose completions are shown beside the true ending: the likeliest text, plain chance, and what lies between."""
+"""Strategies shown beside the reference continuation: greedy, unrestricted sampling, and one in between."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Completion:
-    """A held-out beginning, how it truly ends, and how the model ended it."""
+    """A held-out prompt, its reference continuation, and those of the model."""
 
     prompt: str
     endings: tuple[tuple[str, str], ...]
@@ -333,7 +333,7 @@ def _escaped(text: str) -> str:
 
 
 def saved_texts(run: Run) -> TextQuality | None:
-    """Return what was measured of the texts of a run's newest step that has it; None where none has.
+    """Return the text quality of the newest step of a run that has it; None if none has.
 
     Raises:
         InputError: The file is damaged.
@@ -366,7 +366,7 @@ def text_table(quality: TextQuality) -> TextTable:
 
 
 def completions(quality: TextQuality) -> tuple[Completion, ...]:
-    """Return the beginnings that were kept, each with its true ending before those of `READ`."""
+    """Return the prompts that were kept, each with the reference continuation before those of `READ`."""
     return tuple(
         Completion(e.prompt, ((HELD_OUT, e.held_out), *((n, e.completions[n]) for n in READ if n in e.completions)))
         for e in quality.examples
@@ -374,7 +374,7 @@ def completions(quality: TextQuality) -> tuple[Completion, ...]:
 
 
 def findings(quality: TextQuality) -> tuple[str, ...]:
-    """Say what the figures say of the likeliest text, and of each kind of sampling where it is about as diverse."""
+    """Summarize greedy decoding, and each kind of sampling where it is about as diverse as the held-out text."""
     if not quality.drawn or quality.drawn[0].strategy is not None:
         return ()
     human, *rows = quality.drawn

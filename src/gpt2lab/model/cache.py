@@ -109,7 +109,7 @@ class KVCache:
         if not self.endless and self.length + T > self._room:
             raise InputError(
                 f"the cache holds {self.length} of {self._room} positions and {T} more were asked for; "
-                "drop the oldest and fill it anew"
+                "drop the oldest and refill the cache"
             )
 
     def begin(self, T: int) -> torch.Tensor:
