@@ -1,7 +1,7 @@
 """The quickstart in a terminal, as a picture for the README:  terminal.py OUTPUT.txt PICTURE.svg
 
 OUTPUT.txt is what `gpt2lab quickstart` printed. Steps without a validation, texts but the last, and what is wrong in
-the stories are left out; nothing is added but the command. rich sets it in colours and exports it.
+the stories are left out; nothing is added but the command. rich adds colors and exports it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.text import Text
 
 COLUMNS = 104
 LEFT_OUT = r"step (?!.* val )|text \d+, |protocol: |attention kernel|peak \d|parallel |$"
-LOOKS = {r"\d\. ": "bold cyan", r"step ": "green", r"[┌├└│]|what came": "bold", r"open |next | {7}runs": "yellow"}
+LOOKS = {r"\d\. ": "bold cyan", r"step ": "green", r"[┌├└│]|\s*results": "bold", r"open |next | {7}runs": "yellow"}
 """The style of a line by how it begins."""
 
 

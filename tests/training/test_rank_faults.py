@@ -129,7 +129,7 @@ def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(da
         (tmp_path / "full").symlink_to("/dev/full")
         (tmp_path / "full").replace(run.path / "metrics.csv")
         _, report = started.communicate(timeout=100)
-    assert report.count("metrics.csv: cannot be written (No space left on device)") == 1
+    assert report.count("metrics.csv: cannot be written (No space left on device); free space") == 1
     assert started.returncode == 1 and first_exit(report) == 2
 
 
