@@ -73,7 +73,7 @@ def test_a_preset_takes_changes() -> None:
         ({"n_layer": 0}, "n_layer is 0; it must be at least 1"),
         ({"n_ctx": -5}, "n_ctx is -5; it must be at least 1"),
         ({"vocab_size": 0}, "vocab_size is 0"),
-        ({"n_inner": 0}, r"n_inner is 0; give at least 1, or leave it out for 4 \* n_embd"),
+        ({"n_inner": 0}, r"n_inner is 0; it must be at least 1"),
         ({"n_embd": 64, "n_head": 5}, r"n_embd 64 is not divisible by n_head 5; .* fit: \[1, 2, 4, 8\]"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout is -0.1"),

@@ -228,7 +228,7 @@ def test_compiled_kernels_equal_the_reference(kernel: str) -> None:
         ({"mask": "strided", "window": 5, "prefix": 2}, "prefix is 2, but mask strided has none; take mask global or"),
         ({"mask": "windoww"}, r'unknown mask "windoww" \(did you mean "window"\?\)'),
         ({"position": "rotary"}, 'unknown position "rotary"'),
-        ({"position": "rope", "n_embd": 36}, "36 / n_head 4 = 9 a head is odd; choose another n_head or n_embd"),
+        ({"position": "rope", "n_embd": 36}, "36 / n_head 4 = 9 per head is odd; choose another n_head or n_embd"),
         ({"position": "rope", "rope_base": 1.0}, "rope_base is 1.0; it must be above 1"),
         ({"norm": "both"}, 'unknown norm "both"'),
         ({"kernel": "banded"}, "kernel banded needs a causal mask of limited reach, and mask causal has none"),

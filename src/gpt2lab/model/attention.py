@@ -204,9 +204,13 @@ class AttentionPattern:
         if kernel == "auto":
             kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
         if T == S > 1 and kernel == "banded":
-            return _banded_bias(mask, self.B, self.H, T, device, dtype)
+            if isinstance(mask, torch.Tensor) or not bandable(mask):
+                raise InputError(
+                    "kernel banded supports masks of limited reach (window, global), not this one; use kernel auto"
+                )
+            return AttentionBias("banded", *make_bands(mask, self.B, self.H, T, device, dtype))
         if T == S > 1 and kernel == "flex":
-            return _flex_bias(mask, self.B, self.H, T, device, training)
+            return self._flex_bias(mask, T, device, training)
         if kernel in ("banded", "flex"):
             kernel = "sdpa"  # with a cache: few queries, and keys that need not be in order
         if isinstance(mask, torch.Tensor):
@@ -220,6 +224,25 @@ class AttentionPattern:
         allowed, empty = without_empty_rows(allowed)
         return AttentionBias(kernel, additive(allowed, dtype) if kernel == "matmul" else allowed, empty)
 
+    def rotation(self, config: GPTConfig, dtype: torch.dtype) -> Rotation | None:
+        """Return the rotation of queries and keys; None unless positions are rotary."""
+        if config.position != "rope":
+            return None
+        positions = self.queries if self.positions is None else self.positions
+        return rotation(positions, config.head_dim, config.rope_base, dtype)
+
+    def _flex_bias(self, mask: Mask | torch.Tensor, T: int, device: torch.device, training: bool) -> AttentionBias:
+        if device.type == "cpu" and training:
+            raise InputError(
+                "kernel flex has no gradient on a CPU; train there with kernel auto, sdpa, matmul or banded"
+            )
+        if isinstance(mask, torch.Tensor):
+            table = mask.expand(self.B, self.H, T, T)
+            mask = Mask(lambda b, h, q, k: table[b, h, q, k])
+        one = torch.zeros(1, dtype=torch.long, device=device)
+        rows, heads = dense(mask, self.B, self.H, one, one).shape[:2]
+        return AttentionBias("flex", create_block_mask(mask.allows, rows, heads, T, T, device=device))
+
 
 def _moved(mask: Mask, position: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Mask:
     """Let a mask count by other positions. Its leading ones may then be anywhere in the row, so no reach is known."""
@@ -228,29 +251,6 @@ def _moved(mask: Mask, position: Callable[[torch.Tensor, torch.Tensor], torch.Te
         None if mask.leading else mask.reach,
         looks_ahead=mask.looks_ahead,
     )
-
-
-def _banded_bias(
-    mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
-) -> AttentionBias:
-    if isinstance(mask, torch.Tensor) or not bandable(mask):
-        raise InputError(
-            "kernel banded supports masks of limited reach (window, global), not this one; use kernel auto"
-        )
-    return AttentionBias("banded", *make_bands(mask, B, H, T, device, dtype))
-
-
-def _flex_bias(
-    mask: Mask | torch.Tensor, B: int, H: int, T: int, device: torch.device, training: bool
-) -> AttentionBias:
-    if device.type == "cpu" and training:
-        raise InputError("kernel flex has no gradient on a CPU; train there with kernel auto, sdpa, matmul or banded")
-    if isinstance(mask, torch.Tensor):
-        table = mask.expand(B, H, T, T)
-        return AttentionBias("flex", create_block_mask(lambda b, h, q, k: table[b, h, q, k], B, H, T, T, device=device))
-    one = torch.zeros(1, dtype=torch.long, device=device)
-    rows, heads = dense(mask, B, H, one, one).shape[:2]
-    return AttentionBias("flex", create_block_mask(mask.allows, rows, heads, T, T, device=device))
 
 
 # Positions ------------------------------------------------------------------------------------------------------------

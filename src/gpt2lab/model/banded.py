@@ -1,16 +1,16 @@
 """Attention within a window, in time and memory that grow with T * W and not with T * T.
 
-Queries are taken in blocks. A block of b queries reads at most W - 1 + b keys (and the leading ones that everyone may
-read), so its scores are a small matrix that holds whole rows: an ordinary softmax will do.
+Queries are processed in blocks. A block of b queries reads at most W - 1 + b keys, and the leading ones that every
+query attends to. Its scores are a small matrix of whole rows, so an ordinary softmax suffices.
 
     keys      0 1 2 3 4 5 6 7 8 ...          W = 3, b = 4
     block 0   . . . .
     block 1       . . . . . .
     block 2               . . . . . .
 
-Nothing of a block but its output is kept. The backward pass computes its scores once more (after Dao et al. 2022,
-section 3.1) and adds each block's part to the gradients of the keys that it read. Plain PyTorch: it runs wherever
-matrix products do. The window is that of Beltagy et al. 2020, section 3.1.
+Only the output of a block is kept. The backward pass recomputes its scores (after Dao et al. 2022, section 3.1) and
+accumulates the gradients of the keys that the block read. It is plain PyTorch and runs on every device. The window is
+that of Beltagy et al. 2020, section 3.1.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from gpt2lab.model.masks import Mask, additive, dense, without_empty_rows
 
 BLOCK = 128
-"""Queries in a block: more read more keys that are masked, fewer make products too small to be fast, as measured."""
+"""Queries in a block: larger blocks read more masked keys, smaller ones make slow products, as measured."""
 
 
 class Band(NamedTuple):
-    """A block of queries and the keys that it reads: ``leading`` from the beginning, and those from first to last."""
+    """A block of queries, start to end, and its keys: the ``leading`` ones and those from first to end."""
 
     start: int
     end: int
@@ -39,19 +39,19 @@ class Band(NamedTuple):
 
 
 def cut(mask: Mask, T: int) -> list[tuple[int, int, int, int]]:
-    """Return start, end, leading and first of each band of a mask of limited reach over T places."""
-    places = [(start, min(T, start + BLOCK), max(0, start - mask.span + 1)) for start in range(0, T, BLOCK)]
-    return [(start, end, min(mask.leading, first), first) for start, end, first in places]
+    """Return start, end, leading and first of each band of a mask of limited reach over T positions."""
+    blocks = [(start, min(T, start + BLOCK), max(0, start - mask.span + 1)) for start in range(0, T, BLOCK)]
+    return [(start, end, min(mask.leading, first), first) for start, end, first in blocks]
 
 
 def make_bands(
     mask: Mask, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[tuple[Band, ...], torch.Tensor | None]:
-    """Cut a mask of limited reach over T places into bands; return them, and which queries may read nothing, if any."""
+    """Cut a mask of limited reach over T positions into bands; also return the queries without keys, if any."""
     bands, empty = [], []
     for start, end, leading, first in cut(mask, T):
-        places = torch.arange(end, device=device)
-        allowed = dense(mask, B, H, places[start:], torch.cat([places[:leading], places[first:]]))
+        positions = torch.arange(end, device=device)
+        allowed = dense(mask, B, H, positions[start:], torch.cat([positions[:leading], positions[first:]]))
         allowed, none = without_empty_rows(allowed)
         bands.append(Band(start, end, leading, first, additive(allowed, dtype)))
         empty.append(none)
@@ -80,7 +80,7 @@ class _Banded(torch.autograd.Function):
         K = k.shape[1]
         out = torch.empty(B * K, H // K, T, D, dtype=q.dtype, device=q.device)
         folded = q.reshape(out.shape), k.reshape(B * K, T, D), v.reshape(B * K, T, D)
-        kept = []  # which weights dropout keeps
+        kept = []  # the weights that dropout keeps
         for band in bands:
             weights = _weights(band, folded[0], folded[1], B)
             if dropout:

@@ -1,16 +1,16 @@
-"""The keys and values of the places already read, so that a new token costs one place and not all of them.
+"""The key-value cache: keys and values of earlier positions are kept, so a new token costs one position.
 
-A model whose mask reaches back W places needs no more than W, after the leading ones that everyone may read. Its cache
-rolls: place p has slot p while p < leading, then slot leading + (p - leading) mod W, so that each new key takes the
-place of the one that has just gone out of reach.
+A mask that reaches back W positions needs the leading positions, which every query attends to, and the last W. Such a
+cache rolls: position p has slot p while p < leading, then slot leading + (p - leading) mod W, so each new key
+overwrites the one that has just gone out of reach.
 
-    leading 1, W 3        places 0 1 2 3 | 4      slots  0 1 2 3  ->  0 4 2 3  ->  0 4 5 3  ->  0 4 5 6
+    leading 1, W 3     positions 0 1 2 3 | 4      slots  0 1 2 3  ->  0 4 2 3  ->  0 4 5 3  ->  0 4 5 6
 
-Keys are stored with their rotation, which belongs to their place in the sequence and not to their slot: so they stay
-right when the cache has rolled. Grouped heads store n_kv_head of each.
+Keys are stored after rotation, which depends on the position and not on the slot, so they stay valid when the cache
+rolls. Grouped-query attention stores n_kv_head heads of each.
 
-Rows of different lengths stand flush right, with ``padding[b]`` empty places before row b's first token. The empty ones
-are read by none, and positions count from the first token.
+Rows of different lengths are padded on the left: ``padding[b]`` empty positions precede row b's first token. No query
+attends to them, and positions count from the first token.
 
     padding 2, 0, 1       . . a b      c d e f      . g h i
 """
@@ -26,14 +26,14 @@ from gpt2lab.model.config import GPTConfig
 
 
 class _Pass(NamedTuple):
-    """What a forward pass writes and reads in every layer."""
+    """The slots that a forward pass writes and reads, the same in every layer."""
 
     slots: slice | torch.Tensor
-    """Where new keys go."""
+    """Where new keys are written."""
     kept: torch.Tensor | None
-    """Which of the new ones are stored; None: all, and before they are read."""
+    """Indices of the new keys that are stored; None: all, before they are read."""
     filled: int
-    """Slots that are read."""
+    """Number of slots that are read."""
 
 
 class LayerCache:
@@ -44,17 +44,15 @@ class LayerCache:
         self.now = _Pass(slice(0), None, 0)
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new k and v (B, K, T, D); return all that the new queries may read, (B, K, S, D)."""
+        """Store new k and v (B, K, T, D); return the keys and values that the new queries read, (B, K, S, D)."""
         slots, kept, filled = self.now
         if kept is None:
             self.keys[:, :, slots] = k
             self.values[:, :, slots] = v
             return self.keys[:, :, :filled], self.values[:, :, :filled]
-        # A chunk overwrites what its own first queries still read, so old and new are put side by side first.
-        keys, values = (
-            torch.cat([self.keys[:, :, :filled], k], dim=2),
-            torch.cat([self.values[:, :, :filled], v], dim=2),
-        )
+        # A chunk overwrites keys that its own first queries still read, so old and new are concatenated first.
+        keys = torch.cat([self.keys[:, :, :filled], k], dim=2)
+        values = torch.cat([self.values[:, :, :filled], v], dim=2)
         self.keys[:, :, slots], self.values[:, :, slots] = k[:, :, kept], v[:, :, kept]
         return keys, values
 
@@ -71,41 +69,41 @@ class KVCache:
         padding: torch.Tensor | None = None,
         room: int | None = None,
     ) -> None:
-        """Make room for ``batch`` rows.
+        """Allocate the cache.
 
         Args:
-            config: The model's.
-            batch: Rows.
-            device: Where the model is.
-            dtype: Of keys and values, as the projection gives them.
-            padding: Empty places before each row's first token, (B,), integers; None where all rows are of one length.
-            room: Places at most; None is the model's context.
+            config: Configuration of the model.
+            batch: Number of rows B.
+            device: Device of the model.
+            dtype: Data type of keys and values, as the projection returns them.
+            padding: Empty positions before each row's first token, (B,), integers; None: all rows have one length.
+            room: Maximum number of positions; None is the model's context.
         """
         mask = config.attention_mask
         self.padding = padding
         self.length = 0
-        """How many places it was given; a rolling one has forgotten some of them."""
+        """Number of positions seen so far; a rolling cache has dropped some of them."""
         self._room = config.n_ctx if room is None else room
         self._leading = mask.leading
         if mask.leading and padding is not None:
             self._leading += int(padding.max())  # each row's own leading tokens are among these
         self._reach = config.n_ctx if mask.reach is None else mask.reach
         self.looks_ahead = mask.looks_ahead
-        """Whether the mask lets places read later ones: then the cache serves one pass and no more."""
+        """Whether queries attend to later keys: then the cache is valid for a single pass."""
         self.rolling = mask.reach is not None and self._leading + self._reach < config.n_ctx
-        """Whether it forgets what has gone out of the mask's reach."""
+        """Whether keys beyond the mask's reach are dropped."""
         self.endless = self.rolling and config.position != "learned"
-        """Whether it takes more places than the context: it rolls, and positions have no table that ends."""
+        """Whether it takes more positions than the context: it rolls, and there is no table of positions."""
         capacity = self._leading + self._reach if self.rolling else self._room
         shape = (2, config.n_layer, batch, config.kv_heads, capacity, config.head_dim)
         keys, values = torch.empty(shape, device=device, dtype=dtype)
         self.layers = [LayerCache(k, v) for k, v in zip(keys, values, strict=True)]
         self.nbytes = keys.nbytes + values.nbytes
-        """Bytes that keys and values take."""
-        self._places = torch.arange(capacity, device=device)  # the place whose key each slot holds
+        """Bytes of keys and values."""
+        self._positions = torch.arange(capacity, device=device)  # position of the key in each slot
 
     def require_room(self, T: int) -> None:
-        """Raise `InputError` unless T more places fit; the caller then drops the oldest and fills a new cache."""
+        """Raise `InputError` unless T more positions fit; the caller then drops the oldest and refills the cache."""
         if not self.endless and self.length + T > self._room:
             raise InputError(
                 f"the cache holds {self.length} of {self._room} positions and {T} more were asked for; "
@@ -113,39 +111,39 @@ class KVCache:
             )
 
     def begin(self, T: int) -> torch.Tensor:
-        """Make ready for T new places; return the places (S,) of the keys that these may read, in `append`'s order.
+        """Prepare for T new positions; return the positions (S,) of the keys they read, in the order of `append`.
 
         Raises:
             InputError: There is no room.
         """
         self.require_room(T)
-        start, end, capacity = self.length, self.length + T, len(self._places)
+        start, end, capacity = self.length, self.length + T, len(self._positions)
         if not self.rolling or T == 1:
             slot = start if start < capacity else self._leading + (start - self._leading) % self._reach
             now = _Pass(slice(slot, slot + T), None, min(end, capacity))
-            self._places[slot : slot + T] = torch.arange(start, end, device=self._places.device)
-            places = self._places[: now.filled]
+            self._positions[slot : slot + T] = torch.arange(start, end, device=self._positions.device)
+            positions = self._positions[: now.filled]
         else:
-            new = torch.arange(start, end, device=self._places.device)
+            new = torch.arange(start, end, device=self._positions.device)
             kept = ((new < self._leading) | (new >= end - self._reach)).nonzero()[:, 0]
             slots = torch.where(new < capacity, new, self._leading + (new - self._leading) % self._reach)[kept]
             now = _Pass(slots, kept, min(start, capacity))
-            places = torch.cat([self._places[: now.filled], new])
-            self._places[slots] = new[kept]
+            positions = torch.cat([self._positions[: now.filled], new])
+            self._positions[slots] = new[kept]
         for layer in self.layers:
             layer.now = now
-        return places
+        return positions
 
     def end(self, T: int) -> None:
-        """Count T places that every layer has stored."""
+        """Count T positions that every layer has stored."""
         self.length += T
 
     def copy_rows(self, source: KVCache, rows: torch.Tensor) -> None:
-        """Hold in row i what ``source`` holds in row ``rows[i]``, and nothing else; ``rows`` (B,) may repeat."""
+        """Copy row ``rows[i]`` of ``source`` to row i and drop everything else; ``rows`` (B,) may repeat."""
         self.clear()
         self.require_room(source.length)
-        filled = min(source.length, len(source._places))
-        self._places[:filled] = source._places[:filled]
+        filled = min(source.length, len(source._positions))
+        self._positions[:filled] = source._positions[:filled]
         for mine, theirs in zip(self.layers, source.layers, strict=True):
             mine.keys[:, :, :filled] = theirs.keys[rows, :, :filled]
             mine.values[:, :, :filled] = theirs.values[rows, :, :filled]
@@ -153,7 +151,7 @@ class KVCache:
         self.padding = None if source.padding is None else source.padding[rows]
 
     def clear(self, dropped: int = 0) -> None:
-        """Forget everything, keep the memory; the rows have lost so many places at their beginning."""
+        """Empty the cache, keep its memory; ``dropped`` positions were removed from the start of the rows."""
         self.length = 0
         if self.padding is not None and dropped:
             self.padding = (self.padding - dropped).clamp(min=0)

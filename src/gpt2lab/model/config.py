@@ -1,4 +1,4 @@
-"""The architecture as a value: every size of GPT-2 differs in these numbers only.
+"""The architecture as a value: the sizes of GPT-2 differ only in these numbers.
 
 Sizes of the published models are those of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners",
 table 2; distilgpt2 is Sanh et al. 2019. ``nano`` and ``tiny`` are ours, for machines without a GPU.
@@ -15,7 +15,7 @@ from gpt2lab.errors import InputError, one_of
 from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
 
 VOCAB_MULTIPLE = 64
-"""The embedding is padded to a multiple of this many rows: matrix units want it, and the padding takes no part."""
+"""The embedding is padded to a multiple of this many rows: matrix units are faster so; padding rows never count."""
 
 Kernel = Literal["auto", "reference", "matmul", "sdpa", "banded", "flex"]
 Position = Literal["learned", "sinusoidal", "rope", "none"]
@@ -51,59 +51,51 @@ class GPTConfig:
     kernel: Kernel = "auto"
     """How attention is computed; every kernel gives the same numbers. auto picks the fastest that applies."""
     position: Position = "learned"
-    """How a token's place enters: learned (GPT-2), sinusoidal, rope (rotary) or none."""
+    """How positions are encoded: learned (GPT-2), sinusoidal, rope (rotary) or none."""
     rope_base: float = 10_000.0
-    """Base of the rotary frequencies; the slowest turns once in 2 pi * base^(1 - 2 / head_dim) places."""
+    """Base of the rotary frequencies; the slowest turns once in 2 pi * base^(1 - 2 / head_dim) positions."""
     n_kv_head: int | None = None
     """Key and value heads, each shared by n_head / n_kv_head query heads: None is n_head, 1 is multi-query."""
     mask: str = "causal"
     """Who may attend to whom: causal, window, global, strided, prefix, bidirectional, or a name added to MASKS."""
     window: int | None = None
-    """Places that a query reads, its own among them, under mask window and global; the stride of strided."""
+    """Positions that a query attends to, including its own, for masks window and global; the stride of strided."""
     prefix: int | None = None
-    """Places at the beginning that everyone reads under mask global, and that read both ways under mask prefix."""
+    """Leading positions: every query attends to them (mask global), or they attend to one another (prefix)."""
     norm: Norm = "pre"
     """Layer norm before each branch (GPT-2) or after each sum (GPT-1, Vaswani et al. 2017)."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.n_inner is not None and self.n_inner < 1:
-            raise InputError(f"n_inner is {self.n_inner}; give at least 1, or leave it out for 4 * n_embd")
-        if self.n_embd % self.n_head:
-            fits = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
-            near = sorted(sorted(fits, key=lambda n: abs(n - self.n_head))[:4])
-            raise InputError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; heads near it that fit: {near}"
-            )
+        for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+        for name, choices in (("kernel", Kernel), ("position", Position), ("norm", Norm)):
+            one_of(name, getattr(self, name), get_args(choices))
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        one_of("kernel", self.kernel, get_args(Kernel))
-        self._check_positions_and_heads()
+        self._check_heads()
         self._check_mask()
 
-    def _check_positions_and_heads(self) -> None:
-        one_of("position", self.position, get_args(Position))
-        one_of("norm", self.norm, get_args(Norm))
+    def _check_heads(self) -> None:
+        if self.n_embd % self.n_head:
+            near = sorted(sorted(divisors(self.n_embd), key=lambda n: abs(n - self.n_head))[:4])
+            raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest that fit: {near}")
         if self.position == "rope" and self.head_dim % 2:
             raise InputError(
-                f"position rope turns pairs of numbers, but n_embd {self.n_embd} / n_head {self.n_head} = "
-                f"{self.head_dim} a head is odd; choose another n_head or n_embd"
+                f"position rope rotates pairs of numbers, but n_embd {self.n_embd} / n_head {self.n_head} = "
+                f"{self.head_dim} per head is odd; choose another n_head or n_embd"
             )
         if not 1.0 < self.rope_base < math.inf:
             raise InputError(f"rope_base is {self.rope_base}; it must be above 1 (usual: 10000) and finite")
         if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
-            fits = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
+            fits = divisors(self.n_head)
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
 
     def _check_mask(self) -> None:
         one_of("mask", self.mask, MASKS)
         takes = options_of(self.mask)
-        if strange := set(takes) - set(MASK_OPTIONS):
-            raise InputError(
-                f"mask {self.mask} takes {', '.join(strange)}; its options can be {' and '.join(MASK_OPTIONS)}"
-            )
+        if strange := ", ".join(set(takes) - set(MASK_OPTIONS)):
+            raise InputError(f"mask {self.mask} takes {strange}; its options can be {' and '.join(MASK_OPTIONS)}")
         for name in MASK_OPTIONS:
             value = getattr(self, name)
             if value is None and name in takes:
@@ -160,6 +152,11 @@ class GPTConfig:
         """
         one_of("preset", name, PRESETS)
         return dataclasses.replace(PRESETS[name], **changes)
+
+
+def divisors(n: int) -> list[int]:
+    """Return the divisors of n, ascending."""
+    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 PRESETS: dict[str, GPTConfig] = {

@@ -35,7 +35,6 @@ from gpt2lab.model.attention import (
     AttentionPattern,
     CausalSelfAttention,
     Rotation,
-    rotation,
     sinusoidal,
 )
 from gpt2lab.model.cache import KVCache, LayerCache
@@ -162,11 +161,11 @@ class GPT(nn.Module):
         The other arguments are those of `forward`. With a cache, each row is one document with its own positions.
         """
         check_inputs(self.config, tokens, mask, cache, documents, positions)
-        inputs = self._pass_inputs(tokens, mask, cache, documents, positions)
-        x = self.embed(tokens, inputs.start, inputs.pattern.positions)
-        bias = inputs.pattern.bias(self.config.kernel, x.dtype, torch.is_grad_enabled() and x.requires_grad)
-        rotation = inputs.rotation(self.config, x.dtype)
-        for block, layer_cache in zip(self.h, inputs.caches, strict=True):
+        pattern = self._attention_pattern(tokens, mask, cache, documents, positions)
+        x = self.embed(tokens, 0 if cache is None else cache.length, pattern.positions)
+        bias = pattern.bias(self.config.kernel, x.dtype, torch.is_grad_enabled() and x.requires_grad)
+        rotation = pattern.rotation(self.config, x.dtype)
+        for block, layer_cache in zip(self.h, [None] * len(self.h) if cache is None else cache.layers, strict=True):
             x = block(x, bias, rotation, layer_cache)
         if cache is not None:
             cache.end(tokens.shape[1])
@@ -179,7 +178,8 @@ class GPT(nn.Module):
             end = start + tokens.shape[1]
             x = x + (self.wpe.weight[start:end] if positions is None else self.wpe(positions))
         elif self.config.position == "sinusoidal":
-            x = x + sinusoidal(_positions(tokens, start, positions), self.config.n_embd).to(x.dtype)
+            positions = _from(start, tokens) if positions is None else positions
+            x = x + sinusoidal(positions, self.config.n_embd).to(x.dtype)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -261,47 +261,26 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=INIT_STD)
         self.wte.weight[self.config.vocab_size :] = 0.0
 
-    def _pass_inputs(
+    def _attention_pattern(
         self,
         tokens: torch.Tensor,
         mask: torch.Tensor | None,
         cache: KVCache | None,
         documents: torch.Tensor | None,
         positions: torch.Tensor | None,
-    ) -> PassInputs:
-        (B, T), start = tokens.shape, 0 if cache is None else cache.length
-        queries = keys = _positions(tokens, start, None)
-        padding = None
+    ) -> AttentionPattern:
+        (B, T), padding = tokens.shape, None
+        queries = keys = _from(0 if cache is None else cache.length, tokens)
         if cache is not None:
             keys, padding = cache.begin(T), cache.padding
             if padding is not None:
                 positions = (queries - padding[:, None]).clamp(min=0)  # (B, T)
-        mask_ = self.mask if mask is None else mask
-        pattern = AttentionPattern(mask_, B, self.config.n_head, queries, keys, documents, positions, padding)
-        return PassInputs(start, pattern, [None] * len(self.h) if cache is None else cache.layers)
+        who = self.mask if mask is None else mask
+        return AttentionPattern(who, B, self.config.n_head, queries, keys, documents, positions, padding)
 
 
-class PassInputs(NamedTuple):
-    """What a forward pass reads besides the tokens; the default is a causal mask from position 0, without a cache."""
-
-    start: int
-    """Position of the first token in its row."""
-    pattern: AttentionPattern
-    caches: list[LayerCache] | list[None]
-    """One for each layer."""
-
-    def rotation(self, config: GPTConfig, dtype: torch.dtype) -> Rotation | None:
-        """Return the rotation of queries and keys; None unless positions are rotary."""
-        if config.position != "rope":
-            return None
-        positions = self.pattern.queries if self.pattern.positions is None else self.pattern.positions
-        return rotation(positions, config.head_dim, config.rope_base, dtype)
-
-
-def _positions(tokens: torch.Tensor, start: int, positions: torch.Tensor | None) -> torch.Tensor:
-    """Return the positions (B, T) if they are given, else (T,) from ``start`` on."""
-    if positions is not None:
-        return positions
+def _from(start: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the positions (T,) of tokens (B, T) from ``start`` on."""
     return torch.arange(start, start + tokens.shape[1], device=tokens.device)
 
 

@@ -1,4 +1,4 @@
-"""Tools for finished models: their attention weights, and pooling heads for grouped-query attention."""
+"""Tools for trained models: attention weights, and mean-pooled heads for grouped-query attention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import CausalSelfAttention, reference
+from gpt2lab.model.config import divisors
 from gpt2lab.model.gpt import GPT, evaluating
 
 
@@ -50,7 +51,7 @@ def pool_heads(model: GPT, n_kv_head: int) -> GPT:
     """
     old = model.config
     if n_kv_head < 1 or old.kv_heads % n_kv_head:
-        fits = [n for n in range(1, old.kv_heads + 1) if old.kv_heads % n == 0]
+        fits = divisors(old.kv_heads)
         raise InputError(f"n_kv_head {n_kv_head} does not divide the present {old.kv_heads}; choose from {fits}")
     pooled = GPT(dataclasses.replace(old, n_kv_head=n_kv_head)).to(model.wte.weight)
     weights = {
