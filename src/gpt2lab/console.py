@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import rich.console
 from rich.logging import RichHandler
@@ -23,7 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from gpt2lab.training.loop import StepReport
+if TYPE_CHECKING:
+    from gpt2lab.training.loop import StepReport
 
 
 class Console(rich.console.Console):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import console
-from gpt2lab.cli import run_quickstart as quickstart
+from gpt2lab.cli import quickstart
 from gpt2lab.cli.main import main
 from gpt2lab.generation import STRATEGIES
 from gpt2lab.model.config import GPTConfig
@@ -24,13 +25,13 @@ from gpt2lab.training.loop import StepReport
 @pytest.fixture
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything a hundredth of its size."""
+    model = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=64, dropout=0.0)
     small = {
         "VOCABULARY": 400,
         "DOCUMENTS": 200,
         "TOKENIZER_DOCUMENTS": 100,
-        "MODEL": GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=64, dropout=0.0),
-        "BATCH_TOKENS": 512,
-        "STEPS": 10,
+        "MODEL": model,
+        "TRAINING": dataclasses.replace(quickstart.TRAINING, model=model, batch_tokens=512, steps=10),
         "STRIDE": 32,
         "JUDGED_STORIES": 4,
         "SAMPLE_TOKENS": 20,

@@ -12,7 +12,7 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
@@ -64,6 +64,11 @@ class ModelOptions:
 
 
 Model = Annotated[ModelOptions, OmitArgPrefixes]
+
+
+def part_of(command: Command, kind: Any) -> Any:
+    """Return the options of ``kind``, a dataclass that ``command`` extends, as an object of their own."""
+    return kind(**{field.name: getattr(command, field.name) for field in fields(kind)})
 
 
 def parse(command: type[T], argv: list[str], prog: str, default: T | None = None) -> T:

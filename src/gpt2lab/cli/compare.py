@@ -7,24 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
+from rich.table import Table
+from rich.text import Text
 from tyro.conf import Suppress, UseAppendAction, arg
 
+from gpt2lab import console
 from gpt2lab.cli.arguments import Command, parse, parse_known
-from gpt2lab.cli.train import Resume
+from gpt2lab.cli.train import Start
 from gpt2lab.errors import InputError
 from gpt2lab.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from gpt2lab.compare.results import Comparison
-
-
-@dataclass(frozen=True)
-class _Reserved:
-    """Options of training that a comparison sets itself: it starts from --base, and resumes without being asked."""
-
-    preset: str | None = None
-    config: str | None = None
-    resume: Resume = None
 
 
 @dataclass(frozen=True)
@@ -62,14 +56,13 @@ class Compare(Command):
     def parse(cls, argv: list[str], prog: str) -> Self:
         """Build the options of the comparison; the others are those of training."""
         compare, rest = parse_known(cls, argv, prog)
-        reserved, _ = parse_known(_Reserved, rest, prog, help=False)
-        if given := [f"--{name}" for name, value in vars(reserved).items() if value is not None]:
+        start, _ = parse_known(Start, rest, prog, help=False)
+        if given := [f"--{name}" for name in ("preset", "config", "resume") if getattr(start, name) is not None]:
             raise InputError(f"{', '.join(given)} cannot be used in a comparison, which sets it; see {prog} --help")
         return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
 
     def run(self) -> int:
         """Run the comparison and print what it found, or print its commands."""
-        from gpt2lab import console
         from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations
         from gpt2lab.compare.run import compare, in_own_process
         from gpt2lab.training.distributed import Interrupted
@@ -98,11 +91,7 @@ class Compare(Command):
 
 
 def _print(comparison: Comparison) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from gpt2lab.compare.output import NOTE, table_rows
-    from gpt2lab.console import console
 
     title = f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}"
     table = Table(title=title, caption=NOTE, caption_justify="left")
@@ -113,6 +102,6 @@ def _print(comparison: Comparison) -> None:
         parts = [(f"{c.value} {c.spread}".strip(), c.difference, c.interval, c.verdict) for c in row.cells]
         cells = [Text("\n".join(filter(None, part))) for part in parts]
         table.add_row(f"{row.title}\n{row.unit}".strip(), *cells, end_section=True)
-    console.print(table)
+    console.console.print(table)
     for text in (*comparison.findings, *comparison.remarks):
-        console.print(f"- {text}", markup=False)
+        console.console.print(f"- {text}", markup=False)

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from tyro.conf import Positional, arg
 
-from gpt2lab import formatting
-from gpt2lab.cli.arguments import Command
-from gpt2lab.data.prepare import PrepareConfig
+from gpt2lab import console, formatting, plots
+from gpt2lab.cli.arguments import Command, part_of
+from gpt2lab.cli.tokenizer import open_tokenizer
+from gpt2lab.data.corpora import CORPORA, Corpus
+from gpt2lab.data.dataset import Survey, TokenDataset, import_shards, split_documents, survey
+from gpt2lab.data.download import Unreachable, size_of
+from gpt2lab.data.prepare import PrepareConfig, prepare_shards
 from gpt2lab.errors import InputError
+from gpt2lab.tokenizer.tokenizer import Tokenizer, render_token
+from gpt2lab.training.config import require
 
 if TYPE_CHECKING:
-    from gpt2lab.data.corpora import Corpus
-    from gpt2lab.data.dataset import TokenDataset
+    from matplotlib.figure import Figure
+
+_SHOWN = 80
+"""Tokens shown of a document."""
+_BINS = 12
+"""Bins of the length histogram."""
+_WIDTH = 40
+"""Characters of the longest bar."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +39,22 @@ class ListCorpora(Command):
 
     def run(self) -> int:
         """Print them as a table."""
-        from gpt2lab.data.corpora import CORPORA
-
         rows = [("name", "download", "documents", "GPT-2 tokens", "license", "purpose")]
         rows += [(name, *_figures(corpus), corpus.license, corpus.about) for name, corpus in CORPORA.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for name, size, documents, tokens, license, about in rows:
-            figures = f"{size:>{widths[1]}}  {documents:>{widths[2]}}  {tokens:>{widths[3]}}"
-            print(f"{name:<{widths[0]}}  {figures}  {license:<{widths[4]}}  {about}")
+        for row in rows:
+            cells = (f"{cell:{align}{width}}" for cell, align, width in zip(row, "<>>><<", widths, strict=True))
+            print("  ".join(cells).rstrip())
         print(
             "\nhub:OWNER/NAME [--column text] takes any data set of the Hugging Face Hub that is available as Parquet"
         )
         return 0
+
+
+def _figures(corpus: Corpus) -> tuple[str, str, str]:
+    documents = f"{corpus.documents:,}" if corpus.documents else "-"
+    size = formatting.size(corpus.size) if corpus.size else "-"
+    return size, documents, formatting.in_words(corpus.tokens) if corpus.tokens else "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +78,9 @@ class Prepare(PrepareConfig, Command):
 
     def run(self) -> int:
         """Prepare the data, as one process or as one of torchrun's, and print what it holds."""
-        from gpt2lab import console
-        from gpt2lab.cli.tokenizer import open_tokenizer
-        from gpt2lab.data.corpora import CORPORA
-        from gpt2lab.data.download import Unreachable, size_of
-        from gpt2lab.data.prepare import prepare_shards
-
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         max_disk = None if self.max_disk is None else size_of(self.max_disk)
         names = self.sources
-        config = PrepareConfig(**{f.name: getattr(self, f.name) for f in fields(PrepareConfig)})
         instead = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in names)
         if self.fall_back and instead == names:
             raise InputError(f"{' '.join(names)} has no fallback; leave out --fall-back")
@@ -82,6 +93,7 @@ class Prepare(PrepareConfig, Command):
                     config, tokenizer, self.out, max_disk=max_disk, rank=rank, world=world, progress=show
                 )
 
+        config = part_of(self, PrepareConfig)
         try:
             dataset = prepare(config)
         except Unreachable as error:
@@ -94,8 +106,30 @@ class Prepare(PrepareConfig, Command):
         if dataset is None:
             print(f"process {rank} of {world} has finished its share; another process completes {self.out}")
         else:
-            _print_contents(dataset)
+            _print_splits(dataset)
+            _print_left_out(dataset)
         return 0
+
+
+def _print_splits(dataset: TokenDataset) -> None:
+    """Print the files, fingerprints and counts of prepared data."""
+    manifest = dataset.manifest
+    print(f"{dataset.directory}: {len(manifest.shards)} files, vocabulary size {manifest.tokenizer.n_vocab:,}")
+    print(f"tokenizer {manifest.tokenizer.fingerprint[:16]}, data {dataset.fingerprint[:16]}")
+    for split, info in manifest.splits.items():
+        counts = f"{info.documents:>13,} documents  {info.tokens:>15,} tokens  {info.bytes:>16,} bytes"
+        print(f"{split:5}{counts}  ({info.bytes / info.tokens:.2f} bytes/token)")
+
+
+def _print_left_out(dataset: TokenDataset) -> None:
+    left_out = dataset.manifest.left_out
+    for count, what in (
+        (left_out.short, "left out: shorter than --min-length"),
+        (left_out.duplicates, "left out: duplicates"),
+        (left_out.held_out_in_train, "of validation and test are also in train; --deduplicate removes them there"),
+    ):
+        if count:
+            print(f"{count:,} documents {what}")
 
 
 @dataclass(frozen=True)
@@ -112,11 +146,7 @@ class ImportShards(Command):
 
     def run(self) -> int:
         """Import the files and print what they hold."""
-        from gpt2lab.cli.show_data import print_splits
-        from gpt2lab.cli.tokenizer import open_tokenizer
-        from gpt2lab.data.dataset import import_shards
-
-        print_splits(import_shards(self.directory, open_tokenizer(self.tokenizer), raw=self.raw))
+        _print_splits(import_shards(self.directory, open_tokenizer(self.tokenizer), raw=self.raw))
         return 0
 
 
@@ -134,31 +164,76 @@ class ShowData(Command):
     """Also plot token frequencies and document lengths to this PNG file, which must not exist."""
 
     def run(self) -> int:
-        """Print the survey."""
-        from gpt2lab.cli.show_data import show_data
-
-        show_data(self.directory, self.documents, self.tokens, self.picture)
+        """Print the statistics, and plot them if asked."""
+        for name, number in (("--documents", self.documents), ("--tokens", self.tokens)):
+            require(number >= 0, name, number, "0 or more")
+        if self.picture is not None and self.picture.exists():
+            raise InputError(f"{self.picture} exists; give another --picture")
+        dataset = TokenDataset(self.directory)
+        tokenizer = dataset.tokenizer()
+        _print_splits(dataset)
+        eot = dataset.manifest.tokenizer.eot
+        streams = {split: dataset.stream(split) for split in dataset.manifest.splits}
+        with console.counting("reading"):
+            found = {split: survey(stream, tokenizer.n_vocab, eot) for split, stream in streams.items()}
+        lengths = np.concatenate([of_split.lengths for of_split in found.values()])
+        counts = np.sum([of_split.counts for of_split in found.values()], axis=0)
+        _print_duplicates(found)
+        _print_lengths(lengths)
+        _print_tokens(counts, tokenizer, self.tokens)
+        vocabulary = tokenizer.vocab
+        for split, stream in streams.items():
+            for number, ids in enumerate(islice(split_documents(stream, eot), self.documents), start=1):
+                print(f"\n{split}, document {number}, {len(ids):,} tokens:")
+                console.print_tokens([render_token(vocabulary[token]) for token in ids[:_SHOWN].tolist()])
+        if self.picture is not None:
+            plots.write_png(self.picture, _draw(counts, lengths, str(self.directory)))
+            print(f"\n{self.picture}")
         return 0
 
 
-def _print_contents(dataset: TokenDataset) -> None:
-    for split, info in dataset.manifest.splits.items():
-        counts = f"{info.documents:,} documents  {info.tokens:,} tokens  {info.bytes:,} bytes"
-        print(f"{split:5}  {counts} ({info.bytes / info.tokens:.2f} bytes/token)")
-    left_out = dataset.manifest.left_out
-    if left_out.short:
-        print(f"{left_out.short:,} documents left out: shorter than --min-length")
-    if left_out.duplicates:
-        print(f"{left_out.duplicates:,} documents left out: duplicates")
-    if left_out.held_out_in_train:
-        print(
-            f"{left_out.held_out_in_train:,} documents of validation and test are also in train; "
-            "--deduplicate removes them there"
-        )
-    print(f"{dataset.directory}: fingerprint {dataset.fingerprint[:16]}")
+def _print_duplicates(found: dict[str, Survey]) -> None:
+    """Print the number of duplicate documents, within each split and across splits."""
+    distinct = {split: np.unique(of_split.hashes) for split, of_split in found.items()}
+    again = {split: len(found[split].hashes) - len(hashes) for split, hashes in distinct.items()}
+    print("duplicate documents: " + ", ".join(f"{number:,} in {split}" for split, number in again.items()))
+    for one, other in combinations(distinct, 2):
+        shared = len(np.intersect1d(distinct[one], distinct[other], assume_unique=True))
+        print(f"documents of {other} that are also in {one}: {shared:,}")
 
 
-def _figures(corpus: Corpus) -> tuple[str, str, str]:
-    documents = f"{corpus.documents:,}" if corpus.documents else "-"
-    size = formatting.size(corpus.size) if corpus.size else "-"
-    return size, documents, formatting.in_words(corpus.tokens) if corpus.tokens else "-"
+def _print_lengths(lengths: np.ndarray) -> None:
+    """Print a histogram of document lengths with logarithmic bins."""
+    if not len(lengths):
+        print("\nall documents are empty")
+        return
+    print(f"\ntokens per document: median {np.median(lengths):,.0f}, mean {lengths.mean():,.1f}, max {lengths.max():,}")
+    edges = _edges(lengths, _BINS)
+    numbers = np.histogram(lengths, edges)[0]
+    for first, end, number in zip(edges, edges[1:], numbers.tolist(), strict=False):
+        print(f"{first:>11,} to {end - 1:>11,}  {number:>11,}  {_bar(number, max(numbers))}".rstrip())
+
+
+def _edges(lengths: np.ndarray, bins: int) -> np.ndarray:
+    """Return the edges of at most this many logarithmic bins."""
+    return np.unique(np.geomspace(lengths.min(), lengths.max() + 1, bins + 1).round().astype(int))
+
+
+def _bar(number: int, most: int) -> str:
+    """Return a bar, of at least one character for a positive number."""
+    return "#" * -(-number * _WIDTH // int(most))
+
+
+def _print_tokens(counts: np.ndarray, tokenizer: Tokenizer, number: int) -> None:
+    """List the most frequent tokens, and the part of the vocabulary that is used."""
+    total, vocabulary = int(counts.sum()), tokenizer.vocab
+    print(f"\n{np.count_nonzero(counts):,} of {len(counts):,} tokens are used; the most frequent:")
+    for token in np.argsort(-counts, kind="stable")[:number].tolist():
+        n, shown = int(counts[token]), render_token(vocabulary[token])
+        print(f'{n:>15,}  {n / total:>6.2%}  {_bar(n, counts.max()):{_WIDTH}}  "{shown}"')
+
+
+def _draw(counts: np.ndarray, lengths: np.ndarray, title: str) -> Figure:
+    """Plot token frequency against rank, and the distribution of document lengths."""
+    edges = _edges(lengths, 40).tolist() if len(lengths) else []
+    return plots.token_statistics(np.sort(counts[counts > 0])[::-1].tolist(), lengths.tolist(), edges, title)

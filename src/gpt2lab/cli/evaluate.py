@@ -1,19 +1,23 @@
-"""``gpt2lab eval perplexity|positions|hellaswag|harness|text``."""
+"""``gpt2lab sample`` and ``gpt2lab eval perplexity|positions|hellaswag|harness|text``: use a trained model."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from tyro.conf import arg
 
+from gpt2lab import console
 from gpt2lab.cli.arguments import Command, Model, Split
 from gpt2lab.errors import InputError
+from gpt2lab.hub import fetch_data
+from gpt2lab.training.config import require
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from gpt2lab.evaluation.hellaswag import HellaSwagItem
     from gpt2lab.evaluation.text_quality import TextTable
 
@@ -24,8 +28,71 @@ TABLE_WIDTH = 130
 
 
 @dataclass(frozen=True)
-class Perplexity(Command):
-    """Measure perplexity per token and per word, and bits per byte, on held-out text."""
+class Sample(Command):
+    """Generate text with a trained model, printed token by token.
+
+    Without any of --greedy, --temperature, --top-k and --top-p, the strategy is nucleus sampling at 0.9.
+    """
+
+    model: Model
+    prompt: str = ""
+    """Text to continue; by default the model begins a new document."""
+    greedy: bool = False
+    """Always take the most probable token."""
+    temperature: float | None = None
+    """Divide the logits by this number; below 1 makes likely tokens likelier."""
+    top_k: int | None = None
+    """Sample among this many of the most probable tokens (top-k sampling)."""
+    top_p: float | None = None
+    """Sample among the most probable tokens that together have this probability (nucleus sampling)."""
+    samples: int = 1
+    """Number of texts."""
+    max_new_tokens: int = 300
+    """Longest continuation in tokens."""
+    seed: int = 1337
+    """Random seed; the same seed gives the same texts."""
+
+    def run(self) -> int:
+        """Stream one text as it is generated, or print each of several as it ends."""
+        from gpt2lab.generation import DecodingStrategy, encode_prompt, outgrows, seeded, stream, stream_text
+
+        names = ("temperature", "top_k", "top_p")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        strategy = DecodingStrategy(**(given or ({} if self.greedy else {"top_p": 0.9})), greedy=self.greedy)
+        require(self.samples >= 1, "samples", self.samples, "at least 1")
+        run = self.model.load()
+        model, tokenizer, samples = run.model, run.tokenizer, self.samples
+        tokens = encode_prompt(tokenizer, self.prompt, samples, run.runtime.device)
+        generator = seeded(self.seed, run.runtime.device)
+        texts = dict.fromkeys(range(samples), self.prompt) if samples > 1 else {}
+        if samples == 1:
+            print(self.prompt, end="", flush=True)
+        length = tokens.shape[1] - 1  # the last list of pieces is not a token
+        with run.runtime.autocast():
+            columns = stream(model, tokens, self.max_new_tokens, strategy, generator, tokenizer.eot)
+            for pieces in stream_text(columns, tokenizer, samples):
+                length += 1
+                if samples == 1:
+                    print(pieces[0] or "", end="", flush=True)
+                for row in list(texts):
+                    if (piece := pieces[row]) is None:
+                        print(f"--- sample {row + 1} of {samples}, {strategy} ---\n{texts.pop(row)}\n", flush=True)
+                    else:
+                        texts[row] += piece
+        if samples == 1:
+            print()
+        for row, text in texts.items():
+            print(f"--- sample {row + 1} of {samples}, {strategy}, cut off ---\n{text}\n")
+        if outgrows(model, length):
+            print(
+                f"output exceeded the {model.config.n_ctx:,}-token context; older tokens were dropped", file=sys.stderr
+            )
+        return 0
+
+
+@dataclass(frozen=True)
+class _OnHeldOutText(Command):
+    """A measurement on held-out text."""
 
     model: Model
     data: Path | None = None
@@ -34,18 +101,23 @@ class Perplexity(Command):
     """Split to measure; by default test."""
     text: Path | None = None
     """Measure a text file instead; <|endoftext|> in it separates documents."""
+    by_document: bool = False
+    """Let no window cross a document boundary; always on for runs with --mask-documents."""
+
+
+@dataclass(frozen=True)
+class Perplexity(_OnHeldOutText):
+    """Measure perplexity per token and per word, and bits per byte, on held-out text."""
+
     detokenize: Literal["wikitext"] | None = None
     """Undo the tokenization of this corpus first, as in GPT-2's paper."""
     context: int | None = None
     """Longest context in tokens; by default the sequence length of training."""
     stride: int | None = None
     """Tokens by which the window advances; by default half the context."""
-    by_document: bool = False
-    """Let no window cross a document boundary; always on for runs with --mask-documents."""
 
     def run(self) -> int:
         """Print the figures with their protocol and add them to the run's evals.csv."""
-        from gpt2lab import console
         from gpt2lab.evaluation.measure import measure_perplexity
 
         run = self.model.load()
@@ -59,24 +131,14 @@ class Perplexity(Command):
 
 
 @dataclass(frozen=True)
-class Positions(Command):
+class Positions(_OnHeldOutText):
     """Measure the loss by position in the context, and plot it."""
 
-    model: Model
-    data: Path | None = None
-    """Directory of prepared data; by default the data of the run."""
-    split: Split | None = None
-    """Split to measure; by default test."""
-    text: Path | None = None
-    """Measure a text file instead."""
     context: int | None = None
     """Window length in tokens; by default the model's context."""
-    by_document: bool = False
-    """Let no window cross a document boundary; always on for runs with --mask-documents."""
 
     def run(self) -> int:
         """Print some of the curve; save all of it, with its plot, in the run directory."""
-        from gpt2lab import console
         from gpt2lab.evaluation.measure import measure_positions
         from gpt2lab.evaluation.positions import save_positions
 
@@ -108,13 +170,11 @@ class HellaSwag(Command):
 
     def run(self) -> int:
         """Print the figures with their protocol and add them to the run's evals.csv."""
-        from gpt2lab import console
         from gpt2lab.evaluation.hellaswag import read_hellaswag
         from gpt2lab.evaluation.measure import measure_hellaswag
 
         run = self.model.load()
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit is {self.limit}; give at least 1, or leave it out for all items")
+        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1; leave it out for all items")
         items = (fetch_hellaswag() if self.items is None else read_hellaswag(self.items))[: self.limit]
         with console.bar("endings") as progress:
             measured = measure_hellaswag(run.model, run.tokenizer, items, self.style, run.runtime, progress)
@@ -125,7 +185,6 @@ class HellaSwag(Command):
 def fetch_hellaswag() -> list[HellaSwagItem]:
     """Return the 10,042 validation items from the Hub. Raises `InputError` if it cannot be reached."""
     from gpt2lab.evaluation.hellaswag import hellaswag_item
-    from gpt2lab.hub import fetch_data
 
     file = fetch_data("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", HELLASWAG_REVISION)
     from pyarrow import parquet  # comes with the extra that fetch_data needs
@@ -150,7 +209,6 @@ class LMHarness(Command):
 
     def run(self) -> int:
         """Print the figures and add them to the run's evals.csv."""
-        from gpt2lab import console
 
         run = self.model.load()
         try:
@@ -183,7 +241,6 @@ class TextQuality(Command):
 
     def run(self) -> int:
         """Print the table; save it, with its plot, in the run directory."""
-        from gpt2lab import console
         from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality, text_table
 
         run = self.model.load()
@@ -205,9 +262,6 @@ class TextQuality(Command):
 
 def table_of(texts: TextTable, title: str) -> Table:
     """Return the quality of texts as a table for the terminal, a row for each decoding strategy."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("texts", no_wrap=True)
     for name in texts.columns:

@@ -10,6 +10,10 @@ from tyro.conf import Positional
 
 from gpt2lab.cli.arguments import Checkpoint, Command
 from gpt2lab.errors import InputError
+from gpt2lab.files import new_directory, write_atomically, write_json
+from gpt2lab.hub import find_model
+from gpt2lab.runs import Run
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,8 @@ class ImportHF(Command):
 
     def run(self) -> int:
         """Import the model and print what the run holds."""
-        from gpt2lab.hub import find_model
         from gpt2lab.model.gpt import GPT
         from gpt2lab.model.huggingface import FILES
-        from gpt2lab.tokenizer.tokenizer import Tokenizer
         from gpt2lab.training.session import save_imported
 
         path = self.directory
@@ -77,11 +79,8 @@ class ExportHF(Command):
 
     def run(self) -> int:
         """Write the directory and print how to load it."""
-        from gpt2lab.files import new_directory, write_atomically, write_json
         from gpt2lab.model.huggingface import write_hf
         from gpt2lab.report.write import model_card
-        from gpt2lab.runs import Run
-        from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
         from gpt2lab.training.checkpoint import load_model
 
         run, out = Run.open(self.directory), self.out

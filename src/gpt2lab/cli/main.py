@@ -15,8 +15,8 @@ Command = tuple[str, str]
 """``module:class`` below `gpt2lab.cli`, and the first line of its help. A module is imported when its command runs."""
 Group = Mapping[str, Command]
 COMMANDS: Mapping[str, Command | Group] = {
-    "quickstart": ("start:Quickstart", "Train a GPT-2 from scratch and write its report, without any download."),
-    "check": ("start:Check", "Check that everything works on this machine; exit code 1 if something does not."),
+    "quickstart": ("train:Quickstart", "Train a GPT-2 from scratch and write its report, without any download."),
+    "check": ("train:Check", "Check that everything works on this machine; exit code 1 if something does not."),
     "tokenizer": {
         "train": ("tokenizer:TrainTokenizer", "Train a byte-level BPE tokenizer on text."),
         "show": ("tokenizer:ShowTokenizer", "Show how a tokenizer splits text and how well its vocabulary fits."),
@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "show": ("data:ShowData", "Show what prepared data holds: counts, tokens, lengths, duplicates, documents."),
     },
     "train": ("train:Train", "Train a GPT-2 on prepared data, or resume a run."),
-    "sample": ("sample:Sample", "Generate text with a trained model, printed token by token."),
+    "sample": ("evaluate:Sample", "Generate text with a trained model, printed token by token."),
     "eval": {
         "perplexity": ("evaluate:Perplexity", "Measure perplexity per token and per word, and bits per byte."),
         "positions": ("evaluate:Positions", "Measure the loss by position in the context, and plot it."),

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rich.table import Table
 from tyro.conf import arg
 
 from gpt2lab import formatting
 from gpt2lab.cli.arguments import Command
+from gpt2lab.console import console
 from gpt2lab.errors import InputError
+from gpt2lab.runs import Run
 
 if TYPE_CHECKING:
     from gpt2lab.lab.forecast import Forecast, Scenario, Workload
@@ -62,25 +65,20 @@ class Plan(Command):
 
     def _workload(self) -> Workload:
         from gpt2lab.lab.forecast import Workload, parse_tokens
-        from gpt2lab.runs import Run
 
         tokens = None if self.tokens is None else parse_tokens(self.tokens)
         names = ("preset", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
         recipe = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.from_ is not None:
-            if recipe:
-                given = ", ".join(f"--{name.replace('_', '-')}" for name in recipe)
-                raise InputError(f"--from takes {given} from the run; leave out one of them")
-            return Workload.from_run(Run.open(self.from_), self.gpu, self.gpus, self.parallel, tokens)
-        gpus = 1 if self.gpus is None else self.gpus
-        return Workload.from_preset(gpu=self.gpu or "H100", gpus=gpus, parallel=self.parallel, tokens=tokens, **recipe)
+        machine = {name: value for name in ("gpu", "gpus") if (value := getattr(self, name)) is not None}
+        if self.from_ is None:
+            return Workload.from_preset(parallel=self.parallel, tokens=tokens, **machine, **recipe)
+        if recipe:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in recipe)
+            raise InputError(f"--from takes {given} from the run; leave out one of them")
+        return Workload.from_run(Run.open(self.from_), parallel=self.parallel, tokens=tokens, **machine)
 
 
 def _print(found: Forecast) -> None:
-    from rich.table import Table
-
-    from gpt2lab.console import console
-
     workload = found.workload
     source = "at the measured speed" if workload.measured else f"at an assumed MFU of {workload.mfu:.0%}"
     console.print(

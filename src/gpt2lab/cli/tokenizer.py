@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from gpt2lab import console
 from gpt2lab.cli.arguments import Command
+from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-
-if TYPE_CHECKING:
-    from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.hub import PREFIX
+from gpt2lab.tokenizer.pretokenize import find_pattern
+from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, measure_compression, render_token, tokenize
+from gpt2lab.training.config import require
 
 Files = Annotated[tuple[str, ...], arg(metavar="FILE")]
 _SAMPLE = (
@@ -51,11 +54,6 @@ class TrainTokenizer(Command):
 
     def run(self) -> int:
         """Train and save the tokenizer."""
-        from gpt2lab import console
-        from gpt2lab.data.sources import texts
-        from gpt2lab.tokenizer.pretokenize import find_pattern
-        from gpt2lab.tokenizer.tokenizer import Tokenizer
-
         if self.out.exists():
             raise InputError(f"{self.out} exists; give another --out")
         whole = find_pattern(self.pattern).cut is None
@@ -75,11 +73,17 @@ class TrainTokenizer(Command):
 
 
 @dataclass(frozen=True)
-class ShowTokenizer(Command):
-    """Show how a tokenizer splits text and how well its vocabulary fits."""
+class _OfTokenizer(Command):
+    """A command about a tokenizer."""
 
     tokenizer: Positional[Path]
     """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
+
+
+@dataclass(frozen=True)
+class ShowTokenizer(_OfTokenizer):
+    """Show how a tokenizer splits text and how well its vocabulary fits."""
+
     text: str | None = None
     """Text to split; by default the beginning of the input, or a sample."""
     input: Files = ()
@@ -95,12 +99,7 @@ class ShowTokenizer(Command):
 
     def run(self) -> int:
         """Print the split, the fit and the longest tokens."""
-        from gpt2lab import console
-        from gpt2lab.data.sources import texts
-        from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, render_token, tokenize
-
-        if self.longest < 0:
-            raise InputError(f"--longest is {self.longest}; it must be 0 or more")
+        require(self.longest >= 0, "--longest", self.longest, "0 or more")
         if not self.input and (self.max_documents, self.column) != (None, None):
             raise InputError("--max-documents and --column need --input, the text that they apply to")
         read = partial(texts, self.input, max_documents=self.max_documents, column=self.column)
@@ -125,11 +124,9 @@ class ShowTokenizer(Command):
 
 
 @dataclass(frozen=True)
-class ExportTokenizer(Command):
+class ExportTokenizer(_OfTokenizer):
     """Write a tokenizer in the format of another program."""
 
-    tokenizer: Positional[Path]
-    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
     out: Path
     """Directory to write into; no file in it is overwritten."""
     format: Literal["huggingface", "gpt2", "tiktoken"] = "huggingface"
@@ -137,8 +134,6 @@ class ExportTokenizer(Command):
 
     def run(self) -> int:
         """Write the files and print their paths."""
-        from gpt2lab.tokenizer.pretokenize import find_pattern
-
         tokenizer = open_tokenizer(self.tokenizer)
         for file in tokenizer.export(self.out, self.format):
             print(file)
@@ -150,11 +145,8 @@ class ExportTokenizer(Command):
 
 
 @dataclass(frozen=True)
-class Encode(Command):
+class Encode(_OfTokenizer):
     """Encode text from standard input; each line of text gives a line of ids."""
-
-    tokenizer: Positional[Path]
-    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
 
     def run(self) -> int:
         """Encode line by line, newlines included."""
@@ -169,11 +161,8 @@ class Encode(Command):
 
 
 @dataclass(frozen=True)
-class Decode(Command):
+class Decode(_OfTokenizer):
     """Decode ids from standard input, separated by spaces, to text."""
-
-    tokenizer: Positional[Path]
-    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
 
     def run(self) -> int:
         """Decode line by line."""
@@ -192,9 +181,6 @@ def open_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: There is none, or it is damaged.
     """
-    from gpt2lab.hub import PREFIX
-    from gpt2lab.tokenizer.tokenizer import Tokenizer
-
     if (name := path.as_posix()).startswith(PREFIX):
         return Tokenizer.gpt2(name)
     return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
@@ -216,9 +202,6 @@ def _first_lines(pieces: Iterable[str]) -> str:
 
 
 def _print_fits(tokenizers: Mapping[str, Tokenizer], corpus: Callable[[], Iterable[str]]) -> None:
-    from gpt2lab import console
-    from gpt2lab.tokenizer.tokenizer import measure_compression
-
     width = max(map(len, tokenizers))
     print(f"{'':{width}}  {'bytes':>13}  {'tokens':>13}  {'bytes/token':>13}  {'vocabulary used':>15}")
     for name, tokenizer in tokenizers.items():

@@ -1,4 +1,7 @@
-"""``gpt2lab train``: the options of `TrainConfig`, on top of a preset, a saved configuration or an earlier run."""
+"""``gpt2lab train``, ``quickstart`` and ``check``.
+
+The options of training are those of `TrainConfig`, on top of a preset, a saved configuration or an earlier run.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from gpt2lab.cli.arguments import Command, parse, parse_known
+from gpt2lab import console
+from gpt2lab.cli.arguments import Command, Device, parse, parse_known, part_of
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json
 from gpt2lab.runs import Run
@@ -31,7 +35,7 @@ Resume = Annotated[
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """What the defaults of the other options depend on."""
 
     preset: str | None = None
@@ -79,18 +83,16 @@ class Train(TrainConfig, Command):
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
         """Build the options, whose defaults depend on --preset, --config, --init and --resume."""
-        start, _ = parse_known(_Start, argv, prog, help=False)
-        defaults = start.defaults()
-        return parse(cls, argv, prog, default=cls(**_options(defaults)))
+        start, _ = parse_known(Start, argv, prog, help=False)
+        return parse(cls, argv, prog, default=cls(**vars(start.defaults())))
 
     @property
     def train_config(self) -> TrainConfig:
         """The options of training."""
-        return TrainConfig(**_options(self))
+        return part_of(self, TrainConfig)
 
     def run(self) -> int:
         """Train, and print what the run directory holds."""
-        from gpt2lab import console
         from gpt2lab.lab.train import train
         from gpt2lab.training.distributed import Communicator
 
@@ -103,5 +105,39 @@ class Train(TrainConfig, Command):
         return 0
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+@dataclass(frozen=True)
+class Quickstart(Command):
+    """Train a GPT-2 from scratch and write its report, without any download."""
+
+    text: Path | None = None
+    """Text file to train on; by default stories that the program generates itself."""
+    out: Path | None = None
+    """Directory of the run, which must not exist; by default runs/quickstart, numbered if that exists. The prepared
+    data is written beside it."""
+    seed: int = 1337
+    """Random seed of the initial weights, the data order and the samples."""
+    resume: bool = False
+    """Resume an interrupted quickstart: the one in --out, or in runs/quickstart."""
+
+    def run(self) -> int:
+        """Run every stage."""
+        from gpt2lab.cli.quickstart import run_quickstart
+
+        run_quickstart(self.text, self.out, self.seed, self.resume)
+        return 0
+
+
+@dataclass(frozen=True)
+class Check(Command):
+    """Check that everything works on this machine; exit code 1 if something does not."""
+
+    data: Path | None = None
+    """Directory of prepared data to read a batch from; by default generated stories."""
+    device: Device = "auto"
+    """Device to check."""
+
+    def run(self) -> int:
+        """Run the checks and print a line for each."""
+        from gpt2lab.lab.check import run_checks
+
+        return 0 if run_checks(self.data, self.device) else 1
