@@ -157,8 +157,8 @@ def test_the_gpu_is_the_one_that_the_run_was_measured_on(tmp_path: Path, capsys:
 NO_GPU_COUNT = "gpus is 0; it must be at least 1"
 ONE_GPU = "parallel {} needs several GPUs, but gpus is 1; raise --gpus, or leave out --parallel"
 REFUSALS = [
-    ("--gpus 7", "524288 is not a multiple of 7 GPUs x seq_len 1024; nearest that fit: 523264 or 530432"),
-    ("--from RUN --gpus 5", "batch_tokens 2048 is not a multiple of 5 GPUs"),
+    ("--gpus 7", "seq_len 1024 x 7 processes = 7168; nearest that fit: 523264 or 530432"),
+    ("--from RUN --gpus 5", "batch_tokens 2048 is not a multiple of micro_batch 1 x seq_len 256 x 5 processes"),
     ("--gpu H10", 'unknown GPU "H10" (did you mean "H100"?)'),
     ("--preset gpt3", 'unknown preset "gpt3"'),
     ("--gpu T4", "T4 has no peak rate for bf16; choose from fp16, fp32"),
@@ -169,11 +169,11 @@ REFUSALS = [
         (f"--tokens {text}", f'tokens is "{text}"; give a whole number such as 10000000000, 1e10, 10B or 300M')
         for text in ("10X", "inf", "nan", "1e400", "0.5", "1.5")
     ),
-    ("--mfu 40", "mfu is 40.0; it is a fraction of the peak rate"),
+    ("--mfu 40", "mfu is 40.0; it must be a fraction of the peak rate"),
     ("--gpus 0", NO_GPU_COUNT),
     ("--from RUN --gpus 0", NO_GPU_COUNT),
     ("--from RUN --tokens -5", "tokens is -5; it must be at least 1"),
-    ("--micro-batch 3", "micro_batch 3 does not divide the 512 sequences"),
+    ("--micro-batch 3", "nearest that fit: 522240 or 525312, or a micro_batch of 2 or 4"),
     ("--from RUN --preset gpt2 --mfu 0.5", "--from takes --preset, --mfu from the run; leave out one of them"),
     ("--from RUN --gpu h100", "was measured on cpu, which says nothing about H100"),
     ("--from CUDA --gpu A100", "was measured on H100, which says nothing about A100"),

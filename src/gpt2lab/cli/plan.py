@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Plan(Command):
 
         found = forecast(self._workload())
         if self.json:
-            print(json.dumps(found.as_json(), indent=2))
+            print(json.dumps(dataclasses.asdict(found), indent=2))
         else:
             _print(found)
         return 0

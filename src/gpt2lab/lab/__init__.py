@@ -1,4 +1,1 @@
-"""The laboratory: whole experiments from the parts below, and what is told of them.
-
-`train` joins the training loop with sampling; quickstart, check and the report are verbs of the command line.
-"""
+"""The laboratory: `train` (training with samples, HellaSwag and trackers), `forecast` and `check`."""

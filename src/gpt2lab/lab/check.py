@@ -139,26 +139,26 @@ def _initial_loss(context: Context) -> str:
     return f"{loss:.3f}; ln(vocab_size) is {expected:.3f}"
 
 
-def _overfit(context: Context) -> str:
-    optimiser = make_optimizer(context.model, OptimConfig(lr=3e-3, weight_decay=0.0))
+def _overfitting(context: Context) -> str:
+    optimizer = make_optimizer(context.model, OptimConfig(lr=3e-3, weight_decay=0.0))
     context.model.train()
     loss = context.loss()
     for step in range(1, OVERFIT_STEPS + 1):
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = context.loss()
         if loss.item() < OVERFIT_LOSS:
             return f"one batch is memorized: loss {loss.item():.3f} after {step} steps"
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     raise InputError(f"loss {loss.item():.3f} after {OVERFIT_STEPS} steps on one batch; expected below {OVERFIT_LOSS}")
 
 
 def _checkpoint(context: Context) -> str:
     run = Run.create(context.folder / "run", {}, {})
-    optimiser = make_optimizer(context.model, OptimConfig())
+    optimizer = make_optimizer(context.model, OptimConfig())
     context.loss().backward()
-    optimiser.step()  # creates optimizer state to save
-    saved = save(run, context.model, optimiser, {"step": 1, "val_loss": None})
+    optimizer.step()  # creates optimizer state to save
+    saved = save(run, context.model, optimizer, {"step": 1, "val_loss": None})
     verify(saved)
     again = GPT(context.model.config).to(context.runtime.device)
     load_into(saved, again, make_optimizer(again, OptimConfig()))
@@ -167,15 +167,11 @@ def _checkpoint(context: Context) -> str:
     return "weights and optimizer state round-trip bit for bit"
 
 
-CHECKS: dict[str, Callable[[Context], str]] = {
-    "machine": _machine,
-    "precision": _precision,
-    "compiler": _compiler,
-    "data": _data,
-    "tokenizer": _tokenizer,
-    "model": _model,
-    "initial loss": _initial_loss,
-    "overfitting": _overfit,
-    "checkpoint": _checkpoint,
+CHECKS = {
+    check.__name__.strip("_").replace("_", " "): check
+    for check in (
+        *(_machine, _precision, _compiler, _data, _tokenizer),
+        *(_model, _initial_loss, _overfitting, _checkpoint),
+    )
 }
-"""The checks in order; each may use what earlier ones created."""
+"""The checks by name, in order; each may use what earlier ones created."""

@@ -21,18 +21,18 @@ import math
 import statistics
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
 
 import torch
 
 from gpt2lab import runtime
+from gpt2lab.data.loader import micro_steps
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.flops import PEAK_FLOPS, data_sheet, flops_per_token, peak_flops
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import list_checkpoints
-from gpt2lab.training.config import TrainConfig, saved_config
-from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params, parameter_shapes
+from gpt2lab.training.config import TrainConfig, require, saved_config
+from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params
 from gpt2lab.training.parallel import mode_by_memory
 
 GB = 10**9
@@ -82,16 +82,13 @@ class Workload:
             InputError: A name is unknown, a number out of range, or the machine lacks the precision or the mode.
         """
         gpu = _known(gpu)
-        config = TrainConfig(preset=preset, seq_len=seq_len, batch_tokens=batch_tokens)  # checks these
+        recipe = TrainConfig(preset=preset, seq_len=seq_len, batch_tokens=batch_tokens).recipe()
         if gpu == "cpu":
             runtime.resolve(gpu, precision)  # refuses what training would
         elif precision not in PEAK_FLOPS[gpu]:
             raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(PEAK_FLOPS[gpu])}")
-        _require_positive(gpus=gpus, tokens=tokens, micro_batch=micro_batch)
-        _require_several(parallel, gpus)
-        if not 0 < mfu <= 1:
-            raise InputError(f"mfu is {mfu}; it is a fraction of the peak rate, above 0 and at most 1")
-        recipe = config.recipe()
+        _require_counts(parallel, gpus, tokens=tokens, micro_batch=micro_batch)
+        require(0 < mfu <= 1, "mfu", mfu, "a fraction of the peak rate, above 0 and at most 1")
         tokens = tokens or TOKENS_PER_PARAMETER * n_params(recipe.model)
         machine = (gpu, gpus, precision, parallel)
         batch = (seq_len or recipe.model.n_ctx, recipe.batch_tokens, tokens, micro_batch)
@@ -99,13 +96,9 @@ class Workload:
 
     @classmethod
     def from_run(
-        cls,
-        run: Run,
-        gpu: str | None = None,
-        gpus: int | None = None,
-        parallel: str = "auto",
+        cls, run: Run, gpu: str | None = None, gpus: int | None = None, parallel: str = "auto",
         tokens: int | None = None,
-    ) -> Workload:
+    ) -> Workload:  # fmt: skip
         """Describe a measured run with more tokens or GPUs, at the speed that it had.
 
         By default GPU, number of GPUs and parallel mode are those of the run. If its micro-batch does not divide the
@@ -115,11 +108,10 @@ class Workload:
             InputError: A name is unknown, a number out of range, the run was measured on another machine, or it has too
                 few rows to tell its speed.
         """
-        _require_positive(gpus=gpus, tokens=tokens)
         config, checkpoints = saved_config(run), list_checkpoints(run)
         devices: int = checkpoints[-1].state.get("world", 1) if checkpoints else 1
-        gpus = gpus or devices
-        _require_several(parallel, gpus)
+        gpus = devices if gpus is None else gpus
+        _require_counts(parallel, gpus, tokens=tokens)
         if parallel == "auto" and min(gpus, devices) > 1:
             parallel = config.parallel
         gpu = _measured_on(run, config.device, gpu)
@@ -164,17 +156,13 @@ def _known(gpu: str) -> str:
     return name
 
 
-def _require_several(parallel: str, gpus: int) -> None:
+def _require_counts(parallel: str, gpus: int, **counts: int | None) -> None:
+    for name, value in {"gpus": gpus, **counts}.items():
+        require(value is None or value >= 1, name, value, "at least 1")
     if parallel != "auto" and gpus == 1:
         raise InputError(
             f"parallel {parallel} needs several GPUs, but gpus is 1; raise --gpus, or leave out --parallel"
         )
-
-
-def _require_positive(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
 
 
 def _measured_on(run: Run, device: str, asked: str | None) -> str:
@@ -228,16 +216,12 @@ class Forecast:
     plain: Scenario
     checkpointed: Scenario
 
-    def as_json(self) -> dict[str, Any]:
-        """Return every figure as plain values: bytes, seconds, FLOPs."""
-        return dataclasses.asdict(self)
-
 
 def forecast(workload: Workload) -> Forecast:
     """Compute what a run takes.
 
     Raises:
-        InputError: The batch is not divisible by the GPUs, or the share of a GPU not by the micro-batch.
+        InputError: The batch does not divide into sequences on each GPU, or into micro-batches.
     """
     model, gpus = workload.model, workload.gpus
     on_cpu = workload.gpu == "cpu"
@@ -247,17 +231,6 @@ def forecast(workload: Workload) -> Forecast:
         parallel = "single"
     elif parallel == "auto":  # as training chooses
         parallel = "ddp" if on_cpu else mode_by_memory(model, GPU_MEMORY[workload.gpu])[0]
-    sequences, rest = divmod(workload.batch_tokens, workload.T * gpus)
-    if rest or not sequences:
-        nearest = [k * workload.T * gpus for k in (sequences, sequences + 1) if k]
-        raise InputError(
-            f"batch_tokens {workload.batch_tokens} is not a multiple of {gpus} GPUs x seq_len {workload.T}; "
-            f"nearest that fit: {' or '.join(map(str, nearest))}"
-        )
-    shapes = parameter_shapes(model)
-    total = sum(size.numel() for size in shapes.values())
-    matrices = sum(size.numel() for name, size in shapes.items() if name.startswith("h.") and len(size) == 2)
-    saved = 3 * total - (matrices if workload.optimizer == "muon" else 0)
     rate = _tokens_per_s(workload)  # once: a CPU's peak rate is measured
     shape = Shape(
         *(model, workload.T, 1, workload.precision, "cpu" if on_cpu else "cuda"),
@@ -266,35 +239,29 @@ def forecast(workload: Workload) -> Forecast:
         shards=gpus if parallel == "fsdp" else 1,
         buckets=parallel == "ddp",
     )
+    recomputing = dataclasses.replace(shape, activation_checkpointing=True)
+    whole = estimate(dataclasses.replace(shape, shards=1))
     return Forecast(
         *(workload, n_params(model), room, parallel),
         steps=math.ceil(workload.tokens / workload.batch_tokens),
         flops=flops_per_token(model, workload.T) * workload.tokens,
         dataset_bytes=workload.tokens * (2 if model.vocab_size <= 65_536 else 4),
-        checkpoint_bytes=4 * saved,
-        plain=_scenario(workload, shape, room, sequences, rate),
-        checkpointed=_scenario(
-            workload, dataclasses.replace(shape, activation_checkpointing=True), room, sequences, rate
-        ),
+        checkpoint_bytes=whole.weights + whole.optimizer,
+        plain=_scenario(workload, shape, room, rate),
+        checkpointed=_scenario(workload, recomputing, room, rate),
     )
 
 
-def _scenario(workload: Workload, shape: Shape, room: int, sequences: int, rate: float) -> Scenario:
+def _scenario(workload: Workload, shape: Shape, room: int, rate: float) -> Scenario:
     largest = largest_micro_batch(shape, room)
+    sequences = micro_steps(workload.batch_tokens, workload.T, 1, workload.gpus)
     micro_batch = workload.micro_batch or _largest_divisor(sequences, max(largest, 1))
-    if sequences % micro_batch:
-        divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
-        nearest = sorted(sorted(divisors, key=lambda n: abs(n - micro_batch))[:2])
-        raise InputError(
-            f"micro_batch {micro_batch} does not divide the {sequences} sequences that a GPU has in a step; "
-            f"nearest that do: {' or '.join(map(str, nearest))}"
-        )
-    micro_steps = sequences // micro_batch
-    memory = estimate(dataclasses.replace(shape, B=micro_batch, micro_steps=micro_steps))
+    steps = micro_steps(workload.batch_tokens, workload.T, micro_batch, workload.gpus)
+    memory = estimate(dataclasses.replace(shape, B=micro_batch, micro_steps=steps))
     slowdown = RECOMPUTE if shape.activation_checkpointing else 1.0
     seconds = slowdown * workload.tokens / rate
     return Scenario(
-        *(memory, memory.peak <= room, largest, micro_batch, micro_steps),
+        *(memory, memory.peak <= room, largest, micro_batch, steps),
         mfu=workload.mfu / slowdown,
         step_seconds=slowdown * workload.batch_tokens / rate,
         tokens_per_s=rate / slowdown,

@@ -1,7 +1,8 @@
-"""Where the figures of a run go besides metrics.csv: TensorBoard's event files, or Weights & Biases.
+"""Training with everything that may happen at an interval: samples, HellaSwag, and an experiment tracker.
 
-Both are extras that are imported only where they are asked for. Weights & Biases writes under the run directory and
-sends to its server unless ``WANDB_MODE=offline`` is set; ``wandb sync`` sends what was written offline later.
+`train` joins the training loop, which knows neither generation nor evaluation, with both. TensorBoard and Weights &
+Biases are extras, imported only if asked for. Weights & Biases writes into the run directory and uploads unless
+``WANDB_MODE=offline`` is set; ``wandb sync`` uploads what was written offline later.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
@@ -20,61 +22,90 @@ from gpt2lab.files import write_atomically
 from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
+from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import TrainConfig, saved_model
 from gpt2lab.training.loop import Hooks, StepReport
 from gpt2lab.training.session import resume, start
 
+log = logging.getLogger("gpt2lab")
 Row = Mapping[str, float | None]
+SAMPLE_TOKENS = 200
 
 
-def require(tracker: str) -> None:
-    """Raise `InputError` where the library that a tracker needs is missing."""
+def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = None) -> Run:
+    """Train a model as ``config`` says, or resume a run if ``config.resume`` is set; return its run directory.
+
+    The same as ``gpt2lab train``. To resume a run, start from its own configuration:
+    ``train(dataclasses.replace(saved_config(Run.open(path)), out=path, resume="last"))``.
+
+    Args:
+        config: Every option.
+        on_step: Called after each optimizer step.
+
+    Raises:
+        InputError: An option cannot be honored, the data is damaged, memory ran out or training diverged.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    items = None if config.hellaswag is None else read_hellaswag(config.hellaswag)
+    tracker = config.tracker
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"tracker {tracker} is not installed; install it with: pip install gpt2lab[{tracker}]")
+    with ExitStack() as opened:
+
+        def hooks(run: Run) -> Hooks:
+            tokenizer, where = Tokenizer.load(run.tokenizer), runtime.resolve(config.device, config.precision)
+            if items is not None:
+                encode_items(
+                    tokenizer, items, "completion", saved_model(run).n_ctx
+                )  # refuses endings that are too long
+            return Hooks(
+                on_step=on_step,
+                on_row=None if tracker == "none" else TRACKERS[tracker](run, opened),
+                sample=partial(_sample, run, config, tokenizer, where),
+                hellaswag=None if items is None else partial(_hellaswag, run, items, tokenizer, where),
+            )
+
+        return start(config, hooks) if config.resume is None else resume(config, hooks)
 
 
-@contextmanager
-def tracking(tracker: str, run: Run) -> Iterator[Callable[[Row], None] | None]:
-    """Yield what to call with each row of metrics.csv; None where nothing is tracked."""
-    if tracker == "none":
-        yield None
-        return
-    with {"tensorboard": _tensorboard, "wandb": _wandb}[tracker](run) as write:
-        yield write
+def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime, model: GPT, step: int) -> None:
+    """Write a text by nucleus sampling, with the same random numbers at every step."""
+    strategy, prompt = STRATEGIES["nucleus"], config.sample_prompt
+    (text,) = generate_texts(model, tokenizer, prompt, 1, SAMPLE_TOKENS, strategy, config.seed, where)
+    run.add_sample(step, str(strategy), prompt, text)
+    log.info("sample at step %d, %s:\n%s", step, strategy, text)
 
 
-def _figures(row: Row) -> dict[str, float]:
-    return {name: value for name, value in row.items() if value is not None and name != "step"}
+def _hellaswag(
+    run: Run, items: list[HellaSwagItem], tokenizer: Tokenizer, where: Runtime, model: GPT, step: int
+) -> None:
+    measured = measure_hellaswag(model, tokenizer, items, "completion", where)
+    measured.record(run, step)
+    log.info("hellaswag at step %d: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in measured.figures.items()))
 
 
-def _step(row: Row) -> int:
-    return int(row["step"] or 0)
-
-
-@contextmanager
-def _tensorboard(run: Run) -> Iterator[Callable[[Row], None]]:
-    """Write scalars into RUN/tensorboard; what a resumed run went back over is hidden."""
+def _tensorboard(run: Run, opened: ExitStack) -> Callable[[Row], None]:
+    """Write scalars into RUN/tensorboard; those after the step that a run resumes from are hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with ExitStack() as opened:
-        writer: SummaryWriter | None = None
+    writer: SummaryWriter | None = None
 
-        def write(row: Row) -> None:
-            nonlocal writer
-            if writer is None:
-                writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=_step(row))
-                opened.callback(writer.close)
-            for name, value in _figures(row).items():
-                writer.add_scalar(name, value, _step(row))
-            writer.flush()
+    def write(row: Row) -> None:
+        nonlocal writer
+        step, figures = _split(row)
+        if writer is None:
+            writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=step)
+            opened.callback(writer.close)
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
-        yield write
+    return write
 
 
-@contextmanager
-def _wandb(run: Run) -> Iterator[Callable[[Row], None]]:
-    """Log to the project gpt2lab under the run's name; a run that goes on keeps its id."""
+def _wandb(run: Run, opened: ExitStack) -> Callable[[Row], None]:
+    """Log to the project gpt2lab under the run's name; a resumed run keeps its id."""
     import wandb
 
     file = run.path / "wandb.id"
@@ -89,69 +120,20 @@ def _wandb(run: Run) -> Iterator[Callable[[Row], None]]:
         config=run.config,
         settings=wandb.Settings(silent=True),
     )
-    try:
-        yield lambda row: session.log(_figures(row), step=_step(row))
-    finally:
-        session.finish()
+    opened.callback(session.finish)
+
+    def write(row: Row) -> None:
+        step, figures = _split(row)
+        session.log(figures, step=step)
+
+    return write
 
 
-log = logging.getLogger("gpt2lab")
-
-SAMPLE_TOKENS = 200
-
-
-def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = None) -> Run:
-    """Train a model as ``config`` says, or go on with it where ``config.resume`` is set; return its run directory.
-
-    The same as ``gpt2lab train``. To go on with a run, start from what it was started with:
-    ``train(dataclasses.replace(saved_config(Run.open(path)), out=path, resume="last"))``.
-
-    Args:
-        config: Every option.
-        on_step: Called after each optimiser step.
-
-    Raises:
-        InputError: An option cannot be honoured, the data is damaged, memory ran out or training diverged.
-        Interrupted: Ctrl-C or SIGTERM; the state was saved.
-    """
-
-    items = None if config.hellaswag is None else read_hellaswag(config.hellaswag)
-    require(config.tracker)
-    with ExitStack() as tracked:
-
-        def hooks(run: Run) -> Hooks:
-            choose = None if items is None else _chooser(run, config, items)
-            on_row = tracked.enter_context(tracking(config.tracker, run))
-            return Hooks(on_step=on_step, on_row=on_row, sample=_sampler(run, config), hellaswag=choose)
-
-        return start(config, hooks) if config.resume is None else resume(config, hooks)
+def _split(row: Row) -> tuple[int, dict[str, float]]:
+    """Return the step of a row of metrics.csv, and its other values."""
+    figures = {name: value for name, value in row.items() if value is not None}
+    return int(figures.pop("step")), figures
 
 
-def _sampler(run: Run, config: TrainConfig) -> Callable[[GPT, int], None]:
-    """Return the hook that writes a text by nucleus sampling, the same random numbers at every step."""
-    tokenizer = Tokenizer.load(run.tokenizer)
-    runtime_ = runtime.resolve(config.device, config.precision)
-
-    def sample(model: GPT, step: int) -> None:
-        strategy = STRATEGIES["nucleus"]
-        (text,) = generate_texts(
-            model, tokenizer, config.sample_prompt, 1, SAMPLE_TOKENS, strategy, config.seed, runtime_
-        )
-        run.add_sample(step, str(strategy), config.sample_prompt, text)
-        log.info("sample at step %d, %s:\n%s", step, strategy, text)
-
-    return sample
-
-
-def _chooser(run: Run, config: TrainConfig, items: list[HellaSwagItem]) -> Callable[[GPT, int], None]:
-    """Return the hook that measures on HellaSwag. Raises `InputError` where an ending is too long for the model."""
-    tokenizer = Tokenizer.load(run.tokenizer)
-    encode_items(tokenizer, items, "completion", saved_model(run).n_ctx)
-    where = runtime.resolve(config.device, config.precision)
-
-    def choose(model: GPT, step: int) -> None:
-        measured = measure_hellaswag(model, tokenizer, items, "completion", where)
-        measured.record(run, step)
-        log.info("hellaswag at step %d: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in measured.figures.items()))
-
-    return choose
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+"""Functions that open a tracker until ``opened`` is closed, and return what to call with each row of metrics.csv."""
