@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
+import tokenizers.trainers
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
 
 from gpt2lab import GPT, Tokenizer, generate
 from gpt2lab.cli.main import main
@@ -55,6 +60,30 @@ def test_an_exported_tokenizer_gives_the_ids_of_the_runs(work: Path) -> None:
     assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.eot, ours.eot)
     assert theirs.model_max_length == 32
     assert len(theirs) == ours.n_vocab
+
+
+def test_special_tokens_that_come_first_keep_their_ids_from_training_to_the_pipeline(tmp_path: Path) -> None:
+    """Hugging Face's trainer puts them first."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<|endoftext|>", "<|pad|>"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=alphabet)
+    theirs.train_from_iterator(["the cat and the dog ran away with the spoon"] * 9, trainer)
+    (tok := tmp_path / "tok").mkdir()
+    theirs.save(str(tok / "tokenizer.json"))
+    data, run, out = (str(tmp_path / name) for name in ("data", "run", "out"))
+    assert main(["data", "prepare", "stories", "--tokenizer", str(tok), "--out", data, "--max-documents", "30"]) == 0
+    assert main(["train", "--data", data, "--out", run, "--steps", "2", *SMALL, "--batch-tokens", "128"]) == 0
+    assert main(["export-hf", run, out, "--checkpoint", "last"]) == 0
+    loaded = AutoTokenizer.from_pretrained(out)
+    assert loaded.encode(TEXT) == theirs.encode(TEXT).ids == Tokenizer.load(tok).encode(TEXT, allowed_special="all")
+    assert (loaded.eos_token_id, len(loaded)) == (0, theirs.get_vocab_size())
+    (written,) = pipeline("text-generation", model=out, device="cpu")("the cat", max_new_tokens=4, do_sample=False)
+    model, _ = load_model(Run.open(Path(run)), "last")
+    ids = generate(model, torch.tensor([theirs.encode("the cat").ids]), 4, greedy=True)[0].tolist()
+    assert written["generated_text"] == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_a_tokenizer_of_another_pattern_is_exported_too(work: Path, tmp_path: Path) -> None:

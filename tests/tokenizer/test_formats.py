@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.bpe import BYTES, bytes_to_unicode
+from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode
 from gpt2lab.tokenizer.pretokenize import GPT2
 from loopback_hub import gpt2lab_with, loopback_hub
 
@@ -89,6 +89,25 @@ def test_a_tokenizer_that_hugging_face_trained_loads(specials: list[str], corpus
     assert ours.encode(text, "all") == theirs.encode(text).ids
     assert ours.encode_reference(text) == ours.encode(text)
     assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize("specials_at", [(0, 1), (7, 200), (0, 262), (261, 262)], ids=str)
+def test_special_tokens_keep_their_ids_in_hugging_faces_library(
+    specials_at: tuple[int, int], tiny: Tokenizer, tmp_path: Path
+) -> None:
+    """Hugging Face's trainer puts special tokens first; GPT-2 has them last."""
+    vocabulary = Vocabulary.from_pairs([], (), GPT2)
+    free = [number for number in range(len(tiny.merges) + 258) if number not in specials_at]
+    tokens = [*vocabulary.ids, *(left + right for left, right in tiny.merges)]
+    specials = dict(zip(["<|endoftext|>", "<|pad it|>"], specials_at, strict=True))
+    ours = Tokenizer(Vocabulary(dict(zip(tokens, free, strict=True)), tiny.merges, specials, GPT2))
+    ours.save(tmp_path)
+    text = "low<|endoftext|>er <|pad it|>newest<|endoftext|>"
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.encode(text).ids == ours.encode(text, "all")
+    assert {name: theirs.token_to_id(name) for name in specials} == specials
+    assert theirs.get_vocab_size() == ours.n_vocab
+    assert Tokenizer.load(tmp_path).fingerprint == ours.fingerprint
 
 
 # Merges that no training makes: in any order, of parts made later, one token made in two ways.

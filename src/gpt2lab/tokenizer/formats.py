@@ -122,10 +122,20 @@ def _as_json(vocabulary: Vocabulary) -> dict[str, Any]:
             "type": "BPE",
             **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
             **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-            "vocab": {bytes_to_unicode(token): number for token, number in vocabulary.ids.items()},
+            "vocab": _all_ids(vocabulary),
             "merges": _merges_as_lines(vocabulary),
         },
     }
+
+
+def _all_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return every token, in visible characters, with its id, in the order of ids.
+
+    Special tokens are among them: ``tokenizers`` gives an added token that the vocabulary lacks the next free id,
+    whatever id the file names.
+    """
+    ordinary = {bytes_to_unicode(token): number for token, number in vocabulary.ids.items()}
+    return dict(sorted((ordinary | dict(vocabulary.special_tokens)).items(), key=lambda item: item[1]))
 
 
 def _merges_as_lines(vocabulary: Vocabulary) -> list[str]:
@@ -282,10 +292,8 @@ def write_gpt2(vocabulary: Vocabulary, directory: Path) -> list[Path]:
             "vocab.json and merges.txt imply GPT-2's splitting pattern, but this tokenizer has "
             f"{vocabulary.pattern.name}; use tokenizer.json, which holds the pattern"
         )
-    ordinary = {bytes_to_unicode(token): number for token, number in vocabulary.ids.items()}
-    in_order = dict(sorted({**ordinary, **vocabulary.special_tokens}.items(), key=lambda item: item[1]))
     return [
-        _write_new(directory / "vocab.json", json.dumps(in_order, ensure_ascii=False) + "\n"),
+        _write_new(directory / "vocab.json", json.dumps(_all_ids(vocabulary), ensure_ascii=False) + "\n"),
         _write_new(directory / "merges.txt", "\n".join(["#version: 0.2", *_merges_as_lines(vocabulary), ""])),
     ]
 
