@@ -40,9 +40,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     """Yield a directory to fill, which gets its name once it is complete and synced; a failure leaves nothing.
 
     Raises:
-        InputError: ``path`` exists or cannot be created.
+        InputError: ``path`` exists and is not an empty directory, or cannot be created.
     """
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists; give another name, or delete it first")
     temporary = temporary_name(path)
     try:
@@ -53,6 +53,8 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
+        if path.exists():
+            path.rmdir()  # it is empty, or this fails
         temporary.rename(path)
         sync_directory(path.parent)
     except BaseException:  # a full disk, or Ctrl-C

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -252,6 +253,40 @@ def test_targets_that_are_not_one_for_each_token_are_refused(length: int) -> Non
 def test_tokens_that_are_no_rows_are_refused() -> None:
     with pytest.raises(InputError, match=r"tokens has shape \(5,\); it must be \(B, T\), rows of ids"):
         model_of()(tokens_of(5))
+
+
+@pytest.mark.parametrize("wrong", [V, V + 2, -1])
+def test_ids_outside_the_vocabulary_are_refused_also_where_the_embedding_has_rows(wrong: int) -> None:
+    model, tokens, targets = model_of(), tokens_of(2, T), tokens_of(2, T, seed=1)
+    tokens[1, 3] = targets[1, 3] = wrong
+    assert model.config.padded_vocab > V + 2
+    with pytest.raises(InputError, match=f"tokens holds {wrong} at row 1, position 3; ids are 0 to 60"):
+        model(tokens)
+    with pytest.raises(InputError, match=f"targets holds {wrong} at row 1, position 3; .*, and -100 is ignored"):
+        model(tokens_of(2, T), targets)
+
+
+def test_targets_of_minus_100_are_left_out_of_the_mean() -> None:
+    model, tokens, targets = model_of(), tokens_of(3, T), tokens_of(3, T, seed=1)
+    targets[:, :5] = -100
+    logits, loss = model(tokens, targets, return_logits=True)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    torch.testing.assert_close(logits, model(tokens).logits)
+
+
+def test_an_attention_mask_means_what_it_means_to_hugging_face(hugging_face_twin: Callable[[GPT], Any]) -> None:
+    model = model_of()
+    theirs, tokens = hugging_face_twin(model), tokens_of(2, T)
+    padding = torch.ones(2, T, dtype=torch.long)
+    padding[0, 9:] = padding[1, :4] = 0
+    found = model(tokens, attention_mask=padding).logits
+    expected = theirs(tokens, attention_mask=padding).logits
+    real = padding.bool()
+    torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"attention_mask has shape \(17, 17\); it must be .* is the argument mask"):
+        model(tokens, attention_mask=torch.ones(T, T))
+    with pytest.raises(InputError, match="attention_mask and documents are both given"):
+        model(tokens, attention_mask=padding, documents=padding)
 
 
 def test_importing_the_model_does_not_import_the_compiler() -> None:

@@ -126,6 +126,22 @@ def test_only_what_asks_for_a_gradient_gets_one() -> None:
     assert x.grad is None
 
 
+@pytest.mark.parametrize("N", [9, CHUNK_ROWS + 70])
+def test_ignored_targets_have_no_part_in_loss_and_gradients(N: int) -> None:
+    x, weight, targets = inputs(N, 16, 90, 38, torch.float32)
+    targets[::3] = -100
+    targets[1] = -100
+    found = loss_and_gradients(fused_loss(x, weight, targets, 90), x, weight)
+    expected = loss_and_gradients(plain_loss(x, weight, targets, 90), x, weight)
+    for a, b in zip(found, expected, strict=True):
+        assert_near(a, b, 2e-6)
+    assert (found[1][targets == -100] == 0).all()
+    with torch.no_grad():
+        torch.testing.assert_close(fused_loss(x, weight, targets, 90), expected[0])
+    each = F.cross_entropy(x @ weight[:90].T, targets, reduction="none")
+    torch.testing.assert_close(token_losses(x, weight, targets, 90), each.detach())
+
+
 def test_autocast_around_it_changes_nothing() -> None:
     x, weight, targets = inputs(50, 16, 90, 38, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

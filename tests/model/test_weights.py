@@ -219,12 +219,14 @@ def test_any_configuration_of_gpt2_survives_both_ways(config: GPTConfig) -> None
     assert config_from_hf(json.loads(json.dumps(config_to_hf(config))), "here") == config
 
 
-def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
-    model = random_model()
-    (tmp_path / "out").mkdir()
+def test_an_empty_directory_is_filled_and_any_other_kept(tmp_path: Path) -> None:
+    model, out = random_model(), tmp_path / "out"
+    out.mkdir()
+    model.save_hf(out)
+    saved = (out / WEIGHTS).read_bytes()
     with pytest.raises(InputError, match="out exists"):
-        model.save_hf(tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        random_model(n_layer=1).save_hf(out)
+    assert (out / WEIGHTS).read_bytes() == saved
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +265,20 @@ def test_a_directory_without_a_model(tmp_path: Path) -> None:
 def test_another_architecture_is_named(saved: Path, changes: dict[str, Any], said: str) -> None:
     reconfigure(saved, **changes)
     assert said in refusal(saved)
+
+
+def test_the_other_names_of_the_sizes_are_understood(saved: Path) -> None:
+    expected, path = GPT.from_hf(saved), saved / CONFIG
+    values = json.loads(path.read_text())
+    aliases = GPT2Config.attribute_map
+    assert aliases.keys() == {"num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings"}
+    path.write_text(json.dumps(values | {alias: values.pop(name) for alias, name in aliases.items()}))
+    assert GPT2Config.from_pretrained(saved).n_head == 3
+    assert GPT.from_hf(saved).config == expected.config
+    reconfigure(saved, n_head=4)
+    assert "n_head and num_attention_heads are two names of one size and differ" in refusal(saved)
+    reconfigure(saved, n_head=3)
+    assert_same_weights(GPT.from_hf(saved), expected)
 
 
 def test_all_that_is_wrong_with_a_configuration_is_said_at_once(saved: Path) -> None:

@@ -73,7 +73,7 @@ class ExportHF(Command):
     directory: Positional[Path]
     """Directory of the run."""
     out: Positional[Path]
-    """Directory to write; it must not exist."""
+    """Directory to write; it must not exist, or be empty."""
     checkpoint: Checkpoint = "best"
     """Checkpoint to export."""
 

@@ -40,7 +40,7 @@ from gpt2lab.model.attention import (
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.huggingface import FILES, read_hf, write_hf
-from gpt2lab.model.loss import fused_loss, token_losses
+from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, token_losses
 from gpt2lab.model.masks import Mask
 
 INIT_STD = 0.02
@@ -87,10 +87,10 @@ class Block(nn.Module):
 
 
 class GPTOutput(NamedTuple):
-    """Result of a forward pass: the logits, or the loss alone if targets were given."""
+    """Result of a forward pass."""
 
     logits: torch.Tensor | None
-    """(B, T, V), or None if targets were given."""
+    """(B, T, V); with targets None, unless ``return_logits`` asks for them."""
     loss: torch.Tensor | None
     """Mean next-token loss in nats, fp32, shape (); None without targets."""
 
@@ -120,33 +120,44 @@ class GPT(nn.Module):
         mask: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_logits: bool = False,
     ) -> GPTOutput:
         """Return the logits, or the mean loss if targets are given.
 
         Args:
             tokens: Ids, shape (B, T), T at most n_ctx.
-            targets: The token that follows each, shape (B, T).
+            targets: The token that follows each, shape (B, T); -100 where there is none: that position is left out of
+                the mean.
             mask: Boolean or 0/1, True where query q may attend to key k, in place of the configuration's mask; shape
                 (T, T), (B, T, T) or (B, H, T, T). A query that may attend to nothing gives zeros.
             documents: Number of the document that each token belongs to, (B, T), integers: attention stays within
                 documents, in addition to the mask.
             positions: Position of each token, (B, T), integers, for example counted from the start of its document;
                 None counts from the start of the row. With documents, the configuration's mask counts by it too.
+            attention_mask: Hugging Face's padding mask, (B, T), 1 for tokens and 0 for padding, in place of documents:
+                no token attends to padding. As there, positions count from the start of the row.
+            return_logits: Return the logits beside the loss. They are the largest tensor of the pass, and the loss
+                does not need them.
 
         Raises:
-            InputError: There are more tokens than the context, or an argument has a wrong shape or wrong values.
+            InputError: There are more tokens than the context, or an argument has a wrong shape or wrong values. Values
+                are checked on a CPU only, since a GPU would have to wait for the check.
 
         Warns:
             UserWarning: In training, if the mask lets a token attend to the one that it is to predict.
         """
         if targets is not None:
-            check_targets(tokens, targets)
+            check_targets(tokens, targets, self.config.vocab_size)
+        if attention_mask is not None:
+            documents = as_documents(attention_mask, documents, tokens)
         x = self.hidden(tokens, mask, None, documents, positions)
         if targets is None:
             return GPTOutput(self.head(x), None)
         if self.training:
             warn_of_leaks(self.mask if mask is None else mask)
-        return GPTOutput(None, fused_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size))
+        loss = fused_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size)
+        return GPTOutput(self.head(x) if return_logits else None, loss)
 
     def hidden(
         self,
@@ -239,7 +250,7 @@ class GPT(nn.Module):
         """Write a directory that ``transformers.AutoModelForCausalLM.from_pretrained`` reads.
 
         Raises:
-            InputError: The directory exists, or the architecture goes beyond GPT-2's.
+            InputError: The directory exists and is not empty, or the architecture goes beyond GPT-2's.
         """
         with new_directory(Path(directory)) as folder:
             write_hf(self.config, self.state_dict(), folder)
@@ -295,6 +306,7 @@ def check_inputs(
     """Raise `InputError` if the arguments of a pass do not fit together or do not fit the model."""
     if tokens.dim() != 2:
         raise InputError(f"tokens has shape {tuple(tokens.shape)}; it must be (B, T), rows of ids")
+    check_ids("tokens", tokens, config.vocab_size)
     n_ctx, T = config.n_ctx, tokens.shape[1]
     if cache is None and n_ctx < T:
         raise InputError(f"{T} tokens exceed the model's context of {n_ctx}")
@@ -322,10 +334,43 @@ def check_inputs(
         )
 
 
-def check_targets(tokens: torch.Tensor, targets: torch.Tensor) -> None:
-    """Raise `InputError` unless there is one target per token; one more would shift all that follow."""
+def check_targets(tokens: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> None:
+    """Raise `InputError` unless there is one target per token, an id or -100; one more would shift all that follow."""
     if targets.shape != tokens.shape:
         raise InputError(f"targets has shape {tuple(targets.shape)}; it must be that of tokens, {tuple(tokens.shape)}")
+    check_ids("targets", targets, vocab_size, IGNORE_INDEX)
+
+
+def check_ids(name: str, ids: torch.Tensor, vocab_size: int, ignored: int | None = None) -> None:
+    """Raise `InputError` if an id is not of the vocabulary: the padding of the embedding would take it silently."""
+    if ids.device.type != "cpu":  # the check would wait for the device
+        return
+    wrong = (ids < 0) | (ids >= vocab_size)
+    if ignored is not None:
+        wrong &= ids != ignored
+    if bool(wrong.any()):
+        row, position = wrong.nonzero()[0].tolist()
+        also = "" if ignored is None else f", and {ignored} is ignored"
+        raise InputError(
+            f"{name} holds {ids[row, position].item()} at row {row}, position {position}; ids are 0 to "
+            f"{vocab_size - 1}{also}"
+        )
+
+
+def as_documents(attention_mask: torch.Tensor, documents: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+    """Return a padding mask (B, T) as documents: tokens are one, padding another.
+
+    Raises:
+        InputError: Documents are given as well, or the mask is of another shape.
+    """
+    if documents is not None:
+        raise InputError("attention_mask and documents are both given; give documents alone, with padding as one")
+    if attention_mask.shape != tokens.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of tokens, "
+            f"{tuple(tokens.shape)}: 1 for tokens, 0 for padding. A mask over pairs (T, T) is the argument mask"
+        )
+    return attention_mask.long()
 
 
 def warn_of_leaks(mask: Mask | torch.Tensor) -> None:

@@ -32,12 +32,13 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json", "vocab.json", "merges.txt")
 """What a directory of theirs may hold that is read here: patterns."""
 _SIZES = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_positions": "n_ctx",
-    "vocab_size": "vocab_size",
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "n_embd": ("n_embd", "hidden_size"),
+    "n_ctx": ("n_positions", "max_position_embeddings"),
+    "vocab_size": ("vocab_size",),
 }
+"""The names that GPT2Config takes for each size of ours; the first is the one it writes."""
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _FIXED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
@@ -114,10 +115,16 @@ def config_from_hf(values: Any, where: str) -> GPTConfig:
         for name, allowed in _FIXED.items()
         if name in values and values[name] not in allowed
     ]
-    sizes = {ours: values[theirs] for theirs, ours in _SIZES.items() if theirs in values}
-    wrong += [
-        f"{name} is {value!r} and must be a whole number" for name, value in sizes.items() if type(value) is not int
-    ]
+    sizes: dict[str, Any] = {}
+    for ours, names in _SIZES.items():
+        given = {name: values[name] for name in names if name in values}
+        wrong += [
+            f"{name} is {value!r} and must be a whole number" for name, value in given.items() if type(value) is not int
+        ]
+        if len(set(map(str, given.values()))) > 1:
+            wrong.append(f"{' and '.join(given)} are two names of one size and differ ({given})")
+        if given:
+            sizes[ours] = next(iter(given.values()))
     inner = values.get("n_inner")
     if inner is not None and type(inner) is not int:
         wrong.append(f"n_inner is {inner!r} and must be a whole number or null")
@@ -154,7 +161,7 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
+        **{names[0]: getattr(config, ours) for ours, names in _SIZES.items()},
         "n_inner": config.n_inner,
         **dict.fromkeys(_DROPOUTS, config.dropout),
         **{name: allowed[0] for name, allowed in _FIXED.items()},

@@ -8,7 +8,8 @@ For N positions and a vocabulary V the logits are an (N, V) matrix, by far the l
 Since the gradient of the mean loss is known as soon as the row is, the forward pass computes both for a chunk of rows
 and drops the chunk. The matrix products run in the inputs' dtype; softmax, loss and the sum of the weight's gradient
 are fp32 whatever the inputs are. The backward pass divides by N: done before, a probability of 1/V vanishes in fp16
-before the scaler can save it. Rows of the weight beyond the vocabulary are padding: no probability, no gradient.
+before the scaler can save it. Rows of the weight beyond the vocabulary are padding: no probability, no gradient. As in
+``torch.nn.functional.cross_entropy``, a target of -100 is ignored: N counts the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 512
 """Rows of logits held at once: enough to keep the matrix unit busy, 51 MB at GPT-2's vocabulary in bf16."""
+IGNORE_INDEX = -100
+"""A target that takes no part in the loss."""
 SOFTMAX_NUMBERS = 1 << 21
 """Logits turned into fp32 at once on a CPU: 8 MB, 40 rows of GPT-2's vocabulary, stay in the cache."""
 WEIGHT_ROWS = 8192
@@ -40,7 +43,12 @@ def fused_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, voc
 
 @torch.no_grad()
 def token_losses(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Return the loss of each position in nats, fp32, shape (N,). Arguments as for `plain_loss`; no gradient."""
+    """Return the loss of each position in nats, fp32, shape (N,), 0 where the target is ignored.
+
+    Arguments as for `plain_loss`; no gradient.
+    """
+    ignored = targets == IGNORE_INDEX
+    targets = targets.masked_fill(ignored, 0)
     losses = torch.empty(len(x), dtype=torch.float32, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
         w = weight.to(x.dtype)
@@ -50,7 +58,7 @@ def token_losses(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, v
                 z = logits[part, :vocab_size].float()
                 chosen = z.gather(1, targets[rows][part, None]).squeeze(1)
                 losses[rows][part] = torch.logsumexp(z, dim=1) - chosen
-    return losses
+    return losses.masked_fill_(ignored, 0.0)
 
 
 def _chunks(n: int, size: int) -> list[slice]:
@@ -61,17 +69,17 @@ def _softmax_rows(logits: torch.Tensor) -> int:
     return max(1, SOFTMAX_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else CHUNK_ROWS
 
 
-def _loss_and_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Replace logits (R, padded V) by the gradient of the rows' summed loss in place; return that sum."""
+def _losses_and_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Replace logits (R, padded V) by the gradient of each row's loss in place; return the losses (R, 1)."""
     z = logits[:, :vocab_size].float()  # (R, V)
     chosen = z.gather(1, targets[:, None])
     log_probabilities = torch.log_softmax(z, dim=1)
-    loss = -log_probabilities.gather(1, targets[:, None]).sum()
+    losses = -log_probabilities.gather(1, targets[:, None])
     gradient = log_probabilities.exp_()
     gradient.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
     logits[:, :vocab_size] = gradient
     logits[:, vocab_size:] = 0.0
-    return loss
+    return losses
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -81,8 +89,11 @@ class _FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int
     ) -> torch.Tensor:
+        ignored = (targets == IGNORE_INDEX)[:, None]
+        count = len(x) - ignored.sum()
         if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            return token_losses(x, weight, targets, vocab_size).mean()
+            return token_losses(x, weight, targets, vocab_size).sum() / count
+        targets = targets.masked_fill(ignored[:, 0], 0)
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(x.dtype)
             grad_x = torch.empty_like(x)
@@ -92,19 +103,21 @@ class _FusedLoss(torch.autograd.Function):
             for rows in _chunks(len(x), CHUNK_ROWS):
                 logits = torch.mm(x[rows], w.T, out=buffer[: len(x[rows])])  # (R, padded V)
                 for part in _chunks(len(logits), _softmax_rows(logits)):
-                    loss += _loss_and_gradient_(logits[part], targets[rows][part], vocab_size)
+                    losses = _losses_and_gradient_(logits[part], targets[rows][part], vocab_size)
+                    loss += losses.masked_fill_(ignored[rows][part], 0.0).sum()
                 torch.mm(logits, w, out=grad_x[rows])
+                kept = x[rows].masked_fill(ignored[rows], 0.0)  # an ignored row has no part in the weight's gradient
                 for part in _chunks(len(w), WEIGHT_ROWS if x.device.type == "cpu" else len(w)):
-                    grad_weight[part] += logits[:, part].T @ x[rows]
-        ctx.save_for_backward(grad_x, grad_weight)
+                    grad_weight[part] += logits[:, part].T @ kept
+        ctx.save_for_backward(grad_x.masked_fill_(ignored, 0.0), grad_weight, count)
         ctx.weight_dtype = weight.dtype
-        return loss / len(x)
+        return loss / count
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_output: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        grad_x, grad_weight = ctx.saved_tensors
-        scale = grad_output / len(grad_x)  # (), fp32: multiplies in fp32 whatever grad_x is
+        grad_x, grad_weight, count = ctx.saved_tensors
+        scale = grad_output / count  # (), fp32: multiplies in fp32 whatever grad_x is
         return grad_x * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None
