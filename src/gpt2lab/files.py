@@ -104,6 +104,23 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, newline: str | None = None) -> str:
+    """Read a UTF-8 file; ``newline`` is that of `open`.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8 (with the byte).
+    """
+    try:
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 text at byte {error.start}; it is damaged or has another encoding"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -111,11 +128,7 @@ def read_json(path: Path) -> Any:
         InputError: It cannot be read, or is not JSON (with the line).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; it is damaged") from error
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON at line {error.lineno} ({error.msg}); it is damaged") from error
 

@@ -24,13 +24,15 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, write_atomically, write_json
+from gpt2lab.files import read_json, read_text, write_atomically, write_json
+
+T = TypeVar("T")
 
 METRICS_COLUMNS = (
     "step", "tokens", "epoch", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb",
@@ -122,6 +124,21 @@ class Run:
         """Return a file such as ``text.json`` of the last step that has it; None if no step has."""
         return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
+    def saved_evaluation(self, name: str, read: Callable[[Any], T]) -> T | None:
+        """Return what ``read`` makes of the values of `latest_evaluation`; None if there are none.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        path = self.latest_evaluation(name)
+        if path is None:
+            return None
+        values = read_json(path)
+        try:
+            return read(values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: damaged ({error!r}); measure it again") from error
+
     def metrics(self) -> list[MetricsRow]:
         """Return the rows of metrics.csv in the order of steps; an empty cell is None.
 
@@ -205,14 +222,7 @@ def _append_once(path: Path, line: str) -> None:
 
 def _complete_lines(path: Path) -> list[str]:
     """Return the lines that end in a newline: anything after the last one is an interrupted write."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); the run directory is damaged") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; the file is damaged") from error
-    return text.split("\n")[:-1]
+    return read_text(path, newline="").split("\n")[:-1]
 
 
 def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
