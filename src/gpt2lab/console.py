@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import rich.console
@@ -18,7 +18,6 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Console(rich.console.Console):
-    """rich's console, but a reader that has gone is for the command line to answer, as with any other output."""
+    """rich's console, except that a closed pipe is left to the command line, as with any other output."""
 
     def on_broken_pipe(self) -> None:
         """Raise the error, which rich would turn into its own exit code."""
@@ -53,38 +52,34 @@ def log_to_console() -> None:
 
 
 @contextmanager
+def _progress(*columns: ProgressColumn, refresh_per_second: float = 10) -> Iterator[Progress]:
+    """Yield a display of tasks that is drawn in a terminal only."""
+    progress = Progress(*columns, console=console, transient=True, refresh_per_second=refresh_per_second)
+    with progress if console.is_terminal else nullcontext():
+        yield progress
+
+
+@contextmanager
 def training_bar() -> Iterator[Callable[[StepReport], None]]:
-    """Yield an ``on_step`` that draws a bar with loss, tokens a second and the time left."""
-    if not console.is_terminal:
-        yield lambda report: None
-        return
-    columns = (
-        TextColumn("[bold]training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
-        bar: list[TaskID] = []
+    """Yield an ``on_step`` that draws a bar with loss, tokens per second and the time left."""
+    figures = TextColumn("{task.fields[figures]}")
+    columns = (TextColumn("[bold]training"), BarColumn(), MofNCompleteColumn(), figures, TimeRemainingColumn())
+    with _progress(*columns, refresh_per_second=4) as progress:
 
         def on_step(report: StepReport) -> None:
-            if not bar:
-                bar.append(progress.add_task("", total=report.steps, completed=report.step - 1, figures=""))
+            if not progress.task_ids:
+                progress.add_task("", total=report.steps, completed=report.step - 1, figures="")
             val = "" if report.val_loss is None else f"  val {report.val_loss:.3f}"
             figures = f"loss {report.loss:.3f}{val}  {report.tokens_per_s:,.0f} tokens/s"
-            progress.update(bar[0], completed=report.step, figures=figures)
+            progress.update(progress.task_ids[0], completed=report.step, figures=figures)
 
         yield on_step
 
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows how far a job of unknown length is, as a line that changes in place."""
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+    """Yield a function that shows the progress of a job of unknown length, as a line that changes in place."""
+    with _progress(SpinnerColumn(), TextColumn("{task.description}")) as progress:
         task = progress.add_task(title)
         yield lambda text: progress.update(task, description=f"{title}  {text}")
 
@@ -92,11 +87,8 @@ def counting(title: str) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def preparing_bar() -> Iterator[Callable[[int, int, int, int], None]]:
     """Yield a function ``(documents, bytes, tokens, bytes expected)`` that draws a bar with MB/s and the time left."""
-    if not console.is_terminal:
-        yield lambda documents, size, tokens, expected: None
-        return
     columns = (TextColumn("[bold]preparing"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(*columns) as progress:
         task = progress.add_task("", total=None)
         first: list[tuple[int, float]] = []
 
@@ -114,11 +106,7 @@ def preparing_bar() -> Iterator[Callable[[int, int, int, int], None]]:
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function ``(done, total)`` that draws a bar."""
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (TextColumn(f"[bold]{title}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(TextColumn(f"[bold]{title}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -131,17 +119,8 @@ class _MergesPerSecond(ProgressColumn):
 @contextmanager
 def merging_bar() -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
     """Yield what shows a tokenizer's training: ``(characters read)``, then ``(merges, merges wanted)`` as a bar."""
-    if not console.is_terminal:
-        yield lambda characters: None, lambda done, total: None
-        return
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _MergesPerSecond(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    title = TextColumn("[bold]{task.description}")
+    with _progress(title, BarColumn(), MofNCompleteColumn(), _MergesPerSecond(), TimeRemainingColumn()) as progress:
         task = progress.add_task("reading", total=None)
         yield (
             lambda characters: progress.update(task, description=f"read {characters / 1e6:,.1f} M characters"),
