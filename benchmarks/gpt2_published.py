@@ -29,9 +29,9 @@ from pyarrow import parquet
 
 from gpt2lab import GPT, Tokenizer, console, runtime
 from gpt2lab.cli.evaluate import fetch_hellaswag
-from gpt2lab.evaluation.held_out import held_out_text
-from gpt2lab.evaluation.hellaswag import STYLES
-from gpt2lab.evaluation.measure import Measurement, measure_hellaswag, measure_perplexity
+from gpt2lab.evaluation.hellaswag import STYLES, hellaswag
+from gpt2lab.evaluation.measure import Measurement, held_out_text
+from gpt2lab.evaluation.perplexity import perplexity_of
 from gpt2lab.files import write_json
 from gpt2lab.hub import fetch_data, find_model
 from gpt2lab.model.huggingface import FILES
@@ -110,9 +110,9 @@ def measurements(
         yield name, perplexity(model, tokenizer, where, text, stride, detokenize)
     chosen = fetch_hellaswag()[:items]
     for style in STYLES:
-        with console.bar("endings") as progress:
-            measured = measure_hellaswag(model, tokenizer, chosen, style, where, progress)
-        yield f"hellaswag, {style}", measured
+        with console.bar("endings") as progress, where.autocast():
+            found = hellaswag(model, tokenizer, chosen, style, progress)
+        yield f"hellaswag, {style}", Measurement("hellaswag", "val", found.protocol, found.figures)
 
 
 def perplexity(
@@ -122,9 +122,10 @@ def perplexity(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "wikitext2-test.txt"
         file.write_text(text, encoding="utf-8", newline="\n")
-        with held_out_text(file, tokenizer, detokenize) as held_out, console.bar("tokens") as progress:
-            by_document = detokenize is not None
-            return measure_perplexity(model, held_out, model.config.n_ctx, stride, where, progress, by_document)
+        text, by_document = held_out_text(file, tokenizer, detokenize), detokenize is not None
+        with text as held_out, console.bar("tokens") as progress, where.autocast():
+            found = perplexity_of(model, held_out, model.config.n_ctx, stride, by_document, progress)
+        return Measurement("perplexity", held_out.name, found.protocol, found.figures)
 
 
 def records() -> list[str]:

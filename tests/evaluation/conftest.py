@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from gpt2lab.data.shards import UINT16, ShardWriter, TokenStream, open_shard
+from gpt2lab.evaluation.perplexity import HeldOut
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -26,16 +28,16 @@ def model() -> GPT:
 
 
 @pytest.fixture(scope="session")
-def stream_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[int] | np.ndarray], TokenStream]:
-    """Write tokens to shards of 37 and open them as the split "test"."""
+def held_out_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., HeldOut]:
+    """Write tokens to shards of 37 and open them as the split "test", with a text of 1,000 bytes."""
 
-    def stream(tokens: Sequence[int] | np.ndarray) -> TokenStream:
+    def held_out(tokens: Sequence[int] | np.ndarray, n_bytes: int = 1000, eot: int = 0, **known: Any) -> HeldOut:
         writer = ShardWriter(tmp_path_factory.mktemp("stream"), "test", UINT16, 37)
         writer.write(np.asarray(tokens))
         writer.finish()
-        return TokenStream("test", [open_shard(path) for path in writer.paths])
+        return HeldOut("test", TokenStream("test", [open_shard(path) for path in writer.paths]), n_bytes, eot, **known)
 
-    return stream
+    return held_out
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.hellaswag import hellaswag, hellaswag_item, read_hellaswag
 from gpt2lab.evaluation.likelihood import Continuation, score
-from gpt2lab.evaluation.perplexity import cut_windows, perplexity_of
-from gpt2lab.evaluation.positions import loss_by_position
+from gpt2lab.evaluation.perplexity import HeldOut, cut_windows, loss_by_position, perplexity_of
 from gpt2lab.evaluation.recall import recall_probe, repeat_losses
 from gpt2lab.evaluation.text_metrics import judge_stories
 from gpt2lab.model.config import GPTConfig
@@ -35,12 +33,12 @@ class Setup:
 
     model: GPT
     """With a context of 24 tokens."""
-    stream_of: Callable[[Any], TokenStream]
+    held_out_of: Callable[..., HeldOut]
     tokenizer: Tokenizer
     folder: Path
 
-    def measure(self, tokens: int = 100, text_bytes: int = 1, **values: Any) -> object:
-        return perplexity_of(self.model, self.stream_of(np.arange(tokens) % 61), text_bytes, **values)
+    def measure(self, tokens: int = 100, n_bytes: int = 1, words: int | None = None, **values: Any) -> object:
+        return perplexity_of(self.model, self.held_out_of(np.arange(tokens) % 61, n_bytes, words=words), **values)
 
     def read(self, *lines: dict[str, Any] | list[int] | bytes) -> object:
         path = self.folder / "items.jsonl"
@@ -53,8 +51,8 @@ class Setup:
 
 
 @pytest.fixture
-def setup(model: GPT, stream_of: Callable[[Any], TokenStream], tokenizer: Tokenizer, tmp_path: Path) -> Setup:
-    return Setup(model, stream_of, tokenizer, tmp_path)
+def setup(model: GPT, held_out_of: Callable[..., HeldOut], tokenizer: Tokenizer, tmp_path: Path) -> Setup:
+    return Setup(model, held_out_of, tokenizer, tmp_path)
 
 
 def damaged_model() -> GPT:
@@ -92,12 +90,12 @@ REFUSALS: dict[str, tuple[Callable[[Setup], object], str]] = {
     "long stride": (lambda s: s.measure(stride=25), "stride is 25"),
     "stride beyond context": (lambda s: s.measure(context=5, stride=6), "stride is 6; it must be between 1 and 5, the"),
     "no batch": (lambda s: s.measure(batch_size=0), "batch size is 0"),
-    "no bytes": (lambda s: s.measure(text_bytes=0), "test: the text has 0 bytes; it must not be empty"),
+    "no bytes": (lambda s: s.measure(n_bytes=0), "test: the text has 0 bytes; it must not be empty"),
     "no words": (lambda s: s.measure(words=0), "test: the text has 0 words"),
     "one token": (lambda s: s.measure(1), "test: 1 tokens, fewer than one window"),
     "short stream": (lambda s: s.measure(10, context=10), "test: 10 tokens, fewer than one window of seq_len 10"),
     "starts within a document": (
-        lambda s: cut_windows(s.stream_of(np.arange(20)), 4, 4, eot=7),
+        lambda s: cut_windows(s.held_out_of(np.arange(20)).stream, 4, 4, eot=7),
         "does not begin with the end-of-text token 7",
     ),
     "short repetition": (lambda s: repeat_losses(s.model, torch.zeros(1, 1, dtype=torch.long)), "give 2 to 12"),
@@ -115,7 +113,7 @@ REFUSALS: dict[str, tuple[Callable[[Setup], object], str]] = {
     ),
     "empty file": (lambda s: s.read(b"", b""), "items.jsonl: has no items"),
     "missing file": (lambda s: read_hellaswag(s.folder / "none.jsonl"), "none.jsonl: cannot be read"),
-    "Latin-1 file": (lambda s: s.read(b"caf\xe9"), "items.jsonl: not UTF-8 at byte 3"),
+    "Latin-1 file": (lambda s: s.read(b"caf\xe9"), "items.jsonl: not UTF-8 text at byte 3"),
 }
 BAD_LINES: list[tuple[dict[str, Any] | list[int] | bytes, str]] = [
     (b'{"ind": 3', "not JSON"),
@@ -138,8 +136,8 @@ for config in (replace(TINY, mask="prefix", prefix=4), replace(TINY, mask="bidir
     for name, measure in {
         "a token": lambda s, ahead: score(ahead, [Continuation((1,), (4, 5))]),
         "a continuation": lambda s, ahead: score(ahead, [Continuation((1, 2, 3), (4, 5))]),
-        "perplexity": lambda s, ahead: perplexity_of(ahead, s.stream_of(np.arange(50)), 1),
-        "positions": lambda s, ahead: loss_by_position(ahead, s.stream_of(np.arange(50))),
+        "perplexity": lambda s, ahead: perplexity_of(ahead, s.held_out_of(np.arange(50))),
+        "positions": lambda s, ahead: loss_by_position(ahead, s.held_out_of(np.arange(50))),
         "recall": lambda s, ahead: recall_probe(ahead),
     }.items():
         REFUSALS[f"{name} under a {config.mask} mask"] = (

@@ -8,7 +8,7 @@ import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, make_run
 
 from gpt2lab.compare.results import outcome_of
-from gpt2lab.evaluation.positions import PositionLosses, save_positions
+from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
 from gpt2lab.files import write_json
 from gpt2lab.report.content import RunContent, gather
 from gpt2lab.runs import Run
@@ -54,7 +54,7 @@ def test_validation_figures_come_first_if_there_are_none_of_the_test_set(tmp_pat
 def test_each_arm_has_the_pictures_of_its_first_finished_run(tmp_path: Path, finished: str | None) -> None:
     runs = [make_run(tmp_path / name, finished=finished) for name in ("a1", "a2", "b1")]
     for run in runs:
-        save_positions(run, 300, "test", PositionLosses((3.0, 2.0), (5, 5), by_document=False))
+        save_positions(run, 300, PositionCurve("test", "", (3.0, 2.0), (5, 5)))
     outcomes = [outcome_of(run, f"arm {run.path.name[0]}", int(run.path.name[1])) for run in runs]
     report = gather(runs, outcomes=outcomes)
     assert [run.name for run in report.runs] == ["arm a, seed 1", "arm a, seed 2", "arm b, seed 1"]
@@ -92,8 +92,8 @@ def test_strategies_are_in_the_order_of_their_last_samples(tmp_path: Path) -> No
         ("samples.jsonl", "3\n", "samples.jsonl"),
         ("checkpoints/step_00000300/state.json", "", "state.json"),
         ("checkpoints/step_00000300/model.safetensors", "short", "model.safetensors"),
-        ("evaluations/step_00000300/text.json", '{"rows": [{}]}', "text.json is damaged"),
-        ("evaluations/step_00000300/positions.json", "[]", "positions.json: not a curve"),
+        ("evaluations/step_00000300/text.json", '{"rows": [{}]}', "text.json: damaged"),
+        ("evaluations/step_00000300/positions.json", "[]", "positions.json: damaged"),
     ],
 )
 def test_damaged_file_is_named_and_the_rest_is_reported(run: Run, name: str, content: str, expected: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_directories import CONFIG, ENVIRONMENT, log_steps, make_run
 
-from gpt2lab.evaluation.positions import PositionLosses, save_positions
+from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
 from gpt2lab.evaluation.run_data import read_run
 from gpt2lab.files import read_json, write_json
 from gpt2lab.report import facts
@@ -109,7 +109,7 @@ def test_a_stream_counts_shards_instead_of_epochs(run: Run, tmp_path: Path) -> N
 def test_context_helps_if_the_loss_falls_along_the_window(
     run: Run, losses: tuple[float, ...], good: bool, expected: str
 ) -> None:
-    save_positions(run, 300, "test", PositionLosses(losses, (5, 5), by_document=False))
+    save_positions(run, 300, PositionCurve("test", "", losses, (5, 5)))
     assert any(text.startswith(expected) for text in judgments(run)[not good])
 
 

@@ -15,7 +15,7 @@ from pypdf import PdfReader
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.positions import PositionLosses, save_positions
+from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
 from gpt2lab.files import write_json
 from gpt2lab.report.write import report_on, write_report
 from gpt2lab.runs import METRICS_COLUMNS, Run
@@ -191,8 +191,8 @@ def test_text_quality_and_positions_are_reported_if_they_were_measured(run: Run,
     examples = [{"prompt": "The boat <b>", "held_out": " sailed home.", "completions": endings}]
     saved = {"step": 300, "split": "test", "rows": rows, "examples": examples, "protocol": "100 prompts."}
     write_json(run.evaluations(300) / "text.json", saved)
-    curve = PositionLosses((3.0, 2.5, 2.0, math.nan), (10, 10, 10, 0), by_document=False)
-    save_positions(run, 300, "test", curve)
+    curve = PositionCurve("test", "", (3.0, 2.5, 2.0, math.nan), (10, 10, 10, 0))
+    save_positions(run, 300, curve)
     page, (text, _) = page_of([run], tmp_path / "report.html"), text_of(write_report([run], tmp_path / "report.pdf"))
     for found in (text, page.text):
         assert "Loss by position, on the test set after step 300." in found

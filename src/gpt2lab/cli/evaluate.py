@@ -118,15 +118,16 @@ class Perplexity(_OnHeldOutText):
 
     def run(self) -> int:
         """Print the figures with their protocol and add them to the run's evals.csv."""
-        from gpt2lab.evaluation.measure import measure_perplexity
+        from gpt2lab.evaluation.measure import Measurement
+        from gpt2lab.evaluation.perplexity import perplexity_of
 
         run = self.model.load()
         context = run.seq_len if self.context is None and self.text is None else self.context
         by_document = self.by_document or run.mask_documents  # trained on one document at a time
         text = run.held_out(self.data, self.split, self.text, self.detokenize)
-        with text as held_out, console.bar("tokens") as progress:
-            measured = measure_perplexity(run.model, held_out, context, self.stride, run.runtime, progress, by_document)
-        run.print_and_record(measured)
+        with text as held_out, console.bar("tokens") as progress, run.runtime.autocast():
+            found = perplexity_of(run.model, held_out, context, self.stride, by_document, progress)
+        run.print_and_record(Measurement("perplexity", held_out.name, found.protocol, found.figures))
         return 0
 
 
@@ -139,19 +140,19 @@ class Positions(_OnHeldOutText):
 
     def run(self) -> int:
         """Print some of the curve; save all of it, with its plot, in the run directory."""
-        from gpt2lab.evaluation.measure import measure_positions
-        from gpt2lab.evaluation.positions import save_positions
+        from gpt2lab.evaluation.perplexity import loss_by_position, save_positions
 
         run = self.model.load()
         by_document = self.by_document or run.mask_documents
-        with run.held_out(self.data, self.split, self.text, None) as held_out, console.bar("tokens") as progress:
-            curve = measure_positions(run.model, held_out, self.context, run.runtime, progress, by_document)
-        print(f"{held_out.name}, checkpoint of step {run.checkpoint.step}\nposition  loss (nats per token)")
+        text = run.held_out(self.data, self.split, self.text)
+        with text as held_out, console.bar("tokens") as progress, run.runtime.autocast():
+            curve = loss_by_position(run.model, held_out, self.context, by_document, progress)
+        print(f"{curve.split}, checkpoint of step {run.checkpoint.step}\nposition  loss (nats per token)")
         last = len(curve.losses)
         for position in [*(1 << n for n in range(last.bit_length()) if 1 << n < last), last]:
             print(f"{position:8,}  {curve.losses[position - 1]:.4f}")
         print(f"protocol: {curve.protocol}")
-        for path in save_positions(run.run, run.checkpoint.step, held_out.name, curve):
+        for path in save_positions(run.run, run.checkpoint.step, curve):
             print(path)
         return 0
 
@@ -170,15 +171,15 @@ class HellaSwag(Command):
 
     def run(self) -> int:
         """Print the figures with their protocol and add them to the run's evals.csv."""
-        from gpt2lab.evaluation.hellaswag import read_hellaswag
-        from gpt2lab.evaluation.measure import measure_hellaswag
+        from gpt2lab.evaluation.hellaswag import hellaswag, read_hellaswag
+        from gpt2lab.evaluation.measure import Measurement
 
         run = self.model.load()
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1; leave it out for all items")
         items = (fetch_hellaswag() if self.items is None else read_hellaswag(self.items))[: self.limit]
-        with console.bar("endings") as progress:
-            measured = measure_hellaswag(run.model, run.tokenizer, items, self.style, run.runtime, progress)
-        run.print_and_record(measured)
+        with console.bar("endings") as progress, run.runtime.autocast():
+            found = hellaswag(run.model, run.tokenizer, items, self.style, progress)
+        run.print_and_record(Measurement("hellaswag", "val", found.protocol, found.figures))
         return 0
 
 
@@ -244,18 +245,19 @@ class TextQuality(Command):
         from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality, text_table
 
         run = self.model.load()
-        held_out = run.split(self.data, self.split)
+        dataset = run.dataset(self.data)
+        split = run.split_name(dataset, self.split)
         prompts = choose_prompts(
-            *(held_out.dataset, self.split, run.model.config.n_ctx),
+            *(dataset, self.split, run.model.config.n_ctx),
             *(self.samples, self.prompt_tokens, self.max_new_tokens),
         )
         with console.bar("strategies") as progress:
             quality = measure_texts(run.model, run.tokenizer, prompts, run.runtime, self.seed, progress)
-        table = table_of(text_table(quality), f"{held_out.name}, checkpoint of step {run.checkpoint.step}")
+        table = table_of(text_table(quality), f"{split}, checkpoint of step {run.checkpoint.step}")
         # print(width=...) of the shared console is limited to the terminal's width, and would cut figures off
         console.Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
         print(f"protocol: {quality.protocol}")
-        for path in save_text_quality(run.run, run.checkpoint.step, held_out.name, quality):
+        for path in save_text_quality(run.run, run.checkpoint.step, split, quality):
             print(path)
         return 0
 

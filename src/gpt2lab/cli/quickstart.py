@@ -18,7 +18,9 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.measure import LoadedRun, Measurement, measure_perplexity, measure_stories
+from gpt2lab.evaluation.measure import LoadedRun, Measurement
+from gpt2lab.evaluation.perplexity import perplexity_of
+from gpt2lab.evaluation.text_metrics import judge_stories
 from gpt2lab.files import free_path
 from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.lab.train import train
@@ -126,8 +128,9 @@ def _train(config: TrainConfig) -> Run:
 
 def _perplexity(run: LoadedRun) -> Measurement:
     log.info("4. measuring perplexity on the test split")
-    with console.bar("tokens") as progress:
-        measured = measure_perplexity(run.model, run.split(None, "test"), MODEL.n_ctx, STRIDE, run.runtime, progress)
+    with run.held_out(None, "test", None) as test, console.bar("tokens") as progress, run.runtime.autocast():
+        found = perplexity_of(run.model, test, MODEL.n_ctx, STRIDE, progress=progress)
+    measured = Measurement("perplexity", test.name, found.protocol, found.figures)
     measured.record(run.run, run.checkpoint.step)
     log.info("protocol: %s", measured.protocol)
     return measured
@@ -143,7 +146,8 @@ def _write_samples(run: LoadedRun, seed: int) -> None:
 
 def _judge(run: LoadedRun, seed: int) -> Measurement:
     log.info("6. checking %d of its stories for grammar and consistency", JUDGED_STORIES)
-    measured, quality = measure_stories(_texts(run, "nucleus", JUDGED_STORIES, seed), str(STRATEGIES["nucleus"]))
+    quality = judge_stories(_texts(run, "nucleus", JUDGED_STORIES, seed))
+    measured = Measurement("stories", "samples", f"{STRATEGIES['nucleus']}: {quality.protocol}", quality.figures)
     measured.record(run.run, run.checkpoint.step)
     for broken in quality.errors:
         log.info("%s", broken)

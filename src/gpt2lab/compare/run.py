@@ -26,9 +26,8 @@ from gpt2lab.compare.plan import ComparisonPlan, make_plan, require_same_options
 from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, outcome_of
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.held_out import HeldOut
-from gpt2lab.evaluation.measure import measure_perplexity, measure_positions
-from gpt2lab.evaluation.positions import save_positions
+from gpt2lab.evaluation.measure import Measurement
+from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of, save_positions
 from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
 from gpt2lab.evaluation.text_quality import Prompts, choose_prompts, measure_texts, save_text_quality
@@ -227,11 +226,12 @@ def measure(run: Run, texts: bool) -> None:
     dataset, step = TokenDataset(config.data), checkpoint.step
     if run.latest_evaluation(RECALL_FILE) is None:
         test, by_document = HeldOut.of_split(dataset, "test"), config.mask_documents  # as it was trained
-        measure_perplexity(model, test, config.seq_len, None, where, by_document=by_document).record(run, step)
-        positions = measure_positions(model, test, config.seq_len, where, by_document=by_document)
         with where.autocast():
+            found = perplexity_of(model, test, config.seq_len, by_document=by_document)
+            Measurement("perplexity", "test", found.protocol, found.figures).record(run, step)
+            positions = loss_by_position(model, test, config.seq_len, by_document)
             recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
-        save_positions(run, step, "test", positions)
+        save_positions(run, step, positions)
         saved = {"step": step, "protocol": recall.protocol, "chance": recall.chance} | dataclasses.asdict(recall)
         write_json(run.evaluations(step) / RECALL_FILE, saved)  # last: its presence says that the others are there
     if texts and run.latest_evaluation(TEXT_FILE) is None:

@@ -78,8 +78,8 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the continuation of each context, up to the stop strings of the task."""
+        texts = []
         with self.bar("texts") as progress:
-            texts = []
             for request in requests:
                 texts.append(self._generate(*request.args))
                 progress(len(texts), len(requests))

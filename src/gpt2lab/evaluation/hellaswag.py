@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.evaluation.likelihood import Continuation, score
+from gpt2lab.evaluation.likelihood import Continuation, Progress, score
+from gpt2lab.files import read_text
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -81,7 +82,7 @@ def hellaswag(
     tokenizer: Tokenizer,
     items: Sequence[HellaSwagItem],
     style: str = "completion",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> HellaSwag:
     """Choose an ending for each item, in evaluation mode and under the caller's autocast.
 
@@ -178,22 +179,15 @@ def read_hellaswag(path: Path) -> list[HellaSwagItem]:
     Raises:
         InputError: The file cannot be read or has no items, or a line is not an item (with its number and field).
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a HellaSwag .jsonl file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; give a HellaSwag .jsonl file") from error
     items = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
+            where = f"{path}: line {number}"
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}: line {number}: not JSON ({error.msg}); give a HellaSwag .jsonl file"
-                ) from error
-            items.append(hellaswag_item(values, f"{path}: line {number}", number - 1))
+                raise InputError(f"{where}: not JSON ({error.msg}); give a HellaSwag .jsonl file") from error
+            items.append(hellaswag_item(values, where, number - 1))
     if not items:
         raise InputError(f"{path}: has no items; give a HellaSwag .jsonl file")
     return items

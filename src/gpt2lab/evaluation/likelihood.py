@@ -25,6 +25,8 @@ from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, evaluating
 
+Progress = Callable[[int, int], None]
+"""Called with the number of units done and their total."""
 PASS_TOKENS = 4_096
 """Tokens in a forward pass at most, cached ones included. It bounds memory and does not affect the scores."""
 LOGIT_ROWS = 64
@@ -65,9 +67,7 @@ def require_causal_mask(config: GPTConfig) -> None:
 
 
 @torch.no_grad()
-def score(
-    model: GPT, continuations: Sequence[Continuation], progress: Callable[[int, int], None] | None = None
-) -> list[Score]:
+def score(model: GPT, continuations: Sequence[Continuation], progress: Progress | None = None) -> list[Score]:
     """Score continuations, in evaluation mode and under the caller's autocast; the result is in their order.
 
     If context and continuation together exceed the context length of the model, the oldest tokens are dropped.

@@ -1,4 +1,4 @@
-"""Perplexity over strided windows, with the protocol without which the result cannot be compared.
+"""Perplexity over strided windows and loss by position, with the protocol that makes results comparable.
 
     loss            = mean of -ln p(token | the tokens before it in its window)
     perplexity      = exp(loss)
@@ -17,26 +17,79 @@ context - stride + 1 of them (outside the first window), costs context / stride 
 Windows cover the whole stream, or each document by itself, so that none sees another document.
 
 Perplexity compares models with the same tokenizer only; word perplexity and bits per byte do not depend on it.
+
+The loss by position shows how much a model gains from its context:
+
+    loss(t) = mean of -ln p(token | the t tokens before it in its window),    t = 1 ... context
+
+Where the curve is flat, more context brings nothing. Its windows do not overlap (stride = context), so every position
+is averaged over equally many tokens. A run stores the curve as ``positions.json``, with a plot beside it:
+
+    {"step", "split", "protocol", "losses": [nats, ...], "tokens": [count, ...]}
+
+Entry t - 1 of both lists belongs to position t; a loss is null where no token was scored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from gpt2lab import plots
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.loader import count_windows
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.likelihood import require_causal_mask
+from gpt2lab.evaluation.likelihood import Progress, require_causal_mask
+from gpt2lab.files import write_json
 from gpt2lab.model.gpt import GPT, evaluating
+from gpt2lab.runs import Run
 
-BLOCK = 1 << 20
-"""Tokens searched for the starts of documents at a time."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POSITIONS_FILE = "positions.json"
+MAX_POSITION_POINTS = 40
+"""Points of a curve of losses by position, evenly spaced on the logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text to evaluate on."""
+
+    name: str
+    """What results call it."""
+    stream: TokenStream
+    bytes: int
+    """Bytes of the text in UTF-8; the tokens between documents have none."""
+    eot: int
+    """Id of the token that begins each document."""
+    words: int | None = None
+    """Words of the text, separated by white space; None if they were not counted."""
+    entropy_bits: float | None = None
+    """Exact -log2 probability of the text where it is known: the least that any model can reach on average."""
+    preparation: str = ""
+    """What was done to the text first: a sentence that the protocol begins with, or nothing."""
+
+    @classmethod
+    def of_split(
+        cls, dataset: TokenDataset, split: str, name: str = "", words: int | None = None, preparation: str = ""
+    ) -> HeldOut:
+        """Take a split of prepared data, by default with its own name and the number of words of its decoded text.
+
+        Raises what `TokenDataset.stream` does.
+        """
+        stream, info, eot = dataset.stream(split), dataset.manifest.splits[split], dataset.manifest.tokenizer.eot
+        if words is None:
+            words = sum(len(text.split()) for text in dataset.documents(split))
+        return cls(name or split, stream, info.bytes, eot, words, info.entropy_bits, preparation)
 
 
 @dataclass(frozen=True)
@@ -47,18 +100,13 @@ class Perplexity:
     """Mean over the scored tokens, in nats."""
     tokens: int
     """Number of scored tokens."""
-    bytes: int
-    """Bytes of the text in UTF-8; the tokens between documents have none."""
     context: int
     """Tokens in a window."""
     stride: int
     """Tokens from the start of one window to the start of the next."""
-    entropy_bits: float | None = None
-    """Exact -log2 probability of the text where it is known: the least that any model can reach on average."""
-    words: int | None = None
-    """Words of the text, separated by white space; None if they were not counted."""
-    by_document: bool = False
+    by_document: bool
     """Whether windows stay within documents."""
+    text: HeldOut
 
     @property
     def perplexity(self) -> float:
@@ -68,17 +116,17 @@ class Perplexity:
     @property
     def word_perplexity(self) -> float | None:
         """exp of the nats per word; None if words were not counted."""
-        return None if self.words is None else _exp(self.loss * self.tokens / self.words)
+        return None if self.text.words is None else _exp(self.loss * self.tokens / self.text.words)
 
     @property
     def bits_per_byte(self) -> float:
         """Loss of the whole text in bits, per byte of the text."""
-        return self.loss * self.tokens / (math.log(2) * self.bytes)
+        return self.loss * self.tokens / (math.log(2) * self.text.bytes)
 
     @property
     def entropy_floor(self) -> float | None:
         """Entropy of the text in bits per byte; None if it is unknown."""
-        return None if self.entropy_bits is None else self.entropy_bits / self.bytes
+        return None if self.text.entropy_bits is None else self.text.entropy_bits / self.text.bytes
 
     @property
     def gap_percent(self) -> float | None:
@@ -93,19 +141,17 @@ class Perplexity:
 
     @property
     def protocol(self) -> str:
-        """How the results were measured, in one sentence."""
-        before = self.context - self.stride + 1
-        first, boundaries = (
-            ("the first window of a document", "windows stay within documents")
-            if self.by_document
-            else ("the first window", "windows reach across document boundaries")
-        )
-        words = "" if self.words is None else f", word perplexity over its {self.words:,} whitespace-separated words"
+        """How the results were measured."""
+        before, words = self.context - self.stride + 1, self.text.words
+        first, boundaries = "", "windows reach across document boundaries"
+        if self.by_document:
+            first, boundaries = " of a document", "windows stay within documents"
+        counted = "" if words is None else f", word perplexity over its {words:,} whitespace-separated words"
         return (
-            f"Each of {self.tokens:,} tokens (all but the first of the stream) is scored once, in windows of "
-            f"{self.context:,} tokens with stride {self.stride:,}, after at least {before:,} "
-            f"{'token' if before == 1 else 'tokens'} of context (fewer in {first}); {boundaries}; bits per byte are "
-            f"over the {self.bytes:,} bytes of the text{words}."
+            f"{self.text.preparation}Each of {self.tokens:,} tokens (all but the first of the stream) is scored once, "
+            f"in windows of {self.context:,} tokens with stride {self.stride:,}, after at least {before:,} "
+            f"{'token' if before == 1 else 'tokens'} of context (fewer in the first window{first}); {boundaries}; "
+            f"bits per byte are over the {self.text.bytes:,} bytes of the text{counted}."
         )
 
 
@@ -115,52 +161,130 @@ def _exp(nats: float) -> float:
 
 def perplexity_of(
     model: GPT,
-    stream: TokenStream,
-    text_bytes: int,
+    held_out: HeldOut,
     context: int | None = None,
     stride: int | None = None,
+    by_document: bool = False,
+    progress: Progress | None = None,
     batch_size: int = 8,
-    entropy_bits: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    words: int | None = None,
-    eot: int | None = None,
 ) -> Perplexity:
-    """Measure the perplexity of a model on a split, in evaluation mode and under the caller's autocast.
+    """Measure the perplexity of a model, in evaluation mode and under the caller's autocast.
 
     Args:
         model: The model; its mask must be causal.
-        stream: The tokens of the split.
-        text_bytes: Bytes of the text of the split, from its manifest.
-        context: Tokens in a window; by default as many as the model reads, or all of a shorter stream.
+        held_out: The text.
+        context: Tokens in a window; by default as many as the model reads, or all of a shorter text.
         stride: From 1 to the context; by default half of it, rounded up.
-        batch_size: Windows per forward pass. It affects speed and memory only.
-        entropy_bits: Entropy of the split, if its manifest knows it.
+        by_document: Whether windows stay within documents.
         progress: Called with the number of tokens scored so far and their total.
-        words: Words of the text, for the word perplexity.
-        eot: The token that begins each document, to keep windows within documents; None lets them cross.
+        batch_size: Windows per forward pass. It affects speed and memory only.
 
     Raises:
-        InputError: A stream shorter than a window, a context longer than the model's, an empty text, a value out of
+        InputError: A text shorter than a window, a context longer than the model's, an empty text, a value out of
             range, or a mask that is not causal.
     """
-    require_causal_mask(model.config)
-    for count, unit in ((text_bytes, "bytes"), (words, "words")):
+    for count, unit in ((held_out.bytes, "bytes"), (held_out.words, "words")):
         if count is not None and count < 1:
-            raise InputError(f"{stream.name}: the text has {count} {unit}; it must not be empty")
-    context = window_length(model, stream, context)
+            raise InputError(f"{held_out.stream.name}: the text has {count} {unit}; it must not be empty")
+    context = _window_length(model, held_out.stream, context)
     stride = (context + 1) // 2 if stride is None else stride
-    windows = cut_windows(stream, context, stride, eot)
-    total = sum(float(losses.sum()) for _, losses in losses_by_batch(model, stream, windows, batch_size, progress))
-    scored = windows.scored
-    return Perplexity(total / scored, scored, text_bytes, context, stride, entropy_bits, words, eot is not None)
+    windows = cut_windows(held_out.stream, context, stride, held_out.eot if by_document else None)
+    losses = _losses_by_batch(model, held_out.stream, windows, batch_size, progress)
+    total = sum(float(batch.sum()) for _, batch in losses)
+    return Perplexity(total / windows.scored, windows.scored, context, stride, by_document, held_out)
 
 
-def window_length(model: GPT, stream: TokenStream, context: int | None) -> int:
+@dataclass(frozen=True)
+class PositionCurve:
+    """The mean loss at each position; entry t - 1 belongs to the tokens with t tokens before them."""
+
+    split: str
+    """The text that it was measured on."""
+    protocol: str
+    """How it was measured, in one sentence."""
+    losses: tuple[float, ...]
+    """Mean loss in nats; NaN where no token was scored."""
+    tokens: tuple[int, ...]
+    """Number of tokens scored."""
+    step: int = 0
+    """Step of the weights; `save_positions` stores it."""
+
+    @property
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """Mean position and mean loss, weighted by tokens, of intervals that grow by a constant factor."""
+        last = len(self.losses)
+        edges = sorted({round(last ** (n / MAX_POSITION_POINTS)) for n in range(MAX_POSITION_POINTS)} | {last + 1})
+        points: list[tuple[float, float]] = []
+        for begin, end in pairwise(edges):
+            positions = [t for t in range(begin, end) if self.tokens[t - 1]]
+            if total := sum(self.tokens[t - 1] for t in positions):
+                loss = sum(self.losses[t - 1] * self.tokens[t - 1] for t in positions) / total
+                points.append((sum(positions) / len(positions), loss))
+        return tuple(points)
+
+    def draw(self, title: str = "") -> Figure:
+        """Plot the curve."""
+        return plots.by_distance({"": [self.points]}, "tokens before it in the window", "loss, nats per token", title)
+
+
+def loss_by_position(
+    model: GPT,
+    held_out: HeldOut,
+    context: int | None = None,
+    by_document: bool = False,
+    progress: Progress | None = None,
+    batch_size: int = 8,
+) -> PositionCurve:
+    """Measure the mean loss at each position of the window. Arguments and errors are those of `perplexity_of`."""
+    context = _window_length(model, held_out.stream, context)
+    windows = cut_windows(held_out.stream, context, context, held_out.eot if by_document else None)
+    sums, counts = np.zeros(context), np.zeros(context, dtype=np.int64)
+    for positions, losses in _losses_by_batch(model, held_out.stream, windows, batch_size, progress):
+        sums += np.bincount(positions, losses, minlength=context)
+        counts += np.bincount(positions, minlength=context)
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
+    protocol = (
+        f"Mean loss by the number of preceding tokens in the window, over {windows.scored:,} tokens in non-overlapping "
+        f"windows of {context:,} tokens {'within documents' if by_document else 'across document boundaries'}."
+    )
+    return PositionCurve(held_out.name, protocol, tuple(means.tolist()), tuple(counts.tolist()))
+
+
+def save_positions(run: Run, step: int, curve: PositionCurve) -> tuple[Path, Path]:
+    """Write ``positions.json`` and ``positions.png`` for the weights of a step; return their paths."""
+    file = run.evaluations(step) / POSITIONS_FILE
+    losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
+    saved = {"step": step, "split": curve.split, "protocol": curve.protocol, "losses": losses, "tokens": curve.tokens}
+    write_json(file, saved)
+    plots.write_png(file.with_suffix(".png"), curve.draw(f"{run.path.name}, step {step:,}, {curve.split}"))
+    return file, file.with_suffix(".png")
+
+
+def saved_positions(run: Run) -> PositionCurve | None:
+    """Return the curve that `save_positions` wrote for the newest step; None if there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    return run.saved_evaluation(POSITIONS_FILE, _curve)
+
+
+def _curve(saved: dict[str, Any]) -> PositionCurve:
+    losses = tuple(math.nan if loss is None else float(loss) for loss in saved["losses"])
+    tokens = tuple(map(int, saved["tokens"]))
+    if not 0 < len(losses) == len(tokens):
+        raise ValueError(f"{len(losses)} losses, {len(tokens)} numbers of tokens")
+    return PositionCurve(str(saved["split"]), str(saved["protocol"]), losses, tokens, int(saved["step"]))
+
+
+def _window_length(model: GPT, stream: TokenStream, context: int | None) -> int:
     """Return the length of a window: ``context``, by default as much as the model reads and the stream has.
 
     Raises:
-        InputError: It is more than the model reads, or than the stream has.
+        InputError: It is more than the model reads, or than the stream has, or the mask is not causal.
     """
+    require_causal_mask(model.config)
     n_ctx = model.config.n_ctx
     if context is None:
         context = max(1, min(n_ctx, len(stream) - 1))
@@ -170,12 +294,8 @@ def window_length(model: GPT, stream: TokenStream, context: int | None) -> int:
     return context
 
 
-def losses_by_batch(
-    model: GPT,
-    stream: TokenStream,
-    windows: Windows,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+def _losses_by_batch(
+    model: GPT, stream: TokenStream, windows: Windows, batch_size: int, progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield, for each batch of windows, the positions of the scored targets in their windows and their losses in nats.
 
@@ -273,11 +393,7 @@ def document_starts(stream: TokenStream, eot: int) -> np.ndarray:
     Raises:
         InputError: The stream does not begin with one.
     """
-    found = [
-        start + np.flatnonzero(stream.read(np.array([start]), min(BLOCK, len(stream) - start))[0] == eot)
-        for start in range(0, len(stream), BLOCK)
-    ]
-    starts = np.concatenate(found)
+    starts = np.flatnonzero(np.concatenate([block == eot for block in stream.blocks()]))
     if not len(starts) or starts[0] != 0:
         raise InputError(
             f"{stream.name}: does not begin with the end-of-text token {eot}, so its documents cannot be separated; "

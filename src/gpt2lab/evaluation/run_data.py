@@ -8,7 +8,6 @@ RunData ─┬─ config, environment, metrics, evals, samples      files of the
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.positions import PositionCurve, saved_positions
+from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
 from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
-from gpt2lab.files import read_json
 from gpt2lab.model.inspection import attention_weights
 from gpt2lab.runs import MetricsRow, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.checkpoint import list_checkpoints, load_model
 from gpt2lab.training.config import STREAM
 
 T = TypeVar("T")
-_CHECKPOINT = re.compile(r"step_\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def read_run(run: Run) -> RunData:
     def attempt(read: Callable[[], T], default: T) -> T:
         try:
             return read()
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
             return default
 
@@ -132,11 +129,11 @@ def read_run(run: Run) -> RunData:
     environment = attempt(lambda: _mapping(run.environment), {})
     metrics = attempt(run.metrics, [])
     evals = attempt(lambda: [_eval_row(row) for row in run.evals()], [])
-    samples = attempt(lambda: _samples(run), [])
+    samples = attempt(lambda: [_sample_text(sample) for sample in run.samples()], [])
     state, parameters = {}, None
-    if folder := _newest_checkpoint(run):
-        state = attempt(lambda: _mapping(read_json(folder / "state.json")), {})
-        parameters = attempt(lambda: _count_parameters(folder / "model.safetensors", config), None)
+    if complete := [c for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
+        state = attempt(lambda: _mapping(complete[-1].state), {})
+        parameters = attempt(lambda: _count_parameters(complete[-1].path / "model.safetensors", config), None)
     texts = attempt(lambda: saved_texts(run), None)
     positions = attempt(lambda: saved_positions(run), None)
     return RunData(
@@ -158,21 +155,12 @@ def _eval_row(row: dict[str, str]) -> EvalRow:
     return EvalRow(step, row["task"], row["split"], row["protocol"], row["metric"], value)
 
 
-def _samples(run: Run) -> list[SampleText]:
+def _sample_text(sample: dict[str, Any]) -> SampleText:
     try:
-        return [
-            SampleText(int(s["step"]), str(s["strategy"]), str(s["prompt"]), str(s["text"]), str(s.get("verdict", "")))
-            for s in run.samples()
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
+        strategy, prompt, text = (str(sample[name]) for name in ("strategy", "prompt", "text"))
+    except KeyError as error:
         raise InputError(f"samples.jsonl: a line is not a sample ({error!r}); the file is damaged") from error
-
-
-def _newest_checkpoint(run: Run) -> Path | None:
-    """Return the folder of the newest checkpoint that has its manifest."""
-    folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
-    complete = [f for f in folders if _CHECKPOINT.fullmatch(f.name) and (f / "manifest.json").is_file()]
-    return max(complete, key=lambda folder: int(folder.name.removeprefix("step_")), default=None)
+    return SampleText(sample["step"], strategy, prompt, text, str(sample.get("verdict", "")))
 
 
 def _count_parameters(weights: Path, config: dict[str, Any]) -> int:
@@ -216,8 +204,7 @@ def attention_map(data: RunData) -> AttentionMap | None:
         return None
     means = attention_weights(model, torch.tensor([ids])).mean(dim=2)[:, 0]  # (L, T, T)
     labels = tuple("start" if i == tokenizer.eot else _visible(tokenizer.decode([i])) for i in ids)
-    layers = {f"Layer {n}": means[n - 1].tolist() for n in (1, len(means))}
-    return AttentionMap(labels, layers, checkpoint.step)
+    return AttentionMap(labels, {f"Layer {n}": means[n - 1].tolist() for n in (1, len(means))}, checkpoint.step)
 
 
 def _visible(text: str) -> str:

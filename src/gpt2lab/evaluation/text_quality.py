@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ import torch
 from gpt2lab import formatting, plots
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.likelihood import Continuation, score
+from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.evaluation.perplexity import document_starts
 from gpt2lab.evaluation.text_metrics import PROTOCOL, ScoredText, TextSet, text_stats
-from gpt2lab.files import read_json, write_atomically, write_json
+from gpt2lab.files import write_atomically, write_json
 from gpt2lab.generation import DecodingStrategy, seeded, stream
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
@@ -46,6 +46,8 @@ BATCH = 64
 """Texts written at once."""
 EXAMPLES = 4
 """Number of prompts whose continuations are kept for reading."""
+READ = ("greedy", "temperature 1.0", "nucleus 0.9")
+"""Strategies shown beside the reference continuation: greedy, unrestricted sampling, and one in between."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,16 @@ class Row:
 
     @property
     def family(self) -> str:
-        """What kind of strategy it is: greedy, temperature, top-k or nucleus; empty for the held-out text."""
-        if self.strategy is None:
-            return ""
-        if self.strategy.greedy:
-            return "greedy"
-        filters = {"top-k": self.strategy.top_k, "nucleus": self.strategy.top_p}
-        return next((name for name, setting in filters.items() if setting is not None), "temperature")
+        """What kind of strategy it is: greedy, temperature, top-k or nucleus."""
+        return self.name.partition(" ")[0]
+
+    def number(self, metric: str) -> str:
+        """Return a figure to three digits."""
+        return formatting.number(self.figures[metric], 3)
+
+    def share(self, metric: str) -> str:
+        """Return a figure in percent, if it was measured."""
+        return formatting.percent(100 * self.figures[metric]) if metric in self.figures else formatting.MISSING
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class Example:
     prompt: str
     held_out: str
     completions: dict[str, str]
+
+    @property
+    def endings(self) -> tuple[tuple[str, str], ...]:
+        """What wrote it, and the continuation: the reference, then those of `READ`."""
+        return ((HELD_OUT, self.held_out), *((n, self.completions[n]) for n in READ if n in self.completions))
 
 
 @dataclass(frozen=True)
@@ -103,13 +113,21 @@ class TextQuality:
 
     @property
     def drawn(self) -> list[Row]:
-        """The rows that have both perplexity and self-BLEU, which are held against each other."""
+        """The rows that have both perplexity and self-BLEU, which are compared."""
         return [row for row in self.rows if {"perplexity", "self_bleu"} <= row.figures.keys()]
 
     @property
     def can_be_drawn(self) -> bool:
         """Whether `draw_text_quality` has held-out text and at least one strategy to draw."""
         return len(self.drawn) > 1 and self.drawn[0].strategy is None
+
+    @property
+    def families(self) -> dict[str, list[Row]]:
+        """The rows of `drawn` after the held-out text, by the kind of strategy."""
+        families: dict[str, list[Row]] = {}
+        for row in self.drawn[1:]:
+            families.setdefault(row.family, []).append(row)
+        return families
 
     def figures_of(self, name: str) -> dict[str, float]:
         """Return the figures of a row; empty if there is no row of that name."""
@@ -150,30 +168,24 @@ def choose_prompts(
     begins = document_starts(tokens, eot)
     sizes = np.diff(begins, append=len(tokens))  # with the token that begins each
     fitting = np.flatnonzero((sizes > P + 1) & (sizes <= P + N))
-    stories = dataset.manifest.source.names == ("stories",)
-    if len(fitting) >= samples:
-        chosen = fitting[np.arange(samples) * len(fitting) // samples]
-        ends = [(*tokens.read(begins[[i]] + P + 1, int(sizes[i]) - P - 1)[0].tolist(), eot) for i in chosen.tolist()]
-        return Prompts(tokens.read(begins[chosen], P + 1), tuple(ends), N, True, stories, eot)
     last = len(tokens) - P - N
-    if last < samples:
+    if whole := len(fitting) >= samples:
+        chosen = fitting[np.arange(samples) * len(fitting) // samples]
+        prompts = tokens.read(begins[chosen], P + 1)
+        endings = [(*tokens.read(begins[[i]] + P + 1, int(sizes[i]) - P - 1)[0].tolist(), eot) for i in chosen.tolist()]
+    elif last < samples:
         raise InputError(
             f"{tokens.name}: {len(tokens)} tokens are too few for {samples} prompts of {P} tokens and continuations "
             f"of {N}; ask for fewer samples or tokens, or prepare more held-out text"
         )
-    stretches = tokens.read(np.arange(samples) * last // samples, P + N)
-    return Prompts(
-        stretches[:, :P], tuple(_until(row, eot) for row in stretches[:, P:].tolist()), N, False, stories, eot
-    )
+    else:
+        prompts, rest = np.split(tokens.read(np.arange(samples) * last // samples, P + N), [P], axis=1)
+        endings = [_until(row, eot) for row in rest.tolist()]
+    return Prompts(prompts, tuple(endings), N, whole, dataset.manifest.source.names == ("stories",), eot)
 
 
 def measure_texts(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Prompts,
-    where: Runtime,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    model: GPT, tokenizer: Tokenizer, prompts: Prompts, where: Runtime, seed: int, progress: Progress | None = None
 ) -> TextQuality:
     """Continue prompts with every decoding strategy of `SETTINGS`, and measure all texts.
 
@@ -186,16 +198,18 @@ def measure_texts(
         progress: Called with the strategies done and their number.
     """
     strategies = [s for s in SETTINGS if s.top_k is None or s.top_k <= model.config.vocab_size]
-    made: dict[str, tuple[DecodingStrategy | None, TextSet]] = {
-        HELD_OUT: (None, _text_set(model, tokenizer, prompts, prompts.endings, where))
-    }
+    held_out = _text_set(model, tokenizer, prompts, prompts.endings, where)
+    rows = [Row(HELD_OUT, None, text_stats(held_out))]
+    kept = [Example(text.prompt, text.continuation, {}) for text in held_out.texts[:EXAMPLES]]
     for number, strategy in enumerate(strategies):
         written = _write(model, prompts, strategy, where, seed + number)
-        made[str(strategy)] = strategy, _text_set(model, tokenizer, prompts, written, where)
+        text_set = _text_set(model, tokenizer, prompts, written, where)
+        rows.append(Row(str(strategy), strategy, text_stats(text_set)))
+        for example, text in zip(kept, text_set.texts, strict=False):
+            example.completions[str(strategy)] = text.continuation
         if progress is not None:
             progress(number + 1, len(strategies))
-    rows = tuple(Row(name, strategy, text_stats(text_set)) for name, (strategy, text_set) in made.items())
-    return TextQuality(rows, _examples(made), _protocol(prompts))
+    return TextQuality(tuple(rows), tuple(kept), _protocol(prompts))
 
 
 def _write(
@@ -234,22 +248,6 @@ def _until(row: Sequence[int], eot: int) -> tuple[int, ...]:
     return tuple(row[: row.index(eot) + 1] if eot in row else row)
 
 
-def _examples(made: dict[str, tuple[DecodingStrategy | None, TextSet]]) -> tuple[Example, ...]:
-    held_out = made[HELD_OUT][1].texts
-    return tuple(
-        Example(
-            held_out[i].prompt,
-            held_out[i].continuation,
-            {
-                name: text_set.texts[i].continuation
-                for name, (strategy, text_set) in made.items()
-                if strategy is not None
-            },
-        )
-        for i in range(min(EXAMPLES, len(held_out)))
-    )
-
-
 def _protocol(prompts: Prompts) -> str:
     samples, T = prompts.tokens.shape
     taken = (
@@ -264,8 +262,6 @@ def _protocol(prompts: Prompts) -> str:
 
 
 FILE = "text.json"
-READ = ("greedy", "temperature 1.0", "nucleus 0.9")
-"""Strategies shown beside the reference continuation: greedy, unrestricted sampling, and one in between."""
 
 
 @dataclass(frozen=True)
@@ -277,15 +273,6 @@ class TextTable:
     """The strategy, then its figures."""
     protocol: str
     findings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A held-out prompt, its reference continuation, and those of the model."""
-
-    prompt: str
-    endings: tuple[tuple[str, str], ...]
-    """What wrote it, and the ending; the true one first."""
 
 
 CAPTION = (
@@ -307,11 +294,11 @@ def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> 
 
 def draw_text_quality(quality: TextQuality, title: str = "") -> Figure:
     """Plot the metrics of `TextQuality.drawn`; see `CAPTION`."""
-    held_out, *rows = quality.drawn
-    families: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        families.setdefault(row.family, {})[row.name.removeprefix(row.family).strip()] = row.figures
-    return plots.text_quality(held_out.figures, families, title)
+    families = {
+        family: {row.name.removeprefix(family).strip(): row.figures for row in rows}
+        for family, rows in quality.families.items()
+    }
+    return plots.text_quality(quality.drawn[0].figures, families, title)
 
 
 def _markdown(quality: TextQuality, title: str) -> str:
@@ -321,9 +308,9 @@ def _markdown(quality: TextQuality, title: str) -> str:
     parts = [f"# Texts by decoding strategy: {title}", "![Fluency against diversity](text.png)", CAPTION]
     parts += [*table.findings, "\n".join(f"| {' | '.join(row)} |" for row in rows), table.protocol]
     parts += ["## Prompts and their continuations"]
-    for completion in completions(quality):
-        parts.append(f"**{_escaped(completion.prompt)}**")
-        parts += [f"> *{name}:* {_escaped(ending)}" for name, ending in completion.endings]
+    for example in quality.examples:
+        parts.append(f"**{_escaped(example.prompt)}**")
+        parts += [f"> *{name}:* {_escaped(ending)}" for name, ending in example.endings]
     return "\n\n".join(parts) + "\n"
 
 
@@ -338,90 +325,55 @@ def saved_texts(run: Run) -> TextQuality | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = run.latest_evaluation(FILE)
-    if path is None:
-        return None
-    values = read_json(path)
-    try:
-        rows = tuple(_row(row) for row in values["rows"])
-        examples = tuple(Example(e["prompt"], e["held_out"], dict(e["completions"])) for e in values["examples"])
-        return TextQuality(rows, examples, str(values["protocol"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: text.json is damaged ({error!r}); take the figures again") from error
+    return run.saved_evaluation(FILE, _quality)
 
 
-def _row(row: Mapping[str, Any]) -> Row:
-    strategy = None if row["strategy"] is None else DecodingStrategy(**row["strategy"])
-    return Row(str(row["name"]), strategy, {key: float(value) for key, value in row["figures"].items()})
+def _quality(saved: dict[str, Any]) -> TextQuality:
+    strategies = [None if row["strategy"] is None else DecodingStrategy(**row["strategy"]) for row in saved["rows"]]
+    rows = tuple(
+        Row(str(row["name"]), strategy, {key: float(value) for key, value in row["figures"].items()})
+        for row, strategy in zip(saved["rows"], strategies, strict=True)
+    )
+    examples = tuple(Example(e["prompt"], e["held_out"], dict(e["completions"])) for e in saved["examples"])
+    return TextQuality(rows, examples, str(saved["protocol"]))
 
 
 def text_table(quality: TextQuality) -> TextTable:
     """Return the figures as they are read."""
     columns = tuple(dict.fromkeys(name for row in quality.rows for name in row.figures))
     rows = tuple(
-        (row.name, *(formatting.number(row.figures[name], 3) if name in row.figures else "" for name in columns))
-        for row in quality.rows
+        (row.name, *(row.number(name) if name in row.figures else "" for name in columns)) for row in quality.rows
     )
     return TextTable(tuple(c.replace("_", " ") for c in columns), rows, quality.protocol, findings(quality))
 
 
-def completions(quality: TextQuality) -> tuple[Completion, ...]:
-    """Return the prompts that were kept, each with the reference continuation before those of `READ`."""
-    return tuple(
-        Completion(e.prompt, ((HELD_OUT, e.held_out), *((n, e.completions[n]) for n in READ if n in e.completions)))
-        for e in quality.examples
-    )
-
-
 def findings(quality: TextQuality) -> tuple[str, ...]:
     """Summarize greedy decoding, and each kind of sampling where it is about as diverse as the held-out text."""
-    if not quality.drawn or quality.drawn[0].strategy is not None:
+    if not quality.can_be_drawn:
         return ()
-    human, *rows = quality.drawn
-    said = [_of_greedy(human, row) for row in rows if row.family == "greedy"]
-    nearest = _as_diverse(human, rows)
-    return (*said, *([_of_diverse(human, nearest)] if nearest else []))
-
-
-def _of_greedy(human: Row, row: Row) -> str:
-    bleu, perplexity = (
-        f"{formatting.number(row.figures[name], 3)} against {formatting.number(human.figures[name], 3)}"
-        for name in ("self_bleu", "perplexity")
-    )
-    return (
-        f"Greedy decoding: self-BLEU {bleu} of the held-out text, perplexity {perplexity}; "
-        f"{_share(row, 'repetition')} of its texts end in a loop."
-    )
-
-
-def _as_diverse(human: Row, rows: Sequence[Row]) -> list[Row]:
-    """Return the row of each family that is nearest to the held-out text in self-BLEU."""
-    families: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.family != "greedy":
-            families.setdefault(row.family, []).append(row)
-    return [
-        min(family, key=lambda row: abs(row.figures["self_bleu"] - human.figures["self_bleu"]))
-        for family in families.values()
+    human, families = quality.drawn[0], quality.families
+    found = [
+        f"Greedy decoding: self-BLEU {row.number('self_bleu')} against {human.number('self_bleu')} of the held-out "
+        f"text, perplexity {row.number('perplexity')} against {human.number('perplexity')}; "
+        f"{row.share('repetition')} of its texts end in a loop."
+        for row in families.pop("greedy", [])
     ]
+    diverse = [min(rows, key=lambda row: _distance(row, human)) for rows in families.values()]
+    metric, what = ("repetition", "ending in a loop")
+    if "grammatical" in human.figures:
+        metric = what = "grammatical"
+    each = [
+        f"{row.name} (self-BLEU {row.number('self_bleu')}): perplexity {row.number('perplexity')}, "
+        f"{row.share(metric)} {what}"
+        for row in diverse
+    ]
+    if each:
+        found.append(
+            "Each kind of sampling at the setting that is nearest to the held-out text in diversity (self-BLEU "
+            f"{human.number('self_bleu')}, perplexity {human.number('perplexity')}): {'; '.join(each)}."
+        )
+    return tuple(found)
 
 
-def _of_diverse(human: Row, rows: Sequence[Row]) -> str:
-    metric, what = (
-        ("grammatical", "grammatical") if "grammatical" in human.figures else ("repetition", "ending in a loop")
-    )
-    each = "; ".join(
-        f"{row.name} (self-BLEU {formatting.number(row.figures['self_bleu'], 3)}): perplexity "
-        f"{formatting.number(row.figures['perplexity'], 3)}, {_share(row, metric)} {what}"
-        for row in rows
-    )
-    return (
-        "Each kind of sampling at the setting that is nearest to the held-out text in diversity (self-BLEU "
-        f"{formatting.number(human.figures['self_bleu'], 3)}, perplexity "
-        f"{formatting.number(human.figures['perplexity'], 3)}): "
-        f"{each}."
-    )
-
-
-def _share(row: Row, metric: str) -> str:
-    return formatting.percent(100 * row.figures[metric]) if metric in row.figures else formatting.MISSING
+def _distance(row: Row, human: Row) -> float:
+    return abs(row.figures["self_bleu"] - human.figures["self_bleu"])

@@ -16,8 +16,8 @@ from functools import partial
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.hellaswag import HellaSwagItem, encode_items, read_hellaswag
-from gpt2lab.evaluation.measure import measure_hellaswag
+from gpt2lab.evaluation.hellaswag import HellaSwagItem, encode_items, hellaswag, read_hellaswag
+from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.files import write_atomically
 from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.model.gpt import GPT
@@ -80,9 +80,10 @@ def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime,
 def _hellaswag(
     run: Run, items: list[HellaSwagItem], tokenizer: Tokenizer, where: Runtime, model: GPT, step: int
 ) -> None:
-    measured = measure_hellaswag(model, tokenizer, items, "completion", where)
-    measured.record(run, step)
-    log.info("hellaswag at step %d: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in measured.figures.items()))
+    with where.autocast():
+        found = hellaswag(model, tokenizer, items)
+    Measurement("hellaswag", "val", found.protocol, found.figures).record(run, step)
+    log.info("hellaswag at step %d: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in found.figures.items()))
 
 
 def _tensorboard(run: Run, opened: ExitStack) -> Callable[[Row], None]:

@@ -17,13 +17,11 @@ from statistics import median
 from gpt2lab import plots
 from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options
-from gpt2lab.evaluation.positions import draw_positions
 from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map, read_run
 from gpt2lab.evaluation.text_quality import (
     CAPTION,
-    Completion,
+    Example,
     TextTable,
-    completions,
     draw_text_quality,
     text_table,
 )
@@ -106,7 +104,7 @@ class RunContent:
     evaluations: tuple[Evaluation, ...]
     texts: TextTable | None
     """Quality of the texts by decoding strategy, if it was measured."""
-    completions: tuple[Completion, ...]
+    completions: tuple[Example, ...]
     """Held-out prompts with the reference continuation and the model's."""
     strategies: tuple[StrategySamples, ...]
     other_steps: tuple[StrategySamples, ...]
@@ -223,7 +221,7 @@ def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
         description=_describe(curves["train_loss"], curves["val_loss"], floor),
         evaluations=evaluations(data.evals),
         texts=None if data.texts is None else text_table(data.texts),
-        completions=() if data.texts is None else completions(data.texts),
+        completions=() if data.texts is None else data.texts.examples,
         strategies=_strategies(data.samples),
         other_steps=_other_steps(data.samples),
         pictures=_pictures(data) if pictured else {},
@@ -377,7 +375,7 @@ def _pictures(data: RunData) -> dict[str, Picture]:
     if curve := data.positions:
         split = _SPLITS.get(curve.split, curve.split)
         caption = f"Loss by position, on {split} after step {count(curve.step)}. {curve.protocol}"
-        pictures["positions"] = Picture(draw_positions(curve.points), caption)
+        pictures["positions"] = Picture(curve.draw(), caption)
     if data.texts and data.texts.can_be_drawn:
         caption = f"{CAPTION} After figure 6 of {facts.CITE['nucleus']}."
         wide = all("grammatical" in row.figures for row in data.texts.drawn)
