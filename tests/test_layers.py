@@ -18,7 +18,6 @@ LEVELS = {
     "formatting": 1,
     "hub": 2,
     "runtime": 2,
-    "pages": 3,
     "plots": 3,
     "runs": 3,
     "stories": 4,

@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from gpt2lab import formatting, pages
+from gpt2lab import formatting
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(scheme: str) -> None:
     """WCAG 2.2, success criterion 1.4.3: 4.5 to 1 for text; 1.4.11: 3 to 1 for lines."""
-    css = (pages.TEMPLATES / "report.css").read_text(encoding="utf-8")
+    css = (formatting.TEMPLATES / "report.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[:2]
     colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")))
     for paper in (colors["paper"], colors["card"]):

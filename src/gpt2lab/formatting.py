@@ -1,14 +1,25 @@
-"""Numbers and values for people: rounded, with their unit, never in a form that only a program reads."""
+"""Text for people: numbers rounded and with their unit, and pages from the templates.
+
+A page is one HTML file that includes its style sheet and loads nothing.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import gpt2lab
 
 GAP = "\u00a0"
 """Between a number and its unit, where no line may break."""
 MISSING = "not measured"
+GENERATOR = "gpt2lab report"
+"""The generator tag of a file: files with it are ours and may be replaced."""
+TEMPLATES = Path(__file__).parent / "templates"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -102,3 +113,27 @@ def _digits(x: float, digits: int) -> str:
         return "0"
     exponent = int(f"{x:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.9996 has that of 10.00
     return f"{x:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def page(template: str, **values: Any) -> str:
+    """Fill a template: in HTML, ``css`` is the shared style sheet; in Markdown, ``cell`` escapes a text for a table."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    html = template.endswith(".html.jinja")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=html,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = lambda text: " ".join(text.replace("|", "\\|").split())
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    environment.globals.update(css=css, generator=GENERATOR, version=gpt2lab.__version__, **values)
+    return printable(environment.get_template(template).render())
+
+
+def printable(text: str) -> str:
+    """Replace characters that a page cannot hold: control characters by their symbols, lone surrogates by U+FFFD."""
+    visible = _CONTROL.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", text)
+    return visible.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import TEXT, base_config, prepare_text
 
+import gpt2lab
 from gpt2lab.cli.main import main
 from gpt2lab.compare import run as run_module
-from gpt2lab.compare.plan import make_plan
+from gpt2lab.compare.plan import ComparisonPlan, make_plan
 from gpt2lab.compare.results import outcome_of
 from gpt2lab.compare.run import Ended, compare, in_this_process
 from gpt2lab.errors import InputError
@@ -22,7 +27,7 @@ from gpt2lab.evaluation.run_data import attention_map, read_run
 from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run
 from gpt2lab.training import loop, monitoring
-from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.config import TrainConfig, flags
 
 VARY = {"model.n_inner": [16, 64]}
 
@@ -36,11 +41,22 @@ def without_slow_extras() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two variants with two seeds. Read it, do not write to it."""
     out = tmp_path_factory.mktemp("done") / "out"
-    compare(base_config(data), VARY, 2, out)
+    compare(make_plan(base, VARY, 2, out))
     return out
+
+
+@pytest.fixture
+def again(done: Path, base: TrainConfig, tmp_path: Path) -> ComparisonPlan:
+    """The plan of a copy of the finished comparison."""
+    shutil.copytree(done, tmp_path / "again")
+    return make_plan(base, VARY, 2, tmp_path / "again")
+
+
+def contents(folder: Path, pattern: str) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.glob(pattern)}
 
 
 def test_every_combination_and_seed_is_an_ordinary_run(done: Path) -> None:
@@ -59,35 +75,28 @@ def test_files_agree_with_the_runs(done: Path) -> None:
     assert found["runs"][0]["curve"][0].keys() == {"step", "tokens", "seconds", "loss"}
     rows = {row["metric"]: row["arms"] for row in found["metrics"]}
     runs = [Run(done / "n_inner=64" / f"seed_{seed}") for seed in (1337, 1338)]
-    losses = [
-        float(next(row["value"] for row in run.evals() if (row["split"], row["metric"]) == ("test", "loss")))
-        for run in runs
-    ]
+    rows_of_runs = [row for run in runs for row in run.evals()]
+    losses = [float(row["value"]) for row in rows_of_runs if (row["split"], row["metric"]) == ("test", "loss")]
     assert found["runs"][1]["figures"]["test_loss"] == losses[0]
     assert rows["test_loss"]["n_inner=64"]["mean"] == pytest.approx(sum(losses) / 2)
     bytes_per_value = 2 if runs[0].config["precision"] == "bf16" else 4
     assert rows["cache_bytes"]["n_inner=16"]["mean"] == 2 * 16 * bytes_per_value
     assert {"steps_to_loss", "seconds_to_loss", "tokens_per_s", "peak_memory_mb", "parameters"} <= rows.keys()
     with (done / "table.csv").open(encoding="utf-8", newline="") as file:
-        table = list(csv.DictReader(file))
-    line = next(row for row in table if (row["metric"], row["arm"]) == ("test_loss", "n_inner=64"))
-    assert float(line["difference"]) == rows["test_loss"]["n_inner=64"]["difference"]["mean"]
+        line = next(row for row in csv.DictReader(file) if (row["metric"], row["arm"]) == ("test_loss", "n_inner=64"))
+    difference = rows["test_loss"]["n_inner=64"]["difference"]
+    assert float(line["difference"]) == difference["mean"] and line["verdict"] == difference["verdict"]
     assert "| Test loss, nats per token |" in (done / "table.md").read_text(encoding="utf-8")
-    for name in ("curves", "parameters", "recall", "positions"):
-        assert (done / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.stem for path in done.glob("*.png")} == {"curves", "parameters", "recall", "positions"}
     html = (done / "comparison.html").read_text(encoding="utf-8")
     assert "http" not in html.replace("http-equiv", "") and "<script" not in html
     assert html.count("data:image/png;base64,") == 4
     assert "n_inner=64" in html and "95 % interval" in html
 
 
-def test_finished_runs_are_not_repeated_and_interrupted_ones_resume(
-    done: Path, base: TrainConfig, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(done, out)
-    before = {path: path.read_bytes() for path in out.glob("*/*/metrics.csv")}
-    stopped, damaged = out / "n_inner=64" / "seed_1337", out / "n_inner=64" / "seed_1338"
+def test_finished_runs_are_not_repeated_and_interrupted_ones_resume(done: Path, again: ComparisonPlan) -> None:
+    before = contents(again.out, "*/*/metrics.csv")
+    stopped, damaged = again.out / "n_inner=64" / "seed_1337", again.out / "n_inner=64" / "seed_1338"
     for step in (4, 6):
         shutil.rmtree(stopped / "checkpoints" / f"step_{step:08d}", ignore_errors=True)
     shutil.rmtree(stopped / "evaluations")
@@ -98,34 +107,33 @@ def test_finished_runs_are_not_repeated_and_interrupted_ones_resume(
         worked.append(config.out)
         return in_this_process(config, texts)
 
-    comparison = compare(base, VARY, 2, out, work=work)
+    comparison = compare(again, work=work)
     assert worked == [stopped, damaged]
     assert {outcome.status for outcome in comparison.outcomes} == {"finished"}
     assert (damaged.parent / "seed_1338.unusable").is_dir()
     for path, content in before.items():
-        if path.parent not in worked:
-            assert path.read_bytes() == content
-    again = [(o.seed, o.arm, o.figures["test_loss"]) for o in comparison.outcomes]
+        assert path.parent in worked or path.read_bytes() == content
+    found = [(o.seed, o.arm, o.figures["test_loss"]) for o in comparison.outcomes]
     first = json.loads((done / "comparison.json").read_text(encoding="utf-8"))["runs"]
-    assert again == [(run["seed"], run["arm"], run["figures"]["test_loss"]) for run in first]
+    assert found == [(run["seed"], run["arm"], run["figures"]["test_loss"]) for run in first]
 
 
 def test_texts_are_measured_if_asked_for_and_nothing_else_again(
-    done: Path, base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: ComparisonPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "SAMPLES", 2)
-    shutil.copytree(done, tmp_path / "out")
-    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*/*.csv")}
-    comparison = compare(base, VARY, 2, tmp_path / "out", texts=True)
-    rows = {row.metric.name: row for row in comparison.rows}
+    assert "repetition" not in (again.out / "table.csv").read_text(encoding="utf-8")
+    before = contents(again.out, "*/*/*.csv")
+    rows = {row.metric.name: row for row in compare(again, texts=True).rows}
     assert [cell.runs for cell in rows["repetition"].cells] == [2, 2]
-    assert {path: path.read_bytes() for path in before} == before
-    assert "repetition" not in (done / "table.csv").read_text(encoding="utf-8")
+    assert contents(again.out, "*/*/*.csv") == before
 
 
-def test_runs_are_measured_by_document_if_they_were_trained_so(tmp_path: Path) -> None:
-    data = prepare_text(tmp_path, TEXT.replace(". ", ".<|endoftext|>"))
-    comparison = compare(base_config(data), {"mask_documents": [False, True]}, 1, tmp_path / "out")
+def test_runs_are_measured_by_document_if_they_were_trained_so(
+    base: TrainConfig, prepare_text: Callable[..., Path], tmp_path: Path
+) -> None:
+    documents = replace(base, data=prepare_text(".<|endoftext|>"))
+    comparison = compare(make_plan(documents, {"mask_documents": [False, True]}, 1, tmp_path / "out"))
     for outcome in comparison.outcomes:
         by_document = outcome.arm == "mask_documents=true"
         (protocol,) = {row["protocol"] for row in Run(Path(outcome.path)).evals() if row["task"] == "perplexity"}
@@ -136,25 +144,24 @@ def test_runs_are_measured_by_document_if_they_were_trained_so(tmp_path: Path) -
     assert any(remark.startswith("One seed") for remark in comparison.remarks)
 
 
-def test_failed_run_is_named_and_the_others_are_compared(base: TrainConfig, tmp_path: Path) -> None:
-    def work(config: TrainConfig, texts: bool) -> Ended:
-        return Ended(error="out of memory") if config.seed == 1338 else in_this_process(config, texts)
-
-    comparison = compare(base, VARY, 2, tmp_path / "out", work=work)
+def test_failed_run_is_named_and_the_others_are_compared(again: ComparisonPlan) -> None:
+    for path in again.out.glob("*/seed_1338"):
+        shutil.rmtree(path)
+    comparison = compare(again, work=lambda config, texts: Ended(error="out of memory"))
     assert "n_inner=64, seed 1338: failed: out of memory. Left out." in comparison.remarks
     assert all(cell.runs == 1 for row in comparison.rows for cell in row.cells)
     assert "one seed, so there is no interval" in comparison.findings[0]
 
 
-def test_comparison_on_the_command_line_gives_each_run_a_process(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_command_line_gives_each_run_a_process_and_prints_the_table(
+    again: ComparisonPlan, base: TrainConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--model.n-embd", "16", "--model.n-ctx", "16", "--batch-tokens", "64", "--steps", "2"]
-    where = ["--data", str(data), "--out", str(tmp_path / "out"), "--seeds", "1"]
-    assert main(["compare", "--vary", "model.n_head=1,2", *where, *small]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "Test loss" in printed and "One seed: there is no interval" in printed
-    assert (tmp_path / "out" / "comparison.html").is_file()
+    shutil.rmtree(again.out / "n_inner=64" / "seed_1338")
+    words = ["compare", "--vary", "model.n_inner=16,64", "--seeds", "2", "--out", str(again.out), *flags(base)[2:]]
+    assert main(words) == 0
+    printed = capfd.readouterr().out
+    assert "finished: 6 steps done" in printed, "the process of the run logs to the console"
+    assert "Test loss" in printed and "95 % interval" in printed and "comparison.html" in printed
 
 
 def test_report_shows_the_attention_of_the_model(done: Path, tmp_path: Path) -> None:
@@ -187,12 +194,55 @@ def test_damaged_run_says_what_is_wrong(
     assert outcome_of(Run(path), "a", 1).status.startswith(status)
 
 
-def test_refusals(done: Path, base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(
+    done: Path,
+    base: TrainConfig,
+    prepare_text: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(InputError, match="was run with steps 6, this comparison has 7; give another --out"):
-        compare(dataclasses.replace(base, steps=7), VARY, 2, done)
+        compare(make_plan(replace(base, steps=7), VARY, 2, done))
     monkeypatch.setattr(run_module, "SAMPLES", 100_000)
     with pytest.raises(InputError, match="too few for 100000"):
-        compare(base, VARY, 1, tmp_path / "out", texts=True)
+        compare(make_plan(base, VARY, 1, tmp_path / "out"), texts=True)
     assert not (tmp_path / "out").exists()
+    untested = replace(base, data=prepare_text(test_fraction=0.0))
     with pytest.raises(InputError, match="has no test split to compare on"):
-        make_plan(base_config(prepare_text(tmp_path, test_fraction=0.0)), VARY, 3, tmp_path / "out")
+        make_plan(untested, VARY, 3, tmp_path / "out")
+
+
+def rows_of(path: Path) -> int:
+    return len(Run(path).metrics()) if (path / "config.json").is_file() else 0
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.1)
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
+def test_killed_comparison_repeats_no_finished_run(data: Path, tmp_path: Path) -> None:
+    script = "import sys; from gpt2lab.cli.main import main; sys.exit(main())"
+    small = ["--model.n-embd", "16", "--model.n-ctx", "16", "--batch-tokens", "64", "--log-every", "5"]
+    length = ["--steps", "1500", "--eval-every", "500", "--seeds", "1"]
+    where = ["--data", str(data), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", script, "compare", "--vary", "model.n_head=1,2", *where, *small, *length]
+    environment = {**os.environ, "PYTHONPATH": str(Path(gpt2lab.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    first, second = (tmp_path / "out" / f"n_head={n}" / "seed_1337" for n in (1, 2))
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    wait_until(lambda: rows_of(second) > 10)
+    finished = contents(first, "*.csv")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    wait_until(lambda: any((second / "checkpoints").glob("step_*/manifest.json")))
+    before = rows_of(second)
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert contents(first, "*.csv") == finished
+    assert [row["step"] for row in Run(second).metrics()] == [float(n) for n in range(5, 1501, 5)]
+    assert "resumed" in (second / "train.log").read_text(encoding="utf-8") and before < rows_of(second)
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert [run["status"] for run in found["runs"]] == ["finished", "finished"]

@@ -60,7 +60,7 @@ def test_arms_of_several_changes_are_combined_with_varied_options(
     found = [line.partition("--out ")[2].split("/")[-2] for line in printed.splitlines()]
     assert found == [f"{name},n_head={n}" for name in ("baseline", "window") for n in (2, 1)]
     plan = make_plan(base, {}, 1, tmp_path / "out", parse_arms(arms))
-    models = [arm.config.recipe().model for arm in plan.arms]
+    models = [config.recipe().model for config in plan.arms.values()]
     assert [(model.mask, model.window) for model in models] == [("causal", None), ("window", 8)]
 
 
@@ -90,6 +90,7 @@ REFUSALS = {
     "--vary model.n_head=2": "nothing to compare",
     "--vary model.n_head=2,4 --seeds 0": "seeds is 0",
     "--vary seed=1,2": "seed cannot vary: give the number of seeds with --seeds",
+    "--vary preset=nano,nano": "preset has a value twice",
     "--vary preset=nano,tine": 'unknown preset "tine" (did you mean "tiny"?)',
 }
 

@@ -118,7 +118,7 @@ def test_only_bits_per_byte_compare_between_tokenizers_or_data(differing: str) -
 def test_steps_to_a_loss_are_interpolated_between_validations() -> None:
     curve = (Validation(10, 100, 1.0, 5.0), Validation(20, 200, 3.0, 4.0), Validation(30, 300, 5.0, 3.0))
     run = dataclasses.replace(outcome("a", 1, 3.0), curve=curve)
-    assert to_loss(run, 3.5) == (25.0, 4.0)
-    assert to_loss(run, 6.0) == (10, 1.0)
-    assert to_loss(run, 2.0) is None
+    assert to_loss(run, 3.5) == {"steps_to_loss": 25.0, "seconds_to_loss": 4.0}
+    assert to_loss(run, 6.0) == {"steps_to_loss": 10, "seconds_to_loss": 1.0}
+    assert to_loss(run, 2.0) == {}
     assert "a, seed 1: never reached a loss of 2." in compare_outcomes([run, outcome("b", 1, 3.0)], 2.0).remarks

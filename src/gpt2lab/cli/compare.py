@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -69,14 +68,14 @@ class Compare(Command):
 
         varied, named = parse_variations(self.vary), parse_arms(self.arm)
         bases = [self._base(str(preset)) for preset in varied.pop("preset", [self.base])]
+        plan = make_plan(bases, varied, self.seeds, self.out, named)
         if self.dry_run:
-            for job in make_plan(bases, varied, self.seeds, self.out, named).jobs:
+            for job in plan.jobs:
                 print(job.command)
             return 0
         console.log_to_console()
-        work = partial(in_own_process, begin=console.log_to_console, bar=console.training_bar)
         try:
-            comparison = compare(bases, varied, self.seeds, self.out, self.to_loss, work, named, self.texts)
+            comparison = compare(plan, self.to_loss, self.texts, in_own_process)
         except Interrupted:
             print("interrupted; run the same command again to resume: finished runs are not repeated")
             raise

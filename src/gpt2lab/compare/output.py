@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gpt2lab
 from gpt2lab import formatting, plots
-from gpt2lab.compare.results import COMPARISON_FILE, Cell, Comparison, Validation, signed
+from gpt2lab.compare.results import COMPARISON_FILE, Cell, Comparison, plain, signed
 from gpt2lab.files import write_atomically, write_json
-from gpt2lab.pages import page
+from gpt2lab.formatting import page
 from gpt2lab.plots import Picture
 
 COLUMNS = ("metric", "unit", "arm", "runs", "mean", "half_width", "difference", "low", "high", "pairs", "verdict")
@@ -26,18 +25,12 @@ NOTE = (
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write every file of a comparison into its directory, replacing earlier ones."""
-    pictures = draw(comparison)
+    pictures, rows = draw(comparison), table_rows(comparison)
     for name, picture in pictures.items():
         write_atomically(out / f"{name}.png", picture.png)
-    write_atomically(out / "table.md", _markdown(comparison))
+    write_atomically(out / "table.md", _markdown(comparison, rows))
     write_atomically(out / "table.csv", _csv(comparison))
-    html = page(
-        "comparison.html.jinja",
-        comparison=comparison,
-        rows=table_rows(comparison),
-        pictures=pictures,
-        note=NOTE,
-    )
+    html = page("comparison.html.jinja", comparison=comparison, rows=rows, pictures=pictures, note=NOTE)
     write_atomically(out / "comparison.html", html)
     write_json(out / COMPARISON_FILE, _as_json(comparison, out))
 
@@ -76,7 +69,7 @@ def _cell_text(cell: Cell) -> CellText:
     if cell.mean is None:
         return CellText(formatting.MISSING)
     value = _number(cell.mean)
-    spread = f"± {_small(cell.half_width) or formatting.number(cell.half_width, 2)}" if cell.half_width else ""
+    spread = f"± {plain(cell.half_width, 2)}" if cell.half_width else ""
     d = cell.difference
     if d is None:
         return CellText(value, spread)
@@ -91,29 +84,22 @@ def _number(x: float) -> str:
         return f"−{_number(-x)}"
     if x >= 1e5:
         return formatting.short(x)
-    if x == round(x) or x >= 1e3:
-        return formatting.count(x)
-    return _small(x, 3) or formatting.number(x)
+    return formatting.count(x) if x == round(x) or x >= 1e3 else plain(x)
 
 
-def _small(x: float, digits: int = 2) -> str:
-    """Return a small number without an exponent; an empty string if it is not one."""
-    return f"{x:.{digits}g}" if 1e-4 <= x < 1e-2 else ""
-
-
-def _markdown(comparison: Comparison) -> str:
+def _markdown(comparison: Comparison, table: list[TableRow]) -> str:
     """Return the findings and the table as a page of Markdown."""
     head = ["", *(f"{arm} (reference)" if arm == comparison.reference else arm for arm in comparison.arms)]
     rows = [head, ["---", *["---:"] * len(comparison.arms)]]
-    for row in table_rows(comparison):
+    for row in table:
         cells = [f"{row.title}, {row.unit}" if row.unit else row.title]
         for cell in row.cells:
             parts = (cell.value, cell.spread), (cell.difference, cell.interval, cell.verdict)
             cells.append("<br>".join(filter(None, (" ".join(filter(None, part)) for part in parts))))
         rows.append(cells)
-    table = "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |" for row in rows)
+    lines = "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |" for row in rows)
     listed = "\n".join(f"- {text}" for text in (*comparison.findings, *comparison.remarks))
-    return f"# Comparison\n\n{listed}\n\n{table}\n\n{NOTE}\n"
+    return f"# Comparison\n\n{listed}\n\n{lines}\n\n{NOTE}\n"
 
 
 def _csv(comparison: Comparison) -> str:
@@ -123,8 +109,7 @@ def _csv(comparison: Comparison) -> str:
     writer.writerow(COLUMNS)
     for row in comparison.rows:
         for arm, cell in zip(comparison.arms, row.cells, strict=True):
-            d = cell.difference
-            difference = (d.mean, d.low, d.high, d.pairs, d.verdict) if d else ("",) * 5
+            difference = dataclasses.astuple(cell.difference) if cell.difference else ("",) * 5
             writer.writerow((row.metric.name, row.metric.unit, arm, cell.runs, cell.mean, cell.half_width, *difference))
     return text.getvalue()
 
@@ -136,7 +121,7 @@ def _as_json(comparison: Comparison, out: Path) -> dict[str, Any]:
             "metric": metric.name,
             "unit": metric.unit,
             "better": metric.better,
-            "arms": {arm: _cell_as_json(cell) for arm, cell in zip(comparison.arms, cells, strict=True)},
+            "arms": {arm: dataclasses.asdict(cell) for arm, cell in zip(comparison.arms, cells, strict=True)},
         }
         for metric, cells in comparison.rows
     ]
@@ -154,11 +139,21 @@ def _as_json(comparison: Comparison, out: Path) -> dict[str, Any]:
     }
 
 
-def _cell_as_json(cell: Cell) -> dict[str, Any]:
-    values = dataclasses.asdict(cell)
-    if cell.difference is not None:
-        values["difference"]["verdict"] = cell.difference.verdict
-    return values
+COSTS = {"step": "step", "tokens trained on": "tokens", "seconds of training": "seconds"}
+"""What validation losses are drawn against: the field of `Validation` by the label of the axis."""
+BY_DISTANCE = {
+    "recall": (
+        "tokens since the first occurrence",
+        "loss on the second, nats",
+        "Associative recall: loss on the second occurrence of random tokens by the distance to the first.",
+    ),
+    "positions": (
+        "tokens before it in the window",
+        "loss, nats per token",
+        "Loss by the number of tokens before a token in its window.",
+    ),
+}
+"""The labels of both axes and the caption, by the field of `Outcome` that is drawn."""
 
 
 def draw(comparison: Comparison) -> dict[str, Picture]:
@@ -168,43 +163,28 @@ def draw(comparison: Comparison) -> dict[str, Picture]:
     """
     if not comparison.per_token:
         return {}
-    usable = {arm: comparison.of(arm) for arm in comparison.arms}
+    arms = {arm: comparison.of(arm) for arm in comparison.arms}
     pictures: dict[str, Picture] = {}
     if any(o.curve for o in comparison.outcomes):
-        costs: dict[str, Callable[[Validation], float]] = {
-            "step": lambda point: point.step,
-            "tokens trained on": lambda point: point.tokens,
-            "seconds of training": lambda point: point.seconds,
-        }
         panels = {
-            name: {arm: [[(cost(p), p.loss) for p in o.curve] for o in runs] for arm, runs in usable.items()}
-            for name, cost in costs.items()
+            label: {arm: [[(getattr(p, cost), p.loss) for p in o.curve] for o in runs] for arm, runs in arms.items()}
+            for label, cost in COSTS.items()
         }
-        pictures["curves"] = Picture(
-            plots.losses_over_costs(panels),
+        caption = (
             "Validation loss against steps, tokens and seconds. Lines are means over the seeds, bands span the lowest "
-            "and the highest run.",
-            wide=True,
+            "and the highest run."
         )
+        pictures["curves"] = Picture(plots.losses_over_costs(panels), caption, wide=True)
+    both = {"parameters", "val_loss"}
     sizes = {
-        arm: [
-            (o.figures["parameters"], o.figures["val_loss"])
-            for o in runs
-            if {"parameters", "val_loss"} <= o.figures.keys()
-        ]
-        for arm, runs in usable.items()
+        arm: [(o.figures["parameters"], o.figures["val_loss"]) for o in runs if both <= o.figures.keys()]
+        for arm, runs in arms.items()
     }
     if len({parameters for points in sizes.values() for parameters, _ in points}) > 1:
         caption = "Best validation loss against the number of parameters, a marker for each run."
         pictures["parameters"] = Picture(plots.losses_over_parameters(sizes), caption)
-    recall = {arm: [o.recall for o in runs] for arm, runs in usable.items()}
-    if any(map(any, recall.values())):
-        figure = plots.by_distance(recall, "tokens since the first occurrence", "loss on the second, nats")
-        caption = "Associative recall: loss on the second occurrence of random tokens by the distance to the first."
-        pictures["recall"] = Picture(figure, caption)
-    positions = {arm: [o.positions for o in runs] for arm, runs in usable.items()}
-    if any(map(any, positions.values())):
-        figure = plots.by_distance(positions, "tokens before it in the window", "loss, nats per token")
-        caption = "Loss by the number of tokens before a token in its window."
-        pictures["positions"] = Picture(figure, caption)
+    for name, (x_label, y_label, caption) in BY_DISTANCE.items():
+        curves = {arm: [getattr(o, name) for o in runs] for arm, runs in arms.items()}
+        if any(map(any, curves.values())):
+            pictures[name] = Picture(plots.by_distance(curves, x_label, y_label), caption)
     return pictures

@@ -34,26 +34,14 @@ CANNOT_VARY = {
 """Options that cannot vary, and what to use instead."""
 
 
-class Arm(NamedTuple):
-    """One combination of the varied options."""
-
-    name: str
-    config: TrainConfig
-
-
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One run of an arm."""
 
     arm: str
     config: TrainConfig
     """Complete, with ``out`` and ``seed``."""
-
-    @property
-    def path(self) -> Path:
-        """The run directory."""
-        assert self.config.out is not None
-        return self.config.out
+    path: Path
+    """The run directory."""
 
     @property
     def command(self) -> str:
@@ -65,24 +53,25 @@ class Job:
 class ComparisonPlan:
     """The arms and seeds of a comparison; the first arm is the reference."""
 
-    arms: tuple[Arm, ...]
+    arms: dict[str, TrainConfig]
+    """What the runs of each arm have in common, by its name."""
     seeds: tuple[int, ...]
     out: Path
 
     @property
     def jobs(self) -> list[Job]:
         """The runs, seed by seed, so that an interrupted comparison has complete pairs."""
-        folders = _folders([arm.name for arm in self.arms])
-        return [
-            Job(arm.name, dataclasses.replace(arm.config, seed=seed, out=self.out / folder / f"seed_{seed}"))
-            for seed in self.seeds
-            for arm, folder in zip(self.arms, folders, strict=True)
-        ]
+        jobs = []
+        for seed in self.seeds:
+            for (arm, config), folder in zip(self.arms.items(), _folders(list(self.arms)), strict=True):
+                path = self.out / folder / f"seed_{seed}"
+                jobs.append(Job(arm, dataclasses.replace(config, seed=seed, out=path), path))
+        return jobs
 
     @property
     def remarks(self) -> list[str]:
         """What weakens the comparison."""
-        configs = [arm.config for arm in self.arms]
+        configs = self.arms.values()
         recipes = [config.recipe() for config in configs]
         varied = {
             "data": {config.data for config in configs},
@@ -130,23 +119,24 @@ def make_plan(
         raise InputError(f"seeds is {seeds}; give at least 1, and 3 or more for an interval")
     named = named or {"": {}}
     _check_options(vary, named)
+    _require_distinct("preset", [base.preset for base in bases])
     names = short_names(list(vary))
-    arms = []
+    arms = {}
     for base, (arm_name, own), values in itertools.product(bases, named.items(), itertools.product(*vary.values())):
         changes = dict(zip(vary, values, strict=True))
         label = [f"preset={base.preset}"] if len(bases) > 1 else []
         label += [arm_name] if arm_name else []
         label += [f"{names[name]}={_text(value)}" for name, value in changes.items()]
-        arms.append(Arm(", ".join(label), with_options(base, {**own, **changes})))
+        arms[", ".join(label)] = with_options(base, {**own, **changes})
     if len(arms) < 2:
         raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
-    for arm in arms:
-        require_causal_mask(arm.config.recipe().model)
-    for data in {arm.config.data for arm in arms}:
+    for config in arms.values():
+        require_causal_mask(config.recipe().model)
+    for data in {config.data for config in arms.values()}:
         if "test" not in DataManifest.load(data).splits:
             raise InputError(f"{data}: has no test split to compare on; prepare it with a --test-fraction above 0")
     first = bases[0].seed
-    return ComparisonPlan(tuple(arms), tuple(range(first, first + seeds)), out)
+    return ComparisonPlan(arms, tuple(range(first, first + seeds)), out)
 
 
 def _check_options(vary: Mapping[str, Sequence[Any]], named: Mapping[str, Mapping[str, Any]]) -> None:
@@ -158,8 +148,12 @@ def _check_options(vary: Mapping[str, Sequence[Any]], named: Mapping[str, Mappin
     for name, values in vary.items():
         if name in changed:
             raise InputError(f"{name} is in both --vary and --arm; remove it from one of them")
-        if len({str(value) for value in values}) < len(values):
-            raise InputError(f"{name} has a value twice in {', '.join(map(str, values))}; give each value once")
+        _require_distinct(name, values)
+
+
+def _require_distinct(name: str, values: Sequence[Any]) -> None:
+    if len(set(map(str, values))) < len(values):
+        raise InputError(f"{name} has a value twice in {', '.join(map(str, values))}; give each value once")
 
 
 def _text(value: Any) -> str:
@@ -174,10 +168,11 @@ def _folders(names: Sequence[str]) -> list[str]:
 
 def require_same_options(job: Job, saved: ResolvedConfig) -> None:
     """Raise `InputError` if an existing run was started with other options than its job has."""
-    recipe = job.config.recipe()
-    seq_len = recipe.model.n_ctx if job.config.seq_len is None else job.config.seq_len
-    steps = total_steps(job.config, recipe.batch_tokens, seq_len, DataManifest.load(job.config.data))
-    asked = dataclasses.replace(job.config.filled_in(), seq_len=seq_len, steps=steps, epochs=None, max_tokens=None)
+    config = job.config.filled_in()
+    recipe = config.recipe()
+    seq_len = recipe.model.n_ctx if config.seq_len is None else config.seq_len
+    steps = total_steps(config, recipe.batch_tokens, seq_len, DataManifest.load(config.data))
+    asked = dataclasses.replace(config, seq_len=seq_len, steps=steps, epochs=None, max_tokens=None)
     before = flat(saved)
     for name, value in flat(asked).items():
         free = name in ("data", "out", "resume", "model.vocab_size") or value == "auto"

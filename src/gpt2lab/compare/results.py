@@ -27,6 +27,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.flops import cache_bytes
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
+from gpt2lab.training.config import flatten
 
 COMPARISON_FILE, RECALL_FILE = "comparison.json", "recall.json"
 LEVEL = 0.95
@@ -111,18 +112,16 @@ class Outcome:
 
 def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Outcome:
     """Read a run; if it is unfinished or damaged, its status says so and it has no figures."""
-    outcome = Outcome(arm, seed, str(run.path), "finished")
+    path = str(run.path)
     if failure is not None:
-        return dataclasses.replace(outcome, status=f"failed: {failure}")
+        return Outcome(arm, seed, path, f"failed: {failure}")
     if not (run.path / "config.json").is_file():
-        return dataclasses.replace(outcome, status="not run yet")
+        return Outcome(arm, seed, path, "not run yet")
     data = read_run(run)
     fingerprints = data.fingerprints.get("tokenizer", ""), data.fingerprints.get("data", "")
-    outcome = dataclasses.replace(outcome, fingerprints=fingerprints)
-    if data.damage:
-        return dataclasses.replace(outcome, status=f"damaged: {data.damage[0]}")
-    if data.state.get("finished") is None:
-        return dataclasses.replace(outcome, status=f"unfinished: stopped at step {data.state.get('step', 0)}")
+    outcome = Outcome(arm, seed, path, _status(data), fingerprints=fingerprints)
+    if not outcome.usable:
+        return outcome
     try:
         recall = _saved_recall(run)
     except InputError as error:
@@ -135,6 +134,14 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
         recall=tuple((distance, second) for distance, _, second in recall),
         positions=data.positions.points if data.positions else (),
     )
+
+
+def _status(data: RunData) -> str:
+    if data.damage:
+        return f"damaged: {data.damage[0]}"
+    if data.state.get("finished") is None:
+        return f"unfinished: stopped at step {data.state.get('step', 0)}"
+    return "finished"
 
 
 def _saved_recall(run: Run) -> list[tuple[float, float, float]]:
@@ -156,28 +163,26 @@ def _validations(data: RunData) -> tuple[Validation, ...]:
     return tuple(Validation(*row) for row in complete if math.isfinite(row[-1]))
 
 
-def _figures(
-    data: RunData, curve: Sequence[Validation], recall: Sequence[tuple[float, float, float]]
-) -> dict[str, float]:
+def _figures(data: RunData, curve: Sequence[Validation], recall: Sequence[tuple[float, ...]]) -> dict[str, float]:
     """Return the figures of a run that are known and finite."""
-    test = data.test_figures()
-    seconds, speeds, memory = (data.column(name) for name in ("seconds", "tokens_per_s", "peak_memory_mb"))
-    texts = {e.metric: e.value for e in data.evals if e.task == "stories"}
-    texts |= data.texts.figures_of(STRATEGY) if data.texts else {}
-    figures = {
+    test, seconds, speeds = data.test_figures(), data.column("seconds"), data.column("tokens_per_s")
+    stories = {e.metric: e.value for e in data.evals if e.task == "stories"}
+    texts = data.texts.figures_of(STRATEGY) if data.texts else {}
+    found = {
+        **stories,
+        **texts,
+        **test,
         "test_loss": test.get("loss"),
         "test_perplexity": test.get("perplexity"),
-        "bits_per_byte": test.get("bits_per_byte"),
-        "gap_percent": test.get("gap_percent"),
         "val_loss": min((point.loss for point in curve), default=None),
         "seconds": seconds[-1] if seconds else None,
         "tokens_per_s": median(speeds) if speeds else None,
-        "peak_memory_mb": max(memory, default=None),
+        "peak_memory_mb": max(data.column("peak_memory_mb"), default=None),
         "recall_gain": fmean(first - second for _, first, second in recall) if recall else None,
         "parameters": data.parameters,
         "cache_bytes": _cache_bytes_per_token(data.config),
     }
-    figures |= {name: texts.get(name) for name in ("repetition", "self_bleu", "relevance", "grammatical", "consistent")}
+    figures = {metric.name: found.get(metric.name) for metric in COMPARED_METRICS}
     return {name: float(x) for name, x in figures.items() if x is not None and math.isfinite(x)}
 
 
@@ -211,11 +216,7 @@ def _saved_options(run: Run) -> dict[str, str]:
         tree = read_json(run.path / "config.json")
     except InputError:
         return {}
-    options: dict[str, str] = {}
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        group = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-        options |= {key: str(v) for key, v in group.items()}
-    return options
+    return {name: str(value) for name, value in flatten(tree).items()} if isinstance(tree, dict) else {}
 
 
 def short_names(options: Sequence[str]) -> dict[str, str]:
@@ -251,17 +252,8 @@ class Difference:
     """Ends of the interval; None for a single pair."""
     high: float | None
     pairs: int
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says: ``one seed``, ``the same``, ``within noise``, ``lower`` or ``higher``."""
-        if self.low is None or self.high is None:
-            return "one seed"
-        if self.low == self.high == 0.0:
-            return "the same"
-        if self.low <= 0.0 <= self.high:
-            return "within noise"
-        return "lower" if self.high < 0.0 else "higher"
+    verdict: str
+    """What the interval says: ``one seed``, ``the same``, ``within noise``, ``lower`` or ``higher``."""
 
 
 def paired_difference(reference: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
@@ -271,8 +263,13 @@ def paired_difference(reference: Mapping[int, float], other: Mapping[int, float]
         return None
     mean, half = fmean(differences), half_width(differences)
     if half is None:
-        return Difference(mean, None, None, 1)
-    return Difference(mean, mean - half, mean + half, len(differences))
+        return Difference(mean, None, None, 1, "one seed")
+    low, high = mean - half, mean + half
+    if low <= 0.0 <= high:
+        verdict = "the same" if low == high else "within noise"
+    else:
+        verdict = "lower" if high < 0.0 else "higher"
+    return Difference(mean, low, high, len(differences), verdict)
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -295,19 +292,15 @@ def t_quantile(p: float, df: int) -> float:
 
 def t_cdf(t: float, df: int) -> float:
     """Return P(T <= t) for t >= 0: the finite series of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
-    theta = math.atan(t / math.sqrt(df))
-    cosine, sine = math.cos(theta), math.sin(theta)
-    if df % 2 == 0:
-        term = total = sine
-        for k in range(1, df // 2):
-            term *= cosine**2 * (2 * k - 1) / (2 * k)
-            total += term
-        return 0.5 + total / 2
-    term, total = sine * cosine, theta
-    for k in range(1, (df + 1) // 2):
+    theta, odd = math.atan(t / math.sqrt(df)), df % 2
+    cosine, term = math.cos(theta), math.sin(theta)
+    total = 0.0
+    if odd:
+        term, total = term * cosine, theta
+    for power in range(odd, df - 1, 2):  # of the cosine in this term
         total += term
-        term *= cosine**2 * 2 * k / (2 * k + 1)
-    return 0.5 + total / math.pi
+        term *= cosine**2 * (power + 1) / (power + 2)
+    return 0.5 + total / (math.pi if odd else 2)
 
 
 @dataclass(frozen=True)
@@ -375,38 +368,42 @@ def compare_outcomes(
     arms = tuple(dict.fromkeys(o.arm for o in outcomes))
     usable = [o for o in outcomes if o.usable]
     incomparable = _incomparable(usable)
-    target = target_loss
-    if target is None and not incomparable:
-        target = _common_loss(usable)
+    target = target_loss if target_loss is not None or incomparable else _common_loss(usable)
+    figures = [(o.arm, o.seed, o.figures | to_loss(o, target)) for o in usable]
     rows = []
     for metric in COMPARED_METRICS:
-        by_arm = [_values(usable, arm, metric.name, target) for arm in arms]
+        name = metric.name
+        by_arm = [{seed: known[name] for a, seed, known in figures if a == arm and name in known} for arm in arms]
         if any(by_arm) and not (metric.per_token and incomparable):
             rows.append(MetricRow(metric, tuple(_cell(values, by_arm[0]) for values in by_arm)))
-    all_remarks = [*remarks, *(f"{o.arm}, seed {o.seed}: {o.status}. Left out." for o in outcomes if not o.usable)]
-    all_remarks += [incomparable] if incomparable else []
-    all_remarks += [
-        f"{o.arm}, seed {o.seed}: never reached a loss of {target_loss:g}."
-        for o in usable
-        if target_loss is not None and not to_loss(o, target_loss)
-    ]
-    seeds = tuple(sorted({o.seed for o in outcomes}))
-    findings = tuple(_findings(arms, rows))
-    return Comparison(arms, seeds, tuple(outcomes), tuple(rows), target, not incomparable, findings, tuple(all_remarks))
+    left_out = [f"{o.arm}, seed {o.seed}: {o.status}. Left out." for o in outcomes if not o.usable]
+    too_high = [o for o in usable if target_loss is not None and not to_loss(o, target_loss)]
+    never = [f"{o.arm}, seed {o.seed}: never reached a loss of {target_loss:g}." for o in too_high]
+    return Comparison(
+        arms=arms,
+        seeds=tuple(sorted({o.seed for o in outcomes})),
+        outcomes=tuple(outcomes),
+        rows=tuple(rows),
+        target_loss=target,
+        per_token=not incomparable,
+        findings=tuple(_findings(arms, rows)),
+        remarks=(*remarks, *left_out, *filter(None, [incomparable]), *never),
+    )
+
+
+INCOMPARABLE = (
+    "The runs have different tokenizers: losses per token and their plots are left out; bits per byte compare.",
+    "The runs were measured on different data: losses per token and their plots are left out; bits per byte "
+    "compare only if the texts are equally hard.",
+)
+"""By the place of the fingerprint that differs."""
 
 
 def _incomparable(outcomes: Sequence[Outcome]) -> str:
     """Return why figures per token do not compare; an empty string if they do."""
-    tokenizers, data = ({o.fingerprints[i] for o in outcomes} for i in (0, 1))
-    if len(tokenizers) > 1:
-        return (
-            "The runs have different tokenizers: losses per token and their plots are left out; bits per byte compare."
-        )
-    if len(data) > 1:
-        return (
-            "The runs were measured on different data: losses per token and their plots are left out; bits per byte "
-            "compare only if the texts are equally hard."
-        )
+    for index, reason in enumerate(INCOMPARABLE):
+        if len({o.fingerprints[index] for o in outcomes}) > 1:
+            return reason
     return ""
 
 
@@ -416,27 +413,18 @@ def _common_loss(outcomes: Sequence[Outcome]) -> float | None:
     return math.ceil(max(lowest) * 1000) / 1000 if lowest and len(lowest) == len(outcomes) else None
 
 
-def _values(outcomes: Sequence[Outcome], arm: str, metric: str, target: float | None) -> dict[int, float]:
-    """Return a metric by seed."""
-    runs = [o for o in outcomes if o.arm == arm]
-    if metric not in ("steps_to_loss", "seconds_to_loss"):
-        return {o.seed: o.figures[metric] for o in runs if metric in o.figures}
-    index = ("steps_to_loss", "seconds_to_loss").index(metric)
-    return {o.seed: costs[index] for o in runs if target is not None and (costs := to_loss(o, target))}
-
-
-def to_loss(outcome: Outcome, target: float) -> tuple[float, float] | None:
-    """Return steps and seconds to a validation loss, linear between two validations; None if it was not reached."""
-    before: Validation | None = None
-    for point in outcome.curve:
-        if point.loss <= target:
-            if before is None:
-                return point.step, point.seconds
-            part = (before.loss - target) / (before.loss - point.loss)
-            steps, seconds = point.step - before.step, point.seconds - before.seconds
-            return before.step + part * steps, before.seconds + part * seconds
-        before = point
-    return None
+def to_loss(outcome: Outcome, target: float | None) -> dict[str, float]:
+    """Return steps and seconds to a validation loss, linear between two validations; empty if it was not reached."""
+    curve = outcome.curve
+    reached = next((n for n, point in enumerate(curve) if target is not None and point.loss <= target), None)
+    if reached is None or target is None:
+        return {}
+    before, point = curve[max(reached - 1, 0)], curve[reached]
+    part = (before.loss - target) / (before.loss - point.loss) if reached else 0.0
+    return {
+        "steps_to_loss": before.step + part * (point.step - before.step),
+        "seconds_to_loss": before.seconds + part * (point.seconds - before.seconds),
+    }
 
 
 def _cell(values: dict[int, float], reference: dict[int, float]) -> Cell:
@@ -469,7 +457,9 @@ def _finding(metric: Metric, arm: str, cell: Cell, reference: str) -> str:
 
 def signed(x: float) -> str:
     """Return a difference with its sign: +0.0123, −4.56."""
-    if x == 0:
-        return "0"
-    size = f"{abs(x):.3g}" if 1e-4 <= abs(x) < 1e-2 else formatting.number(abs(x), 3)
-    return f"{'+' if x > 0 else '−'}{size}"
+    return f"{'+' if x > 0 else '−'}{plain(abs(x), 3)}" if x else "0"
+
+
+def plain(x: float, digits: int = 4) -> str:
+    """Return a number to some significant digits, without an exponent from 0.0001 upwards."""
+    return f"{x:.{min(digits, 3)}g}" if 1e-4 <= x < 1e-2 else formatting.number(x, digits)

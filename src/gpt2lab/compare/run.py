@@ -13,16 +13,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from gpt2lab import runtime
+from gpt2lab import console, runtime
 from gpt2lab.compare.output import write_comparison
-from gpt2lab.compare.plan import ComparisonPlan, make_plan, require_same_options
+from gpt2lab.compare.plan import ComparisonPlan, Job, require_same_options
 from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, outcome_of
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
@@ -61,76 +60,55 @@ ProgressBar = Callable[[], AbstractContextManager[Callable[[StepReport], None] |
 
 
 def compare(
-    bases: TrainConfig | Sequence[TrainConfig],
-    vary: Mapping[str, Sequence[Any]],
-    seeds: int,
-    out: Path,
-    target_loss: float | None = None,
-    work: Worker | None = None,
-    named: Mapping[str, Mapping[str, Any]] | None = None,
-    texts: bool = False,
+    plan: ComparisonPlan, target_loss: float | None = None, texts: bool = False, work: Worker | None = None
 ) -> Comparison:
-    """Run every combination of options with every seed, compare the runs, and write the results into ``out``.
+    """Finish every run of a plan, compare the runs, and write the results into its directory.
 
     The same as ``gpt2lab compare``, which gives each run its own process (``work=in_own_process``). Without it, the
     peak memory of a run includes that of the runs before it. Finished runs are not repeated.
 
     Args:
-        bases: What the runs have in common: one configuration, or one for each preset that is compared.
-        vary: Values of each varied option, such as ``{"model.n_kv_head": [4, 1]}``.
-        seeds: Runs of each arm.
-        out: Directory of the comparison.
+        plan: What to run; see `make_plan`.
         target_loss: Validation loss for "steps to the loss"; None is the lowest that every run reached.
-        work: Trains and measures a run; by default `in_this_process`.
-        named: Arms that change several options, by name; see `make_plan`.
         texts: Whether to measure the texts of each run by decoding strategy, which takes time.
+        work: Trains and measures a run; by default `in_this_process`.
 
     Raises:
-        InputError: See `make_plan` and `run_plan`; a failed run does not raise, it is named in the remarks.
-        Interrupted: A signal came; the same call resumes.
-    """
-    plan = make_plan(bases, vary, seeds, out, named)
-    failures = run_plan(plan, work or in_this_process, texts)
-    outcomes = [outcome_of(Run(job.path), job.arm, job.config.seed, failures.get(job.path)) for job in plan.jobs]
-    comparison = compare_outcomes(outcomes, target_loss, plan.remarks)
-    write_comparison(comparison, out)
-    return comparison
-
-
-def run_plan(plan: ComparisonPlan, work: Worker, texts: bool = False) -> dict[Path, str]:
-    """Finish every run of a plan; return the errors, one line each, by the path of the run.
-
-    Args:
-        plan: What to run.
-        work: Trains and measures a run: `in_own_process`, or `in_this_process`.
-        texts: Whether to measure the texts of each run.
-
-    Raises:
-        InputError: A test split is too short for texts, or a run with other options is in the way; nothing was run.
+        InputError: A test split is too short for texts, or a run with other options is in the way; nothing was run. A
+            failed run does not raise, it is named in the remarks.
         Interrupted: A signal came; finished runs stay, and the same call resumes.
     """
     jobs = plan.jobs
-    for arm in plan.arms if texts else ():
-        _prompts(TokenDataset(arm.config.data), arm.config.recipe().model.n_ctx)
+    for config in plan.arms.values() if texts else ():
+        _prompts(TokenDataset(config.data), config.recipe().model.n_ctx)
     for job in jobs:
         if _has_checkpoint(Run(job.path)):
             require_same_options(job, saved_config(Run(job.path)))
-    failures: dict[Path, str] = {}
+    outcomes = []
     for number, job in enumerate(jobs, start=1):
-        run, title = Run(job.path), f"run {number} of {len(jobs)}: {job.arm}, seed {job.config.seed}"
-        checkpoints = list_checkpoints(run) if (run.path / "config.json").is_file() else []
-        if checkpoints and checkpoints[-1].state["finished"] is not None and _is_measured(run, texts):
-            log.info("%s: already done", title)
-            continue
-        log.info("%s", title)
-        ended = work(job.config, texts)
-        if ended.signal is not None:
-            checkpoints = list_checkpoints(run)
-            raise Interrupted(ended.signal, run, checkpoints[-1].step if checkpoints else 0)
-        if ended.error is not None:
-            failures[job.path] = ended.error
-            log.error("%s: %s", title, ended.error)
-    return failures
+        title = f"run {number} of {len(jobs)}: {job.arm}, seed {job.config.seed}"
+        failure = _finish(job, title, texts, work or in_this_process)
+        outcomes.append(outcome_of(Run(job.path), job.arm, job.config.seed, failure))
+    comparison = compare_outcomes(outcomes, target_loss, plan.remarks)
+    write_comparison(comparison, plan.out)
+    return comparison
+
+
+def _finish(job: Job, title: str, texts: bool, work: Worker) -> str | None:
+    """Train and measure a run unless that is done; return the error in one line if it failed."""
+    run = Run(job.path)
+    checkpoints = list_checkpoints(run) if (run.path / "config.json").is_file() else []
+    if checkpoints and checkpoints[-1].state["finished"] is not None and _is_measured(run, texts):
+        log.info("%s: already done", title)
+        return None
+    log.info("%s", title)
+    ended = work(job.config, texts)
+    if ended.signal is not None:
+        checkpoints = list_checkpoints(run)
+        raise Interrupted(ended.signal, run, checkpoints[-1].step if checkpoints else 0)
+    if ended.error is not None:
+        log.error("%s: %s", title, ended.error)
+    return ended.error
 
 
 def _has_checkpoint(run: Run) -> bool:
@@ -164,16 +142,10 @@ def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar =
     return Ended()
 
 
-def in_own_process(
-    config: TrainConfig,
-    texts: bool = False,
-    begin: Callable[[], None] | None = None,
-    bar: ProgressBar = nullcontext,
-) -> Ended:
-    """Do the same in a new process, which calls ``begin`` first, for example to set up logging."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, initializer=_begin_process, initargs=(begin,)) as pool:
-        future = pool.submit(_in_child, config, texts, bar)
+def in_own_process(config: TrainConfig, texts: bool = False) -> Ended:
+    """Do the same in a new process, which logs to the console and draws a progress bar there."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        future = pool.submit(_in_child, config, texts)
         try:
             return future.result()
         except BrokenProcessPool:
@@ -182,30 +154,22 @@ def in_own_process(
             return Ended(signal=signal.SIGINT)
 
 
-def _begin_process(begin: Callable[[], None] | None) -> None:
+def _in_child(config: TrainConfig, texts: bool) -> Ended:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     runtime.tune_allocator()
-    if begin is not None:
-        begin()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _in_child(config: TrainConfig, texts: bool, bar: ProgressBar) -> Ended:
-    ended = in_this_process(config, texts, bar)
-    if not _parent().is_alive():
+    console.log_to_console()
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    ended = in_this_process(config, texts, console.training_bar)
+    if not parent.is_alive():
         os._exit(1)  # nobody is left to get the result, and the pool would wait for more work forever
     return ended
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: BaseProcess) -> None:
     """Ask this process to save its state and end when its parent has ended."""
-    _parent().join()
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _parent() -> BaseProcess:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    return parent
 
 
 def measure(run: Run, texts: bool) -> None:

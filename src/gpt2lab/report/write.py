@@ -1,27 +1,37 @@
-"""Write the report of runs, and the model card of an exported model.
+"""Reports as files: HTML, PDF, and the model card of an exported model.
 
-run directories ── gather ──> Report ─┬─ render_html ──> HTML
-                                      └─ render_pdf ───> PDF
+    run directories ── gather ──> Report ─┬─ render_html ──> HTML
+                                          └─ render_pdf ───> PDF, typeset by typst
+
+An HTML report is one file that includes its style sheet, figures and equations (MathML), and loads nothing. It reads
+well in a browser, on a phone and on paper, in light and dark mode. A PDF is typeset from the same content: typst gets
+values only, so nothing needs escaping.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from gpt2lab import formatting
+import gpt2lab
+from gpt2lab import formatting, plots
+from gpt2lab.compare.output import NOTE, table_rows
 from gpt2lab.compare.results import COMPARISON_FILE, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, read_run
 from gpt2lab.files import write_atomically
+from gpt2lab.formatting import GENERATOR, TEMPLATES, page, printable
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.pages import GENERATOR, markdown_page
-from gpt2lab.report.content import evaluations, gather
-from gpt2lab.report.facts import data_name, model_facts, training_facts
-from gpt2lab.report.html import render_html
-from gpt2lab.report.pdf import render_pdf
+from gpt2lab.report.content import Report, RunContent, evaluations, gather
+from gpt2lab.report.facts import CITE, data_name, model_facts, training_facts
 from gpt2lab.runs import Run
+
+MAX_CHARACTERS = 420
+"""Characters shown of a text in a PDF."""
 
 
 def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None) -> Path:
@@ -84,6 +94,130 @@ def _read_notes(notes: Path) -> str:
         raise InputError(f"{notes}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
+def render_html(report: Report) -> str:
+    """Return a report as HTML."""
+    shown = (figure for run in report.runs for figure in run.key_figures if report.one_scale or not figure.per_token)
+    return page(
+        "report.html.jinja",
+        report=report,
+        figures=_curves(report),
+        rows=[] if report.comparison is None else table_rows(report.comparison),
+        note=NOTE,
+        points_per_mean=_points_per_mean(report.runs),
+        labels=list(dict.fromkeys(figure.label for figure in shown)),
+        cite=CITE,
+    )
+
+
+def _curves(report: Report) -> dict[str, str]:
+    """Return the training curves of all runs as SVG elements by name; empty if no run logged a loss.
+
+    The losses are left out if those of the runs do not compare.
+    """
+    runs = [run for run in report.runs if run.curves["train_loss"]]
+    if not runs:
+        return {}
+    norms, speeds = ({run.name: run.curves[column] for run in runs} for column in ("grad_norm", "tokens_per_s"))
+    figures = {
+        "gradient_norm": plots.over_tokens(norms, "Gradient norm before clipping", legend=not report.one_scale),
+        "speed": plots.over_tokens(speeds, "Tokens per second"),
+    }
+    if report.one_scale:
+        figures |= {"wide": _losses(runs, plots.WIDE), "narrow": _losses(runs, plots.NARROW)}
+    return {name: plots.page_svg(figure, name) for name, figure in figures.items()}
+
+
+def _losses(runs: Sequence[RunContent], width: float) -> plots.Figure:
+    """Draw the losses of runs, with the entropy floor and published losses if there is only one."""
+    floor, references = runs[0].floor, runs[0].published_losses
+    return plots.losses({run.name: run.curves for run in runs}, width, floor=floor, references=references)
+
+
+def _points_per_mean(runs: Sequence[RunContent]) -> int:
+    """Return how many rows of metrics.csv a point of the curves averages, at most."""
+    return max(plots.points_per_mean(len(run.curves["train_loss"])) for run in runs)
+
+
+def render_pdf(report: Report) -> bytes:
+    """Return a report as a PDF: the first run at length, and how the others compare with it."""
+    import matplotlib  # slow to import, as typst is, and needed here only
+    import typst
+
+    run = report.runs[0]
+    figures = {f"run-{name}": picture.figure for name, picture in run.pictures.items()}
+    figures |= {name: picture.figure for name, picture in report.pictures.items()}
+    if run.curves["train_loss"]:
+        figures["losses"] = _losses([run], plots.PAPER)
+    files = {f"{name}.svg": plots.svg(figure).encode() for name, figure in figures.items()}
+    values = json.dumps(_pdf_values(report) | {"files": list(files)}, ensure_ascii=False)
+    files["report.json"] = printable(values).encode("utf-8")
+    files["main.typ"] = (TEMPLATES / "report.typ").read_bytes()
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the text of the figures is in DejaVu Sans
+    return typst.compile(cast(Any, files), format="pdf", font_paths=[fonts], ignore_system_fonts=True)
+
+
+def _pdf_values(report: Report) -> dict[str, Any]:
+    """Return what report.typ reads: plain values only."""
+    run, comparison = report.runs[0], report.comparison
+    values = {
+        "title": report.title,
+        "version": gpt2lab.__version__,
+        "generator": GENERATOR,
+        "run": dataclasses.asdict(dataclasses.replace(run, curves={}, pictures={})) | {"pictures": _captions(run)},
+        "headline": [dataclasses.asdict(figure) for figure in run.headline],
+        "points_per_mean": _points_per_mean([run]),
+        "samples": _samples(run),
+        "completion": _completion(run),
+        "prompted": run.prompted,
+        "notes": report.notes,
+        "references": report.references,
+        "cite": CITE,
+        "comparison": None,
+    }
+    if comparison is not None:
+        values["title"] = f"{len(comparison.outcomes)} runs compared"
+        values["comparison"] = {
+            "arms": comparison.arms,
+            "findings": comparison.findings,
+            "remarks": comparison.remarks,
+            "rows": [row._asdict() | {"cells": [c._asdict() for c in row.cells]} for row in table_rows(comparison)],
+            "note": NOTE,
+            "pictures": _captions(report),
+        }
+    return values
+
+
+def _captions(content: Report | RunContent) -> dict[str, dict[str, Any]]:
+    return {name: {"caption": p.caption, "wide": p.wide} for name, p in content.pictures.items()}
+
+
+def _samples(run: RunContent) -> list[dict[str, Any]]:
+    """Return the first sample of each strategy, on one line and cut to what fits on a page."""
+    shown = []
+    for strategy in run.strategies:
+        sample = strategy.samples[0]
+        text, cut = _line(sample.continuation if sample.prompt else sample.continuation.lstrip())
+        shown.append({"name": strategy.name, "prompt": sample.prompt, "text": text, "cut": cut or sample.cut})
+    return shown
+
+
+def _completion(run: RunContent) -> dict[str, Any] | None:
+    """Return the first held-out prompt with its continuations, each on one line and cut."""
+    if not run.completions:
+        return None
+    first = run.completions[0]
+    endings = [(name, *_line(text.strip())) for name, text in first.endings]
+    return {"prompt": _line(first.prompt)[0], "endings": endings}
+
+
+def _line(text: str) -> tuple[str, bool]:
+    """Return a text on one line, cut after a word to what fits on a page, and whether it was cut."""
+    line = re.sub(r"\s*\n\s*", " ¶ ", text)
+    if len(line) <= MAX_CHARACTERS:
+        return line, False
+    return line[: max(line.rfind(" ", 0, MAX_CHARACTERS), MAX_CHARACTERS // 2)], True
+
+
 def model_card(run: Run, config: GPTConfig, step: int, name: str, eot: str | None) -> str:
     """Return the model card of a checkpoint in Markdown, with the figures measured on it.
 
@@ -95,7 +229,7 @@ def model_card(run: Run, config: GPTConfig, step: int, name: str, eot: str | Non
         eot: Text of the token that begins a document, if there is one.
     """
     data = read_run(run)
-    return markdown_page(
+    return page(
         "model_card.md.jinja",
         name=name,
         parameters=formatting.short(data.parameters or 0),

@@ -410,8 +410,13 @@ def _type_name(option: Any) -> str:
 
 def flat(config: TrainConfig) -> dict[str, Any]:
     """Return every option by the name that its flag has, in the order of the tree."""
+    return flatten(to_dict(config))
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a ``config.json`` by the names that their flags have, such as ``model.n_layer``."""
     values: dict[str, Any] = {}
-    for name, value in to_dict(config).items():
+    for name, value in tree.items():
         values |= {f"{name}.{key}": below for key, below in value.items()} if isinstance(value, dict) else {name: value}
     return values
 
