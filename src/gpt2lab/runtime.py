@@ -118,10 +118,8 @@ def _best_precision(device: torch.device) -> tuple[Precision, str]:
         return "fp16", f"compute capability {major}.{minor} has fast fp16 but no bf16"
     if device.type == "cpu":
         has = torch.cpu.get_capabilities()
-        for flag in ("amx_bf16", "avx512_bf16", "bf16"):
-            if has.get(flag):
-                return "bf16", f"this CPU has {flag}"
-        return "fp32", "this CPU has no fast bf16"
+        flag = next((flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if has.get(flag)), None)
+        return ("bf16", f"this CPU has {flag}") if flag else ("fp32", "this CPU has no fast bf16")
     return "fp32", f"{device.type} is not known to be faster in lower precision"
 
 
@@ -253,8 +251,6 @@ def environment() -> dict[str, str | int]:
     }
 
 
-@contextmanager
-def eager() -> Iterator[None]:
+def eager() -> AbstractContextManager[None]:
     """Run compiled modules eagerly: evaluation and sampling change shapes, which would recompile them."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    return torch.compiler.set_stance("force_eager")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import quickly, small, train
+from support import copy_of, quickly, small, train
 
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
-from gpt2lab.files import write_json
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -28,19 +26,19 @@ def quick() -> Iterator[None]:
         yield
 
 
-def prepared(folder: Path, text: str, n_vocab: int = 257, val_fraction: float = 0.2) -> Path:
+def prepared(factory: pytest.TempPathFactory, text: str, n_vocab: int = 257, val_fraction: float = 0.2) -> Path:
     """Prepare a text as data."""
-    folder.mkdir()
-    source = folder / "text.txt"
-    source.write_text(text, encoding="utf-8")
-    prepare([str(source)], Tokenizer.train([text], n_vocab), folder / "data", val_fraction=val_fraction)
+    folder = factory.mktemp("prepared")
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    tokenizer = Tokenizer.train([text], n_vocab)
+    prepare([str(folder / "text.txt")], tokenizer, folder / "data", val_fraction=val_fraction)
     return folder / "data"
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """75 windows of 16 tokens to train on: an epoch is 9.4 steps of 8."""
-    folder = prepared(tmp_path_factory.mktemp("session") / "small", TEXT[:1600])
+    folder = prepared(tmp_path_factory, TEXT[:1600])
     assert (TokenDataset(folder).manifest.splits["train"].tokens - 1) // 16 == 75
     return folder
 
@@ -48,26 +46,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another text with the same tokenizer."""
-    return prepared(tmp_path_factory.mktemp("session") / "other", TEXT[1:1601].upper())
+    return prepared(tmp_path_factory, TEXT[1:1601].upper())
 
 
 @pytest.fixture(scope="session")
 def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same text with another tokenizer."""
-    return prepared(tmp_path_factory.mktemp("session") / "merged", TEXT[:1600], n_vocab=270)
+    return prepared(tmp_path_factory, TEXT[:1600], n_vocab=270)
 
 
 @pytest.fixture(scope="session")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """150 stories, which a small model does not learn by heart in a few steps."""
-    text = "\n".join(story.text for story in itertools.islice(stories(0), 150))
-    return prepared(tmp_path_factory.mktemp("session") / "told", text)
+    """150 stories, which a small model does not memorize in a few steps."""
+    return prepared(tmp_path_factory, "\n".join(story.text for story in itertools.islice(stories(0), 150)))
 
 
 @pytest.fixture(scope="session")
 def without_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data without a validation split."""
-    return prepared(tmp_path_factory.mktemp("session") / "train-only", TEXT[:1600], val_fraction=0.0)
+    return prepared(tmp_path_factory, TEXT[:1600], val_fraction=0.0)
 
 
 KINDS = {
@@ -80,6 +77,8 @@ KINDS = {
 @pytest.fixture(scope="session", params=KINDS)
 def unbroken(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of each kind that never stopped, with a checkpoint every 4 steps. Read it, do not write to it."""
+    if request.param == "fp32":
+        return request.getfixturevalue("finished")
     with quickly():  # this outlives the module that asks first, and may come before that one's `quick`
         return train(small(data, tmp_path_factory.mktemp("unbroken") / "run", **KINDS[request.param]))
 
@@ -92,9 +91,6 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def copied(finished: Run, data: Path, tmp_path: Path) -> tuple[Run, TrainConfig]:
-    """A finished run to play with, and its configuration."""
-    run = Run(tmp_path / "run")
-    shutil.copytree(finished.path, run.path)
-    write_json(run.path / "config.json", run.config | {"out": str(run.path)})
-    return run, small(data, run.path)
+def copied(finished: Run, tmp_path: Path) -> tuple[Run, TrainConfig]:
+    """A copy of the finished run, and its configuration."""
+    return copy_of(finished, tmp_path / "run")

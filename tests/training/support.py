@@ -1,10 +1,11 @@
-"""What the tests of training do again and again: start small runs, go on with them, and look at what they wrote."""
+"""What the tests of training share: small runs, what they wrote, and what they refuse."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.training import loop, monitoring
-from gpt2lab.training.config import OptimConfig, TrainConfig
+from gpt2lab.training import loop, monitoring, session
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.loop import Hooks, HooksFor, StepReport
-from gpt2lab.training.session import resume, start
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
 SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.1)
+PLAIN = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def quickly() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-        patch.setattr(monitoring, "draw", lambda run: run.path)
+        patch.setattr(monitoring, "draw", lambda run: None)
         torch.set_num_threads(1)
         try:
             yield
@@ -42,20 +44,10 @@ def quickly() -> Iterator[None]:
 def small(data: Path, out: Path, **changes: Any) -> TrainConfig:
     """A run of two and a half epochs: 24 steps of 2 x 4 sequences, 16 tokens each, with dropout."""
     options: dict[str, Any] = {
-        "model": SMALL,
-        "optim": OptimConfig(lr=1e-2, warmup_steps=4),
-        "steps": 24,
-        "batch_tokens": 128,
-        "micro_batch": 4,
-        "log_every": 5,
-        "eval_every": 8,
-        "eval_tokens": 64,
-        "checkpoint_every": 4,
-        "keep_last": 20,
-        "precision": "fp32",
-        "compile": "off",
-        "device": "cpu",
-    }
+        "model": SMALL, "optim": OptimConfig(lr=1e-2, warmup_steps=4), "steps": 24, "batch_tokens": 128,
+        "micro_batch": 4, "log_every": 5, "eval_every": 8, "eval_tokens": 64, "checkpoint_every": 4, "keep_last": 20,
+        "precision": "fp32", "compile": "off", "device": "cpu",
+    }  # fmt: skip
     return TrainConfig(data=data, out=out, **(options | changes))
 
 
@@ -64,12 +56,17 @@ def nothing(run: Run) -> Hooks:
     return Hooks()
 
 
+def train(config: TrainConfig, hooks: HooksFor = nothing) -> Run:
+    """Start a run, or resume it if the configuration says so."""
+    return session.train(config, hooks)
+
+
 def go_on(config: TrainConfig, which: str | int = "last", hooks: HooksFor = nothing, **changes: Any) -> Run:
     """Resume a run, with other options on top."""
-    return resume(dataclasses.replace(config, resume=str(which), **changes), hooks)
+    return train(dataclasses.replace(config, resume=str(which), **changes), hooks)
 
 
-def at_step(step: int, act: Callable[[], None]) -> HooksFor:
+def at_step(step: int, act: Callable[[], object]) -> HooksFor:
     """Do something after a step."""
 
     def on_step(report: StepReport) -> None:
@@ -79,9 +76,24 @@ def at_step(step: int, act: Callable[[], None]) -> HooksFor:
     return lambda run: Hooks(on_step=on_step)
 
 
-def train(config: TrainConfig, hooks: HooksFor = nothing) -> Run:
-    """Start a run."""
-    return start(config, hooks)
+def reported(config: TrainConfig) -> tuple[Run, list[StepReport]]:
+    """Train; return the run with the report of each step."""
+    reports: list[StepReport] = []
+    return train(config, lambda run: Hooks(on_step=reports.append)), reports
+
+
+def refusal(act: Callable[[], object], said: str) -> InputError:
+    """The `InputError` that something raises: one line that says why."""
+    with pytest.raises(InputError, match=said) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def copy_of(run: Run, folder: Path) -> tuple[Run, TrainConfig]:
+    """A copy of a run to play with, and its configuration."""
+    shutil.copytree(run.path, folder)
+    return Run(folder), dataclasses.replace(saved_config(run).as_asked(), out=folder)
 
 
 def rows(run: Run) -> list[dict[str, str]]:
@@ -90,13 +102,20 @@ def rows(run: Run) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(file)]
 
 
+def column(run: Run, name: str) -> list[float]:
+    """The values of a column of metrics.csv, where there are any."""
+    return [value for row in run.metrics() if (value := row[name]) is not None]
+
+
+def log_of(run: Run) -> str:
+    """The text of train.log."""
+    return (run.path / "train.log").read_text(encoding="utf-8")
+
+
 def digests(run: Run, step: int = 24) -> dict[str, str]:
-    """SHA-256 of the weights and of the optimiser's state after a step."""
-    folder = checkpoint(run, step)
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "optimizer.safetensors")
-    }
+    """SHA-256 of the weights and of the optimizer state after a step."""
+    names = ("model.safetensors", "optimizer.safetensors")
+    return {name: hashlib.sha256((checkpoint(run, step) / name).read_bytes()).hexdigest() for name in names}
 
 
 def checkpoint(run: Run, step: int) -> Path:
@@ -109,12 +128,29 @@ def saved_steps(run: Run) -> list[int]:
     return sorted(int(p.name.removeprefix("step_")) for p in run.checkpoints.iterdir() if p.name[5:].isdigit())
 
 
+def hidden(run: Run) -> list[Path]:
+    """The temporary files in a run."""
+    return [path for path in run.path.rglob("*") if path.name.startswith(".")]
+
+
+def flip(path: Path, position: int = -1) -> None:
+    """Change a bit of a file, by default in its last byte."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    """Cut off the last two bytes of a file."""
+    path.write_bytes(path.read_bytes()[:-2])
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time and bytes of every file."""
     return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def assert_same_run(run: Run, unbroken: Run, step: int = 24) -> None:
-    """A run is bit for bit another: its losses as written, weights and optimiser."""
+    """A run is bit for bit another: its losses as written, weights and optimizer state."""
     assert rows(run) == rows(unbroken)
     assert digests(run, step) == digests(unbroken, step)

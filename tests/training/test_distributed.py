@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 from ranks import launch_each, needs_fork, this_rank
-from support import nothing, saved_steps, small
+from support import flip, nothing, refusal, saved_steps, small, train
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
 from gpt2lab.data import dataset
@@ -26,7 +26,6 @@ from gpt2lab.training import setup as setting_up
 from gpt2lab.training.config import TrainConfig
 from gpt2lab.training.distributed import Communicator, fail_on_all_ranks, process_group
 from gpt2lab.training.loop import Hooks, HooksFor, StepReport
-from gpt2lab.training.session import resume, start
 from gpt2lab.training.setup import resolve
 
 TWO = Communicator(0, 2, 0, "a launch")
@@ -53,8 +52,7 @@ def test_the_mode_fits_the_processes_and_they_fit_the_batch(
     if expected in ("none", "ddp", "fsdp"):
         assert resolve(each, TokenDataset(data), comm).config.parallel == expected
     else:
-        with pytest.raises(InputError, match=expected):
-            resolve(each, TokenDataset(data), comm)
+        refusal(lambda: resolve(each, TokenDataset(data), comm), expected)
 
 
 INVALID_SECONDS = {
@@ -85,21 +83,19 @@ def train_without_reading(each: TrainConfig) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if this_rank() == 1:
             patch.setattr(dataset, "checked_sha256", read)
-        (start if each.resume is None else resume)(each, nothing)
+        train(each)
 
 
 def train_on_two(each: TrainConfig, folder: Path) -> None:
     """Start a run whose rank 1 has its data elsewhere."""
-    start(dataclasses.replace(each, data=folder) if this_rank() == 1 else each, nothing)
+    train(dataclasses.replace(each, data=folder) if this_rank() == 1 else each)
 
 
 @needs_fork
 def test_one_rank_of_a_machine_checks_the_files_for_all(data: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(data, tmp_path / "flipped"))
     (shard,) = other.glob("train_*.bin")
-    content = bytearray(shard.read_bytes())
-    content[-2] ^= 1
-    shard.write_bytes(content)
+    flip(shard, -2)
     each = small(data, tmp_path / "run", steps=4, micro_batch=2)
     flipped = small(data, tmp_path / "flipped_run", steps=4, micro_batch=2)
     said = launch_each(2, [
@@ -200,7 +196,7 @@ def fail(each: TrainConfig, copy: Path, what: str) -> None:
         if what in PATCHES and PATCHES[what][0] == this_rank():
             patch.setattr(*PATCHES[what][1:])
         try:
-            start(each, hooks)
+            train(each, hooks)
         except (Defect, OSError) as error:
             raise InputError(str(error)) from error
 

@@ -1,29 +1,35 @@
-"""Processes killed while they train: nothing is lost but the steps since the last checkpoint, and none of it shows."""
+"""Processes killed or stopped while they train, alone or under torchrun: nothing is lost but the steps since the last
+checkpoint, and none of it shows."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from support import assert_same_run, go_on, saved_steps, small, train
+from ranks import launch, needs_fork, this_rank
+from support import PLAIN, assert_same_run, column, go_on, hidden, saved_steps, small, train
 
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
 from gpt2lab.training import checkpoint
-from gpt2lab.training.config import TrainConfig, to_dict
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config, to_dict
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither SIGKILL nor limits on files")
+pytestmark = needs_fork  # Windows has neither SIGKILL nor limits on files
+needs_compiler = pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
 TRAIN = """
 import json, sys
 import torch
@@ -31,7 +37,7 @@ torch.set_num_threads(int(sys.argv[2]))
 from gpt2lab.training.loop import Hooks
 from gpt2lab.training.distributed import Interrupted
 from gpt2lab.training.config import from_dict
-from gpt2lab.training.session import resume, start
+from gpt2lab.training.session import train
 
 told = []
 
@@ -39,70 +45,59 @@ def on_step(report):
     if not told:
         told.append(print("ready", flush=True))
 
-config = from_dict(json.loads(sys.argv[1]))
 try:
-    (start if config.resume is None else resume)(config, lambda run: Hooks(on_step=on_step))
+    train(from_dict(json.loads(sys.argv[1])), lambda run: Hooks(on_step=on_step))
 except Interrupted as stop:
     print(stop)
     sys.exit(128 + stop.signal)
 """
 DIE = """
-import os, shutil, signal, sys
+import os, shutil, signal
 from pathlib import Path
 from gpt2lab.training import checkpoint
 
-def die():
+def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def around(name, nth, when, home=checkpoint):
-    calls, real = [], getattr(home, name)
-    def patched(*args, **kwargs):
+def around(name, nth, when, act=die):
+    calls, real = [], getattr(checkpoint, name)
+    def patched(*arguments):
         calls.append(name)
         if len(calls) == nth and when == "before":
-            die()
-        result = real(*args, **kwargs)
+            act(*arguments)
+        result = real(*arguments)
         if len(calls) == nth:
-            die()
+            act(*arguments)
         return result
-    setattr(home, name, patched)
+    setattr(checkpoint, name, patched)
 
-def die_within_weights():
-    saved, real = [], checkpoint.save_file
-    def half(tensors, path):
-        real(tensors, path)
-        saved.append(path)
-        if len(saved) == 3:
-            path.write_bytes(path.read_bytes()[:1000])
-            die()
-    checkpoint.save_file = half
+def halve(tensors, path):
+    path.write_bytes(path.read_bytes()[:1000])
+    die()
 
-def die_within_removal():
-    def some(folder):
-        (Path(folder) / "model.safetensors").unlink()
-        die()
-    shutil.rmtree = some
+def remove_some(folder):
+    (Path(folder) / "model.safetensors").unlink()
+    die()
 """
 STAGES = {
     # Of the second save: each writes two files of tensors, two of JSON, and syncs two folders.
-    "within the weights": "die_within_weights()",
+    "within the weights": "around('save_file', 3, 'after', halve)",
     "after the weights": "around('save_file', 3, 'after')",
-    "after the optimiser": "around('save_file', 4, 'after')",
+    "after the optimizer": "around('save_file', 4, 'after')",
     "after the state": "around('write_json', 3, 'after')",
     "before the manifest": "around('write_json', 4, 'before')",
     "before the rename": "around('sync_directory', 3, 'after')",
     "after the rename": "around('sync_directory', 4, 'before')",
     "before pruning": "around('prune', 2, 'before')",
-    "while pruning": "die_within_removal()",
+    "while pruning": "shutil.rmtree = remove_some",
     "after pruning": "around('prune', 2, 'after')",
 }
-
-
 Launch = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def launch() -> Iterator[Launch]:
-    """Train in a process of its own, going on with the run where it has a checkpoint; none outlives its test."""
+def start() -> Iterator[Launch]:
+    """Train in a process of its own, resuming the run where it has a checkpoint; none outlives its test."""
     processes: list[subprocess.Popen[str]] = []
 
     def begin(config: TrainConfig, preamble: str = "", threads: int = 1) -> subprocess.Popen[str]:
@@ -118,9 +113,7 @@ def launch() -> Iterator[Launch]:
     yield begin
     for process in processes:
         process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        process.communicate()
 
 
 def wait_until_ready(process: subprocess.Popen[str]) -> None:
@@ -129,9 +122,10 @@ def wait_until_ready(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "ready\n"
 
 
-def test_sigterm_to_a_process(launch: Launch, data: Path, tmp_path: Path) -> None:
-    config = small(data, tmp_path / "run", steps=100_000, checkpoint_every=100_000, eval_every=100_000)
-    process = launch(config)
+def test_sigterm_to_a_process(start: Launch, data: Path, tmp_path: Path) -> None:
+    options = {"model": PLAIN, "steps": 100_000, "checkpoint_every": 100_000, "eval_every": 100_000}
+    config = small(data, tmp_path / "run", **options)
+    process = start(config)
     wait_until_ready(process)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
@@ -145,42 +139,42 @@ def test_sigterm_to_a_process(launch: Launch, data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.fault
-def test_killed_at_twenty_random_moments(launch: Launch, data: Path, tmp_path: Path) -> None:
+def test_killed_at_twenty_random_moments(start: Launch, data: Path, tmp_path: Path) -> None:
     options = {"steps": 800, "checkpoint_every": 3, "keep_last": 2, "eval_every": 50, "log_every": 7}
     unbroken = train(small(data, tmp_path / "unbroken", **options))
     seconds = unbroken.metrics()[-1]["seconds"] or 0.0
     config, moments = small(data, tmp_path / "run", **options), random.Random(20)
     for _ in range(20):  # of the run's whole length about 0.6 in expectation, so that it is not over before the last
-        process = launch(config)
+        process = start(config)
         wait_until_ready(process)
         time.sleep(moments.uniform(0.0, seconds / 16))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    last = launch(config)
+    last = start(config)
     last.communicate(timeout=200)
     assert last.returncode == 0
     run = Run(tmp_path / "run")
     assert_same_run(run, unbroken, 800)
-    assert not [p for p in run.path.rglob("*") if p.name.startswith(".")]
+    assert not hidden(run)
 
 
 @pytest.mark.fault
-@pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
-def test_compiled_with_two_threads_and_killed_in_several_processes(launch: Launch, data: Path, tmp_path: Path) -> None:
+@needs_compiler
+def test_compiled_with_two_threads_and_killed_in_several_processes(start: Launch, data: Path, tmp_path: Path) -> None:
     model = GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=16, dropout=0.1)
     options = {"model": model, "compile": "on", "batch_tokens": 512, "micro_batch": 16, "steps": 60, "eval_every": 50}
     unbroken, config = (small(data, tmp_path / name, **options) for name in ("unbroken", "run"))
-    assert launch(unbroken, threads=2).wait(timeout=200) == 0
+    assert start(unbroken, threads=2).wait(timeout=200) == 0
     for step in (8, 20):
-        process = launch(config, threads=2)
+        process = start(config, threads=2)
         while max(saved_steps(Run(tmp_path / "run")) if (tmp_path / "run").exists() else [], default=0) < step:
             time.sleep(0.01)
             assert process.poll() is None
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    assert launch(config, threads=2).wait(timeout=200) == 0
+    assert start(config, threads=2).wait(timeout=200) == 0
     assert_same_run(Run(tmp_path / "run"), Run(tmp_path / "unbroken"), 60)
 
 
@@ -192,26 +186,191 @@ def saves_often(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_during_a_save(launch: Launch, data: Path, saves_often: Run, tmp_path: Path, stage: str) -> None:
+def test_killed_during_a_save(start: Launch, data: Path, saves_often: Run, tmp_path: Path, stage: str) -> None:
     config = small(data, tmp_path / "run", steps=12, keep_last=1, eval_every=100)
-    process = launch(config, f"{DIE}\n{STAGES[stage]}\n")
+    process = start(config, f"{DIE}\n{STAGES[stage]}\n")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    run = Run(config.out or tmp_path)
+    run = Run(tmp_path / "run")
     newest = checkpoint.newest_valid(run, pytest.fail)
     renamed = list(STAGES).index(stage) >= list(STAGES).index("after the rename")
     assert newest.step == (8 if renamed else 4)
     go_on(config)
     assert_same_run(run, saves_often, 12)
     assert saved_steps(run) == [12]
-    assert not [p for p in run.path.rglob("*") if p.name.startswith(".")]
+    assert not hidden(run)
 
 
 @pytest.mark.fault
-def test_a_file_that_cannot_grow(launch: Launch, data: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow(start: Launch, data: Path, tmp_path: Path) -> None:
     limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-    process = launch(small(data, tmp_path / "run"), limited)
+    process = start(small(data, tmp_path / "run"), limited)
     process.communicate(timeout=60)
     assert process.returncode == 1
     assert saved_steps(Run(tmp_path / "run")) == []
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+KILLED_ONCE = """
+import json, os, signal, sys
+import torch
+from gpt2lab.training import loop
+from gpt2lab.training.config import from_dict
+from gpt2lab.training.session import train
+torch.set_num_threads(1)
+accumulate = loop.Trainer._backward
+def killed(self, step, micro_step):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == "1" and step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return accumulate(self, step, micro_step)
+loop.Trainer._backward = killed
+train(from_dict(json.loads(sys.argv[1])), lambda run: loop.Hooks())
+"""
+
+
+def on_two_ranks(data: Path, out: Path, mode: str) -> TrainConfig:
+    """12 steps with a checkpoint every 4."""
+    options = {"steps": 12, "micro_batch": 2, "log_every": 1, "eval_every": 100}
+    return small(data, out, model=dataclasses.replace(PLAIN, n_layer=2), parallel=mode, **options)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("mode", "step"), [("ddp", 9), ("fsdp", 9), ("fsdp", 2)])
+def test_a_killed_rank_is_restarted_and_the_run_goes_on(data: Path, tmp_path: Path, mode: str, step: int) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(KILLED_ONCE, encoding="utf-8")
+    each = on_two_ranks(data, tmp_path / "run", mode)
+    command = [*TORCHRUN, "--max-restarts", "1", str(script), json.dumps(to_dict(each)), str(step)]
+    subprocess.run(command, check=True, timeout=200, env=ENVIRONMENT)
+    run, alone = Run(tmp_path / "run"), train(on_two_ranks(data, tmp_path / "alone", "auto"))
+    assert column(run, "step") == list(range(1, 13))
+    assert column(run, "train_loss") == pytest.approx(column(alone, "train_loss"), abs=1e-5)
+    assert saved_steps(run) == [4, 8, 12]
+
+
+COMMAND_LINE = """
+import os, sys
+from pathlib import Path
+import torch
+from gpt2lab.cli.main import main
+torch.set_num_threads(1)
+Path(sys.argv[1], os.environ["RANK"]).write_text(str(os.getpid()))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def command_line(folder: Path, data: Path, options: str) -> list[str]:
+    """``gpt2lab train`` on two ranks; each writes its process id to a file of its number in ``folder``."""
+    (folder / "train.py").write_text(COMMAND_LINE, encoding="utf-8")
+    files = ["--data", str(data), "--out", str(folder / "run")]
+    options += " --seq-len 16 --batch-tokens 128 --micro-batch 2 --log-every 1 --device cpu --precision fp32"
+    return [*TORCHRUN, str(folder / "train.py"), str(folder), "train", *files, *options.split()]
+
+
+@contextmanager
+def under_torchrun(folder: Path, data: Path, mode: str) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
+    """Start a run of more steps than it will do; yield when three are done."""
+    run, pipe = Run(folder / "run"), subprocess.PIPE
+    options = f"--parallel {mode} --steps 100000 --checkpoint-every 100000 --eval-every 100000 --compile off"
+    command = command_line(folder, data, options)
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True) as started:
+        try:
+            while not (run.path / "metrics.csv").exists() or len(run.metrics()) < 3:
+                assert started.poll() is None, started.communicate()
+                time.sleep(0.05)
+            yield run, started
+        finally:
+            started.terminate()
+
+
+def first_exit(report: str) -> int:
+    """Return the exit code of the rank that left first; torchrun ends the others, and has a trace of its own alone."""
+    assert report.count("Traceback") == 1
+    return int(re.findall(r"exitcode +: (-?\d+)", report)[-1])
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 1), ("ddp", 0)])
+def test_sigterm_to_one_rank_makes_all_save_once_and_leave_with_143(
+    data: Path, tmp_path: Path, mode: str, rank: int
+) -> None:
+    with under_torchrun(tmp_path, data, mode) as (run, started):
+        os.kill(int((tmp_path / str(rank)).read_text(encoding="utf-8")), signal.SIGTERM)
+        said, report = started.communicate(timeout=100)
+    (step,) = saved_steps(run)
+    assert step == run.metrics()[-1]["step"]
+    checkpoint.verify(checkpoint.find(run, "last"))
+    stopped = f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
+    assert said.count(stopped) == 1
+    assert started.returncode == 1 and first_exit(report) == 143
+
+
+@pytest.mark.fault
+def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(data: Path, tmp_path: Path) -> None:
+    with under_torchrun(tmp_path, data, "ddp") as (run, started):
+        (tmp_path / "full").symlink_to("/dev/full")
+        (tmp_path / "full").replace(run.path / "metrics.csv")
+        _, report = started.communicate(timeout=100)
+    assert report.count("metrics.csv: cannot be written (No space left on device); free space") == 1
+    assert started.returncode == 1 and first_exit(report) == 2
+
+
+@pytest.mark.fault
+@needs_compiler
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_compiled_on_two_ranks_losses_are_those_of_one_process_that_is_not(
+    data: Path, tmp_path: Path, mode: str
+) -> None:
+    options = f"--parallel {mode} --steps 8 --eval-every 4 --eval-tokens 64 --compile on"
+    options += " --optim.lr 1e-2 --optim.warmup-steps 2"
+    options += " --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.n-ctx 16 --model.dropout 0"
+    subprocess.run(command_line(tmp_path, data, options), check=True, timeout=300, env=ENVIRONMENT)
+    model, optim = dataclasses.replace(PLAIN, n_layer=2), OptimConfig(lr=1e-2, warmup_steps=2)
+    alone = train(small(data, tmp_path / "alone", model=model, optim=optim, steps=8, log_every=1, eval_every=4))
+    run = Run(tmp_path / "run")
+    assert (saved_config(run).compile, saved_config(run).parallel) == ("on", mode)
+    for figure, count in (("train_loss", 8), ("val_loss", 2)):
+        assert len(column(alone, figure)) == count
+        assert column(run, figure) == pytest.approx(column(alone, figure), abs=1e-5, rel=0)
+
+
+SHARDED_STAGES = {
+    "shard": (1, "write_sharded_state", 2),
+    "weights": (0, "save_file", 2),
+    "state": (0, "write_json", 3),
+    "manifest": (0, "_publish", 2),
+    "rename": (0, "sync_directory", 5),  # each save syncs two folders before the rename, and one after
+}
+"""The rank that is killed, and the call before which it is: all of the second save."""
+
+
+def die_while_saving(each: TrainConfig, stage: str) -> None:
+    """Start a run whose second save is cut off by the death of a rank."""
+    rank, name, nth = SHARDED_STAGES[stage]
+    real, calls = getattr(checkpoint, name), []
+
+    def dying(*arguments: object) -> object:
+        calls.append(name)
+        if len(calls) == nth and this_rank() == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(checkpoint, name, dying)
+    train(each)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("stage", SHARDED_STAGES)
+def test_a_rank_killed_during_a_sharded_save(data: Path, tmp_path: Path, stage: str) -> None:
+    each = on_two_ranks(data, tmp_path / "run", "fsdp")
+    with pytest.raises(AssertionError):
+        launch(2, die_while_saving, each, stage)
+    run = Run(tmp_path / "run")
+    assert checkpoint.newest_valid(run, pytest.fail).step == 4
+    assert launch(2, go_on, each) == ["", ""]
+    assert saved_steps(run) == [4, 8, 12]
+    assert not hidden(run)
+    assert len(run.metrics()) == 12

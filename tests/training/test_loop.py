@@ -1,46 +1,69 @@
-"""The training loop: what an update is, what is measured and when, and when a run ends."""
+"""The training loop: what an update is, what is evaluated and when, what is written, and when a run ends."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from support import checkpoint, digests, rows, saved_steps, small, train
+from support import (
+    PLAIN,
+    assert_same_run,
+    checkpoint,
+    copy_of,
+    digests,
+    go_on,
+    log_of,
+    refusal,
+    reported,
+    rows,
+    saved_steps,
+    small,
+    train,
+)
 
 from gpt2lab import runtime
+from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.loader import Loader
-from gpt2lab.errors import InputError
-from gpt2lab.model.config import GPTConfig
+from gpt2lab.data.loader import Batch, Loader
+from gpt2lab.data.prepare import prepare
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
+from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import monitoring
+from gpt2lab.training.checkpoint import find, load_model
 from gpt2lab.training.config import OptimConfig, saved_config
-from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.loop import Hooks, StepReport, Trainer, validation_loss
 from gpt2lab.training.monitoring import draw
 from gpt2lab.training.optim import learning_rate
+from gpt2lab.training.setup import Data, resolve
 
-PLAIN = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
+
+def reference(seed: int) -> GPT:
+    """The model of a run of `PLAIN`, before its first step, with the reference kernel."""
+    runtime.seed_step(seed)
+    return GPT(dataclasses.replace(PLAIN, vocab_size=257, kernel="reference"))
 
 
-def told(reports: list[StepReport]) -> HooksFor:
-    """Collect what `on_step` is told."""
-    return lambda run: Hooks(on_step=reports.append)
+def cross_entropy(model: GPT, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean loss of whole rows, from the logits."""
+    logits = model(tokens).logits
+    assert logits is not None
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def test_a_run_is_the_loop_that_one_would_write_by_hand(data: Path, tmp_path: Path) -> None:
     optim = OptimConfig(lr=1e-2, warmup_steps=3, weight_decay=0.2, grad_clip=0.3)
     config = small(data, tmp_path / "run", model=PLAIN, optim=optim, steps=12, micro_batch=8)
-    reports: list[StepReport] = []
-    run = train(config, told(reports))
+    run, reports = reported(config)
     model, by_hand = _train_by_hand(
         Loader(TokenDataset(data).stream("train"), 16, 8, 8, config.seed), config.seed, optim
     )
@@ -55,48 +78,41 @@ def test_a_run_is_the_loop_that_one_would_write_by_hand(data: Path, tmp_path: Pa
 
 def _train_by_hand(loader: Loader, seed: int, optim: OptimConfig) -> tuple[GPT, list[tuple[float, float]]]:
     """Twelve steps in plain PyTorch: cross-entropy of logits, clipping in two lines, AdamW without fusing."""
-    runtime.seed_step(seed)
-    model = GPT(GPTConfig(1, 2, 16, 16, vocab_size=257, dropout=0.0, kernel="reference"))
+    model = reference(seed)
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": 0.2},
-        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.dim() == dim], "weight_decay": decay}
+        for dim, decay in ((2, 0.2), (1, 0.0))
     ]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=False, foreach=False)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=False, foreach=False)
     figures = []
     for step in range(12):
         batch = loader.batch(step, 0)
-        logits = model(batch.tokens).logits
-        assert logits is not None
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
-        optimiser.zero_grad()
+        loss = cross_entropy(model, batch.tokens, batch.targets)
+        optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
         for gradient in gradients:
             gradient *= min(1.0, optim.grad_clip / norm)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(optim, step, 12, 128)
-        optimiser.step()
+        optimizer.step()
         figures.append((loss.item(), norm))
     return model, figures
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_accumulation_gives_the_step_of_the_whole_batch(data: Path, tmp_path: Path, micro_batch: int) -> None:
-    whole: list[StepReport] = []
-    parts: list[StepReport] = []
+def test_accumulation_gives_the_step_of_the_whole_batch(data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": PLAIN, "steps": 8, "optim": OptimConfig(lr=1e-3)}
-    train(small(data, tmp_path / "whole", micro_batch=8, **options), told(whole))
-    train(small(data, tmp_path / "parts", micro_batch=micro_batch, **options), told(parts))
-    assert [r.loss for r in parts] == pytest.approx([r.loss for r in whole], abs=1e-5)
-    assert [r.grad_norm for r in parts] == pytest.approx([r.grad_norm for r in whole], abs=1e-5)
+    _, whole = reported(small(data, tmp_path / "8", micro_batch=8, **options))
+    for micro_batch in (1, 2, 4):
+        _, parts = reported(small(data, tmp_path / str(micro_batch), micro_batch=micro_batch, **options))
+        assert [r.loss for r in parts] == pytest.approx([r.loss for r in whole], abs=1e-5)
+        assert [r.grad_norm for r in parts] == pytest.approx([r.grad_norm for r in whole], abs=1e-5)
 
 
-def test_each_row_of_the_metrics_is_the_mean_since_the_last(data: Path, tmp_path: Path) -> None:
-    reports: list[StepReport] = []
-    run = train(small(data, tmp_path / "run"), told(reports))
-    losses = [r.loss for r in reports]
-    metrics = run.metrics()
+def test_each_row_of_the_metrics_is_the_mean_since_the_last_and_a_line_of_the_log(data: Path, tmp_path: Path) -> None:
+    run, reports = reported(small(data, tmp_path / "run"))
+    losses, metrics, log = [r.loss for r in reports], run.metrics(), log_of(run)
     assert [row["step"] for row in metrics] == [5, 8, 10, 15, 16, 20, 24]  # every 5, and with each validation
     begin = 0
     for row in metrics:
@@ -104,18 +120,25 @@ def test_each_row_of_the_metrics_is_the_mean_since_the_last(data: Path, tmp_path
         assert row["train_loss"] == pytest.approx(sum(losses[begin:step]) / (step - begin))
         assert row["tokens"] == 128 * step
         assert row["epoch"] == pytest.approx(8 * step / 75, abs=1e-4)
-        assert row["lr"] == reports[step - 1].lr
-        assert row["grad_norm"] == reports[step - 1].grad_norm
+        assert (row["lr"], row["grad_norm"]) == (reports[step - 1].lr, reports[step - 1].grad_norm)
         assert (row["val_loss"] is not None) == (step % 8 == 0)
         assert row["tokens_per_s"] and row["peak_memory_mb"] and row["seconds"]
+        line = f"step {step}/24  loss {row['train_loss']:.4f}"
+        line += f"  val {row['val_loss']:.4f}" if row["val_loss"] is not None else ""
+        assert f"{line}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  " in log
         begin = step
     seconds = [row["seconds"] or 0.0 for row in metrics]
     assert seconds == sorted(seconds)
+    assert "precision fp32: asked for" in log and "finished: 24 steps done" in log
+    assert all(line[:2] == "20" for line in log.splitlines())  # each begins with its date
+    files = {p.name for p in run.path.iterdir()}
+    assert {"config.json", "environment.json", "train.log", "metrics.csv", "evals.csv", "tokenizer"} <= files
+    assert TokenDataset(data).tokenizer().fingerprint == Tokenizer.load(run.tokenizer).fingerprint
+    assert run.environment["torch"] == torch.__version__
 
 
 def test_on_step_is_told_every_step(data: Path, tmp_path: Path) -> None:
-    reports: list[StepReport] = []
-    run = train(small(data, tmp_path / "run", steps=10, eval_every=4), told(reports))
+    run, reports = reported(small(data, tmp_path / "run", model=PLAIN, steps=10, eval_every=4))
     assert [(r.step, r.steps) for r in reports] == [(step, 10) for step in range(1, 11)]
     assert [r.val_loss is None for r in reports] == [True] * 3 + [False] * 7
     assert reports[6].val_loss == next(row["val_loss"] for row in run.metrics() if row["step"] == 4)
@@ -133,58 +156,35 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
 
 def test_a_sequence_shorter_than_the_context(data: Path, tmp_path: Path) -> None:
     shapes: list[torch.Size] = []
-
-    def hooks(run: Run) -> Hooks:
-        return Hooks(sample=lambda model, step: shapes.append(model.wpe.weight.shape))
-
-    run = train(small(data, tmp_path / "run", seq_len=8, steps=3), hooks)
+    hooks = Hooks(sample=lambda model, step: shapes.append(model.wpe.weight.shape))
+    run = train(small(data, tmp_path / "run", seq_len=8, steps=3), lambda run: hooks)
     assert saved_config(run).seq_len == 8
     assert shapes == [torch.Size([16, 16])]
-    moments = load_file(checkpoint(run, 3) / "optimizer.safetensors")
-    read = moments["wpe.weight.exp_avg_sq"].sum(dim=1) > 0
+    read = load_file(checkpoint(run, 3) / "optimizer.safetensors")["wpe.weight.exp_avg_sq"].sum(dim=1) > 0
     assert read.tolist() == [True] * 8 + [False] * 8  # positions past the sequence get no gradient
 
 
 def test_samples_are_asked_for_at_intervals_and_at_the_end(data: Path, tmp_path: Path) -> None:
     asked: list[tuple[int, bool, bool]] = []
 
-    def hooks(run: Run) -> Hooks:
-        return Hooks(sample=lambda model, step: asked.append((step, model.training, torch.is_autocast_enabled("cpu"))))
-
-    run = train(small(data, tmp_path / "run", sample_every=10, precision="bf16"), hooks)
-    assert asked == [(10, False, True), (20, False, True), (24, False, True)]
-    silent = train(small(data, tmp_path / "silent", precision="bf16"))
-    assert digests(run) == digests(silent)  # sampling changes nothing
-
-
-def test_sampling_may_draw_random_numbers(data: Path, finished: Run, tmp_path: Path) -> None:
     def sample(model: GPT, step: int) -> None:
         torch.rand(3)
+        asked.append((step, model.training, torch.is_autocast_enabled("cpu")))
 
-    run = train(small(data, tmp_path / "run", sample_every=1), lambda run: Hooks(sample=sample))
-    assert digests(run) == digests(finished)
+    options = {"model": PLAIN, "precision": "bf16"}
+    run = train(small(data, tmp_path / "run", sample_every=10, **options), lambda run: Hooks(sample=sample))
+    assert asked == [(10, False, True), (20, False, True), (24, False, True)]
+    silent = train(small(data, tmp_path / "silent", **options))
+    assert digests(run) == digests(silent)  # sampling, which may draw random numbers, changes nothing
 
 
-def test_patience_ends_the_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_patience_ends_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.0, 2.1])
     monkeypatch.setattr("gpt2lab.training.loop.validation_loss", lambda *_: next(losses))
-    with caplog.at_level(logging.INFO, logger="gpt2lab"):
-        run = train(small(data, tmp_path / "run", eval_every=3, patience=3, keep_last=1))
+    run = train(small(data, tmp_path / "run", model=PLAIN, eval_every=3, patience=3, keep_last=1))
     assert [int(row["step"]) for row in rows(run)][-1] == 15  # an equal loss is no better one
     assert saved_steps(run) == [6, 15]
-    assert "finished: no better validation loss in 3 validations" in caplog.text
-
-
-def poisoned(step: int, spoil: Any) -> HooksFor:
-    """Spoil the model after a step, through the hook that gets to see it."""
-
-    def sample(model: GPT, at: int) -> None:
-        if at == step:
-            spoil(model)
-
-    return lambda run: Hooks(sample=sample)
+    assert "finished: no better validation loss in 3 validations" in log_of(run)
 
 
 @torch.no_grad()
@@ -204,20 +204,19 @@ def _infinite_gradient(model: GPT) -> None:
     ],
 )
 def test_what_is_not_finite_stops_the_run_before_the_update(data: Path, tmp_path: Path, spoil: Any, said: str) -> None:
-    config = small(data, tmp_path / "run", sample_every=3, checkpoint_every=5)
-    with pytest.raises(
-        InputError, match=said + r".*: training diverged and the update was not made; .*lower --optim\.lr"
-    ):
-        train(config, poisoned(6, spoil))
+    hooks = Hooks(sample=lambda model, step: spoil(model) if step == 6 else None)
+    config = small(data, tmp_path / "run", model=PLAIN, sample_every=3, checkpoint_every=5)
+    said += r".*: training diverged and the update was not made; .*lower --optim\.lr"
+    refusal(lambda: train(config, lambda run: hooks), said)
     run = Run(tmp_path / "run")
     assert saved_steps(run) == [5]
     assert [int(row["step"]) for row in rows(run)] == [5]
     assert all(bool(t.isfinite().all()) for t in load_file(checkpoint(run, 5) / "model.safetensors").values())
 
 
-@pytest.mark.parametrize("with_val", [True, False], ids=["val", "no val"])
+@pytest.mark.parametrize("folder", ["data", "without_val"])
 def test_the_picture_and_the_log_grow_while_it_runs(
-    data: Path, without_val: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_val: bool
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     from PIL import Image  # comes with matplotlib
 
@@ -225,12 +224,12 @@ def test_the_picture_and_the_log_grow_while_it_runs(
     seen: list[tuple[int, int]] = []
 
     def on_step(report: StepReport) -> None:
-        picture, log = tmp_path / "run" / "curves.png", tmp_path / "run" / "train.log"
+        picture = tmp_path / "run" / "curves.png"
         drawn = picture.stat().st_size if picture.exists() else 0
-        seen.append((drawn, log.read_text(encoding="utf-8").count("tokens/s\n")))
+        seen.append((drawn, log_of(Run(tmp_path / "run")).count("tokens/s\n")))
 
-    source = data if with_val else without_val
-    run = train(small(source, tmp_path / "run", log_every=2, eval_every=12), lambda run: Hooks(on_step=on_step))
+    config = small(request.getfixturevalue(folder), tmp_path / "run", model=PLAIN, log_every=2, eval_every=12)
+    run = train(config, lambda run: Hooks(on_step=on_step))
     assert [drawn > 0 for drawn, _ in seen] == [False] * 11 + [True] * 13
     assert [logged for _, logged in seen] == [step // 2 for step in range(1, 25)]
     with Image.open(run.path / "curves.png") as picture:
@@ -239,31 +238,143 @@ def test_the_picture_and_the_log_grow_while_it_runs(
     assert not list(run.path.glob(".*"))
 
 
-def test_the_log_holds_the_rows_and_the_choices(data: Path, tmp_path: Path) -> None:
-    run = train(small(data, tmp_path / "run"))
-    log = (run.path / "train.log").read_text(encoding="utf-8")
-    for row in run.metrics():
-        line = f"step {row['step']:.0f}/24  loss {row['train_loss']:.4f}"
-        line += f"  val {row['val_loss']:.4f}" if row["val_loss"] is not None else ""
-        assert f"{line}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  " in log
-    assert "precision fp32: asked for" in log
-    assert "finished: 24 steps done" in log
-    assert all(line[:2] == "20" for line in log.splitlines())  # each begins with its date
-
-
-def test_the_run_directory_holds_what_it_should(data: Path, tmp_path: Path) -> None:
-    run = train(small(data, tmp_path / "run"))
-    held = {p.name for p in run.path.iterdir()}
-    assert {"config.json", "environment.json", "train.log", "metrics.csv", "evals.csv", "tokenizer"} <= held
-    assert TokenDataset(data).tokenizer().fingerprint == _tokenizer_of(run)
-    assert run.environment["torch"] == torch.__version__
-
-
-def _tokenizer_of(run: Run) -> str:
-    return Tokenizer.load(run.tokenizer).fingerprint
-
-
 def test_without_a_name_runs_are_numbered(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = dataclasses.replace(small(data, tmp_path, steps=1), out=None)
+    config = dataclasses.replace(small(data, tmp_path, model=PLAIN, steps=1), out=None)
     assert [train(config).path for _ in range(3)] == [Path("runs") / f"nano-data{n}" for n in ("", "-2", "-3")]
+
+
+def _windows(folder: Path) -> torch.Tensor:
+    """Every whole window of the validation split, from the file itself: llm.c's header is 1,024 bytes."""
+    tokens = np.fromfile(next(folder.glob("val*.bin")), dtype="<u2", offset=1024).astype(np.int64)
+    return torch.from_numpy(np.stack([tokens[i : i + 17] for i in range(0, len(tokens) - 16, 16)]))
+
+
+def test_validation_with_0_tokens_uses_all_of_them(data: Path, tmp_path: Path) -> None:
+    run = train(small(data, tmp_path / "run", eval_tokens=0))
+    windows = _windows(data)
+    with torch.no_grad():
+        expected = cross_entropy(load_model(run, "last")[0], windows[:, :-1], windows[:, 1:]).item()
+    assert run.metrics()[-1]["val_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+class Reads:
+    """A stream of tokens that remembers where it was read."""
+
+    def __init__(self, length: int) -> None:
+        self.name = "memory"
+        self.tokens = np.random.default_rng(0).integers(0, 257, length).astype(np.uint16)
+        self.starts: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        self.starts += starts.tolist()
+        return np.stack([self.tokens[start : start + length] for start in starts])
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "starts"),
+    [(0, range(0, 1600, 16)), (5000, range(0, 1600, 16)), (80, [0, 320, 640, 960, 1280]), (3, [0])],
+    ids=["all", "more than there are", "five", "less than one"],
+)
+def test_validation_reads_the_same_windows_each_time_spread_evenly(max_tokens: int, starts: Any) -> None:
+    model, losses = reference(0).eval(), []
+    for _ in range(2):
+        stream = Reads(1601)
+        losses.append(validation_loss(model, stream, 16, max_tokens))  # type: ignore[arg-type]
+        assert stream.starts == list(starts)
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 documents of a few bytes: a window of 16 tokens holds several."""
+    folder = tmp_path_factory.mktemp("short")
+    text = "<|endoftext|>".join(f"{n} {'cat' * (n % 4)}" for n in range(200))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    prepare([str(folder / "text.txt")], Tokenizer.train([], 257), folder / "data", val_fraction=0.2)
+    return folder / "data"
+
+
+def loss_apart(model: GPT, tokens: torch.Tensor, targets: torch.Tensor, eot: int) -> float:
+    """The mean loss of rows cut at each end of text, every part a sequence of its own that begins at position 0."""
+    losses = []
+    for row, after in zip(tokens, targets, strict=True):
+        cuts = [0, *(n for n in range(1, len(row)) if row[n] == eot), len(row)]
+        for start, stop in pairwise(cuts):
+            loss = cross_entropy(model, row[None, start:stop], after[start:stop])
+            losses.append(loss.item() * (stop - start))
+    return sum(losses) / tokens.numel()
+
+
+def test_with_mask_documents_losses_are_those_of_documents_read_alone_and_so_are_evaluations(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small(short, tmp_path / "run", model=PLAIN, steps=2)
+    (apart, (first, _)), (_, (plain, _)) = (
+        reported(dataclasses.replace(config, mask_documents=mask, out=tmp_path / str(mask))) for mask in (True, False)
+    )
+    assert apart.config["mask_documents"]
+    dataset, model = TokenDataset(short), reference(config.seed)
+    eot = dataset.manifest.tokenizer.eot
+    batch: Batch = Loader(dataset.stream("train"), 16, 8, 8, config.seed).batch(0, 0)
+    assert (batch.tokens[:, 1:] == eot).any()
+    assert first.loss == pytest.approx(loss_apart(model, batch.tokens, batch.targets, eot), abs=1e-5)
+    assert abs(first.loss - plain.loss) > 1e-4
+    windows = _windows(short)
+    expected = loss_apart(model.eval(), windows[:, :-1], windows[:, 1:], eot)
+    assert validation_loss(model, dataset.stream("val"), 16, 0, eot) == pytest.approx(expected, abs=1e-5)
+    for mask in (True, False):
+        for verb, said in (("perplexity", "stay within documents"), ("positions", "within documents")):
+            assert main(["eval", verb, str(tmp_path / str(mask)), "--split", "val"]) == 0
+            assert (said in capsys.readouterr().out.replace("\n", " ")) == mask
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["whole", "apart"])
+def test_threads_that_read_ahead_change_nothing(short: Path, tmp_path: Path, mask: bool) -> None:
+    options = {"model": PLAIN, "steps": 10, "mask_documents": mask}
+    runs = [train(small(short, tmp_path / str(n), loader_workers=n, **options)) for n in (0, 2, 8)]
+    assert rows(runs[0]) == rows(runs[1]) == rows(runs[2])
+    resumed, config = copy_of(runs[0], tmp_path / "resumed")
+    assert_same_run(go_on(config, 4, loader_workers=3), runs[0], 10)
+    assert saved_config(resumed).mask_documents == mask
+
+
+def fp16_trainer(data: Path, out: Path) -> Trainer:
+    """A trainer in fp16 on the CPU, which a user cannot ask for: it is slow, but the arithmetic is that of GPUs."""
+    dataset = TokenDataset(data)
+    plan = resolve(small(data, out, model=PLAIN, steps=12), dataset)
+    half = dataclasses.replace(plan, runtime=Runtime(torch.device("cpu"), "fp16"))
+    run = Run(out) if out.exists() else Run.create(out, {}, {})
+    return Trainer(half, Data.open(dataset, plan.config), run, Hooks())
+
+
+def test_in_fp16_a_step_that_overflows_is_skipped_and_the_scale_halved(data: Path, tmp_path: Path) -> None:
+    half = fp16_trainer(data, tmp_path / "run")
+    half.scaler.load_state_dict(half.scaler.state_dict() | {"scale": 1e38})  # every gradient overflows
+    before = [parameter.detach().clone() for parameter in half.model.parameters()]
+    update = half.update()
+    assert math.isfinite(update.loss)
+    assert not math.isfinite(update.grad_norm)
+    assert all(torch.equal(a, b) for a, b in zip(before, half.model.parameters(), strict=True))
+    assert half.scaler.get_scale() == pytest.approx(5e37)
+    assert half.progress.step == 1
+    with torch.no_grad():
+        half.model.get_parameter("ln_f.weight").fill_(math.inf)
+    refusal(half.update, "step 2: loss nan")
+
+
+def test_in_fp16_it_learns_and_resumes_with_its_scale(data: Path, tmp_path: Path) -> None:
+    unbroken, first = (fp16_trainer(data, tmp_path / name) for name in ("unbroken", "run"))
+    unbroken.fit()
+    for _ in range(5):
+        first.update()
+    first.save()
+    second = fp16_trainer(data, tmp_path / "run")
+    second.restore(find(second.run, "5"))
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    second.fit()
+    assert (second.run.metrics()[-1]["train_loss"] or 9) < 4.5 < math.log(257)
+    assert digests(second.run, 12) == digests(unbroken.run, 12)

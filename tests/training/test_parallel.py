@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import shutil
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ranks import launch, launch_each, needs_fork, this_rank
 from safetensors.torch import load_file
 from support import checkpoint as folder_of
-from support import go_on, nothing, saved_steps, small, train
+from support import column, flip, go_on, log_of, refusal, saved_steps, small, train, truncate
 
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
@@ -28,7 +27,6 @@ from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import process_group
 from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.parallel import MODES
-from gpt2lab.training.session import resume, start
 from gpt2lab.training.setup import resolve
 
 pytestmark = needs_fork
@@ -66,7 +64,7 @@ class Runs:
             train(self.config(optimizer, self._folder / name, mode))
         elif not (self._folder / name).exists():  # both modes in one launch
             paths = {mode: self._folder / f"{optimizer}-{mode}-{world_size}" for mode in ("ddp", "fsdp")}
-            works = [partial(start, self.config(optimizer, path, mode), nothing) for mode, path in paths.items()]
+            works = [partial(train, self.config(optimizer, path, mode)) for mode, path in paths.items()]
             assert launch_each(int(world_size), works) == [[""] * int(world_size)] * 2
         return Run(self._folder / name)
 
@@ -75,12 +73,6 @@ class Runs:
 def runs(data: Path, told: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The runs that are compared: AdamW on the short text, Muon on stories."""
     return Runs(data, told, tmp_path_factory.mktemp("runs"))
-
-
-def column(run: Run, name: str) -> list[float]:
-    """The values of a column of metrics.csv, where there are any."""
-    with (run.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
 SLOW = ["adamw-ddp-4", "adamw-fsdp-4", "muon-ddp-2", "muon-fsdp-2", "muon-ddp-4", "muon-fsdp-4"]
@@ -117,8 +109,8 @@ def test_two_ranks_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
     with_dropout = dataclasses.replace(MODEL, dropout=0.1)
     options = {"model": with_dropout, "steps": 12, "checkpoint_every": 6, "eval_every": 6}
     configs = [config(data, tmp_path / mode, parallel=mode, **options) for mode in ("ddp", "fsdp")]
-    works = [partial(start, each, nothing) for each in configs]
-    works += [partial(resume, dataclasses.replace(each, resume="6"), nothing) for each in configs]
+    works = [partial(train, each) for each in configs]
+    works += [partial(go_on, each, 6) for each in configs]
     assert launch_each(2, works) == [["", ""]] * 4
     for mode in ("ddp", "fsdp"):
         run = Run(tmp_path / mode)
@@ -182,23 +174,15 @@ def test_a_sharded_run_resumes_in_one_process(
     assert load_model(run)[0].n_params > 0
 
 
-DAMAGE = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-10]),
-    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
-    "missing": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_shard_is_named_and_its_checkpoint_skipped(sharded: Run, data: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+def test_a_damaged_shard_is_named_and_its_checkpoint_skipped(sharded: Run, data: Path, damage: Any) -> None:
     each = config(data, sharded.path, parallel="fsdp")
     shard = next((folder_of(sharded, 50) / "optimizer").glob("shard-00002-*"))
-    DAMAGE[damage](shard)
+    damage(shard)
     for read in (lambda: go_on(each, 50), lambda: load_model(sharded, "50")):
-        with pytest.raises(InputError, match=shard.name):
-            read()
+        refusal(read, shard.name)
     go_on(each)
-    assert f"skipped a damaged checkpoint: {shard}" in (sharded.path / "train.log").read_text(encoding="utf-8")
+    assert f"skipped a damaged checkpoint: {shard}" in log_of(sharded)
     assert saved_steps(sharded) == [25, 50]
 
 
@@ -206,8 +190,7 @@ def test_a_stray_file_among_the_shards_is_refused(sharded: Run) -> None:
     found = checkpoint.find(sharded, "50")
     shards = sorted((found.path / "optimizer").iterdir())
     shutil.copy(shards[0], shards[0].with_name("shard-00003-model-00001-of-00001.safetensors"))
-    with pytest.raises(InputError, match=r"shard-00003-.* is not listed in the manifest; move it elsewhere"):
-        checkpoint.verify(found)
+    refusal(lambda: checkpoint.verify(found), r"shard-00003-.* is not listed in the manifest; move it elsewhere")
 
 
 def go_wrong(data: Path, other: Path, folder: Path, what: str) -> None:
@@ -239,7 +222,7 @@ def go_wrong(data: Path, other: Path, folder: Path, what: str) -> None:
             patch.setattr(loop.Trainer, "_backward", broken if what == "nan" else signalled)
         if rank == 0 and what == "disk":
             patch.setattr(checkpoint, "save_file", full)
-        start(each, nothing)
+        train(each)
 
 
 def test_what_goes_wrong_on_one_rank_ends_all(data: Path, other_data: Path, tmp_path: Path) -> None:
@@ -251,7 +234,7 @@ def test_what_goes_wrong_on_one_rank_ends_all(data: Path, other_data: Path, tmp_
     for what in ("options", "data", "no data", "nan", "disk"):
         assert [line.split(": ")[0] for line in said[what]] == ["InputError", "ReportedElsewhere"]
     assert "the configuration of rank 1 differs from that of rank 0: " in said["options"][0]
-    assert "optim.lr is 0.02, on rank 0 0.01 (fingerprints " in said["options"][0]
+    assert "optim.lr is 0.02, on rank 0 0.01; start all ranks with the same" in said["options"][0]
     assert "the data set of rank 1 differs from that of rank 0: " in said["data"][0]
     assert "rank 1: " in said["no data"][0]
     assert not [path for what in ("options", "data", "no data") for path in (tmp_path / what).iterdir()]

@@ -1,40 +1,54 @@
-"""A run that stopped and went on is, bit for bit, the run that never stopped."""
+"""A run that stopped and was resumed is, bit for bit, the run that never stopped; one process at a time trains it."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support import assert_same_run, at_step, checkpoint, digests, go_on, rows, saved_steps, small, snapshot, train
+from ranks import launch, needs_fork
+from support import (
+    PLAIN,
+    assert_same_run,
+    at_step,
+    checkpoint,
+    copy_of,
+    digests,
+    go_on,
+    hidden,
+    refusal,
+    rows,
+    saved_steps,
+    small,
+    snapshot,
+    train,
+)
 
-from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
-from gpt2lab.training.distributed import Interrupted
+from gpt2lab.training.distributed import SINGLE_PROCESS, Interrupted, catch_signals
+from gpt2lab.training.session import held
 
 Copied = tuple[Run, TrainConfig]
 
 
-def copy_of(run: Run, folder: Path) -> tuple[Run, TrainConfig]:
-    shutil.copytree(run.path, folder)
-    return Run(folder), dataclasses.replace(saved_config(run), out=folder)
-
-
 @pytest.mark.parametrize("step", [4, 8, 16, 20], ids=lambda step: f"step{step}")
-def test_going_on_from_any_checkpoint_ends_as_the_unbroken_run(unbroken: Run, tmp_path: Path, step: int) -> None:
+def test_resuming_from_any_checkpoint_ends_as_the_unbroken_run(unbroken: Run, tmp_path: Path, step: int) -> None:
     # Steps 4 and 16 lie between rows of metrics.csv; epochs end within steps 10 and 19; dropout is on.
     run, config = copy_of(unbroken, tmp_path / "run")
     go_on(config, step)
     assert_same_run(run, unbroken)
 
 
-def test_going_on_several_times_ends_as_the_unbroken_run(unbroken: Run, tmp_path: Path) -> None:
+def test_resuming_several_times_ends_as_the_unbroken_run(unbroken: Run, tmp_path: Path) -> None:
     run, config = copy_of(unbroken, tmp_path / "run")
     for which, stop in (4, 10), ("last", 12), ("last", 17), (12, 13):
         with pytest.raises(Interrupted):
@@ -44,7 +58,8 @@ def test_going_on_several_times_ends_as_the_unbroken_run(unbroken: Run, tmp_path
 
 
 def test_the_unbroken_run_repeats_itself(unbroken: Run, tmp_path: Path) -> None:
-    assert_same_run(train(dataclasses.replace(saved_config(unbroken), out=tmp_path / "again")), unbroken)
+    again = dataclasses.replace(saved_config(unbroken).as_asked(), out=tmp_path / "again")
+    assert_same_run(train(again), unbroken)
 
 
 def test_another_seed_is_another_run(finished: Run, data: Path, tmp_path: Path) -> None:
@@ -60,26 +75,36 @@ def test_compiled_with_two_threads_on_data_that_repeats_tokens(data: Path, tmp_p
     try:
         model = GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=16, dropout=0.1)
         config = small(data, tmp_path / "run", model=model, compile="on", batch_tokens=512, micro_batch=16, steps=16)
-        unbroken, config = copy_of(train(config), tmp_path / "copy")
-        run = go_on(config, 4)
-        assert_same_run(run, Run(tmp_path / "run"), 16)
-        assert saved_config(unbroken).compile == "on"
+        unbroken = train(config)
+        run, again = copy_of(unbroken, tmp_path / "copy")
+        assert_same_run(go_on(again, 4), unbroken, 16)
+        assert saved_config(run).compile == "on"
     finally:
         torch.set_num_threads(1)
 
 
-def test_more_steps_go_on_from_the_end(copied: Copied) -> None:
+@pytest.mark.parametrize("schedule", ["linear", "constant", "wsd"])
+def test_every_schedule_resumes(data: Path, tmp_path: Path, schedule: Any) -> None:
+    optim = OptimConfig(lr=1e-2, warmup_tokens=4 * 128, schedule=schedule)
+    unbroken = train(small(data, tmp_path / "unbroken", model=PLAIN, optim=optim))
+    _, config = copy_of(unbroken, tmp_path / "run")
+    assert_same_run(go_on(config, 12), unbroken)
+    assert float(rows(unbroken)[0]["lr"]) == pytest.approx(1e-2, rel=0.3)
+
+
+def test_the_length_is_kept_unless_more_steps_are_given(copied: Copied) -> None:
     run, config = copied
+    go_on(config, 8, steps=None)
+    assert (saved_config(run).steps, saved_steps(run)[-1]) == (24, 24)
     go_on(config, steps=32)
     assert [int(row["step"]) for row in rows(run)][-2:] == [30, 32]
-    assert saved_config(run).steps == 32
-    assert saved_steps(run)[-1] == 32
+    assert (saved_config(run).steps, saved_steps(run)[-1]) == (32, 32)
 
 
 def test_more_steps_after_patience_ran_out(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 3.1, 3.2, 2.0, 2.1])
     monkeypatch.setattr("gpt2lab.training.loop.validation_loss", lambda *_: next(losses))
-    config = small(data, tmp_path / "run", eval_every=4, patience=2)
+    config = small(data, tmp_path / "run", model=PLAIN, eval_every=4, patience=2)
     run = train(config)
     assert saved_steps(run)[-1] == 12
     before = snapshot(run.path)
@@ -87,13 +112,6 @@ def test_more_steps_after_patience_ran_out(data: Path, tmp_path: Path, monkeypat
     assert snapshot(run.path) == before
     go_on(config, patience=3, steps=20)
     assert saved_steps(run)[-1] == 20
-
-
-def test_a_resumed_run_keeps_its_length_where_none_is_given(copied: Copied) -> None:
-    run, config = copied
-    go_on(config, 8, steps=None)
-    assert saved_config(run).steps == 24
-    assert saved_steps(run)[-1] == 24
 
 
 @pytest.mark.parametrize("which", ["last", "24", "best"])
@@ -120,48 +138,22 @@ def test_later_checkpoints_are_kept_aside(copied: Copied) -> None:
     assert saved_steps(run) == [4, 8, 12, 16, 20, 24]
 
 
-def test_going_on_removes_what_killed_processes_left(copied: Copied) -> None:
+def test_what_came_later_or_was_cut_off_by_a_kill_is_dropped(copied: Copied) -> None:
     run, config = copied
     half = run.checkpoints / ".step_00000099.12345.tmp"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     (run.path / ".metrics.csv.12345.tmp").write_bytes(b"half")
-    go_on(config, 20)
-    assert not [p for p in run.path.rglob("*") if p.name.startswith(".")]
-
-
-def test_rows_figures_and_samples_of_later_steps_are_dropped(copied: Copied) -> None:
-    run, config = copied
-    run.add_eval(8, "perplexity", "test", "p", "loss", 1.0)
-    run.add_eval(24, "perplexity", "test", "p", "loss", 2.0)
-    run.add_sample(8, "greedy", "", "early")
-    run.add_sample(24, "greedy", "", "late")
+    for step, text in ((8, "early"), (24, "late")):
+        run.add_eval(step, "perplexity", "test", "p", "loss", 1.0)
+        run.add_sample(step, "greedy", "", text)
     with (run.path / "metrics.csv").open("a", encoding="utf-8") as file:
-        file.write("25,3200,2.6")  # cut off by a kill
+        file.write("25,3200,2.6")
     go_on(config, 12)
     assert [row["step"] for row in run.evals()] == ["8"]
     assert [sample["text"] for sample in run.samples()] == ["early"]
     assert [int(row["step"]) for row in rows(run)] == [5, 8, 10, 15, 16, 20, 24]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"optim": OptimConfig(lr=2e-2, warmup_steps=4)}, "optim.lr was 0.01 when the run started and cannot be 0.02"),
-        ({"model": GPTConfig(2, 2, 32, 16)}, "model.n_embd was 16 when the run started and cannot be 32"),
-        ({"model": GPTConfig(3, 2, 16, 16)}, "model.n_layer was 2 when the run started and cannot be 3"),
-        ({"seed": 1}, "seed was 1337 when the run started and cannot be 1"),
-        ({"batch_tokens": 256}, "batch_tokens was 128 when the run started and cannot be 256"),
-        ({"seq_len": 8}, "seq_len was 16 when the run started and cannot be 8"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_an_option_that_would_make_it_another_run_is_refused(copied: Copied, change: dict, said: str) -> None:
-    run, config = copied
-    before = snapshot(run.path)
-    with pytest.raises(InputError, match=said):
-        go_on(config, 8, **change)
-    assert snapshot(run.path) == before
+    assert not hidden(run)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +165,7 @@ def test_an_option_that_would_make_it_another_run_is_refused(copied: Copied, cha
     ids=["micro_batch", "precision"],
 )
 def test_a_run_may_move_to_another_machine_with_a_warning(
-    copied: Copied, caplog: pytest.LogCaptureFixture, change: dict, said: str
+    copied: Copied, caplog: pytest.LogCaptureFixture, change: dict[str, Any], said: str
 ) -> None:
     run, config = copied
     go_on(config, 20, **change)
@@ -182,10 +174,14 @@ def test_a_run_may_move_to_another_machine_with_a_warning(
     assert {name: getattr(saved_config(run), name) for name in change} == change
 
 
-def test_what_is_left_at_auto_keeps_what_it_was_resolved_to(copied: Copied, finished: Run) -> None:
+def test_options_left_at_auto_other_threads_and_moved_data_change_nothing(
+    copied: Copied, data: Path, finished: Run, tmp_path: Path
+) -> None:
     run, config = copied
-    go_on(config, 8, micro_batch="auto", precision="auto", device="auto", compile="auto")
-    assert saved_config(run).micro_batch == 4
+    auto = dict.fromkeys(("micro_batch", "precision", "device", "compile"), "auto")
+    moved = Path(shutil.copytree(data, tmp_path / "moved"))
+    go_on(config, 8, data=moved, loader_workers=0, **auto)
+    assert (saved_config(run).micro_batch, saved_config(run).data) == (4, moved)
     assert_same_run(run, finished)
 
 
@@ -196,61 +192,80 @@ def test_intervals_may_change(copied: Copied) -> None:
     assert saved_config(run).patience == 5
 
 
-def test_other_data_is_refused_with_both_fingerprints(copied: Copied, other_data: Path) -> None:
-    run, config = copied
-    before = snapshot(run.path)
-    with pytest.raises(InputError, match=r"the data given is not the run's: its fingerprint is \w{16}, .* \w{16};"):
-        go_on(config, 8, data=other_data)
-    assert snapshot(run.path) == before
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [6, 13])
+def test_a_signal_stops_after_the_step_and_the_run_resumes_as_if_unbroken(
+    data: Path, finished: Run, tmp_path: Path, number: signal.Signals, step: int
+) -> None:
+    config, run = small(data, tmp_path / "run"), Run(tmp_path / "run")
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stopped:
+        train(config, at_step(step, lambda: signal.raise_signal(number)))
+    assert stopped.value.signal == number
+    assert str(stopped.value) == (
+        f"stopped after step {step + 1}, state saved; resume with: gpt2lab train --out {run.path} --resume"
+    )
+    assert saved_steps(run)[-1] == step + 1  # neither a multiple of log_every nor of checkpoint_every
+    assert signal.getsignal(number) is before
+    assert_same_run(go_on(config), finished)
 
 
-def test_another_tokenizer_is_refused_with_both_fingerprints(copied: Copied, other_tokenizer: Path) -> None:
-    _, config = copied
-    with pytest.raises(InputError, match="the tokenizer given is not the run's: its fingerprint is"):
-        go_on(config, 8, data=other_tokenizer)
-
-
-def test_data_that_moved_is_the_same_data(copied: Copied, data: Path, finished: Run, tmp_path: Path) -> None:
-    run, config = copied
-    shutil.copytree(data, tmp_path / "moved")
-    go_on(config, 8, data=tmp_path / "moved")
+def test_a_signal_in_the_last_step_lets_the_run_end(data: Path, finished: Run, tmp_path: Path) -> None:
+    run = train(small(data, tmp_path / "run"), at_step(23, lambda: signal.raise_signal(signal.SIGTERM)))
     assert_same_run(run, finished)
-    assert saved_config(run).data == tmp_path / "moved"
 
 
-def test_fewer_steps_than_done_are_refused(copied: Copied) -> None:
-    _, config = copied
-    with pytest.raises(InputError, match="is at step 24, past the 20 asked for"):
-        go_on(config, steps=20)
+def test_a_second_ctrl_c_takes_effect_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), catch_signals() as received:
+        assert received() is None
+        signal.raise_signal(signal.SIGINT)
+        assert received() == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_no_checkpoint_yet_is_an_error(copied: Copied) -> None:
+TAKEN = "run is being trained by another process; wait for it, or end it"
+HOLD = """
+import sys
+from pathlib import Path
+from gpt2lab.runs import Run
+from gpt2lab.training.session import held
+from gpt2lab.training.distributed import SINGLE_PROCESS
+with held(Run(Path(sys.argv[1])), SINGLE_PROCESS):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", model=PLAIN, steps=12)
+
+    def again() -> None:
+        before = snapshot(tmp_path / "run")
+        refusal(lambda: go_on(config), TAKEN)
+        assert snapshot(tmp_path / "run") == before
+
+    run = train(config, at_step(6, again))
+    go_on(config, hooks=at_step(15, again), steps=16)
+    assert saved_steps(run) == [4, 8, 12, 16]
+
+
+def test_the_lock_of_a_killed_process_is_gone(copied: Copied) -> None:
     run, config = copied
-    shutil.rmtree(run.checkpoints)
-    for which in ("last", "best", "4"):
-        with pytest.raises(InputError, match="has no checkpoint yet"):
-            go_on(config, which)
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        refusal(lambda: go_on(config, steps=28), TAKEN)
+        holder.kill()
+    go_on(config, steps=28)
+    assert saved_steps(run)[-1] == 28
 
 
-def test_a_step_without_checkpoint_names_those_there_are(copied: Copied) -> None:
-    _, config = copied
-    with pytest.raises(InputError, match='no checkpoint "5"; choose best, last or a step: 4, 8, 12, 16, 20, 24'):
-        go_on(config, 5)
-
-
-def test_resuming_needs_a_run(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        go_on(small(data, tmp_path / "none"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no run \(config.json is missing\)"):
-        go_on(small(data, tmp_path / "empty"))
-    with pytest.raises(InputError, match="--resume needs --out"):
-        go_on(dataclasses.replace(small(data, tmp_path), out=None))
-
-
-def test_starting_where_a_run_is_changes_nothing(copied: Copied) -> None:
+@needs_fork
+def test_every_rank_is_told_of_the_lock(copied: Copied) -> None:
     run, config = copied
-    before = snapshot(run.path)
-    with pytest.raises(InputError, match="exists; give another --out, or --resume"):
-        train(config)
-    assert snapshot(run.path) == before
+    with held(run, SINGLE_PROCESS):
+        said = launch(2, train, dataclasses.replace(config, resume="last", steps=28))
+    assert [line.split(": ")[0] for line in said] == ["InputError", "ReportedElsewhere"]
+    assert all(line.endswith(TAKEN) for line in said)

@@ -24,9 +24,9 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training import session
 from gpt2lab.training.config import TrainConfig, saved_model
 from gpt2lab.training.loop import Hooks, StepReport
-from gpt2lab.training.session import resume, start
 
 log = logging.getLogger("gpt2lab")
 Row = Mapping[str, float | None]
@@ -66,7 +66,7 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
                 hellaswag=None if items is None else partial(_hellaswag, run, items, tokenizer, where),
             )
 
-        return start(config, hooks) if config.resume is None else resume(config, hooks)
+        return session.train(config, hooks)
 
 
 def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime, model: GPT, step: int) -> None:
@@ -112,7 +112,7 @@ def _wandb(run: Run, opened: ExitStack) -> Callable[[Row], None]:
     file = run.path / "wandb.id"
     if not file.exists():
         write_atomically(file, uuid.uuid4().hex[:12])
-    session = wandb.init(
+    logged = wandb.init(
         project="gpt2lab",
         name=run.path.name,
         dir=str(run.path),
@@ -121,11 +121,11 @@ def _wandb(run: Run, opened: ExitStack) -> Callable[[Row], None]:
         config=run.config,
         settings=wandb.Settings(silent=True),
     )
-    opened.callback(session.finish)
+    opened.callback(logged.finish)
 
     def write(row: Row) -> None:
         step, figures = _split(row)
-        session.log(figures, step=step)
+        logged.log(figures, step=step)
 
     return write
 

@@ -22,8 +22,6 @@ of the step.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import warnings
@@ -37,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path, read_json, sha256_of, sync_directory, temporary_name, write_json
+from gpt2lab.files import free_path, read_json, sha256_of, sync, sync_directory, temporary_name, write_json
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
@@ -116,8 +114,7 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync(path)
 
 
 def _describe_files(folder: Path, comm: Communicator) -> dict[str, dict[str, str | int]]:
@@ -130,8 +127,7 @@ def _describe_files(folder: Path, comm: Communicator) -> dict[str, dict[str, str
         for path in own:
             name = path.relative_to(folder).as_posix()
             entries[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    parts = comm.all_gather_text(json.dumps(entries))
-    return {name: entry for part in parts for name, entry in json.loads(part).items()}
+    return {name: entry for part in comm.all_gather_object(entries) for name, entry in part.items()}
 
 
 def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
@@ -231,12 +227,9 @@ def _require_shapes(path: Path, expected: _Expected, shapes: dict[str, tuple[int
 
 def list_checkpoints(run: Run) -> list[Checkpoint]:
     """Return the checkpoints in order of step. Damaged ones are included: `verify` tells."""
-    return [Checkpoint(folder, step, _val_loss(folder)) for step, folder in _folders(run)]
-
-
-def _folders(run: Run) -> list[tuple[int, Path]]:
     folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
-    return sorted((int(match[1]), folder) for folder in folders if (match := _NAME.fullmatch(folder.name)))
+    found = sorted((int(match[1]), folder) for folder in folders if (match := _NAME.fullmatch(folder.name)))
+    return [Checkpoint(folder, step, _val_loss(folder)) for step, folder in found]
 
 
 def _val_loss(folder: Path) -> float | None:
@@ -377,5 +370,5 @@ def prune(run: Run, keep_last: int) -> None:
 
 def set_aside(run: Run, after: int) -> list[str]:
     """Rename the checkpoints of steps later than ``after``, from which a run is resumed; return their new names."""
-    later = [folder for step, folder in _folders(run) if step > after]
+    later = [found.path for found in list_checkpoints(run) if found.step > after]
     return [p.rename(free_path(p.with_name(f"{p.name}.before_resume_at_{after}"))).name for p in later]

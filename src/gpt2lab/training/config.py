@@ -126,6 +126,9 @@ T = TypeVar("T")
 STREAM = "stream:"
 LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that set the length of a run; at most one of them is given."""
+LEAST = dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens", "micro_batch"), 1)
+LEAST |= dict.fromkeys(("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"), 0)
+"""The least value of an option."""
 
 
 @dataclass(frozen=True)
@@ -222,18 +225,10 @@ class TrainConfig:
             raise InputError(f"preset {self.preset} and init {self.init} both determine the model; give only one")
         self._check_length()
         self._check_stream()
-        for name in ("log_every", "eval_every", "checkpoint_every", "keep_last"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        require(self.batch_tokens is None or self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
-        require(self.micro_batch == "auto" or self.micro_batch >= 1, "micro_batch", self.micro_batch, "auto or 1 up")
-        require(
-            not self.hellaswag_every or self.hellaswag is not None,
-            "hellaswag",
-            None,
-            "a file to measure on",
-        )
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            require(value in (None, "auto") or value >= least, name, value, f"at least {least}")
+        require(self.hellaswag is not None or not self.hellaswag_every, "hellaswag", None, "a file to evaluate on")
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
         traced = self.profile_steps is None or self.profiled is not None
         require(traced, "profile_steps", self.profile_steps, "FIRST:LAST, such as 10:15, with 1 <= FIRST <= LAST")
@@ -427,14 +422,12 @@ def with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig
     Raises:
         InputError: There is no such option (the nearest is named), or it does not allow the value.
     """
-    values = flat(config.filled_in())
-    for name in changes:
-        if name not in values:
-            raise InputError(f'there is no option "{name}"{did_you_mean(name, values)}; see gpt2lab train --help')
-    tree: dict[str, Any] = {}
-    for name, value in (values | dict(changes)).items():
+    tree, names = to_dict(config.filled_in()), flat(config.filled_in())
+    for name, value in changes.items():
+        if name not in names:
+            raise InputError(f'there is no option "{name}"{did_you_mean(name, names)}; see gpt2lab train --help')
         group, _, key = name.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[key] = value
+        (tree[group] if group else tree)[key] = value
     return from_dict(tree, where=", ".join(f"{name}={value}" for name, value in changes.items()))
 
 
@@ -455,10 +448,9 @@ def flags(config: TrainConfig) -> list[str]:
     for name, value in flat(config.filled_in()).items():
         if value == start[name]:
             continue
-        group, _, key = name.replace("_", "-").rpartition(".")
-        above = f"{group}." if group else ""
+        group, dot, key = name.replace("_", "-").rpartition(".")
         if isinstance(value, bool):
-            words.append(f"--{above}{key}" if value else f"--{above}no-{key}")
+            words.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
         else:
-            words += [f"--{above}{key}", str(value)]
+            words += [f"--{group}{dot}{key}", str(value)]
     return words

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
 import os
 import signal
 import socket
@@ -31,9 +30,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -45,6 +43,7 @@ from gpt2lab import runtime
 from gpt2lab.errors import InputError, ReportedElsewhere
 from gpt2lab.runs import Run
 
+T = TypeVar("T")
 RENDEZVOUS_SECONDS = 120
 """How long processes wait for one another at the start, unless ``GPT2LAB_RENDEZVOUS_SECONDS`` is set."""
 MAX_RENDEZVOUS_SECONDS = 86_400
@@ -123,22 +122,21 @@ class Communicator:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
-    def all_gather_text(self, text: str) -> list[str]:
-        """Return the strings of all ranks, in order of rank."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """Return the values of all ranks, in order of rank."""
         if self.world_size == 1:
-            return [text]
-        encoded = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-        padded = torch.zeros(self.all_reduce_max(len(encoded)), dtype=torch.uint8)
-        padded[: len(encoded)] = encoded
-        return [bytes(row).rstrip(b"\0").decode() for row in self.all_gather(padded).tolist()]
+            return [value]
+        gathered = [value] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
 
-    def broadcast(self, text: str) -> str:
-        """Return rank 0's string."""
-        return self.all_gather_text(text)[0]
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value."""
+        return self.all_gather_object(value)[0]
 
     def is_first_on_node(self, path: str) -> bool:
         """Return whether no lower rank of this machine has the same path: one rank of a machine checks it for all."""
-        paths = self.all_gather_text(f"{self.rank - self.local_rank} {path}")  # torchrun numbers ranks by machine
+        paths = self.all_gather_object((self.rank - self.local_rank, path))  # torchrun numbers ranks by machine
         return paths.index(paths[self.rank]) == self.rank
 
     @contextmanager
@@ -151,7 +149,7 @@ class Communicator:
             if self.world_size == 1:
                 raise
             message = str(error)
-        failed = {rank: text for rank, text in enumerate(self.all_gather_text(message)) if text}
+        failed = {rank: text for rank, text in enumerate(self.all_gather_object(message)) if text}
         if failed:
             rank, text = next(iter(failed.items()))
             raise self.error(text if rank == 0 else f"rank {rank}: {text}")
@@ -170,27 +168,20 @@ class Communicator:
         """Compare the named values, such as options, of all ranks.
 
         Raises:
-            InputError: A rank differs from rank 0; names the first difference and both fingerprints.
+            InputError: A rank differs from rank 0; names the first difference.
         """
-        texts = self.all_gather_text(json.dumps(values, sort_keys=True))
-        first = json.loads(texts[0])
-        for rank, text in enumerate(texts):
-            if text != texts[0]:
-                other = json.loads(text)
+        first, *others = self.all_gather_object(dict(values))
+        for rank, other in enumerate(others, start=1):
+            if other != first:
                 name = next(name for name in sorted(first | other) if first.get(name) != other.get(name))
                 raise self.error(
                     f"the {what} of rank {rank} differs from that of rank 0: {name} is {other.get(name)}, on rank 0 "
-                    f"{first.get(name)} (fingerprints {_fingerprint(text)} and {_fingerprint(texts[0])}); start all "
-                    "ranks with the same"
+                    f"{first.get(name)}; start all ranks with the same"
                 )
 
 
 SINGLE_PROCESS = Communicator()
 """A run that torchrun did not start."""
-
-
-def _fingerprint(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager

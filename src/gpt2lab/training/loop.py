@@ -20,9 +20,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from gpt2lab.training import checkpoint, monitoring
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupted, catch_signals
 from gpt2lab.training.optim import learning_rate, make_optimizer, set_learning_rate
 from gpt2lab.training.parallel import MODES, clip_gradients
-from gpt2lab.training.setup import Data, Progress, Setup, Update
+from gpt2lab.training.setup import Data, Setup
 
 log = logging.getLogger("gpt2lab")
 
@@ -80,6 +80,35 @@ class Hooks:
 
 HooksFor = Callable[[Run], Hooks]
 """Makes the hooks of a run once its directory exists."""
+
+
+@dataclass
+class Progress:
+    """The scalars of the training state."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    """Sum and count of the losses since the last row of metrics.csv."""
+    loss_count: int = 0
+    recent_losses: list[float] = dataclasses.field(default_factory=list)
+    """Losses of the last steps, to which a spike is compared."""
+    val_loss: float | None = None
+    """Validation loss at this step; None if it was not evaluated."""
+    best_val_loss: float | None = None
+    evals_since_best: int = 0
+    seconds: float = 0.0
+    finished: str | None = None
+    """Why the run is finished; None while it is not."""
+    scaler: dict[str, float] = dataclasses.field(default_factory=dict)
+    """State of the gradient scaler, if the precision is fp16."""
+
+
+class Update(NamedTuple):
+    """One optimizer step: mean loss of the batch in nats, learning rate, and gradient norm before clipping."""
+
+    loss: float
+    lr: float
+    grad_norm: float
 
 
 class Trainer:
@@ -155,20 +184,16 @@ class Trainer:
             Interrupted: A signal came; the state was saved.
             InputError: The loss or gradient is not finite, or the disk is full.
         """
-        steps = self.config.profiled if self.comm.is_main else None
-        profiler = monitoring.Profiler(steps, self.run.path, self.runtime.device)
-        with catch_signals() as received, profiler, self._preparing_ahead(received), self.batches:
-            self._loop(received, profiler)
+        with catch_signals() as received, ExitStack() as trace, self._preparing_ahead(received), self.batches:
+            self._loop(received, trace)
         log.info("finished: %s", self.progress.finished)
 
-    def _loop(self, received: Callable[[], int | None], profiler: monitoring.Profiler) -> None:
+    def _loop(self, received: Callable[[], int | None], trace: ExitStack) -> None:
         progress, config = self.progress, self.config
         clock = row_clock = time.perf_counter()
         row_step = progress.step  # the step of the last row of metrics.csv
         while progress.finished is None:
-            profiler.before(progress.step + 1)
-            update = self.update()
-            profiler.after(progress.step)
+            update = self._traced_update(trace)
             step, now = progress.step, time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
             tokens_per_s = config.batch_tokens * (step - row_step) / (now - row_clock)
@@ -194,6 +219,16 @@ class Trainer:
                 row_clock, row_step = time.perf_counter(), step
             if signal and not over:
                 raise Interrupted(signal, self.run, step)
+
+    def _traced_update(self, trace: ExitStack) -> Update:
+        """Update; ``trace`` is open from the first of the steps to profile to the last."""
+        steps = self.config.profiled if self.comm.is_main else None
+        if steps is not None and self.progress.step + 1 == steps[0]:
+            trace.enter_context(monitoring.traced(steps, self.run.path, self.runtime.device))
+        update = self.update()
+        if steps is not None and self.progress.step == steps[-1]:
+            trace.close()
+        return update
 
     def _validate(self, due: bool) -> None:
         """Measure the validation loss if it is due and there is a validation split."""
@@ -390,15 +425,11 @@ def validation_loss(
 
 def checkpoint_blocks(model: GPT) -> None:
     """Let every block of a model recompute its activations in the backward pass. Call before compiling."""
-    for block in model.h:
-        block.forward = _recomputed(block.forward)
 
-
-def _recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(forward)
-    def run(*inputs: Any) -> torch.Tensor:
+    def recompute(forward: Callable[..., torch.Tensor], *inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*inputs)
-        return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)
 
-    return run
+    for block in model.h:
+        block.forward = functools.partial(recompute, block.forward)

@@ -74,40 +74,6 @@ def orthogonal(matrix: torch.Tensor, dtype: torch.dtype = torch.bfloat16, iterat
     return x.T if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon for matrices; its state is one ``momentum_buffer`` per matrix."""
-
-    def __init__(
-        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float, dtype: torch.dtype
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype = dtype
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter from its gradient."""
-        loss = None if closure is None else closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict[str, Any]) -> None:
-        state = cast(dict[str, torch.Tensor], self.state[parameter])
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonal(full_tensor(gradient.lerp(momentum, group["momentum"])), self.dtype)
-        rows, columns = parameter.shape
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(local_shard(update, parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
-
-
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups: matrices with weight decay, and vectors without."""
     trained = [p for p in parameters if p.requires_grad]
@@ -136,20 +102,21 @@ def adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Ad
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon on the matrices of the blocks and AdamW on everything else, as one optimizer with one state."""
+    """Muon on the matrices of the blocks and AdamW on everything else, as one optimizer with one state.
+
+    Muon's state is one ``momentum_buffer`` per matrix.
+    """
 
     def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> None:
         hidden = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
         inside = {id(p) for p in hidden}
-        rate = MUON_LR if config.muon_lr is None else config.muon_lr
-        muon = Muon(hidden, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, dtype=dtype)
-        rest = adamw([p for p in model.parameters() if id(p) not in inside], config)
-        muon.param_groups[0]["lr_scale"] = rate / config.lr
         super().__init__([{"params": list(model.parameters())}], {})
-        self.param_groups = [*muon.param_groups, *rest.param_groups]
-        self._parts: list[torch.optim.Optimizer] = [muon, rest]
-        for part in self._parts:
-            part.state = self.state
+        self._adamw = adamw([p for p in model.parameters() if id(p) not in inside], config)
+        self._adamw.state = self.state
+        rate = MUON_LR if config.muon_lr is None else config.muon_lr
+        muon = {"params": hidden, "lr": rate, "lr_scale": rate / config.lr, "weight_decay": config.weight_decay}
+        self.param_groups = [muon | {"momentum": MUON_MOMENTUM}, *self._adamw.param_groups]
+        self._dtype = dtype
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -158,9 +125,23 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter from its gradient."""
         loss = None if closure is None else closure()
-        for part in self._parts:
-            part.step()
+        muon = self.param_groups[0]
+        for parameter in muon["params"]:
+            if parameter.grad is not None:
+                self._update(parameter, parameter.grad, muon)
+        self._adamw.step()
         return loss
+
+    @torch.no_grad()
+    def _update(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state = cast(dict[str, torch.Tensor], self.state[parameter])
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonal(full_tensor(gradient.lerp(momentum, group["momentum"])), self._dtype)
+        rows, columns = parameter.shape
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(local_shard(update, parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
 def state_names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, tuple[str, ...]]:

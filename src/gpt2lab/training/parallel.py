@@ -15,7 +15,6 @@ Gradients are averaged once per step, in its last micro-step; the micro-steps be
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -40,7 +39,7 @@ STATE_BYTES = 16
 class Plain:
     """A model in one process, and the interface of the other two modes."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, where: Runtime) -> None:
         self.model = model
         """The model whose parameters the optimizer updates."""
         self.network: nn.Module = model
@@ -60,8 +59,8 @@ class Plain:
 class Replicated(Plain):
     """DDP: a copy of the model on every rank."""
 
-    def __init__(self, model: GPT) -> None:
-        super().__init__(model)
+    def __init__(self, model: GPT, where: Runtime) -> None:
+        super().__init__(model, where)
         self._ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)  # saves a copy of the gradients
         self.network = self._ddp
 
@@ -74,25 +73,20 @@ class Sharded(Plain):
     """FSDP: a shard of every parameter on every rank."""
 
     def __init__(self, model: GPT, where: Runtime) -> None:
+        from torch.distributed import fsdp
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import (
-            FSDPModule,
-            MixedPrecisionPolicy,
-            fully_shard,
-            register_fsdp_forward_method,
-        )
 
-        super().__init__(model)
+        super().__init__(model, where)
         mesh = init_device_mesh(where.device.type, (where.world,))
         # Weights are gathered in the dtype of the products, which halves the traffic; gradients are averaged in fp32.
         gathered = None if where.dtype == torch.float32 else where.dtype
-        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+        policy = fsdp.MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
         for block in model.h:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)  # embeddings, tied to the head, and the last norm
-        register_fsdp_forward_method(model, "token_losses")  # validation: gathers weights as a forward pass does
-        assert isinstance(model, FSDPModule)
-        self._fsdp: FSDPModule = model
+            fsdp.fully_shard(block, mesh=mesh, mp_policy=policy)
+        fsdp.fully_shard(model, mesh=mesh, mp_policy=policy)  # embeddings, tied to the head, and the last norm
+        fsdp.register_fsdp_forward_method(model, "token_losses")  # validation: gathers weights as a forward pass does
+        assert isinstance(model, fsdp.FSDPModule)
+        self._fsdp: fsdp.FSDPModule = model
 
     def sync_gradients(self, enabled: bool) -> None:
         """Average and shard in the next backward pass, or only accumulate."""
@@ -112,11 +106,7 @@ class Sharded(Plain):
         return model.to(next(self.model.parameters()).device).eval()
 
 
-MODES: dict[str, Callable[[GPT, Runtime], Plain]] = {
-    "none": lambda model, where: Plain(model),
-    "ddp": lambda model, where: Replicated(model),
-    "fsdp": Sharded,
-}
+MODES: dict[str, type[Plain]] = {"none": Plain, "ddp": Replicated, "fsdp": Sharded}
 
 
 def choose_mode(asked: str, model: GPTConfig, where: Runtime, comm: Communicator) -> tuple[str, str]:

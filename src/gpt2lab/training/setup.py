@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -53,25 +53,22 @@ class Data:
                 corpus that is prepared meanwhile, what preparing the first round refuses.
         """
         with dataset.discard_if_refused() if isinstance(dataset, StreamingDataset) else nullcontext():
-            return cls._open(dataset, config, every_byte)
-
-    @classmethod
-    def _open(cls, dataset: TokenDataset | StreamingDataset, config: ResolvedConfig, every_byte: bool) -> Data:
-        held_out = dataset.held_out() if isinstance(dataset, StreamingDataset) else dataset
-        val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
-        if val is None and config.patience:
-            raise InputError(
-                f"patience is {config.patience}, but {dataset.directory} has no val split to go by; leave it out, or "
-                "prepare the data with a val fraction"
-            )
-        train = dataset.segments() if isinstance(dataset, StreamingDataset) else dataset.stream("train", every_byte)
-        for stream in (train, val):
-            if isinstance(stream, SegmentStore):
-                stream.require_one_step(0, config.batch_tokens)
-            elif stream is not None:
-                count_windows(stream, config.seq_len)
-        eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
-        return cls(train, val, cls.fingerprints_of(dataset), eot)
+            if isinstance(dataset, StreamingDataset):
+                held_out, train = dataset.held_out(), dataset.segments()
+                train.require_one_step(0, config.batch_tokens)
+            else:
+                held_out, train = dataset, dataset.stream("train", every_byte)
+                count_windows(train, config.seq_len)
+            val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
+            if val is not None:
+                count_windows(val, config.seq_len)
+            elif config.patience:
+                raise InputError(
+                    f"patience is {config.patience}, but {dataset.directory} has no val split; leave it out, or "
+                    "prepare the data with a val fraction"
+                )
+            eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
+            return cls(train, val, cls.fingerprints_of(dataset), eot)
 
     def loader(self, config: ResolvedConfig, where: Runtime) -> Loader | StreamLoader:
         """Return the batches of one process of a resolved run."""
@@ -83,35 +80,6 @@ class Data:
     def fingerprints_of(dataset: TokenDataset | StreamingDataset) -> dict[str, str]:
         """Return what tells this data and its tokenizer from others, without reading them."""
         return {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
-
-
-@dataclass
-class Progress:
-    """The scalars of the training state."""
-
-    step: int = 0
-    loss_sum: float = 0.0
-    """Sum and count of the steps' losses since the last row of metrics.csv."""
-    loss_count: int = 0
-    recent_losses: list[float] = dataclasses.field(default_factory=list)
-    """Losses of the last steps, which a spike stands out from."""
-    val_loss: float | None = None
-    """Validation loss at this step; None where it was not taken."""
-    best_val_loss: float | None = None
-    evals_since_best: int = 0
-    seconds: float = 0.0
-    finished: str | None = None
-    """Why the run is over; None while it is not."""
-    scaler: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The state of the gradient scaler, where the precision is fp16."""
-
-
-class Update(NamedTuple):
-    """Figures of an optimiser step: its batch's mean loss in nats, its rate, the gradient's norm before clipping."""
-
-    loss: float
-    lr: float
-    grad_norm: float
 
 
 AnyDataset: TypeAlias = TokenDataset | StreamingDataset
@@ -148,10 +116,9 @@ def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
             f"{config.data} is prepared by the one process that trains, not by {comm.world_size}; start one, or "
             "prepare the data first, with gpt2lab data prepare"
         )
-    kept, beside = Run(run), run.with_name(f"{run.name}.stream")
-    tokenizer, directory = config.tokenizer, beside
-    if kept.stream.exists() or tokenizer is None:
-        tokenizer, directory = kept.tokenizer, kept.stream
+    tokenizer, directory = config.tokenizer, run.with_name(f"{run.name}.stream")
+    if Run(run).stream.exists() or tokenizer is None:
+        tokenizer, directory = Run(run).tokenizer, Run(run).stream
     max_disk = None if config.max_disk is None else size_of(config.max_disk)
     return StreamingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
@@ -333,15 +300,11 @@ def explain_out_of_memory(config: ResolvedConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not _is_out_of_memory(error):
+        said = str(error)
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not (known or "DefaultCPUAllocator" in said or "MPS backend out of memory" in said):
             raise
         raise InputError(
             f"out of memory with {config.micro_batch} sequences of {config.seq_len} tokens a pass; start anew with a "
             "lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or a smaller model"
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error)
-    by_name = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return by_name or "DefaultCPUAllocator" in said or "MPS backend out of memory" in said
