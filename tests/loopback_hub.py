@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -51,6 +53,22 @@ def loopback_hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def hub_client(endpoint: str, cache: Path) -> Iterator[None]:
+    """Point the Hub's client in this process to an address and a cache: it reads its environment once, at import."""
+    from huggingface_hub import constants
+
+    changes = {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            patch.setattr(constants, name, value)
+        yield
 
 
 def _find(path: str, models: Mapping[str, Mapping[str, bytes]]) -> tuple[bytes, str]:

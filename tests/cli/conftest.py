@@ -1,8 +1,10 @@
-"""The command line as a function: what it prints, or the one line with which it refuses."""
+"""The command line as a function: what it prints, or the one line with which it refuses; and one small trained run."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +35,28 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return said
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Options of a training that takes a second."""
+    model = ["--model.n-layer=1", "--model.n-head=2", "--model.n-embd=16", "--model.n-ctx=32"]
+    return [*model, "--batch-tokens=128", "--log-every=5", "--eval-tokens=512", "--checkpoint-every=10"]
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Path:
+    """A tokenizer "tok", prepared "data" and a finished "run", made by the commands themselves; not to be changed."""
+    folder = tmp_path_factory.mktemp("cli")
+    tok, data, run = (str(folder / name) for name in ("tok", "data", "run"))
+    stories = ["--max-documents", "120"]
+    assert main(["tokenizer", "train", "--input", "stories", "--vocab-size", "400", "--out", tok, *stories]) == 0
+    assert main(["data", "prepare", "stories", "--tokenizer", tok, "--out", data, *stories]) == 0
+    assert main(["train", "--data", data, "--out", run, "--steps", "20", *small]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(work: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(work / "run", tmp_path / "run"))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pytest
 from pyarrow import parquet
 
 from gpt2lab import GPT, GPTConfig, Tokenizer
-from loopback_hub import loopback_hub
+from loopback_hub import hub_client, loopback_hub
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpt2_published.py"
 LINES = [
@@ -42,7 +41,9 @@ def as_parquet(columns: dict[str, Any]) -> bytes:
     return out.getvalue()
 
 
-def test_it_measures_every_figure_with_its_protocol(tmp_path: Path) -> None:
+def test_it_measures_every_figure_with_its_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = Tokenizer.train(["".join(LINES) * 3], 280)
     GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, n_ctx=64, vocab_size=tokenizer.n_vocab)).save_hf(tmp_path / "small")
     tokenizer.save(tmp_path / "small")
@@ -55,14 +56,14 @@ def test_it_measures_every_figure_with_its_protocol(tmp_path: Path) -> None:
             "data/validation-00000-of-00001.parquet": as_parquet({key: [value] * 3 for key, value in ITEM.items()})
         },
     }
-    with loopback_hub(files) as endpoint:
-        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
-        command = [sys.executable, str(SCRIPT), "--model", "owner/small", "--items", "2", "--device", "cpu"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
-    figures = dict(re.findall(r"^(.+: \w+) ([\d.]+)$", done.stdout, re.MULTILINE))
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "--model=owner/small", "--items=2", "--device=cpu"])
+    with loopback_hub(files) as endpoint, hub_client(endpoint, tmp_path / "home"), pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    figures = dict(re.findall(r"^(.+: \w+) ([\d.]+)$", said, re.MULTILINE))
     assert "wikitext-2, per word: word_perplexity" in figures and "hellaswag, harness: acc_norm" in figures
     assert abs(float(figures["wikitext-2, windows side by side: perplexity"]) / tokenizer.n_vocab - 1) < 0.05
-    assert done.stdout.count("protocol: ") == 5 and "2 items of 4 endings" in done.stdout
+    assert said.count("protocol: ") == 5 and "2 items of 4 endings" in said
     words = len(" ".join(LINES * 5).split())
-    assert f"over its {words:,} whitespace-separated words" in done.stdout
+    assert f"over its {words:,} whitespace-separated words" in said

@@ -22,7 +22,7 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.loop import StepReport
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything a hundredth of its size."""
     model = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=64, dropout=0.0)
@@ -40,12 +40,12 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(quickstart, name, value)
 
 
-@pytest.mark.usefixtures("in_small")
-def test_stories_become_a_run_with_figures_samples_and_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_stories_become_a_run_with_figures_samples_and_report_and_again_with_a_number(
+    tmp_path: Path, output: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["quickstart", "--out", str(tmp_path / "run")]) == 0
-    run = Run.open(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    said = output("quickstart")
+    run = Run.open(Path("runs/quickstart"))
     figures = {row["metric"]: float(row["value"]) for row in run.evals()}
     assert figures["bits_per_byte"] > figures["entropy_floor"] > 0
     gap = 100 * (figures["bits_per_byte"] / figures["entropy_floor"] - 1)
@@ -54,57 +54,35 @@ def test_stories_become_a_run_with_figures_samples_and_report(
     assert {str(s) for s in STRATEGIES.values()} <= {sample["strategy"] for sample in run.samples()}
     report = (run.path / "report.html").read_text(encoding="utf-8")
     assert f"{figures['bits_per_byte']:.3f}" in report
-    said = capsys.readouterr().out
     assert str(run.path / "report.html") in said
     assert re.search(r"bits per byte\W+\d", said)
+    output("quickstart")
+    second = Run.open(Path("runs/quickstart-2"))
+    assert [row["train_loss"] for row in second.metrics()] == [row["train_loss"] for row in run.metrics()]
+    assert second.samples() == run.samples()  # by the same seed
 
 
-@pytest.mark.usefixtures("in_small")
-def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path) -> None:
+def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path, output: Callable[..., str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text(tinyshakespeare.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
-    assert main(["quickstart", "--text", str(text), "--out", str(tmp_path / "run")]) == 0
+    output("quickstart", "--text", text, "--out", tmp_path / "run")
     run = Run.open(tmp_path / "run")
     metrics = {row["metric"] for row in run.evals()}
     assert "bits_per_byte" in metrics and not metrics & {"entropy_floor", "grammatical"}
     assert Tokenizer.load(run.tokenizer).decode([0]) == "!"
 
 
-@pytest.mark.usefixtures("in_small")
-def test_a_second_quickstart_gets_a_number_where_no_name_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        assert main(["quickstart"]) == 0
-    first, second = (Run.open(tmp_path / "runs" / name) for name in ("quickstart", "quickstart-2"))
-    losses = [[row["train_loss"] for row in run.metrics()] for run in (first, second)]
-    assert losses[0] == losses[1]  # the same seed, the same losses
-    assert first.samples() == second.samples()
-
-
-def test_a_directory_that_exists_is_refused_where_it_was_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["quickstart", "--out", str(tmp_path)]) == 2
-    assert "exists" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("in_small")
 def test_a_text_too_short_to_be_measured_is_refused_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("One day a fox went to the river. " * 30, encoding="utf-8")
-    assert main(["quickstart", "--text", str(text), "--out", str(tmp_path / "run")]) == 2
-    assert "too short" in capsys.readouterr().err
+    assert "too short" in refused("quickstart", "--text", text, "--out", tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-@pytest.mark.usefixtures("in_small")
 def test_a_signal_saves_and_says_how_to_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
     def stop_at_step_3() -> Iterator[Callable[[StepReport], None]]:
@@ -115,26 +93,11 @@ def test_a_signal_saves_and_says_how_to_go_on(
         patch.setattr(console, "training_bar", stop_at_step_3)
         assert main(["quickstart", "--out", str(out)]) == 128 + signal.SIGTERM
     assert f"gpt2lab quickstart --out {out} --resume" in capsys.readouterr().out
-    assert main(["quickstart", "--out", str(out), "--resume"]) == 0
+    output("quickstart", "--out", out, "--resume")
     run = Run.open(out)
     assert run.metrics()[-1]["step"] == 10
     assert (out / "report.html").is_file()
     evals, samples = run.evals(), run.samples()
     assert {row["metric"] for row in evals} >= {"bits_per_byte", "grammatical"}
-    assert main(["quickstart", "--out", str(out), "--resume"]) == 0  # once more: nothing is trained or told twice
+    output("quickstart", "--out", out, "--resume")  # once more: nothing is trained or told twice
     assert (run.evals(), run.samples()) == (evals, samples)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ([], "does not exist"),
-        (["--seed", "7"], "leave out --text and --seed"),
-        (["--text", "x"], "leave out --text and --seed"),
-    ],
-)
-def test_only_an_interrupted_quickstart_can_go_on(
-    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["quickstart", "--out", str(tmp_path / "run"), "--resume", *flags]) == 2
-    assert said in capsys.readouterr().err

@@ -174,8 +174,8 @@ class HellaSwag(Command):
         from gpt2lab.evaluation.hellaswag import hellaswag, read_hellaswag
         from gpt2lab.evaluation.measure import Measurement
 
-        run = self.model.load()
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1; leave it out for all items")
+        run = self.model.load()
         items = (fetch_hellaswag() if self.items is None else read_hellaswag(self.items))[: self.limit]
         with console.bar("endings") as progress, run.runtime.autocast():
             found = hellaswag(run.model, run.tokenizer, items, self.style, progress)

@@ -9,6 +9,7 @@ without a limited reach as T. Grouped heads have fewer key and value rows in c_a
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 
@@ -76,6 +77,7 @@ def mfu(config: GPTConfig, T: int, tokens_per_s: float, peak: float) -> float:
     return flops_per_token(config, T) * tokens_per_s / peak
 
 
+@functools.cache
 def _measured(device: torch.device, precision: str) -> float:
     """Return the best of a few square matrix products, which is what a model's products could reach."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

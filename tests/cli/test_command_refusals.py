@@ -1,0 +1,159 @@
+"""What the command line refuses: one clear line and exit code 2, and nothing is written or changed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REFUSALS = [
+    ("trian", 'did you mean "train"'),
+    ("tokenizer tran", 'did you mean "train"'),
+    ("train --data . --step 5", '--step, 5 (did you mean "--steps"?); see gpt2lab train --help'),
+    ("train --data . --lr=3", '--lr=3 (did you mean "--optim.lr"?); see'),
+    ("train --data . --preset gtp2", 'did you mean "gpt2"'),
+    ("train --data . --model.n-lyer 2", "--model.n-layer"),
+    ("train --data . --model.n-embd 10 --model.n-head 3", "not divisible by n_head 3"),
+    ("train --data nowhere", "nowhere"),
+    ("train --data RUN/train.log --out new", "gpt2lab data prepare"),
+    ("train --data . --precision fp8", "fp32"),
+    ("train --data . --steps ten", "--steps"),
+    ("train --data . --steps 5 --epochs 1", "given twice"),
+    ("train --data . --max_tokens 5000 --epochs 1", "given twice"),
+    ("train --data . --steps 5 --config", "--config"),
+    ("train --data . --config c.json --preset nano", "--config and --preset"),
+    ("train --resume --out run --config c.json", "--config and --resume"),
+    ("train --resume", "--out"),
+    ("train --out nowhere --resume", "nowhere does not exist"),
+    ("train --data DATA --out new --device cuda:7", 'no device "cuda:7" here; this machine has cpu'),
+    ("train --data DATA --out new --model.n-ctx 32 --batch-tokens 100", "96 or 128"),
+    ("train --data DATA --out new --hellaswag-every 5", "hellaswag is None; it must be a file to measure on"),
+    ("train --data DATA --out RUN --steps 5", "exists"),
+    *(
+        (f"compare --data d --out c --vary seed=1,2 {flags}", f"{flags.split()[0]} cannot be used")
+        for flags in ("--preset nano", "--config c.json", "--resume", "--resume 3")
+    ),
+    ("sample nowhere", "nowhere does not exist"),
+    ("sample RUN --greedy --top-p 0.5", "greedy"),
+    ("sample RUN --top-p 1.5", "top_p is 1.5"),
+    ("sample RUN --top-k 0", "top_k is 0"),
+    ("sample RUN --temperature 0", "temperature is 0"),
+    ("sample RUN --samples 0", "samples is 0"),
+    ("sample RUN --checkpoint 7", "choose best, last or a step: 10, 20"),
+    ("eval perplexity RUN --detokenize wikitext", "give --text FILE"),
+    ("eval perplexity RUN --text RUN/train.log --split val", "leave out --data"),
+    ("eval hellaswag RUN --limit 0", "limit is 0"),
+    ("report", "give the directory of at least one run"),
+    ("quickstart --text nowhere.txt", "nowhere.txt"),
+    ("quickstart --out RUN", "exists"),
+    ("quickstart --resume", "does not exist"),
+    ("quickstart --resume --out run --seed 7", "leave out --text and --seed"),
+    ("quickstart --resume --out run --text x", "leave out --text and --seed"),
+    ("check --device cuda:9", 'no device "cuda:9"'),
+    ("data prepare storys --tokenizer x --out y", "x"),
+    ("data prepare stories --tokenizer TOK --out DATA", "exists"),
+    ("data show DATA --documents -1", "--documents is -1; it must be 0 or more"),
+    ("data show DATA --tokens -1", "--tokens is -1; it must be 0 or more"),
+    ("data show DATA --picture RUN/curves.png", "exists; give another --picture"),
+    ("tokenizer train --input storys --vocab-size 300 --out y", 'did you mean "stories"'),
+    ("tokenizer train --input stories --vocab-size 300 --out TOK", "exists"),
+    ("tokenizer show TOK --longest -1", "--longest is -1; it must be 0 or more"),
+    ("tokenizer show TOK --max-documents 3", "--max-documents and --column need --input"),
+    ("tokenizer show TOK --gpt2 ./nowhere", "./nowhere does not exist"),
+    ("tokenizer show TOK --input nowhere.txt", "nowhere.txt"),
+    ("import-hf DATA RUN", "exists"),
+    ("import-hf . new", "config.json is missing"),
+    ("import-hf ./nowhere new", "does not exist"),
+    ("export-hf RUN DATA", "exists"),
+]
+
+
+@pytest.mark.parametrize(("command", "expected"), REFUSALS, ids=[command for command, _ in REFUSALS])
+def test_bad_input_is_one_line_and_changes_nothing(
+    command: str,
+    expected: str,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TOK", "DATA", "RUN"):
+        command = command.replace(name, (work / name.lower()).as_posix())
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    assert expected in refused(*shlex.split(command))
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("5 6\n7 400\n", "line 2: the id 400 is outside the vocabulary; ids are 0 to 399"),
+        ("5 six\n", 'line 1: "six" is not an id; give ids separated by spaces'),
+        ("-5\n", 'line 1: "-5" is not an id; give ids separated by spaces'),
+        ("5 " + "9" * 5000 + "\n", "is not an id; give ids separated by spaces"),
+    ],
+)
+def test_what_is_no_id_is_refused_with_its_line(
+    given: str, said: str, work: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    assert said in refused("tokenizer", "decode", work / "tok")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b" \n\t\n", "white space"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", "zero byte at offset 7"),
+        (b"caf\xe9 au lait" * 9, "offset 3"),
+        (b"too short", "text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
+    content: bytes, said: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    assert said in refused("quickstart", "--text", file, "--out", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_damaged_shard_is_named_before_training(work: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    shutil.copytree(work / "data", tmp_path / "data")
+    shard = tmp_path / "data" / "train_000000.bin"
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 1
+    train = ("train", "--data", tmp_path / "data", "--out", tmp_path / "run")
+    for damaged, said in ((content, ""), (content[:-3], "truncated")):
+        shard.write_bytes(damaged)
+        line = refused(*train)
+        assert "train_000000.bin" in line and said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_named(run: Path, refused: Callable[..., str]) -> None:
+    weights = run / "checkpoints" / "step_00000020" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    for damaged, said in ((content, "model.safetensors"), (content[:100], "100 bytes")):
+        weights.write_bytes(damaged)
+        assert said in refused("sample", run, "--checkpoint", "20")
+
+
+def test_another_tokenizers_data_is_refused(
+    work: Path, tmp_path: Path, output: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    tok, data = tmp_path / "tok", tmp_path / "data"
+    output("tokenizer", "train", "--input", "stories", "--vocab-size", 300, "--out", tok, "--max-documents", 50)
+    output("data", "prepare", "stories", "--tokenizer", tok, "--out", data, "--max-documents", 120)
+    said = refused("eval", "perplexity", work / "run", "--data", data)
+    for folder in (work / "data", data):
+        assert json.loads((folder / "manifest.json").read_text())["tokenizer"]["fingerprint"][:12] in said
