@@ -12,37 +12,25 @@ import pytest
 import gpt2lab
 
 SOURCE = Path(gpt2lab.__file__).parent
-LEVELS = {
-    "errors": 0,
-    "files": 1,
-    "formatting": 1,
-    "hub": 2,
-    "runtime": 2,
-    "plots": 3,
-    "runs": 3,
-    "stories": 4,
-    "tokenizer": 4,
-    "model": 5,
-    "data": 6,
-    "generation": 7,
-    "training": 7,
-    "evaluation": 8,
-    "console": 8,
-    "lab": 9,
-    "compare": 10,
-    "report": 11,
-    "cli": 12,
-    "__main__": 13,
-}
+LAYERS = (
+    *("errors", "files formatting", "hub runtime", "plots runs", "stories tokenizer", "model", "data"),
+    *("generation training", "evaluation console", "lab", "compare", "report", "cli", "__main__"),
+)
+LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 """A part may import parts of lower levels only. Parts of one level do not know one another."""
 STRANGERS = {("data", "model"), ("model", "tokenizer"), ("model", "runs")}
 """(part, lower part that it does not know all the same)."""
-MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+MODULES = {
+    path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path != SOURCE / "__init__.py"
+}
+"""The syntax tree of each file, by its path."""
 
 
-def part_of(path: Path) -> str:
+def part_of(file: str) -> str:
     """The package below gpt2lab, or the module, that a file belongs to."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return file.partition("/")[0].removesuffix(".py")
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -57,70 +45,42 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def at_import_time(path: Path) -> set[str]:
-    """The modules imported when a file is, for type checkers only left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    top: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return imported(ast.Module(top, []))
-
-
-def parts_imported(path: Path) -> set[str]:
-    """The parts of gpt2lab that a file imports, at any time."""
-    names = imported(ast.parse(path.read_text(encoding="utf-8")))
-    return {name.split(".")[1] for name in names if name.startswith("gpt2lab.")} & LEVELS.keys()
+def libraries(tree: ast.AST) -> set[str]:
+    """The top-level packages that a piece of source imports."""
+    return {name.partition(".")[0] for name in imported(tree)}
 
 
 def test_every_part_has_its_level() -> None:
-    assert {part_of(path) for path in MODULES} <= LEVELS.keys()
+    assert {part_of(file) for file in MODULES} <= LEVELS.keys()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_imports_go_down_only(path: Path) -> None:
-    part = part_of(path)
-    for other in parts_imported(path) - {part}:
+@pytest.mark.parametrize("file", MODULES)
+def test_imports_go_down_only(file: str) -> None:
+    part = part_of(file)
+    others = {name.split(".")[1] for name in imported(MODULES[file]) if name.startswith("gpt2lab.")} & LEVELS.keys()
+    for other in others - {part}:
         assert LEVELS[other] < LEVELS[part], f"{part} imports {other}"
         assert (part, other) not in STRANGERS, f"{part} imports {other}"
 
 
-def test_only_the_command_line_imports_tyro() -> None:
-    importing = {part_of(p) for p in MODULES if "tyro" in imported(ast.parse(p.read_text(encoding="utf-8")))}
-    assert importing == {"cli"}
+def test_libraries_are_imported_by_those_who_need_them_when_they_need_them() -> None:
+    assert {part_of(file) for file, tree in MODULES.items() if "tyro" in libraries(tree)} == {"cli"}
+    for file, tree in MODULES.items():
+        at_once = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not libraries(at_once) & {"matplotlib", "transformers", "tokenizers"}, file
+        if part_of(file) in ("model", "data", "tokenizer", "training", "evaluation"):
+            assert not libraries(tree) & {"rich", "tyro", "jinja2"}, f"{file} needs no terminal"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_pictures_are_drawn_with_a_library_that_is_imported_late(path: Path) -> None:
-    assert not {name.split(".")[0] for name in at_import_time(path)} & {"matplotlib", "transformers", "tokenizers"}
-
-
-@pytest.mark.parametrize("module", ["model", "data", "tokenizer", "training", "evaluation"])
-def test_the_library_needs_no_terminal(module: str) -> None:
-    for path in (SOURCE / module).rglob("*.py"):
-        assert not {name.split(".")[0] for name in imported(ast.parse(path.read_text(encoding="utf-8")))} & {
-            "rich",
-            "tyro",
-            "jinja2",
-        }
-
-
-def loaded_after(code: str) -> set[str]:
-    """The top-level packages that a fresh interpreter holds after running a line."""
-    script = f"import sys\n{code}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
+@pytest.mark.parametrize("command", ["", "--help", "--version", "sample --help", "data prepare --help", "train --help"])
+def test_help_and_the_package_do_not_wait_for_torch(command: str) -> None:
+    call = f"import gpt2lab.cli.main\ntry: gpt2lab.cli.main.main({command.split()})\nexcept SystemExit: pass"
+    script = f"import sys, gpt2lab\n{call if command else ''}\nprint('LOADED', *sys.modules)"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(said.stdout.rpartition("LOADED")[2].split())
-
-
-def test_importing_the_package_costs_nothing() -> None:
-    assert not loaded_after("import gpt2lab") & {"torch", "numpy", "matplotlib", "rich", "tyro", "tiktoken", "regex"}
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [["--help"], ["--version"], ["sample", "--help"], ["data", "prepare", "--help"], ["train", "--help"]],
-    ids=" ".join,
-)
-def test_help_does_not_wait_for_torch(argv: list[str]) -> None:
-    code = f"import gpt2lab.cli.main\ntry: gpt2lab.cli.main.main({argv})\nexcept SystemExit: pass"
-    assert not loaded_after(code) & {"torch", "matplotlib"}
+    loaded = set(said.stdout.rpartition("LOADED")[2].split())
+    assert not loaded & {"torch", "matplotlib"}
+    if not command:
+        assert not loaded & {"numpy", "rich", "tyro", "tiktoken", "regex"}
 
 
 def test_the_names_of_the_package_are_those_of_its_parts() -> None:
