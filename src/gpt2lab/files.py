@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -97,6 +99,30 @@ def free_path(path: Path) -> Path:
     """Return ``path``, or if it exists the first of ``path-2``, ``path-3``, ... that does not."""
     candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def neighbors(path: Path) -> list[str]:
+    """Return the paths in the directory of ``path``, which may have been meant."""
+    return [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def bytes_below(folder: Path) -> int:
+    """Return the size of all files below a directory."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether an error says that a disk, a quota or a limit on the size of files is exhausted."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 20GB, 500 MB or 5GiB. Raises `InputError` if it is not a size."""
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
+    if found is None or found[2] not in units:
+        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB')
+    return int(float(found[1]) * units[found[2]])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -163,7 +163,7 @@ def test_an_unreadable_source_is_refused_before_anything_is_read(tmp_path: Path)
 
 
 def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'"storys" is no file, folder or corpus \(did you mean "stories"\?\)'):
+    with pytest.raises(InputError, match=r'"storys" is not a file, directory or corpus \(did you mean "stories"\?\)'):
         documents(["storys"])
     write(tmp_path / "shakespeare.txt", "text")
     with pytest.raises(InputError, match=r'did you mean ".*shakespeare\.txt"'):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.data import download as client
-from gpt2lab.data.download import RetryPolicy, Unreachable, fetch, get_json
+from gpt2lab import hub as client
+from gpt2lab.data.sources import CONVERTED, find_dataset
 from gpt2lab.errors import InputError
+from gpt2lab.hub import RetryPolicy, Unreachable, fetch, get_json
 from loopback_datasets import COMMIT, Hub, loopback_hub
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -32,9 +33,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def get(hub: Hub, folder: Path, sha256: str | None = SHA256, patience: RetryPolicy = QUICK) -> Path:
+def get(hub: Hub, folder: Path, sha256: str | None = SHA256, retry: RetryPolicy = QUICK) -> Path:
     url = f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin"
-    fetch(url, folder / "a.bin", len(CONTENT), sha256, patience=patience)
+    fetch(url, folder / "a.bin", len(CONTENT), sha256, retry=retry)
     return folder / "a.bin"
 
 
@@ -51,7 +52,7 @@ def test_what_passes_is_tried_again_until_the_file_is_whole(hub: Hub, tmp_path: 
 def test_a_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.faults["a.bin"] = ["half", 500, 500, 500]
     with pytest.raises(Unreachable, match=r"gave up after 3 attempts in 0 s \(HTTP 500"):
-        get(hub, tmp_path, patience=RetryPolicy(attempts=3, wait=0.0))
+        get(hub, tmp_path, retry=RetryPolicy(attempts=3, wait=0.0))
     assert (tmp_path / "a.bin.partial").stat().st_size == len(CONTENT) // 2
     assert get(hub, tmp_path).read_bytes() == CONTENT
     assert f"bytes={len(CONTENT) // 2}-" in hub.ranges
@@ -80,7 +81,7 @@ def test_retry_after_is_honoured_up_to_a_limit(hub: Hub, tmp_path: Path) -> None
     assert time.monotonic() - began >= 0.4
     (tmp_path / "a.bin").unlink()
     hub.faults["a.bin"] = [(503, 3600)]
-    with pytest.raises(Unreachable, match=r"HTTP 503 .*, and asks to be left alone for 3600 s; .* run the same"):
+    with pytest.raises(Unreachable, match=r"HTTP 503 .*, and asks to retry after 3600 s; .* run the same"):
         get(hub, tmp_path)
 
 
@@ -98,20 +99,20 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
         deaf.listen()
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/x"
         with pytest.raises(Unreachable, match=r"gave up after 2 attempts in 0 s \(timed out\)"):
-            get_json(url, patience=RetryPolicy(attempts=2, wait=0.0, timeout=0.1))
+            get_json(url, retry=RetryPolicy(attempts=2, wait=0.0, timeout=0.1))
     with pytest.raises(Unreachable, match="refused"):
-        get_json(url, patience=RetryPolicy(attempts=2, wait=0.0))
+        get_json(url, retry=RetryPolicy(attempts=2, wait=0.0))
 
 
 def test_an_answer_that_is_no_json_is_not_taken_for_one(hub: Hub) -> None:
     with pytest.raises(Unreachable, match="gave up"):
-        get_json(f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin", patience=QUICK)
+        get_json(f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin", retry=QUICK)
 
 
 def test_the_listing_is_pinned_to_a_commit_and_read_page_by_page(hub: Hub) -> None:
     for number in range(8):
         hub.add("o/n", f"set/train-{number}.parquet", bytes([number]))
-    files = client.list_files("o/n", "set", patience=QUICK)
+    files = client.list_files("o/n", "set", retry=QUICK)
     assert [file.path for file in files] == [f"set/train-{number}.parquet" for number in range(8)]
     assert files[3].sha256 == hashlib.sha256(b"\3").hexdigest() and files[3].size == 1
     assert files[3].url == f"{hub.address}/datasets/o/n/resolve/{COMMIT}/set/train-3.parquet"
@@ -119,26 +120,26 @@ def test_the_listing_is_pinned_to_a_commit_and_read_page_by_page(hub: Hub) -> No
 
 def test_the_token_of_the_user_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    client.list_files("o/n", patience=QUICK)
+    client.list_files("o/n", retry=QUICK)
     assert set(hub.tokens) == {"Bearer hf_secret"}
 
 
 def test_splits_are_told_by_the_names_of_files_and_folders(hub: Hub) -> None:
     for path in ("s/train-0.parquet", "s/validation-0.parquet", "s/test.parquet"):
         hub.add("o/split", path, b"x")
-    assert sorted(client.any_dataset("o/split", QUICK)) == ["test", "train", "val"]
-    hub.revisions[client.CONVERTED] = COMMIT
+    assert sorted(find_dataset("o/split", QUICK)) == ["test", "train", "val"]
+    hub.revisions[CONVERTED] = COMMIT
     hub.add("o/folders", "default/train/0000.parquet", b"x")
     hub.add("o/folders", "default/partial-train/0001.parquet", b"x")
-    assert {split: len(files) for split, files in client.any_dataset("o/folders", QUICK).items()} == {"train": 2}
+    assert {split: len(files) for split, files in find_dataset("o/folders", QUICK).items()} == {"train": 2}
 
 
 REFUSED = {
-    "nothing": "names no data set",
-    "o": "names no data set",
-    "o/none": "there is no such thing",
-    "o/n": "there is no such thing, or not for everyone",  # no Parquet, and no branch of converted files
-    "o/sets": "holds several sets: en, fr; name one: hub:o/sets/en",
+    "nothing": "names no dataset",
+    "o": "names no dataset",
+    "o/none": "does not exist",
+    "o/n": "does not exist or is not public",  # no Parquet, and no branch of converted files
+    "o/sets": "holds several subsets: en, fr; name one: hub:o/sets/en",
 }
 
 
@@ -147,7 +148,7 @@ def test_a_data_set_that_is_not_there_or_not_one_is_refused(hub: Hub, name: str)
     hub.add("o/sets", "en/train-0.parquet", b"x")
     hub.add("o/sets", "fr/train-0.parquet", b"x")
     with pytest.raises(InputError, match=re.escape(REFUSED[name])) as caught:
-        client.any_dataset(name, QUICK)
+        find_dataset(name, QUICK)
     assert "\n" not in str(caught.value)
 
 
@@ -155,12 +156,12 @@ def test_a_data_set_that_is_not_there_or_not_one_is_refused(hub: Hub, name: str)
 def test_an_endpoint_without_its_scheme_is_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
     with pytest.raises(InputError, match=f'HF_ENDPOINT is "{address}"; give an address such as https://huggingface.co'):
-        client.list_files("o/n", patience=QUICK)
+        client.list_files("o/n", retry=QUICK)
 
 
 @pytest.mark.parametrize("answer", [{"error": "x"}, [], "x", None])
 @pytest.mark.usefixtures("hub")
 def test_a_server_that_is_no_hub_is_told(answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "get_json", lambda *_: (answer, None))
-    with pytest.raises(InputError, match="does not answer as the hub does; see that HF_ENDPOINT names a hub"):
-        client.list_files("o/n", patience=QUICK)
+    with pytest.raises(InputError, match="not the response of a Hub; check that HF_ENDPOINT names one"):
+        client.list_files("o/n", retry=QUICK)

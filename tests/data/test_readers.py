@@ -114,11 +114,11 @@ BAD = {
     "not an object": (lines({"text": "a"}, {"text": "b"}, ["c"]), "line 3: a list, not a JSON object"),
     "no such key": (lines({"content": "a", "id": 1}), 'line 1: has no column "text"'),
     "keys named": (lines({"content": "a", "id": 1}), "there are: content, id"),
-    "not a text": (lines({"text": 5}), 'line 1: "text" is a number, not a text'),
-    "not UTF-8": (lines({"text": "a"}) + b'{"text": "\xff"}\n', "line 2: not UTF-8 at its byte 10"),
+    "not a text": (lines({"text": 5}), 'line 1: "text" is a number, not text'),
+    "not UTF-8": (lines({"text": "a"}) + b'{"text": "\xff"}\n', "line 2: not UTF-8 at byte 10"),
     "half a pair": (b'{"text": "ab\\ud800"}\n', "line 1: half a surrogate pair at character 2"),
     "too deep": (b'{"text": ' + b"[" * 200_000 + b"\n", "line 1: "),
-    "endless number": (b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", "line 1: JSON that holds a number of too many"),
+    "endless number": (b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", "line 1: holds a number with too many"),
     "only blanks": (lines({"text": " "}), "nothing but white space"),
 }
 
@@ -142,7 +142,7 @@ def test_errors_replace_puts_the_replacement_character(tmp_path: Path) -> None:
         "a\ufffd",
         "b",
     ]
-    with pytest.raises(InputError, match=r"b\.parquet: row 0 is not UTF-8 at its byte 1"):
+    with pytest.raises(InputError, match=r"b\.parquet: row 0 is not UTF-8 at byte 1"):
         read(tmp_path / "b.parquet")
 
 
@@ -177,10 +177,10 @@ def test_parquet_that_was_compressed_again_is_unpacked(tmp_path: Path, packed: s
     (tmp_path / f"b.parquet{packed}").write_bytes(PACK[packed](data))
     assert read(tmp_path) == ["a", "é"] * 18
     (tmp_path / f"c.parquet{packed}").write_bytes(PACK[packed](data)[:-9])
-    with pytest.raises(InputError, match=rf"c\.parquet\{packed}: damaged or cut off"):
+    with pytest.raises(InputError, match=rf"c\.parquet\{packed}: damaged or truncated"):
         read(tmp_path / f"c.parquet{packed}")
     (tmp_path / f"d.parquet{packed}").write_bytes(PACK[packed](data[:-9]))
-    with pytest.raises(InputError, match=rf"d\.parquet\{packed}: not a whole Parquet file"):
+    with pytest.raises(InputError, match=rf"d\.parquet\{packed}: not a complete Parquet file"):
         read(tmp_path / f"d.parquet{packed}")
 
 

@@ -19,9 +19,11 @@ import pytest
 
 from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.download import DiskFull, Unreachable, bytes_below
 from gpt2lab.data.prepare import PrepareConfig, prepare, prepare_shards
+from gpt2lab.data.writing import DiskFull
 from gpt2lab.errors import InputError
+from gpt2lab.files import bytes_below
+from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_datasets import Hub, loopback_hub
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data.documents import TextDocument
-from gpt2lab.data.selection import SPLITS, SplitRule
+from gpt2lab.data.documents import SPLITS, SplitRule, TextDocument
 from gpt2lab.errors import InputError
 
 

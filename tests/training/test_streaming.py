@@ -28,11 +28,11 @@ from support import assert_same_run, at_step, go_on, refusal, saved_steps, small
 from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import HELD_OUT, TokenDataset, split_documents
-from gpt2lab.data.download import DiskFull
-from gpt2lab.data.loader import permute
+from gpt2lab.data.loader import StreamLoader, permute
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.segments import SegmentStore
-from gpt2lab.data.streaming import StreamingDataset, StreamLoader
+from gpt2lab.data.streaming import SegmentStore, StreamingDataset
+from gpt2lab.data.writing import DiskFull
+from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -276,7 +276,7 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"corpus": "fineweeb"}, r'"fineweeb" is no file, folder or corpus \(did you mean "fineweb"\?\)'),
+        ({"corpus": "fineweeb"}, r'"fineweeb" is not a file, directory or corpus \(did you mean "fineweb"\?\)'),
         ({"corpus": "hub:o/none"}, "HTTP 404"),
         ({"max_disk": "1kB"}, r"hub:o/three: about [\d,]+ bytes are needed .* but --max-disk allows 1,000"),
         ({"max_disk": "much"}, '"much" is no size'),

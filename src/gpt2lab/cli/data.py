@@ -16,9 +16,10 @@ from gpt2lab.cli.arguments import Command, part_of
 from gpt2lab.cli.tokenizer import open_tokenizer
 from gpt2lab.data.corpora import CORPORA, Corpus
 from gpt2lab.data.dataset import Survey, TokenDataset, import_shards, split_documents, survey
-from gpt2lab.data.download import Unreachable, size_of
 from gpt2lab.data.prepare import PrepareConfig, prepare_shards
 from gpt2lab.errors import InputError
+from gpt2lab.files import parse_size
+from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer, render_token
 from gpt2lab.training.config import require
 
@@ -45,9 +46,7 @@ class ListCorpora(Command):
         for row in rows:
             cells = (f"{cell:{align}{width}}" for cell, align, width in zip(row, "<>>><<", widths, strict=True))
             print("  ".join(cells).rstrip())
-        print(
-            "\nhub:OWNER/NAME [--column text] takes any data set of the Hugging Face Hub that is available as Parquet"
-        )
+        print("\nhub:OWNER/NAME [--column text] takes any dataset of the Hugging Face Hub that is available as Parquet")
         return 0
 
 
@@ -79,7 +78,7 @@ class Prepare(PrepareConfig, Command):
     def run(self) -> int:
         """Prepare the data, as one process or as one of torchrun's, and print what it holds."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        max_disk = None if self.max_disk is None else size_of(self.max_disk)
+        max_disk = None if self.max_disk is None else parse_size(self.max_disk)
         names = self.sources
         instead = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in names)
         if self.fall_back and instead == names:

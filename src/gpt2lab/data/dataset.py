@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2lab.data.selection import SPLITS, SplitRule
+from gpt2lab.data.documents import SPLITS, SplitRule
 from gpt2lab.data.shards import (
     FORMS,
     MANIFEST,

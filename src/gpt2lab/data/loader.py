@@ -29,8 +29,14 @@ and its position in that document. A document begins at ``<|endoftext|>``; one t
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -38,7 +44,12 @@ import numpy as np
 import torch
 
 from gpt2lab.data.shards import TokenStream
+from gpt2lab.data.streaming import Preparer, SegmentStore
 from gpt2lab.errors import InputError
+
+log = logging.getLogger("gpt2lab")
+_POLL_SECONDS = 0.05
+"""Between two looks whether a segment is ready."""
 
 ROUNDS = 8
 """Rounds of the Feistel network. With 4 or 6, the permutations of a few indices are not equally likely; 8 suffice."""
@@ -103,74 +114,66 @@ class Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in parts if part is not None))
 
 
+@dataclass(eq=False)
 class Loader:
-    """The training batches of one process; the module docstring says which windows a batch holds."""
+    """The training batches of one process; the module docstring says which windows a batch holds.
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        seq_len: int,
-        sequences_per_step: int,
-        micro_batch: int,
-        seed: int,
-        world: int = 1,
-        rank: int = 0,
-        eot: int | None = None,
-        first_epoch: int = 0,
-    ) -> None:
-        """Read ``stream`` in windows of ``seq_len``.
+    Attributes:
+        stream: The training split.
+        seq_len: Tokens in a sequence.
+        sequences_per_step: Sequences in a step over all processes.
+        micro_batch: Sequences in a micro-step of one process.
+        seed: Seed of the permutations.
+        world: Processes.
+        rank: This process.
+        eot: The id that documents begin with, to set `Batch.documents`; None leaves them out.
+        first_epoch: Number of the first permutation.
 
-        Args:
-            stream: The training split.
-            seq_len: Tokens in a sequence.
-            sequences_per_step: Sequences in a step over all processes.
-            micro_batch: Sequences in a micro-step of one process.
-            seed: Seed of the permutations.
-            world: Processes.
-            rank: This process.
-            eot: The id that documents begin with, to set `Batch.documents`; None leaves them out.
-            first_epoch: Number of the first permutation.
+    Raises:
+        InputError: The stream is shorter than a window, or the step is not divisible (see `micro_steps`).
+    """
 
-        Raises:
-            InputError: The stream is shorter than a window, or the step is not divisible (see `micro_steps`).
-        """
-        if not 0 <= rank < world:
-            raise InputError(f"rank {rank} of {world} processes; ranks go from 0 to {world - 1}")
-        self.windows_per_epoch = count_windows(stream, seq_len)
-        self.micro_steps = micro_steps(sequences_per_step * seq_len, seq_len, micro_batch, world)
-        self._stream = stream
-        self._seq_len = seq_len
-        self._sequences_per_step = sequences_per_step
-        self._micro_batch = micro_batch
-        self._seed = seed
-        self._world = world
-        self._rank = rank
-        self._eot = eot
-        self._first_epoch = first_epoch
+    stream: TokenStream
+    seq_len: int
+    sequences_per_step: int
+    micro_batch: int
+    seed: int
+    world: int = 1
+    rank: int = 0
+    eot: int | None = None
+    first_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise InputError(f"rank {self.rank} of {self.world} processes; ranks go from 0 to {self.world - 1}")
+        self.windows_per_epoch = count_windows(self.stream, self.seq_len)
+        self.micro_steps = micro_steps(
+            self.sequences_per_step * self.seq_len, self.seq_len, self.micro_batch, self.world
+        )
 
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
-        starts = self.windows(step, micro_step) * self._seq_len
-        rows = self._stream.read(starts, self._seq_len + 1)  # (B, T + 1)
+        starts = self.windows(step, micro_step) * self.seq_len
+        rows = self.stream.read(starts, self.seq_len + 1)  # (B, T + 1)
         tokens, targets = (torch.from_numpy(part.astype(np.int64)) for part in (rows[:, :-1], rows[:, 1:]))
-        if self._eot is None:
+        if self.eot is None:
             return Batch(tokens, targets)
-        return Batch(tokens, targets, *within_documents(tokens, self._eot))
+        return Batch(tokens, targets, *within_documents(tokens, self.eot))
 
     def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
         """Return the indices of the windows in that batch, (B,), or in the batch of another rank.
 
         Window k starts at token k * seq_len.
         """
-        rank = self._rank if rank is None else rank
+        rank = self.rank if rank is None else rank
         if step < 0 or not 0 <= micro_step < self.micro_steps:
             raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
-        first = step * self._sequences_per_step + (micro_step * self._world + rank) * self._micro_batch
-        epochs, positions = np.divmod(np.arange(first, first + self._micro_batch), self.windows_per_epoch)
+        first = step * self.sequences_per_step + (micro_step * self.world + rank) * self.micro_batch
+        epochs, positions = np.divmod(np.arange(first, first + self.micro_batch), self.windows_per_epoch)
         windows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            windows[rows] = permute(positions[rows], self.windows_per_epoch, self._seed, self._first_epoch + int(epoch))
+            windows[rows] = permute(positions[rows], self.windows_per_epoch, self.seed, self.first_epoch + int(epoch))
         return windows
 
     def is_ready(self, step: int) -> bool:
@@ -179,7 +182,7 @@ class Loader:
 
     def epoch_of(self, step: int) -> float:
         """Return the epochs completed after ``step`` steps."""
-        return step * self._sequences_per_step / self.windows_per_epoch
+        return step * self.sequences_per_step / self.windows_per_epoch
 
 
 def within_documents(tokens: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,6 +240,123 @@ def _other_micro_batches(batch_tokens: int, row_tokens: int, micro_batch: int) -
     below = next(n for n in range(min(micro_batch, rows), 0, -1) if rows % n == 0)
     above = [n for n in range(micro_batch, rows + 1) if rows % n == 0][:1]
     return f", or a micro_batch of {' or '.join(map(str, [below, *above]))}"
+
+
+@dataclass(eq=False)
+class StreamLoader:
+    """The training batches of a streamed corpus; the other attributes are those of `Loader`.
+
+    Within a segment, windows are visited in a permutation of its own, as in an epoch of a `Loader`. A step reads one
+    segment only; the windows left over at its end, fewer than a step, are skipped.
+    """
+
+    segments: SegmentStore
+    seq_len: int
+    sequences_per_step: int
+    micro_batch: int
+    seed: int
+    world: int = 1
+    rank: int = 0
+    eot: int | None = None
+
+    def __post_init__(self) -> None:
+        self._batch_tokens = self.sequences_per_step * self.seq_len
+        self.micro_steps = micro_steps(self._batch_tokens, self.seq_len, self.micro_batch, self.world)
+        self._first_steps = [0]  # of each segment whose size is known, and of the one after
+        self._open: dict[int, Loader] = {}
+        self._guard = threading.RLock()  # batches are prefetched by threads
+        self._preparer: Preparer | None = None
+        self._check: Callable[[], None] = lambda: None
+        self._over = False
+
+    def batch(self, step: int, micro_step: int) -> Batch:
+        """Return the batch of a micro-step; wait until its segment is ready.
+
+        Raises:
+            InputError: The helper process has ended, or the segment is smaller than a step.
+        """
+        if not self.is_ready(step):
+            self._wait_for(step)
+        loader, first = self._loader(step)
+        return loader.batch(step - first, micro_step)
+
+    def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
+        """Return the indices of the windows of that batch within its segment, (B,)."""
+        loader, first = self._loader(step)
+        return loader.windows(step - first, micro_step, rank)
+
+    def epoch_of(self, step: int) -> float:
+        """Return the segments completed after ``step`` steps."""
+        number = self.segment_of(step)
+        if number + 1 == len(self._first_steps):  # the size of this segment is not known yet
+            return float(number)
+        first, end = self._first_steps[number : number + 2]
+        return number + (step - first) / (end - first)
+
+    def segment_of(self, step: int) -> int:
+        """Return the segment that a step reads, or the first segment of unknown size or smaller than a step."""
+        with self._guard:
+            while step >= self._first_steps[-1]:
+                number = len(self._first_steps) - 1
+                steps = ((self.segments.tokens(number) or 1) - 1) // self.seq_len // self.sequences_per_step
+                if not steps:
+                    return number
+                self._first_steps.append(self._first_steps[-1] + steps)
+            return bisect_right(self._first_steps, step) - 1
+
+    def is_ready(self, step: int) -> bool:
+        """Return whether the batches of a step can be read now."""
+        number = self.segment_of(step)
+        return number + 1 < len(self._first_steps) and self.segments.is_ready(number)
+
+    def begins_segment(self, step: int) -> bool:
+        """Return whether a step is the first of its segment."""
+        self.segment_of(step)
+        return step in self._first_steps
+
+    @contextmanager
+    def preparing_ahead(self, step: int, check: Callable[[], None]) -> Iterator[None]:
+        """Run the helper process that prepares segments, starting with that of ``step``, within the block.
+
+        Args:
+            step: The first step that will be read.
+            check: Called repeatedly while a batch waits for its segment; an exception from it ends the wait.
+        """
+        with Preparer(self.segments, self.segment_of(step)) as preparer:
+            self._preparer, self._check = preparer, check
+            yield
+        if self._over:
+            self.segments.remove_all()
+
+    def release(self, step: int, over: bool) -> None:
+        """Delete the segments before that of ``step``, or all of them if the run is ``over``.
+
+        Call this once the state after ``step`` steps is saved.
+        """
+        number, self._over = self.segment_of(step), over
+        with self._guard:
+            for old in [n for n in self._open if n < number]:
+                del self._open[old]
+        assert self._preparer is not None
+        self._preparer.keep_from(number)
+
+    def _wait_for(self, step: int) -> None:
+        log.info("waiting for segment %d of the data to be prepared", self.segment_of(step))
+        assert self._preparer is not None
+        while not self.is_ready(step):
+            self._check()
+            self.segments.require_one_step(self.segment_of(step), self._batch_tokens)
+            self._preparer.require_running()
+            time.sleep(_POLL_SECONDS)
+
+    def _loader(self, step: int) -> tuple[Loader, int]:
+        number = self.segment_of(step)
+        with self._guard:
+            if number not in self._open:
+                how = (self.seq_len, self.sequences_per_step, self.micro_batch, self.seed)
+                stream, rest = self.segments.stream(number), (self.world, self.rank, self.eot, number)
+                self._open[number] = Loader(stream, *how, *rest)
+            return self._open[number], self._first_steps[number]
 
 
 class BatchSource(Protocol):

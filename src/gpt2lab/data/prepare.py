@@ -25,12 +25,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
-from gpt2lab.data.download import DiskBudget, DiskFull, Unreachable, bytes_below, explaining_full_disk
-from gpt2lab.data.selection import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
+from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
 from gpt2lab.data.shards import (
     MANIFEST,
     DataManifest,
@@ -42,10 +41,19 @@ from gpt2lab.data.shards import (
     format_for,
     is_incomplete,
 )
-from gpt2lab.data.sources import Chunk, here, read_chunk, resolve
-from gpt2lab.data.writing import ChunkRecord, ChunkWriter, Journal, PreparePlan
+from gpt2lab.data.sources import Chunk, SourceConfig, files_of, read_chunk, resolve
+from gpt2lab.data.writing import (
+    ChunkRecord,
+    ChunkWriter,
+    DiskBudget,
+    DiskFull,
+    Journal,
+    PreparePlan,
+    explaining_full_disk,
+)
 from gpt2lab.errors import InputError
-from gpt2lab.files import locked
+from gpt2lab.files import bytes_below, locked
+from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 DEFAULT_FRACTION = 0.05
@@ -70,20 +78,9 @@ class AlreadyPreparing(InputError):
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(SourceConfig):
     """What is prepared: these options decide every byte that is written."""
 
-    sources: tuple[str, ...]
-    """Files (.txt, .jsonl or .parquet, also as .gz or .zst), directories, quoted patterns of names, corpora (see
-    data list), or hub:OWNER/NAME."""
-    seed: int = 0
-    """Seed of "stories"."""
-    max_documents: int | None = None
-    """Use only the first N documents (of each split, for a corpus that comes in splits)."""
-    column: str | None = None
-    """Name of the text column of JSON lines and Parquet files. Default: "text"."""
-    errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
     val_fraction: float | None = None
     """Fraction of the documents held out for validation; 0 for none. Default: the corpus's own fraction, else 0.05,
     or none for a corpus that comes in splits."""
@@ -233,7 +230,7 @@ class _Preparation:
         if progress is not None:
             writer.advance = self._advance(index, progress)
         record = writer.write(limit)
-        self._budget.release(chunk.fetched_only)
+        self._budget.release(chunk.temporary)
         return record
 
     def _documents_of(self, split: str) -> int:
@@ -241,13 +238,17 @@ class _Preparation:
         done = zip(self._own, self._done, strict=False)
         return sum(record.documents for index, record in done if self._plan.chunks[index].split == split)
 
-    def _advance(self, index: int, progress: ProgressCallback) -> Callable[[int, int, int], None]:
+    def _advance(self, index: int, progress: ProgressCallback) -> Callable[[SplitInfo], None]:
         """Return a callback that adds the counts of the chunks before ``index`` to those of its own."""
-        before = [split for record in self._done for split in record.splits.values()]
-        documents, size, tokens = (sum(getattr(s, name) for s in before) for name in ("documents", "bytes", "tokens"))
+        before = sum((split for record in self._done for split in record.splits.values()), SplitInfo())
         after = sum(self._plan.chunks[i].text_bytes for i in self._own if i > index)
         this = self._plan.chunks[index].text_bytes
-        return lambda d, b, t: progress(documents + d, size + b, tokens + t, size + max(this, b) + after)
+
+        def advance(written: SplitInfo) -> None:
+            total = before + written
+            progress(total.documents, total.bytes, total.tokens, before.bytes + max(this, written.bytes) + after)
+
+        return advance
 
 
 def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> PreparePlan:
@@ -261,8 +262,7 @@ def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None,
         raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
     if max_disk is not None and max_disk < 1:
         raise InputError(f"max_disk is {max_disk}; it must be at least 1 byte")
-    options = {name: getattr(config, name) for name in ("seed", "max_documents", "column", "errors")}
-    chunks = tuple(resolve(config.sources, **options))
+    chunks = tuple(resolve(config))
     if any(chunk.cut == "tokens" for chunk in chunks):
         _refuse_for_tokens(config)
     rule, chunks = _split(config, chunks)
@@ -293,25 +293,22 @@ def _refuse_for_tokens(config: PrepareConfig) -> None:
 def _split(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule, tuple[Chunk, ...]]:
     """Return the split rule and the chunks; the rule divides those without a given split."""
     given = {chunk.split for chunk in chunks}
+    default = 0.0
     if "" in given:
-        return _rule(config, chunks, _default_fraction(config)), chunks
-    for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
-        if fraction is not None and split in given:
-            raise InputError(
-                f"{', '.join(config.sources)}: comes in splits of its own, including {split}; leave out "
-                f"--{split}-fraction"
-            )
-    if not (config.val_fraction or config.test_fraction):
-        return SplitRule("given", 0.0, 0.0), chunks
-    chunks = tuple(replace(chunk, split="") if chunk.split == "train" else chunk for chunk in chunks)
-    return _rule(config, chunks, 0.0), chunks  # the split that is missing is held out of the training text
-
-
-def _rule(config: PrepareConfig, chunks: Sequence[Chunk], default: float) -> SplitRule:
-    val = default if config.val_fraction is None else config.val_fraction
-    test = default if config.test_fraction is None else config.test_fraction
-    few = _count(chunks, config.max_documents) < FEW_DOCUMENTS
-    return SplitRule("position" if few else "hash", val, test)
+        default = _default_fraction(config)
+    else:
+        for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
+            if fraction is not None and split in given:
+                raise InputError(
+                    f"{', '.join(config.sources)}: comes in splits of its own, including {split}; leave out "
+                    f"--{split}-fraction"
+                )
+        if not (config.val_fraction or config.test_fraction):
+            return SplitRule("given", 0.0, 0.0), chunks
+        # the split that is missing is held out of the training text
+        chunks = tuple(replace(chunk, split="") if chunk.split == "train" else chunk for chunk in chunks)
+    val, test = (default if given is None else given for given in (config.val_fraction, config.test_fraction))
+    return SplitRule("position" if _are_few(chunks, config.max_documents) else "hash", val, test), chunks
 
 
 def _default_fraction(config: PrepareConfig) -> float:
@@ -322,14 +319,15 @@ def _default_fraction(config: PrepareConfig) -> float:
     return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / config.max_documents))
 
 
-def _count(chunks: Sequence[Chunk], limit: int | None) -> int:
-    """Return the number of documents, or `FEW_DOCUMENTS` if there are at least as many."""
-    most = FEW_DOCUMENTS if limit is None else min(FEW_DOCUMENTS, limit)
-    if any(file.url and not file.name.endswith(".txt") for chunk in chunks for file in chunk.files):
-        return most
-    fetched = sum(bool(file.url) for chunk in chunks for file in chunk.files)  # a text of the catalog is one document
-    local = chain.from_iterable(read_chunk(chunk, here(chunk)) for chunk in chunks if not chunk.download)
-    return min(most, fetched + sum(1 for _ in islice(local, FEW_DOCUMENTS)))
+def _are_few(chunks: Sequence[Chunk], limit: int | None) -> bool:
+    """Return whether there are fewer than `FEW_DOCUMENTS` documents; a download other than text is taken for many."""
+    if limit is not None and limit < FEW_DOCUMENTS:
+        return True
+    downloads = [file.name for chunk in chunks for file in chunk.files if file.url]
+    if not all(name.endswith(".txt") for name in downloads):
+        return False
+    local = (read_chunk(chunk, files_of(chunk, Path())) for chunk in chunks if not chunk.download)
+    return len(downloads) + sum(1 for _ in islice(chain.from_iterable(local), FEW_DOCUMENTS)) < FEW_DOCUMENTS
 
 
 def _is_complete(out: Path, config: PrepareConfig, tokenizer: Tokenizer) -> bool:
@@ -364,7 +362,8 @@ def finish(
         return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process completed it
     try:
         records = [journal.record(index) for index in indices]
-        splits = {split: info for split in SPLITS if (info := _sum(split, records)).documents}
+        infos = {s: sum((r.splits[s] for r in records if s in r.splits), SplitInfo()) for s in SPLITS}
+        splits = {split: info for split, info in infos.items() if info.documents}
         _require_all(splits, plan.rule, out)
         given = any(chunk.split for chunk in plan.chunks)
         left_out = LeftOut(
@@ -397,17 +396,6 @@ def _move_shards(journal: Journal, records: Sequence[ChunkRecord], out: Path) ->
                         if not target.exists():  # else an earlier call or another process moved it
                             raise
                     yield replace(shard, name=target.name)
-
-
-def _sum(split: str, records: Sequence[ChunkRecord]) -> SplitInfo:
-    infos = [record.splits[split] for record in records if split in record.splits]
-    bits = [info.entropy_bits for info in infos]
-    return SplitInfo(
-        sum(info.documents for info in infos),
-        sum(info.tokens for info in infos),
-        sum(info.bytes for info in infos),
-        None if None in bits else sum(bit for bit in bits if bit is not None),
-    )
 
 
 def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:

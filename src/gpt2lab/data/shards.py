@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt2lab.data.selection import SPLITS, SplitRule
+from gpt2lab.data.documents import SPLITS, SplitRule
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, sync_directory, write_json
 
@@ -314,10 +314,19 @@ class SplitInfo:
     probabilities of the documents, if all are known: the lowest loss any model can reach on average.
     """
 
-    documents: int
-    tokens: int
-    bytes: int
-    entropy_bits: float | None
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    entropy_bits: float | None = 0.0
+
+    def __add__(self, other: SplitInfo) -> SplitInfo:
+        bits = (self.entropy_bits, other.entropy_bits)
+        return SplitInfo(
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.bytes + other.bytes,
+            None if bits[0] is None or bits[1] is None else bits[0] + bits[1],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Where text comes from: files, folders, patterns of names, corpora of the catalogue, data sets of the hub.
+"""Where text comes from: files, directories, patterns of names, built-in corpora, datasets of the Hub.
 
-sources ["stories", "wikitext2", "a.txt", "more/*.jsonl.zst", "hub:OWNER/NAME"]
-    ->  chunks  ->  Document, Document, ...  ->  pieces of text
+["stories", "wikitext2", "a.txt", "more/*.jsonl.zst", "hub:OWNER/NAME"]
+    -> chunks -> downloads -> Document, Document, ... -> pieces of text
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from gpt2lab.data.corpora import CORPORA, Corpus, Cut
+from gpt2lab.data.corpora import CORPORA, Cut
 from gpt2lab.data.documents import (
     COMPRESSED,
     DEFAULT_COLUMN,
@@ -26,28 +27,51 @@ from gpt2lab.data.documents import (
     Document,
     TextDocument,
     format_of,
+    is_compressed,
     open_bytes,
     read_documents,
     read_rows,
 )
-from gpt2lab.data.download import HubFile, any_dataset, endpoint, fetch, matching, token_header
 from gpt2lab.errors import InputError, did_you_mean, one_of
+from gpt2lab.files import neighbors
+from gpt2lab.hub import DEFAULT_RETRY, NAME, PREFIX, HubFile, RetryPolicy, endpoint, fetch, list_files
 from gpt2lab.stories.corpus import stories
 
+log = logging.getLogger("gpt2lab")
+CONVERTED = "refs/convert/parquet"
+"""The branch where the Hub keeps datasets of other formats as Parquet."""
 _TOGETHER = 1 << 28
-"""Bytes up to which files of this machine make one chunk."""
+"""Bytes up to which local files form one chunk."""
 _STORIES = 100_000
 """Stories in a chunk."""
 _STORY_BYTES = 800
 _EXPANSION = {".txt": 1.0, ".jsonl": 1.0, ".parquet": 1.7}
-"""Bytes of text in a byte of a file; Parquet's is that of OpenWebText, Wikipedia and FineWeb."""
+"""Bytes of text per byte of a file; Parquet's as in OpenWebText, Wikipedia and FineWeb."""
 _COMPRESSED = 3.0
 _HEADING = re.compile(r" = (?!= ).* = \n")
+_SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """What is read: the fields are the options of `documents`."""
+
+    sources: tuple[str, ...]
+    """Files (.txt, .jsonl or .parquet, also as .gz or .zst), directories, quoted patterns of names, corpora (see
+    data list), or hub:OWNER/NAME."""
+    seed: int = 0
+    """Seed of "stories"."""
+    max_documents: int | None = None
+    """Use only the first N documents (of each split, for a corpus that comes in splits)."""
+    column: str | None = None
+    """Name of the text column of JSON lines and Parquet files. Default: "text"."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: here, or with a ``url`` to fetch it from; ``version`` is its time of change, or its SHA-256."""
+    """A file to read, or to download if it has a ``url``; ``version`` is its time of change, or its SHA-256."""
 
     name: str
     size: int
@@ -57,7 +81,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is prepared together. ``split`` is given where the corpus comes in splits; stories have seed and range."""
+    """What is prepared together. ``split`` is set if the corpus comes in splits; stories have a seed and a range."""
 
     files: tuple[SourceFile, ...] = ()
     cut: Cut = "file"
@@ -70,73 +94,105 @@ class Chunk:
 
     @property
     def download(self) -> int:
-        """Bytes to fetch."""
+        """Bytes to download."""
         return sum(file.size for file in self.files if file.url)
 
     @property
-    def fetched_only(self) -> int:
-        """Bytes that are fetched and deleted again; files of tokens are kept as they are."""
+    def temporary(self) -> int:
+        """Bytes that are downloaded and deleted again; files of tokens are kept."""
         return 0 if self.cut == "tokens" else self.download
 
     @property
     def text_bytes(self) -> int:
-        """About how many bytes of text it holds."""
+        """Estimated bytes of text."""
         return (self.stop - self.start) * _STORY_BYTES + sum(map(_text_bytes, self.files))
 
     @classmethod
     def parse(cls, tree: dict[str, Any]) -> Chunk:
-        """Return what `dataclasses.asdict` made of a chunk."""
+        """Return the chunk that `dataclasses.asdict` turned into ``tree``."""
         return cls(**{**tree, "files": tuple(SourceFile(**file) for file in tree["files"])})
 
 
 def _text_bytes(file: SourceFile) -> int:
     path = Path(file.name)
-    compressed = _COMPRESSED if path.suffix in (".gz", ".zst") else 1.0
-    return int(file.size * compressed * _EXPANSION[format_of(path)])
+    return int(file.size * (_COMPRESSED if is_compressed(path) else 1.0) * _EXPANSION[format_of(path)])
 
 
-def story_chunks(seed: int, count: int) -> list[Chunk]:
-    """Return the chunks of the first ``count`` stories of a seed."""
-    starts = range(0, count, _STORIES)
-    return [Chunk(cut="stories", seed=seed, start=n, stop=min(n + _STORIES, count)) for n in starts]
+def documents(sources: Sequence[str], **options: Any) -> Iterator[Document]:
+    """Return the documents of all sources, in the order of the sources; those of a directory in the order of paths.
+
+    Files of the Hub are downloaded one at a time to a temporary directory and deleted after they are read.
+
+    Args:
+        sources: Files of text, JSON lines or Parquet (see `read_documents`), directories (every ``.txt``, ``.jsonl``
+            and ``.parquet`` below them is read, also if compressed), patterns such as ``logs/*.jsonl.gz``, names of
+            `CORPORA`, and datasets of the Hub as ``hub:OWNER/NAME``. A file named like a corpus is ``./stories``.
+        options: Other fields of `SourceConfig`. ``max_documents`` is 10,000 by default for the endless stories.
+
+    Raises:
+        InputError: At once if a source is missing, empty, unreachable or unknown, or a column is given and no source
+            has columns; during reading for what `read_documents` and `fetch` refuse.
+    """
+    config = SourceConfig(tuple(sources), **options)
+    return islice(chain.from_iterable(map(_documents_of, resolve(config))), config.max_documents)
 
 
-def grouped(chunks: Iterable[Chunk]) -> list[Chunk]:
-    """Return the same with neighbouring files of this machine put together, up to `_TOGETHER` bytes."""
-    groups: list[Chunk] = []
-    for chunk in chunks:
-        last = groups[-1] if groups else None
-        if last is not None and _fit(last, chunk):
-            groups[-1] = replace(last, files=last.files + chunk.files)
-        else:
-            groups.append(chunk)
-    return groups
+def texts(sources: Sequence[str], *, whole: bool = False, **options: Any) -> Iterator[str]:
+    """Return the text of the same documents as a stream of pieces, to train a tokenizer on.
+
+    Files that a corpus holds out for validation or test are skipped. Pieces are cut where no word of the splitting
+    pattern of GPT-2 or GPT-4 spans the cut; ``whole`` keeps each document in one piece, for other patterns.
+    """
+    config = SourceConfig(tuple(sources), **options)
+    chunks = (chunk for chunk in resolve(config) if chunk.split in ("", "train"))
+    found = islice(chain.from_iterable(map(_documents_of, chunks)), config.max_documents)
+    if whole:
+        return ("".join(document.pieces()) for document in found)
+    return chain.from_iterable(document.pieces() for document in found)
 
 
-def _fit(one: Chunk, other: Chunk) -> bool:
-    if one.download or not one.files or replace(one, files=()) != replace(other, files=()):
-        return False
-    return sum(file.size for file in one.files + other.files) <= _TOGETHER and not other.download
+def _documents_of(chunk: Chunk) -> Iterator[Document]:
+    temporary = tempfile.TemporaryDirectory(prefix="gpt2lab-") if chunk.download else contextlib.nullcontext("")
+    with temporary as folder:
+        yield from read_chunk(chunk, files_of(chunk, Path(folder)))
+
+
+def files_of(chunk: Chunk, folder: Path) -> list[Path]:
+    """Return the paths of a chunk's files, after downloading them to ``folder`` if they are not local.
+
+    Raises:
+        InputError: A local file was changed since the chunk was made.
+    """
+    paths = []
+    for file in chunk.files:
+        path = folder / Path(file.name).name if file.url else Path(file.name)
+        if file.url and not path.exists():
+            log.info("downloading %s, %s MB", file.name, f"{file.size / 1e6:,.1f}")
+            fetch(file.url, path, file.size, file.version or None)
+        elif not file.url and _source_file(path) != file:
+            raise InputError(f"{path}: changed since preparing began; delete the incomplete output and start again")
+        paths.append(path)
+    return paths
 
 
 def read_chunk(chunk: Chunk, paths: Iterable[Path]) -> Iterator[Document]:
-    """Yield the documents of a chunk, whose files lie at ``paths``.
+    """Yield the documents of a chunk, whose files are at ``paths``.
 
     Raises:
-        InputError: It holds tokens instead of text, or a file is none that can be read (see `read_documents`).
+        InputError: It holds tokens instead of text, or a file cannot be read (see `read_documents`).
     """
     if chunk.cut == "tokens":
         raise InputError(f"{chunk.files[0].name}: holds tokens, not text; give a corpus of text")
     if chunk.cut == "stories":
-        told = islice(stories(chunk.seed, chunk.start), chunk.stop - chunk.start)
-        return (TextDocument(story.text, story.bits) for story in told)
+        generated = islice(stories(chunk.seed, chunk.start), chunk.stop - chunk.start)
+        return (TextDocument(story.text, story.bits) for story in generated)
     if chunk.cut == "articles":
         return chain.from_iterable(_articles(read_rows(path, chunk.column, chunk.errors)) for path in paths)
     return chain.from_iterable(read_documents(path, chunk.column, chunk.errors) for path in paths)
 
 
 def _articles(rows: Iterable[str]) -> Iterator[Document]:
-    """Join the lines of WikiText, whose empty ones lost their blank, to articles: each begins with its heading."""
+    """Join the lines of WikiText, whose blank ones are stored as empty, to articles that begin with a heading."""
     article: list[str] = []
     blank = True
     for row in rows:
@@ -150,157 +206,109 @@ def _articles(rows: Iterable[str]) -> Iterator[Document]:
         yield TextDocument("".join(article))
 
 
-HUB = "hub:"
-log = logging.getLogger("gpt2lab")
-_IN_FOLDERS = (".txt", ".jsonl", ".parquet")
+def resolve(config: SourceConfig) -> list[Chunk]:
+    """Return the chunks of all sources, after checking that each exists. Raises what `documents` raises at once."""
+    if not config.sources:
+        raise InputError(f"no source given: name files, directories or a corpus ({', '.join(CORPORA)})")
+    if config.max_documents is not None and config.max_documents < 1:
+        raise InputError(f"max_documents is {config.max_documents}; it must be 1 or more")
+    one_of("way with errors", config.errors, ERRORS)
+    if config.seed and "stories" not in config.sources:
+        raise InputError(f"seed {config.seed} is given, but only stories have a seed; leave --seed out")
+    groups: list[Chunk] = []
+    has_columns = False
+    for chunk in chain.from_iterable(_chunks(source, config) for source in config.sources):
+        has_columns |= any(format_of(Path(file.name)) != ".txt" for file in chunk.files)
+        if groups and _fit(groups[-1], chunk):
+            groups[-1] = replace(chunk, files=groups[-1].files + chunk.files)
+        else:
+            groups.append(chunk)
+    if config.column is not None and not has_columns:
+        raise InputError(f'column "{config.column}" is given, but no source has columns; leave --column out')
+    return groups
 
 
-def documents(
-    sources: Sequence[str],
-    *,
-    seed: int = 0,
-    max_documents: int | None = None,
-    column: str | None = None,
-    errors: str = "strict",
-) -> Iterator[Document]:
-    """Return the documents of all sources, in the order of the sources; those of a folder in the order of their paths.
-
-    Files of the hub are fetched one by one to a temporary folder and removed when they have been read.
-
-    Args:
-        sources: Files of text, JSON lines or Parquet (see `read_documents`), folders (every ``.txt``, ``.jsonl`` and
-            ``.parquet`` below them is read, compressed or not), patterns such as ``logs/*.jsonl.gz``, names of
-            `CORPORA`, and data sets of the hub as ``hub:OWNER/NAME``. A file of such a name is given as ``./stories``.
-        seed: Seed of the stories.
-        max_documents: Take only the first so many. Without it, the endless stories give 10,000.
-        column: Where the text of JSON lines and Parquet stands; ``text`` by default.
-        errors: What to do with bytes that are not UTF-8; one of `ERRORS`.
-
-    Raises:
-        InputError: At once for a source that is missing, empty, not to be reached or an unknown name, or a column
-            where no source has columns; while reading for what `read_documents` and `fetch` refuse.
-    """
-    chunks = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
-    return _first(chunks, max_documents)
+def _fit(one: Chunk, other: Chunk) -> bool:
+    """Return whether two chunks of local files make one of at most `_TOGETHER` bytes."""
+    if one.download or other.download or not one.files or replace(one, files=()) != replace(other, files=()):
+        return False
+    return sum(file.size for file in one.files + other.files) <= _TOGETHER
 
 
-def _first(chunks: Sequence[Chunk], max_documents: int | None) -> Iterator[Document]:
-    return islice(chain.from_iterable(map(_documents_of, chunks)), max_documents)
-
-
-def texts(
-    sources: Sequence[str],
-    *,
-    seed: int = 0,
-    max_documents: int | None = None,
-    column: str | None = None,
-    errors: str = "strict",
-    whole: bool = False,
-) -> Iterator[str]:
-    """Return the same documents' text as a stream of pieces: what a tokenizer is trained on.
-
-    The files that a corpus itself holds out, to validate and to test, are left out. Pieces are cut where no word of
-    GPT-2's or GPT-4's splitting pattern reaches across; ``whole`` gives each document in one piece, for a pattern of
-    one's own.
-    """
-    chunks = resolve(sources, seed=seed, max_documents=max_documents, column=column, errors=errors)
-    found = _first([chunk for chunk in chunks if chunk.split in ("", "train")], max_documents)
-    if whole:
-        return ("".join(document.pieces()) for document in found)
-    return chain.from_iterable(document.pieces() for document in found)
-
-
-def _documents_of(chunk: Chunk) -> Iterator[Document]:
-    if not chunk.download:
-        yield from read_chunk(chunk, here(chunk))
-        return
-    with tempfile.TemporaryDirectory(prefix="gpt2lab-") as folder:
-        yield from read_chunk(chunk, fetched(chunk, Path(folder)))
-
-
-def here(chunk: Chunk) -> list[Path]:
-    """Return where the files of a chunk of this machine lie. Raises `InputError` where one was changed since."""
-    for file in chunk.files:
-        if _source_file(Path(file.name)) != file:
-            raise InputError(f"{file.name}: changed since preparing began; delete what is half-written and begin anew")
-    return [Path(file.name) for file in chunk.files]
-
-
-def fetched(chunk: Chunk, folder: Path) -> list[Path]:
-    """Fetch the files of a chunk to a folder, and return where they lie."""
-    paths = []
-    for file in chunk.files:
-        path = folder / Path(file.name).name
-        if not path.exists():
-            log.info("fetching %s, %s MB", file.name, f"{file.size / 1e6:,.1f}")
-            fetch(file.url, path, file.size, file.version or None, _headers(file.url))
-        paths.append(path)
-    return paths
-
-
-def _headers(url: str) -> dict[str, str]:
-    return token_header() if url.startswith(endpoint()) else {}
-
-
-def resolve(
-    sources: Sequence[str],
-    *,
-    seed: int = 0,
-    max_documents: int | None = None,
-    column: str | None = None,
-    errors: str = "strict",
-) -> list[Chunk]:
-    """Return the chunks of all sources, after looking that each is there. The arguments are those of `documents`."""
-    if not sources:
-        raise InputError(f"no source given: name files, folders or a corpus ({', '.join(CORPORA)})")
-    if max_documents is not None and max_documents < 1:
-        raise InputError(f"max_documents is {max_documents}; it must be 1 or more")
-    one_of("way with errors", errors, ERRORS)
-    if seed and "stories" not in sources:
-        raise InputError(f"seed {seed} is given, but only stories have a seed; leave --seed out")
-    chunks = []
-    for source in sources:
-        chunks += _chunks(source, seed, max_documents, column, errors)
-    has_columns = any(format_of(Path(file.name)) != ".txt" for chunk in chunks for file in chunk.files)
-    if column is not None and not has_columns:
-        raise InputError(f'column "{column}" is given, but no source has columns; leave --column out')
-    return grouped(chunks)
-
-
-def _chunks(source: str, seed: int, max_documents: int | None, column: str | None, errors: str) -> list[Chunk]:
-    if source.startswith(HUB):
-        return _of_hub(any_dataset(source.removeprefix(HUB)), column=column or DEFAULT_COLUMN, errors=errors)
+def _chunks(source: str, config: SourceConfig) -> list[Chunk]:
+    how: dict[str, Any] = {"column": config.column or DEFAULT_COLUMN, "errors": config.errors}
+    if source.startswith(PREFIX):
+        return _of_hub(find_dataset(source.removeprefix(PREFIX)), **how)
     corpus = CORPORA.get(source)
     if corpus is None:
-        files = map(_source_file, find_files(source))
-        return [Chunk((file,), column=column or DEFAULT_COLUMN, errors=errors) for file in files]
+        return [Chunk((_source_file(path),), **how) for path in find_files(source)]
     if corpus.cut == "stories":
-        return story_chunks(seed, max_documents or corpus.documents)
+        count = config.max_documents or corpus.documents
+        starts = range(0, count, _STORIES)
+        return [Chunk(cut="stories", seed=config.seed, start=n, stop=min(n + _STORIES, count)) for n in starts]
     if corpus.cut == "pystdlib":
         return [Chunk((_source_file(path),)) for path in _standard_library()]
     if corpus.url:
         return [Chunk((SourceFile(source + ".txt", corpus.size, corpus.sha256, corpus.url),))]
-    return _of_corpus(corpus, column, errors)
+    splits = {}
+    for split, pattern in corpus.files.items():
+        found = list_files(corpus.repository, str(PurePosixPath(pattern).parent).removeprefix("."))
+        splits[split] = [file for file in found if _matches(file.path, pattern)]
+        if not splits[split]:
+            raise InputError(f"{endpoint()}: {corpus.repository} has no file {pattern} any more; it was changed")
+    return _of_hub(splits, cut=corpus.cut, **how)
 
 
-def _of_corpus(corpus: Corpus, column: str | None, errors: str) -> list[Chunk]:
-    found = matching(corpus.repository, corpus.files)
-    return _of_hub(found, cut=corpus.cut, column=column or corpus.column, errors=errors)
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether a path matches a pattern whose ``*`` does not match a slash."""
+    return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
 
 
-def _of_hub(splits: dict[str, list[HubFile]], **how: str) -> list[Chunk]:
-    if list(splits) == ["train"]:  # nothing is held out, so the rule decides
+def _of_hub(splits: dict[str, list[HubFile]], **how: Any) -> list[Chunk]:
+    if list(splits) == ["train"]:  # nothing is held out, so the split rule decides
         splits = {"": splits["train"]}
     return [
-        Chunk((SourceFile(file.path, file.size, file.sha256 or "", file.url),), split=split, **how)  # type: ignore[arg-type]
-        for split in sorted(splits, key=_held_out_first)
-        for file in splits[split]
+        Chunk((SourceFile(file.path, file.size, file.sha256 or "", file.url),), split=split, **how)
+        for split in ("test", "val", "train", "")  # held out first, so that its duplicates are dropped from train
+        for file in splits.get(split, ())
     ]
 
 
-def _held_out_first(split: str) -> int:
-    """Order splits so that a document that comes twice can be left out of the one to train on."""
-    return ["test", "val", "train", ""].index(split)
+def find_dataset(name: str, retry: RetryPolicy = DEFAULT_RETRY) -> dict[str, list[HubFile]]:
+    """Return the Parquet files of ``OWNER/NAME`` or ``OWNER/NAME/FOLDER`` by split ("" if their names do not tell it).
+
+    Raises:
+        InputError: It is not a name, holds no Parquet, or holds several subsets of which one must be named.
+    """
+    owner, _, rest = name.partition("/")
+    repository, _, folder = rest.partition("/")
+    repository, folder = f"{owner}/{repository}", folder.strip("/")
+    if not NAME.fullmatch(repository):
+        raise InputError(f'"hub:{name}" names no dataset; give hub:OWNER/NAME or hub:OWNER/NAME/FOLDER')
+    for revision in ("main",) if folder else ("main", CONVERTED):
+        found = [file for file in list_files(repository, folder, revision, retry) if file.path.endswith(".parquet")]
+        if found:
+            return _by_split(name, found)
+    raise InputError(
+        f"hub:{name} holds no Parquet, and the Hub has not converted it; download its files and name those"
+    )
+
+
+def _by_split(name: str, files: list[HubFile]) -> dict[str, list[HubFile]]:
+    subsets, splits = set(), {}
+    for file in files:
+        path = PurePosixPath(file.path)
+        folders = [part.removeprefix("partial-") for part in path.parent.parts]
+        words = [re.split(r"[-_.\d]", path.name)[0], *reversed(folders)]
+        split = next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "")  # the rule of the Hub
+        splits.setdefault(split, []).append(file)
+        in_split = folders and folders[-1] in _SPLIT_WORDS
+        subsets.add("/".join(path.parent.parts[:-1] if in_split else path.parent.parts))
+    if len(subsets) > 1:
+        first, *others = sorted(subsets)[:12]
+        listed = ", ".join([first, *others]) + (", ..." if len(subsets) > 12 else "")
+        raise InputError(f"hub:{name} holds several subsets: {listed}; name one: hub:{name}/{first}")
+    return splits
 
 
 def _source_file(path: Path) -> SourceFile:
@@ -315,12 +323,16 @@ def find_files(source: str) -> list[Path]:
     """Return the files that a source names, in order.
 
     Raises:
-        InputError: It is nothing that exists (with the nearest name), a folder or pattern without a file of text, or
-            something that is not a regular file.
+        InputError: It does not exist (suggests the nearest name), is a directory or pattern without a file of text, or
+            is not a regular file.
     """
     path = Path(source)
     if path.is_dir():
-        return _files_below(path)
+        suffixes = tuple(plain + packed for plain in _EXPANSION for packed in ("", *COMPRESSED))
+        below = [file for file in path.rglob("*") if file.name.lower().endswith(suffixes) and file.is_file()]
+        if not below:
+            raise InputError(f"{path}: the directory holds no {' or '.join(_EXPANSION)} file; name one that does")
+        return sorted(below, key=lambda file: file.relative_to(path).parts)
     if path.is_file():
         return [path]
     if path.exists():
@@ -330,21 +342,14 @@ def find_files(source: str) -> list[Path]:
         if not files:
             raise InputError(f"{source}: no file has such a name; correct the pattern")
         return files
-    beside = [str(path.with_name(p.name)) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(source, [*CORPORA, *beside])
-    raise InputError(f'"{source}" is no file, folder or corpus{hint}; corpora: {", ".join(CORPORA)}, {HUB}OWNER/NAME')
-
-
-def _files_below(folder: Path) -> list[Path]:
-    suffixes = tuple(plain + packed for plain in _IN_FOLDERS for packed in ("", *COMPRESSED))
-    files = (path for path in folder.rglob("*") if path.name.lower().endswith(suffixes) and path.is_file())
-    if not (ordered := sorted(files, key=lambda path: path.relative_to(folder).parts)):
-        raise InputError(f"{folder}: the folder holds no {' or '.join(_IN_FOLDERS)} file; name one that does")
-    return ordered
+    hint = did_you_mean(source, [*CORPORA, *neighbors(path)])
+    raise InputError(
+        f'"{source}" is not a file, directory or corpus{hint}; corpora: {", ".join(CORPORA)}, {PREFIX}OWNER/NAME'
+    )
 
 
 def _standard_library() -> Iterator[Path]:
-    """Yield the sources of this Python's library that are text: a few are not UTF-8 on purpose."""
+    """Yield the source files of Python's standard library that are text: a few are not UTF-8 on purpose."""
     folder = Path(sysconfig.get_path("stdlib"))
     for path in sorted(folder.rglob("*.py")):
         if "site-packages" in path.parts:

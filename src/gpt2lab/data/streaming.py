@@ -1,47 +1,284 @@
-"""Training on a corpus that is prepared segment by segment meanwhile; see `segments` for what is on disk.
+"""Training on a corpus that the disk cannot hold: an endless sequence of segments, prepared on the fly.
+
+    segment    0          1         2         3                 each is prepared, trained on once, and deleted
+               deleted    in use    ready     being written
 
     training process    StreamingDataset -> StreamLoader        reads segment 1
                                               |  "keep_from 1"
     helper process                          Preparer            deletes segment 0, writes segments 2 and 3
 
-Within a segment, windows are visited in a permutation of its own, as in an epoch of a `Loader`. A step reads one
-segment only; the windows left over at its end, fewer than a step, are skipped.
+Segment n is chunk n mod N of the corpus (a file of the Hub, local files, or 10,000 stories), so after the last chunk
+comes the first again; stories never repeat.
+
+    STREAM/preparing/plan.json      every chunk, pinned to a commit of the Hub: what a segment holds never changes
+          /preparing/00002/         segment 2, kept as `Journal` keeps a chunk
+          /ledger.json              tokens and SHA-256 of each chunk that was ever prepared for training
+          /held-out/                the validation and test splits, given or held out of segment 0: kept for good
+
+A segment that is needed again, because training resumes from an earlier step, is prepared again and must give the bytes
+in the ledger. A corpus of one chunk is prepared once and kept. Only one process at a time writes here. During training
+that is the helper, ``python -m gpt2lab.data.streaming STREAM FIRST MAX_DISK``, which does not import torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
-
-from gpt2lab.data.dataset import HELD_OUT, TokenDataset
-from gpt2lab.data.download import DiskFull, Unreachable
-from gpt2lab.data.loader import Batch, Loader, micro_steps
-from gpt2lab.data.prepare import PrepareConfig, make_plan, output_bytes, require_eot, source_info
-from gpt2lab.data.segments import SegmentStore, training_chunks
-from gpt2lab.data.selection import SplitRule
-from gpt2lab.data.shards import DataManifest, TokenizerInfo
-from gpt2lab.data.writing import Journal, PreparePlan
+from gpt2lab.data.dataset import HELD_OUT, TOKENIZER, TokenDataset
+from gpt2lab.data.documents import SplitRule
+from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, require_eot, source_info
+from gpt2lab.data.shards import MANIFEST, DataManifest, TokenizerInfo, TokenStream, checked_sha256, open_shard
+from gpt2lab.data.sources import Chunk
+from gpt2lab.data.writing import (
+    ChunkRecord,
+    ChunkWriter,
+    DiskBudget,
+    DiskFull,
+    Journal,
+    PreparePlan,
+    explaining_full_disk,
+)
 from gpt2lab.errors import InputError
+from gpt2lab.files import bytes_below, read_json, remove_temporary, write_json
+from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
-log = logging.getLogger("gpt2lab")
-_POLL_SECONDS = 0.05
+SEGMENTS_AHEAD = 2
+"""Segments that may be ready beyond the one in use."""
+
+
+def training_chunks(plan: PreparePlan) -> tuple[Chunk, ...]:
+    """Return the chunks to train on, whether or not a part of each is held out."""
+    return tuple(chunk for chunk in plan.chunks if chunk.split in ("", "train"))
+
+
+class SegmentStore:
+    """The directory of a corpus that is prepared segment by segment; its plan exists already."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, max_disk: int | None = None) -> None:
+        """Open ``folder``, whose downloads and shards may take ``max_disk`` bytes at any moment."""
+        self.folder, self.max_disk = folder, max_disk
+        self._tokenizer = tokenizer
+        self._journal = Journal(folder)
+        self._ledger = folder / "ledger.json"
+        self._plan = self._journal.load()
+        self._chunks = training_chunks(self._plan)
+        self._stories = self._chunks[0].cut == "stories"
+        self._repeats = len(self._chunks) == 1 and not self._stories  # every segment is the same
+        self._oldest = self._current = 0  # the first segment that is still needed, and the one being written
+        self._budget = _WaitingBudget(max_disk, lambda: self._oldest < self._current)
+
+    @classmethod
+    def reopen(cls, folder: Path, max_disk: int | None = None) -> SegmentStore:
+        """Open a directory whose first segment was prepared, with the tokenizer stored there."""
+        return cls(folder, Tokenizer.load(folder / HELD_OUT / TOKENIZER), max_disk)
+
+    def is_ready(self, number: int) -> bool:
+        """Return whether a segment can be read."""
+        return self._journal.is_complete(self._index(number))
+
+    def tokens(self, number: int) -> int | None:
+        """Return the tokens of a segment; None if its chunk was never prepared."""
+        entry = self._entries().get(self._key(number))
+        return None if entry is None else entry["tokens"]
+
+    def stream(self, number: int) -> TokenStream:
+        """Return the tokens of a segment that is ready, after checking every byte of its files.
+
+        Raises:
+            InputError: A file is missing or was changed.
+        """
+        index = self._index(number)
+        folder = self._journal.chunk(index)
+        shards = [open_shard(folder / info.name) for info in self._journal.record(index).shards]
+        found = [checked_sha256(shard, self._tokenizer.n_vocab) for shard in shards]
+        if found != self._entries()[self._key(number)]["sha256"]:
+            raise InputError(
+                f"{folder}: changed since it was written; delete the directory and run again with --resume"
+            )
+        return TokenStream(str(folder), shards)
+
+    def require_one_step(self, number: int, batch_tokens: int) -> None:
+        """Raise `InputError` if a segment is known to be smaller than one step."""
+        tokens = self.tokens(number)
+        if tokens is not None and tokens - 1 < batch_tokens:
+            raise InputError(
+                f"segment {number} of the data has {tokens:,} tokens, fewer than the {batch_tokens:,} of a step; "
+                "start again with a smaller --batch-tokens"
+            )
+
+    def prepare_first(self, config: PrepareConfig) -> None:
+        """Prepare segment 0 and the held-out splits, unless they are there. Raises what `prepare` does."""
+        if not (self.folder / HELD_OUT / MANIFEST).exists():
+            journal = Journal(self.folder / HELD_OUT)
+            given = {c.split: c for c in reversed(self._plan.chunks) if c.split in ("test", "val")}  # the first of each
+            chunks = tuple(given.values())
+            plan = PreparePlan(self._plan.arguments, SplitRule("given", 0.0, 0.0), chunks or (self._chunk(0),))
+            journal.plan(plan.arguments, lambda: plan)
+            for index, chunk in enumerate(chunks):
+                journal.complete(index, self._write(chunk, journal, index))
+            if not chunks:
+                self._divide_first(journal)
+            finish(plan, journal, self._tokenizer, config, self.folder / HELD_OUT)
+        self.prepare(0)
+
+    def prepare(self, number: int) -> None:
+        """Write a segment unless it is ready; wait for disk space that earlier segments will free.
+
+        Raises:
+            DiskFull: It does not fit.
+            Unreachable: A download failed repeatedly.
+            InputError: A source cannot be read, or gives other bytes than the first time.
+        """
+        if not self.is_ready(number):
+            self._current = number
+            self._complete(number, self._write(self._chunk(number), self._journal, self._index(number)))
+
+    def prepare_ahead(self) -> None:
+        """Prepare segments forever, at most `SEGMENTS_AHEAD` beyond the oldest that `keep_from` keeps."""
+        number = self._oldest
+        while True:
+            with self._budget.changed:
+                self._budget.changed.wait_for(lambda wanted=number: wanted <= self._oldest + SEGMENTS_AHEAD)
+                number = max(number, self._oldest)
+                missing = not self.is_ready(number)  # then training cannot be past it, and it is not deleted meanwhile
+            if missing:
+                self.prepare(number)
+            number += 1
+
+    def keep_from(self, first: int) -> None:
+        """Delete the segments before ``first``."""
+        with self._budget.changed:
+            self._oldest = max(self._oldest, first)
+            for index in self._stored():
+                if index < self._index(first):
+                    self._delete(index)
+            self._budget.changed.notify_all()
+
+    def remove_all(self) -> None:
+        """Delete every segment; the plan, the ledger and the held-out splits stay."""
+        for index in self._stored():
+            self._delete(index)
+
+    def tidy(self, first: int) -> None:
+        """Start from segment ``first``: delete what an interruption left, and segments out of sequence."""
+        remove_temporary(self.folder)
+        self._oldest = first
+        if self._repeats:
+            return
+        wanted = next(number for number in itertools.count(first) if not self.is_ready(number))
+        for index in self._stored():
+            if not first <= index <= wanted:
+                self._delete(index)
+
+    def _stored(self) -> list[int]:
+        return [int(path.name) for path in self._journal.folder.iterdir() if path.name.isdigit()]
+
+    def _delete(self, index: int) -> None:
+        folder = self._journal.chunk(index)
+        size = bytes_below(folder)
+        (folder / "record.json").unlink(missing_ok=True)  # first, so that a half-deleted segment is not ready
+        shutil.rmtree(folder, ignore_errors=True)
+        self._budget.release(size)
+
+    def _index(self, number: int) -> int:
+        """Return the index under which the journal keeps a segment."""
+        return 0 if self._repeats else number
+
+    def _chunk(self, number: int) -> Chunk:
+        first = self._chunks[0]
+        if self._stories:
+            return replace(first, start=number * first.stop, stop=(number + 1) * first.stop)
+        return self._chunks[number % len(self._chunks)]
+
+    def _key(self, number: int) -> str:
+        """Return the key of a segment in the ledger: the number of its chunk."""
+        return str(number if self._stories else number % len(self._chunks))
+
+    def _entries(self) -> dict[str, Any]:
+        return read_json(self._ledger) if self._ledger.exists() else {}
+
+    def _write(self, chunk: Chunk, journal: Journal, index: int) -> ChunkRecord:
+        folder = journal.begin(index)
+        with self._budget.changed:
+            self._budget.used = bytes_below(self.folder)
+        with explaining_full_disk(self.folder, chunk.download + output_bytes([chunk], self._tokenizer)):
+            return ChunkWriter(chunk, folder, self._tokenizer, self._plan, self._budget).write()
+
+    def _divide_first(self, journal: Journal) -> None:
+        """Write segment 0, and move its held-out shards to ``journal``."""
+        record = self._write(self._chunk(0), self._journal, 0)
+        folder = journal.begin(0)
+        held_out = tuple(shard for shard in record.shards if shard.split != "train")
+        for shard in held_out:
+            (self._journal.chunk(0) / shard.name).replace(folder / shard.name)
+        splits = {name: split for name, split in record.splits.items() if name != "train"}
+        journal.complete(0, replace(record, splits=splits, shards=held_out))
+        self._complete(0, record)
+
+    def _complete(self, number: int, record: ChunkRecord) -> None:
+        """Enter a segment in the ledger, and keep only its training shards.
+
+        Raises:
+            InputError: The ledger has other bytes for it, or there is nothing to train on.
+        """
+        files = ", ".join(file.name for file in self._chunk(number).files[:3])
+        name = f"segment {number} of {', '.join(self._plan.arguments['sources'])} ({files or 'generated'})"
+        shards = tuple(shard for shard in record.shards if shard.split == "train")
+        if not shards:
+            raise InputError(f"{name}: holds no text to train on; choose another corpus")
+        entry = {"tokens": sum(shard.tokens for shard in shards), "sha256": [shard.sha256 for shard in shards]}
+        ledger = self._entries()
+        if (before := ledger.setdefault(self._key(number), entry)) != entry:
+            raise InputError(
+                f"{name}: its {entry['tokens']:,} tokens differ from the {before['tokens']:,} of the first time: "
+                "the source has changed, and the run cannot be resumed exactly"
+            )
+        write_json(self._ledger, ledger)
+        index = self._index(number)
+        for shard in record.shards:
+            if shard not in shards:
+                (self._journal.chunk(index) / shard.name).unlink(missing_ok=True)
+        kept = replace(record, splits={"train": record.splits["train"]}, shards=shards)
+        self._journal.complete(index, kept)
+
+
+class _WaitingBudget(DiskBudget):
+    """A budget that waits for segments in use to be deleted. ``changed`` guards it and is notified when they are."""
+
+    def __init__(self, limit: int | None, more_will_come: Callable[[], bool]) -> None:
+        super().__init__(limit)
+        self.changed = threading.Condition()
+        self._more_will_come = more_will_come
+
+    def reserve(self, size: int) -> None:
+        with self.changed:
+            while self.limit is not None and self.used + size > self.limit:
+                if not self._more_will_come():
+                    raise DiskFull(
+                        f"one segment of this corpus and the held-out splits take {self.used + size:,} bytes or more, "
+                        f"but --max-disk allows {self.limit:,}; allow more and run again to resume"
+                    )
+                self.changed.wait()
+            self.used += size
+
+    def release(self, size: int) -> None:
+        with self.changed:
+            self.used -= size
+            self.changed.notify_all()
 
 
 class StreamingDataset:
@@ -124,120 +361,6 @@ class StreamingDataset:
         return plan
 
 
-class StreamLoader:
-    """The training batches of a streamed corpus. Arguments as for `Loader`."""
-
-    def __init__(
-        self,
-        segments: SegmentStore,
-        seq_len: int,
-        sequences_per_step: int,
-        micro_batch: int,
-        seed: int,
-        world: int = 1,
-        rank: int = 0,
-        eot: int | None = None,
-    ) -> None:
-        self._batch_tokens = sequences_per_step * seq_len
-        self.micro_steps = micro_steps(self._batch_tokens, seq_len, micro_batch, world)
-        self._segments = segments
-        self._arguments = (seq_len, sequences_per_step, micro_batch, seed, world, rank, eot)
-        self._first_steps = [0]  # of each segment whose size is known, and of the one after
-        self._open: dict[int, Loader] = {}
-        self._guard = threading.RLock()  # batches are prefetched by threads
-        self._preparer: Preparer | None = None
-        self._check: Callable[[], None] = lambda: None
-        self._over = False
-
-    def batch(self, step: int, micro_step: int) -> Batch:
-        """Return the batch of a micro-step; wait until its segment is ready.
-
-        Raises:
-            InputError: The helper process has ended, or the segment is smaller than a step.
-        """
-        if not self.is_ready(step):
-            self._wait_for(step)
-        loader, first = self._loader(step)
-        return loader.batch(step - first, micro_step)
-
-    def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
-        """Return the indices of the windows of that batch within its segment, (B,)."""
-        loader, first = self._loader(step)
-        return loader.windows(step - first, micro_step, rank)
-
-    def epoch_of(self, step: int) -> float:
-        """Return the segments completed after ``step`` steps."""
-        number = self.segment_of(step)
-        if number + 1 == len(self._first_steps):  # the size of this segment is not known yet
-            return float(number)
-        first, end = self._first_steps[number : number + 2]
-        return number + (step - first) / (end - first)
-
-    def segment_of(self, step: int) -> int:
-        """Return the segment that a step reads, or the first segment of unknown size or smaller than a step."""
-        with self._guard:
-            seq_len, sequences = self._arguments[:2]
-            while step >= self._first_steps[-1]:
-                number = len(self._first_steps) - 1
-                steps = ((self._segments.tokens(number) or 1) - 1) // seq_len // sequences
-                if not steps:
-                    return number
-                self._first_steps.append(self._first_steps[-1] + steps)
-            return bisect_right(self._first_steps, step) - 1
-
-    def is_ready(self, step: int) -> bool:
-        """Return whether the batches of a step can be read now."""
-        number = self.segment_of(step)
-        return number + 1 < len(self._first_steps) and self._segments.is_ready(number)
-
-    def begins_segment(self, step: int) -> bool:
-        """Return whether a step is the first of its segment."""
-        self.segment_of(step)
-        return step in self._first_steps
-
-    @contextmanager
-    def preparing_ahead(self, step: int, check: Callable[[], None]) -> Iterator[None]:
-        """Run the helper process that prepares segments, starting with that of ``step``, within the block.
-
-        Args:
-            step: The first step that will be read.
-            check: Called repeatedly while a batch waits for its segment; an exception from it ends the wait.
-        """
-        with Preparer(self._segments, self.segment_of(step)) as preparer:
-            self._preparer, self._check = preparer, check
-            yield
-        if self._over:
-            self._segments.remove_all()
-
-    def release(self, step: int, over: bool) -> None:
-        """Delete the segments before that of ``step``, or all of them if the run is ``over``.
-
-        Call this once the state after ``step`` steps is saved.
-        """
-        number, self._over = self.segment_of(step), over
-        with self._guard:
-            for old in [n for n in self._open if n < number]:
-                del self._open[old]
-        assert self._preparer is not None
-        self._preparer.keep_from(number)
-
-    def _wait_for(self, step: int) -> None:
-        log.info("waiting for segment %d of the data to be prepared", self.segment_of(step))
-        assert self._preparer is not None
-        while not self.is_ready(step):
-            self._check()
-            self._segments.require_one_step(self.segment_of(step), self._batch_tokens)
-            self._preparer.require_running()
-            time.sleep(_POLL_SECONDS)
-
-    def _loader(self, step: int) -> tuple[Loader, int]:
-        number = self.segment_of(step)
-        with self._guard:
-            if number not in self._open:
-                self._open[number] = Loader(self._segments.stream(number), *self._arguments, first_epoch=number)
-            return self._open[number], self._first_steps[number]
-
-
 class Preparer:
     """The helper process that prepares segments from ``first`` on; it runs within a ``with`` block."""
 
@@ -249,7 +372,7 @@ class Preparer:
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # the same source as this file's
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gpt2lab.data.segments", *self._arguments],
+                [sys.executable, "-m", "gpt2lab.data.streaming", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -281,3 +404,28 @@ class Preparer:
             raise InputError(f"preparing ahead: {said[-1]} (training is saved: resume with --resume)")
         why = said[-1] if said else f"exit status {code}"
         raise InputError(f"the process that prepares the data ended ({why}); see {self._log}, and resume with --resume")
+
+
+def _prepare_for_training(folder: str, first: str, max_disk: str) -> int:
+    """Prepare segments from ``first`` on until standard input ends, whose lines are arguments of `keep_from`."""
+    if sys.platform != "win32":
+        os.nice(10)  # training takes precedence
+
+    def listen() -> None:
+        for line in sys.stdin:
+            store.keep_from(int(line))
+        os._exit(0)  # training has ended
+
+    try:
+        store = SegmentStore.reopen(Path(folder), int(max_disk) or None)
+        store.tidy(int(first))
+        threading.Thread(target=listen, daemon=True).start()
+        store.prepare_ahead()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_prepare_for_training(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""One chunk of text to token files, and the journal of the chunks that are finished.
+"""One chunk of text to token files within a bound on disk space, and the journal of the chunks that are finished.
 
     documents -> the part for each split -> batches of text -> ids -> shards, in one pass
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice, tee
 from pathlib import Path
@@ -23,9 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2lab.data.dataset import text_bytes
-from gpt2lab.data.documents import Document
-from gpt2lab.data.download import DiskBudget, bytes_below
-from gpt2lab.data.selection import SPLITS, Cleaner, Part, SplitRule, hash_of, write_hashes
+from gpt2lab.data.documents import SPLITS, Cleaner, Document, Part, SplitRule, hash_of, write_hashes
 from gpt2lab.data.shards import (
     JOURNAL,
     ShardInfo,
@@ -36,17 +35,64 @@ from gpt2lab.data.shards import (
     format_for,
     open_shard,
 )
-from gpt2lab.data.sources import Chunk, fetched, here, read_chunk
+from gpt2lab.data.sources import Chunk, files_of, read_chunk
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, temporary_name, write_json
+from gpt2lab.files import bytes_below, is_full, read_json, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 SOURCE = "source"
+_KEPT = "completed files are kept: run the same command again"
 _BATCH_CHARACTERS = 1 << 17
 """Text that one thread of the encoder processes at once."""
 _GPT2 = "7e6b205346b649bbd0f3dc1b6c593f259ffeeca9fa9f0ada295c1438faa431f3"
 """Fingerprint of GPT-2's tokenizer."""
+
+
+class DiskFull(InputError):
+    """The disk, or the part of it that may be used, is full; with more space the same command resumes."""
+
+
+class DiskBudget:
+    """Counts the bytes of downloads and token files on the disk, and refuses those beyond ``limit``."""
+
+    def __init__(self, limit: int | None, used: int = 0) -> None:
+        self.limit = limit
+        self.used = used
+
+    def reserve(self, size: int) -> None:
+        """Count bytes that are about to be written. Raises `DiskFull` if they exceed the limit."""
+        if self.limit is not None and self.used + size > self.limit:
+            raise DiskFull(
+                f"{self.used:,} bytes are written and {size:,} more would exceed the {self.limit:,} of --max-disk; "
+                f"{_KEPT} with more"
+            )
+        self.used += size
+
+    def release(self, size: int) -> None:
+        """Count bytes that were deleted."""
+        self.used -= size
+
+
+@contextmanager
+def explaining_full_disk(folder: Path, needed: int) -> Iterator[None]:
+    """Turn the error of a full disk into `DiskFull`, with the bytes needed and free.
+
+    Args:
+        folder: The directory that is written, which need not exist yet.
+        needed: Estimated bytes that are still to be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        raise DiskFull(
+            f"{folder}: the disk is full ({error.strerror}): about {needed:,} bytes are needed, {free:,} are free; "
+            f"{_KEPT} with more space"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -69,6 +115,15 @@ class ChunkRecord:
     shards: tuple[ShardInfo, ...]
 
 
+class _Piece(NamedTuple):
+    """A piece of a document's text for one split; ``first`` marks the first one, with which ``bits`` are counted."""
+
+    split: str
+    text: str
+    first: bool
+    bits: float | None
+
+
 @dataclass
 class ChunkWriter:
     """Writes the shards of one chunk.
@@ -78,7 +133,7 @@ class ChunkWriter:
         budget: Limits the bytes of downloads and shards.
         keep_hashes: Whether to also write the hashes of the documents.
         seen: Hashes of earlier documents, sorted; see `Cleaner`.
-        advance: Called with the documents, bytes of text and tokens written so far.
+        advance: Called with what is written so far.
     """
 
     chunk: Chunk
@@ -88,49 +143,49 @@ class ChunkWriter:
     budget: DiskBudget
     keep_hashes: bool = False
     seen: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    advance: Callable[[int, int, int], None] = lambda documents, size, tokens: None
+    advance: Callable[[SplitInfo], None] = lambda written: None
 
     def write(self, limit: int | None = None) -> ChunkRecord:
         """Write the chunk, or its first ``limit`` documents, and return what the shards hold."""
-        paths = self._fetch() if self.chunk.download else here(self.chunk)
+        source, arguments = self.folder / SOURCE, self.plan.arguments
+        if self.chunk.download:
+            source.mkdir(exist_ok=True)
+            self.budget.reserve(self.chunk.download - bytes_below(source))
+        paths = files_of(self.chunk, source)
         if self.chunk.cut == "tokens":
             return self._take_tokens(paths[0])
-        arguments = self.plan.arguments
         self._read = 0
         self._hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
         self._cleaner = Cleaner(arguments["min_length"], arguments["deduplicate"], self.seen)
-        outputs = {split: _SplitOutput(self._shards(split), self.tokenizer) for split in SPLITS}
+        self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, SplitInfo())
+        variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
+        shards = {split: ShardWriter(self.folder, split, variant, size, self.budget.reserve) for split in SPLITS}
         try:
-            self._write_documents(islice(read_chunk(self.chunk, paths), limit), outputs)
+            self._write_documents(islice(read_chunk(self.chunk, paths), limit), shards)
         finally:
-            for output in outputs.values():
-                output.shards.abandon()
+            for writer in shards.values():
+                writer.abandon()
         if self.keep_hashes:
             write_hashes(self.folder, self._hashes)
-        shards = [self._describe(path, split) for split, output in outputs.items() for path in output.shards.paths]
-        splits = {split: output.info() for split, output in outputs.items() if output.documents}
-        return ChunkRecord(self._read, self._cleaner.short, self._cleaner.duplicates, splits, tuple(shards))
+        infos = [self._describe(path, split) for split, writer in shards.items() for path in writer.paths]
+        splits = {split: info for split, info in self._written.items() if info.documents}
+        return ChunkRecord(self._read, self._cleaner.short, self._cleaner.duplicates, splits, tuple(infos))
 
-    def _fetch(self) -> list[Path]:
-        folder = self.folder / SOURCE
-        folder.mkdir(exist_ok=True)
-        self.budget.reserve(self.chunk.download - bytes_below(folder))
-        return fetched(self.chunk, folder)
-
-    def _shards(self, split: str) -> ShardWriter:
-        shard_tokens = self.plan.arguments["shard_tokens"]
-        return ShardWriter(self.folder, split, format_for(self.tokenizer.n_vocab), shard_tokens, self.budget.reserve)
-
-    def _write_documents(self, documents: Iterable[Document], outputs: dict[str, _SplitOutput]) -> None:
+    def _write_documents(self, documents: Iterable[Document], shards: dict[str, ShardWriter]) -> None:
         batches, texts = tee(self._batches(documents))
+        eot = np.array([self.tokenizer.eot], dtype=np.int64)
         encoded = self.tokenizer.encode_arrays([piece.text for piece in batch] for batch in texts)
         for batch, ids_of_batch in zip(batches, encoded, strict=True):
-            for piece, ids in zip(batch, ids_of_batch, strict=True):
-                outputs[piece.split].add(piece, ids)
-            done = outputs.values()
-            self.advance(sum(o.documents for o in done), sum(o.bytes for o in done), sum(o.tokens for o in done))
-        for output in outputs.values():
-            output.shards.finish()
+            for (split, text, first, bits), ids in zip(batch, ids_of_batch, strict=True):
+                if first:
+                    ids = np.concatenate([eot, ids])
+                shards[split].write(ids)
+                self._written[split] += SplitInfo(
+                    int(first), len(ids), len(text.encode("utf-8")), bits if first else 0.0
+                )
+            self.advance(sum(self._written.values(), SplitInfo()))
+        for writer in shards.values():
+            writer.finish()
 
     def _batches(self, documents: Iterable[Document]) -> Iterator[list[_Piece]]:
         """Yield the text of the documents that are kept, in batches of about `_BATCH_CHARACTERS`."""
@@ -177,45 +232,13 @@ class ChunkWriter:
             raise InputError(f"{source.name}: holds ids of GPT-2's own tokenizer; give that one with --tokenizer")
         path = self.folder / f"{split}_000000.bin"
         source.replace(path)
-        info = self._describe(path, split)
+        shard = self._describe(path, split)
         counts = np.zeros(tokenizer.n_vocab, dtype=np.int64)
         for ids in TokenStream(str(path), [open_shard(path)]).blocks():
             counts += np.bincount(ids, minlength=len(counts))
-        documents, size = int(counts[tokenizer.eot]), text_bytes(counts, tokenizer)
-        self.advance(documents, size, info.tokens)
-        return ChunkRecord(documents, 0, 0, {split: SplitInfo(documents, info.tokens, size, None)}, (info,))
-
-
-class _Piece(NamedTuple):
-    """A piece of a document's text for one split; ``first`` marks the first one, with which ``bits`` are counted."""
-
-    split: str
-    text: str
-    first: bool
-    bits: float | None
-
-
-class _SplitOutput:
-    """The shards of one split of a chunk, and what they hold so far."""
-
-    def __init__(self, shards: ShardWriter, tokenizer: Tokenizer) -> None:
-        self.shards = shards
-        assert tokenizer.eot is not None  # checked by `prepare_shards`
-        self._eot = tokenizer.eot
-        self.documents = self.bytes = self.tokens = 0
-        self._bits: float | None = 0.0
-
-    def add(self, piece: _Piece, ids: np.ndarray) -> None:
-        if piece.first:
-            ids = np.concatenate([[self._eot], ids])
-            self.documents += 1
-            self._bits = None if self._bits is None or piece.bits is None else self._bits + piece.bits
-        self.bytes += len(piece.text.encode("utf-8"))
-        self.tokens += len(ids)
-        self.shards.write(ids)
-
-    def info(self) -> SplitInfo:
-        return SplitInfo(self.documents, self.tokens, self.bytes, self._bits)
+        info = SplitInfo(int(counts[tokenizer.eot]), shard.tokens, text_bytes(counts, tokenizer), None)
+        self.advance(info)
+        return ChunkRecord(info.documents, 0, 0, {split: info}, (shard,))
 
 
 class Journal:

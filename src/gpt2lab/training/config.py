@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gpt2lab.data.download import size_of
 from gpt2lab.errors import InputError, did_you_mean, one_of
+from gpt2lab.files import parse_size
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 
@@ -255,7 +255,7 @@ class TrainConfig:
         if self.epochs is not None:
             raise InputError(f"epochs {self.epochs}: {self.data} has no known length; give steps or max_tokens")
         if self.max_disk is not None:
-            size_of(self.max_disk)
+            parse_size(self.max_disk)
 
     def recipe(self) -> Recipe:
         """Return the architecture, optimizer and batch size: those given, and the preset's (or init's) for the rest.

@@ -29,9 +29,8 @@ import torch
 import torch.utils.checkpoint
 
 from gpt2lab import runtime
-from gpt2lab.data.loader import Prefetcher, count_windows, within_documents
+from gpt2lab.data.loader import Prefetcher, StreamLoader, count_windows, within_documents
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.streaming import StreamLoader
 from gpt2lab.model.flops import mfu, peak_flops
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run

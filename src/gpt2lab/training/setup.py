@@ -14,12 +14,11 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.download import size_of
-from gpt2lab.data.loader import Loader, count_windows, micro_steps
-from gpt2lab.data.segments import SegmentStore
+from gpt2lab.data.loader import Loader, StreamLoader, count_windows, micro_steps
 from gpt2lab.data.shards import DataManifest, TokenStream
-from gpt2lab.data.streaming import StreamingDataset, StreamLoader
+from gpt2lab.data.streaming import SegmentStore, StreamingDataset
 from gpt2lab.errors import InputError
+from gpt2lab.files import parse_size
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
@@ -119,7 +118,7 @@ def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
     tokenizer, directory = config.tokenizer, run.with_name(f"{run.name}.stream")
     if Run(run).stream.exists() or tokenizer is None:
         tokenizer, directory = Run(run).tokenizer, Run(run).stream
-    max_disk = None if config.max_disk is None else size_of(config.max_disk)
+    max_disk = None if config.max_disk is None else parse_size(config.max_disk)
     return StreamingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
 
