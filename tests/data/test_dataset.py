@@ -185,7 +185,7 @@ def test_a_survey_counts_tokens_and_documents_across_blocks_and_files(tokens: li
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "BLOCK", block)
         stream = make_stream(folder, tokens, 7)
-        assert [ids.tolist() for ids in split_documents(stream, END)] == documents
+        assert [ids.tolist() for ids in split_documents(stream.blocks(), END)] == documents
         found = survey(stream, END + 1, END)
     assert found.counts.tolist() == [tokens.count(token) for token in range(END + 1)]
     assert found.lengths.tolist() == [len(document) for document in documents]

@@ -120,8 +120,8 @@ def test_a_rank_whose_download_fails_does_not_hold_up_the_others(
 HOLD = """
 import sys
 from pathlib import Path
-from gpt2lab.data.prepare import preparation_lock
-with preparation_lock(Path(sys.argv[1]) / "preparing", [0]):
+from gpt2lab.files import locked
+with locked(Path(sys.argv[1]) / "preparing" / "lock", ValueError("locked"), [0]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -183,7 +183,9 @@ def test_data_that_turns_out_too_large_stops_and_resumes_with_more_disk(tmp_path
         rows = [f"{number} {n} " + "a" * 5000 for n in range(200)]
         pq.write_table(pa.table({"text": rows}), tmp_path / f"{number}.parquet", compression="zstd")
     sources = [str(tmp_path / "*.parquet")]
-    with pytest.raises(DiskFull, match=r"bytes are written and [\d,]+ more would go beyond the 500,000 of --max-disk"):
+    with pytest.raises(
+        DiskFull, match=r"take [\d,]+ bytes or more, but --max-disk allows 500,000; completed files are kept"
+    ):
         prepare(sources, tokenizer, tmp_path / "out", max_disk=500_000)
     assert bytes_below(tmp_path / "out") < 500_000
     prepare(sources, tokenizer, tmp_path / "out", max_disk=9_000_000)

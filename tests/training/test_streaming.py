@@ -269,7 +269,7 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     for number in range(3):
         segments.prepare(number)
         told = [story.text for story in itertools.islice(stories(0, 100 * number), 100)]
-        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(segments.stream(number), eot)]
+        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(segments.stream(number).blocks(), eot)]
         assert len(found) > 80 and [text for text in told if text in found] == found
 
 

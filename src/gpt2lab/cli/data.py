@@ -182,7 +182,7 @@ class ShowData(Command):
         _print_tokens(counts, tokenizer, self.tokens)
         vocabulary = tokenizer.vocab
         for split, stream in streams.items():
-            for number, ids in enumerate(islice(split_documents(stream, eot), self.documents), start=1):
+            for number, ids in enumerate(islice(split_documents(stream.blocks(), eot), self.documents), start=1):
                 print(f"\n{split}, document {number}, {len(ids):,} tokens:")
                 console.print_tokens([render_token(vocabulary[token]) for token in ids[:_SHOWN].tolist()])
         if self.picture is not None:

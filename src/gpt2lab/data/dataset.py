@@ -7,6 +7,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from gpt2lab.data.shards import (
     open_shard,
 )
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
 """Subdirectory of prepared data that holds its tokenizer."""
@@ -89,7 +90,7 @@ class TokenDataset:
     def documents(self, split: str) -> Iterator[str]:
         """Yield the text of each document of a split. Raises what `stream` and `tokenizer` do."""
         tokenizer = self.tokenizer()
-        for ids in split_documents(self.stream(split), self.manifest.tokenizer.eot):
+        for ids in split_documents(self.stream(split).blocks(), self.manifest.tokenizer.eot):
             yield tokenizer.decode(ids.tolist())
 
     def tokenizer(self) -> Tokenizer:
@@ -112,25 +113,16 @@ class TokenDataset:
             )
 
 
-def split_documents(stream: TokenStream, eot: int) -> Iterator[np.ndarray]:
+def split_documents(blocks: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarray]:
     """Yield the ids of each document that is not empty, whether ``<|endoftext|>`` precedes or follows documents."""
-    return _split_documents(stream.blocks(), eot)
-
-
-def _split_documents(blocks: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarray]:
     held: list[np.ndarray] = []  # parts of the document that continues in the next block
-    for block in blocks:
+    for block in chain(blocks, [np.array([eot])]):
         first, *rest = np.split(block, np.flatnonzero(block == eot))
         held.append(first)
         for following in rest:
-            yield from _joined(held)
+            if any(map(len, held)):
+                yield np.concatenate(held)
             held = [following[1:]]
-    yield from _joined(held)
-
-
-def _joined(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
-    if sum(map(len, parts)):
-        yield np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -158,7 +150,7 @@ def survey(stream: TokenStream, n_vocab: int, eot: int) -> Survey:
             counts[:] += np.bincount(block, minlength=n_vocab)
             yield block
 
-    for ids in _split_documents(counted(), eot):
+    for ids in split_documents(counted(), eot):
         lengths.append(len(ids))
         hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "big"))
     return Survey(counts, np.array(lengths), np.array(hashes))
@@ -184,8 +176,7 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
         InputError: There are no such files, or a manifest already; a file is damaged, its name does not tell its
             split, or it has an id beyond the vocabulary; a split has no text; the tokenizer has no ``<|endoftext|>``.
     """
-    if tokenizer.eot is None:
-        raise InputError(f"the tokenizer has no {END_OF_TEXT} to separate documents; give the one of the files")
+    made_with = TokenizerInfo.of(tokenizer)
     if (directory / MANIFEST).exists():
         raise InputError(f"{directory}: already has a {MANIFEST}; it is prepared data as it is")
     paths = sorted([*directory.glob("*.bin"), *directory.glob("*.npy")])
@@ -200,9 +191,13 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
     splits = {split: [shards[directory / info.name] for info in infos if info.split == split] for split in SPLITS}
     manifest = DataManifest(
         source=SourceInfo((str(directory),), 0, None),
-        tokenizer=TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot),
+        tokenizer=made_with,
         split_rule=SplitRule("given", 0.0, 0.0),
-        splits={split: _info(TokenStream(split, found), tokenizer) for split, found in splits.items() if found},
+        splits={
+            split: _info(TokenStream(split, found), tokenizer, made_with.eot)
+            for split, found in splits.items()
+            if found
+        },
         shards=infos,
     )
     tokenizer.save(directory / TOKENIZER)
@@ -217,9 +212,8 @@ def _split_of(path: Path) -> str:
     return named.pop().removesuffix("idation")
 
 
-def _info(stream: TokenStream, tokenizer: Tokenizer) -> SplitInfo:
-    assert tokenizer.eot is not None
-    found = survey(stream, tokenizer.n_vocab, tokenizer.eot)
+def _info(stream: TokenStream, tokenizer: Tokenizer, eot: int) -> SplitInfo:
+    found = survey(stream, tokenizer.n_vocab, eot)
     if not len(found.lengths):
         raise InputError(
             f"{stream.shards[0].path}: {stream.name} holds {len(stream)} tokens and no text; copy it again or remove it"

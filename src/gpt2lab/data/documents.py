@@ -319,9 +319,7 @@ def _text_of_row(value: bytes, where: str, errors: str) -> str:
     try:
         return value.decode("utf-8", errors)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where} is not UTF-8 at byte {error.start}; correct it or use --errors replace"
-        ) from error
+        raise InputError(f"{where} is not UTF-8 at byte {error.start}; correct it or use --errors replace") from error
 
 
 @contextmanager
@@ -371,13 +369,6 @@ class SplitRule:
                 "their sum must be less than 1"
             )
 
-    def wanted(self) -> tuple[str, ...]:
-        """Return the splits that must not be empty, in the order of `SPLITS`; none if they are given."""
-        if self.by == "given":
-            return ()
-        fractions = (1.0, self.val_fraction, self.test_fraction)
-        return tuple(split for split, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0.0)
-
     def parts(self, document: Document, hashed: int | None = None) -> Iterator[Part]:
         """Yield the parts of a document; read each before the next.
 
@@ -415,32 +406,6 @@ def _section(pieces: Iterator[str], start: int, stop: int) -> Iterator[str]:
         position += len(piece)
         if position >= stop:
             return
-
-
-class Cleaner:
-    """Decides which documents are kept; ``short`` and ``duplicates`` count those that are dropped."""
-
-    def __init__(self, min_length: int, deduplicate: bool, seen: np.ndarray) -> None:
-        """Keep documents of at least ``min_length`` characters whose hash is not in ``seen`` (sorted)."""
-        self._min_length = min_length
-        self._deduplicate = deduplicate
-        self._seen = seen
-        self._new: set[int] = set()
-        self.short = self.duplicates = 0
-
-    def keeps(self, document: Document, hashed: int | None) -> bool:
-        """Return whether to keep a document; duplicates are recognized by its hash."""
-        if self._min_length and sum(map(len, document.pieces())) < self._min_length:
-            self.short += 1
-            return False
-        if self._deduplicate:
-            assert hashed is not None
-            at = np.searchsorted(self._seen, np.uint64(hashed))
-            if hashed in self._new or hashed in self._seen[at : at + 1]:
-                self.duplicates += 1
-                return False
-            self._new.add(hashed)
-        return True
 
 
 def write_hashes(folder: Path, hashes: dict[str, list[int]]) -> None:

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -359,20 +359,6 @@ class StreamLoader:
             return self._open[number], self._first_steps[number]
 
 
-class BatchSource(Protocol):
-    """What a `Prefetcher` reads from: a `Loader` or a `StreamLoader`."""
-
-    micro_steps: int
-
-    def batch(self, step: int, micro_step: int) -> Batch:
-        """Return the batch of a micro-step."""
-        ...
-
-    def is_ready(self, step: int) -> bool:
-        """Return whether the batches of a step can be read without waiting."""
-        ...
-
-
 _BATCHES_AHEAD = 2
 """Batches prefetched per thread."""
 
@@ -380,7 +366,7 @@ _BATCHES_AHEAD = 2
 class Prefetcher:
     """Batches of a loader, prefetched by ``workers`` threads within a ``with`` block (without prefetching outside)."""
 
-    def __init__(self, loader: BatchSource, workers: int) -> None:
+    def __init__(self, loader: Loader | StreamLoader, workers: int) -> None:
         if workers < 0:
             raise InputError(f"workers is {workers}; it must be 0 or more")
         self._loader = loader

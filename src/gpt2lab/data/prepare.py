@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, count, islice
@@ -54,7 +54,7 @@ from gpt2lab.data.writing import (
 from gpt2lab.errors import InputError
 from gpt2lab.files import bytes_below, locked
 from gpt2lab.hub import Unreachable
-from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_FRACTION = 0.05
 _ENOUGH_HELD_OUT = 10_000
@@ -144,7 +144,7 @@ def prepare_shards(
 
     All processes write to the same directory, each to its own chunks, and each uses at most ``max_disk / world``.
     """
-    require_eot(tokenizer)
+    TokenizerInfo.of(tokenizer)
     if world > 1 and (config.deduplicate or config.max_documents):
         option = "--deduplicate" if config.deduplicate else "--max-documents"
         raise InputError(f"{option} needs all documents in order; prepare with one process, not {world}")
@@ -157,9 +157,12 @@ def prepare_shards(
         raise InputError(f"{out}: already exists and was not changed; choose a directory that does not exist")
     with explaining_full_disk(out, _SMALL_FILES):
         plan = journal.plan(config.arguments(tokenizer), partial(make_plan, config, tokenizer, max_disk, world))
+    taken = AlreadyPreparing(f"{out} is being prepared by another process; wait until it ends, or stop it")
     own = range(rank, len(plan.chunks), world)
     try:
-        with preparation_lock(journal.folder, [index for index in own if not journal.is_complete(index)]):
+        unfinished = [index for index in own if not journal.is_complete(index)]
+        # with nothing left to do here, whoever completes the others may already be deleting the journal
+        with locked(journal.folder / "lock", taken, unfinished) if unfinished else nullcontext():
             _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
         with explaining_full_disk(out, _SMALL_FILES):
             return finish(plan, journal, tokenizer, config, out)
@@ -169,28 +172,6 @@ def prepare_shards(
         if is_new and world == 1 and not any(map(journal.is_complete, own)):
             shutil.rmtree(out, ignore_errors=True)  # created by this call, and nothing in it is of use
         raise
-
-
-def require_eot(tokenizer: Tokenizer) -> int:
-    """Return the id of ``<|endoftext|>``. Raises `InputError` if the tokenizer has none."""
-    if tokenizer.eot is None:
-        raise InputError(f"the tokenizer has no {END_OF_TEXT} to separate documents; use one that was trained with it")
-    return tokenizer.eot
-
-
-@contextmanager
-def preparation_lock(folder: Path, chunks: Sequence[int]) -> Iterator[None]:
-    """Lock some chunks of the journal in ``folder``.
-
-    Raises:
-        AlreadyPreparing: Another process has locked one of them.
-    """
-    if not chunks:  # whoever completes the others may already be deleting the folder
-        yield
-        return
-    taken = AlreadyPreparing(f"{folder.parent} is being prepared by another process; wait until it ends, or stop it")
-    with locked(folder / "lock", taken, chunks):
-        yield
 
 
 class _Preparation:
@@ -372,9 +353,8 @@ def finish(
             overlap([journal.chunk(index) for index in indices]) if given and not config.deduplicate else 0,
         )
         tokenizer.save(out / TOKENIZER)
-        made_with = TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, require_eot(tokenizer))
         shards = tuple(_move_shards(journal, records, out))
-        DataManifest(source_info(config), made_with, plan.rule, splits, shards, left_out).save(out)
+        DataManifest(source_info(config), TokenizerInfo.of(tokenizer), plan.rule, splits, shards, left_out).save(out)
     except (OSError, InputError):
         if not (out / MANIFEST).exists():  # else another process completed it meanwhile
             raise
@@ -399,7 +379,8 @@ def _move_shards(journal: Journal, records: Sequence[ChunkRecord], out: Path) ->
 
 
 def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:
-    if empty := [split for split in rule.wanted() if split not in splits]:
+    wanted = {"train": 1.0, "val": rule.val_fraction, "test": rule.test_fraction}
+    if empty := [split for split in SPLITS if rule.by != "given" and wanted[split] and split not in splits]:
         shutil.rmtree(out, ignore_errors=True)
         raise InputError(
             f"the text is too short to hold out val {rule.val_fraction:g} and test {rule.test_fraction:g} of it: "

@@ -27,6 +27,7 @@ import numpy as np
 from gpt2lab.data.documents import SPLITS, SplitRule
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, sync_directory, write_json
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 HEADER_BYTES = 1024
 BLOCK = 1 << 20
@@ -143,53 +144,47 @@ def checked_sha256(shard: Shard, n_vocab: int) -> str:
     return digest.hexdigest()
 
 
+@dataclass(eq=False)
 class ShardWriter:
     """Writes the tokens of a split to ``{split}_000000.bin``, ``{split}_000001.bin``, ... of a fixed number of tokens.
 
     A file has a temporary name until it is complete and on disk. Only the buffer of the open file is in memory.
+    ``reserve`` is called with the number of bytes before each write, and may raise.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        split: str,
-        variant: ShardFormat,
-        shard_tokens: int,
-        reserve: Callable[[int], None] = lambda size: None,
-    ) -> None:
-        """Write to ``directory``; ``reserve`` is called with the number of bytes before each write, and may raise."""
-        if not 1 <= shard_tokens < 1 << 31:
-            raise InputError(f"shard_tokens is {shard_tokens}; a file holds 1 to {(1 << 31) - 1} tokens")
-        self._directory = directory
-        self.split = split
-        self.variant = variant
-        self._shard_tokens = shard_tokens
-        self._reserve = reserve
-        self._file = None
+    directory: Path
+    split: str
+    variant: ShardFormat
+    shard_tokens: int
+    reserve: Callable[[int], None] = lambda size: None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_tokens < 1 << 31:
+            raise InputError(f"shard_tokens is {self.shard_tokens}; a file holds 1 to {(1 << 31) - 1} tokens")
+        self._file: BinaryIO | None = None
         self._in_file = 0
         self.paths: list[Path] = []
 
     def write(self, ids: np.ndarray) -> None:
         """Append ids (1-d, integers); start a new file when one is full."""
         while len(ids):
-            if self._file is None:
-                self._begin()
-            assert self._file is not None
-            part = ids[: self._shard_tokens - self._in_file]
-            self._reserve(len(part) * self.variant.dtype.itemsize)
-            self._file.write(part.astype(self.variant.dtype, copy=False).tobytes())
+            file = self._file or self._begin()
+            part = ids[: self.shard_tokens - self._in_file]
+            self.reserve(len(part) * self.variant.dtype.itemsize)
+            file.write(part.astype(self.variant.dtype, copy=False).tobytes())
             self._in_file += len(part)
             ids = ids[len(part) :]
-            if self._in_file == self._shard_tokens:
+            if self._in_file == self.shard_tokens:
                 self.finish()
 
-    def _begin(self) -> None:
-        self._reserve(HEADER_BYTES)
-        path = self._directory / f"{self.split}_{len(self.paths):06d}.bin"
+    def _begin(self) -> BinaryIO:
+        self.reserve(HEADER_BYTES)
+        path = self.directory / f"{self.split}_{len(self.paths):06d}.bin"
         self._file = path.with_suffix(".bin.partial").open("wb")
         self._file.write(bytes(HEADER_BYTES))
         self._in_file = 0
         self.paths.append(path)
+        return self._file
 
     def finish(self) -> None:
         """Complete the file that is open, if there is one."""
@@ -304,6 +299,15 @@ class TokenizerInfo:
     fingerprint: str
     n_vocab: int
     eot: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenizerInfo:
+        """Describe a tokenizer. Raises `InputError` if it has no ``<|endoftext|>``."""
+        if tokenizer.eot is None:
+            raise InputError(
+                f"the tokenizer has no {END_OF_TEXT} to separate documents; use one that was trained with it"
+            )
+        return cls(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot)
 
 
 @dataclass(frozen=True)

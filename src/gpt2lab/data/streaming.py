@@ -31,7 +31,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from typing import Any, Self
 
 from gpt2lab.data.dataset import HELD_OUT, TOKENIZER, TokenDataset
 from gpt2lab.data.documents import SplitRule
-from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, require_eot, source_info
+from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, source_info
 from gpt2lab.data.shards import MANIFEST, DataManifest, TokenizerInfo, TokenStream, checked_sha256, open_shard
 from gpt2lab.data.sources import Chunk
 from gpt2lab.data.writing import (
@@ -79,7 +79,7 @@ class SegmentStore:
         self._stories = self._chunks[0].cut == "stories"
         self._repeats = len(self._chunks) == 1 and not self._stories  # every segment is the same
         self._oldest = self._current = 0  # the first segment that is still needed, and the one being written
-        self._budget = _WaitingBudget(max_disk, lambda: self._oldest < self._current)
+        self._budget = DiskBudget(max_disk, more_will_come=lambda: self._oldest < self._current)
 
     @classmethod
     def reopen(cls, folder: Path, max_disk: int | None = None) -> SegmentStore:
@@ -256,31 +256,6 @@ class SegmentStore:
         self._journal.complete(index, kept)
 
 
-class _WaitingBudget(DiskBudget):
-    """A budget that waits for segments in use to be deleted. ``changed`` guards it and is notified when they are."""
-
-    def __init__(self, limit: int | None, more_will_come: Callable[[], bool]) -> None:
-        super().__init__(limit)
-        self.changed = threading.Condition()
-        self._more_will_come = more_will_come
-
-    def reserve(self, size: int) -> None:
-        with self.changed:
-            while self.limit is not None and self.used + size > self.limit:
-                if not self._more_will_come():
-                    raise DiskFull(
-                        f"one segment of this corpus and the held-out splits take {self.used + size:,} bytes or more, "
-                        f"but --max-disk allows {self.limit:,}; allow more and run again to resume"
-                    )
-                self.changed.wait()
-            self.used += size
-
-    def release(self, size: int) -> None:
-        with self.changed:
-            self.used -= size
-            self.changed.notify_all()
-
-
 class StreamingDataset:
     """Stands in for a `TokenDataset`; its ``manifest`` holds what is known before anything is prepared."""
 
@@ -301,7 +276,7 @@ class StreamingDataset:
         self._tokenizer = tokenizer
         self._max_disk = max_disk
         self._config = PrepareConfig((name,), column=column)
-        made_with = TokenizerInfo(tokenizer.fingerprint, tokenizer.n_vocab, require_eot(tokenizer))
+        made_with = TokenizerInfo.of(tokenizer)
         self.manifest = DataManifest(source_info(self._config), made_with, SplitRule("given", 0.0, 0.0), {}, ())
 
     @property

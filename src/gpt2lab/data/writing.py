@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2lab.data.dataset import text_bytes
-from gpt2lab.data.documents import SPLITS, Cleaner, Document, Part, SplitRule, hash_of, write_hashes
+from gpt2lab.data.documents import SPLITS, Document, Part, SplitRule, hash_of, write_hashes
 from gpt2lab.data.shards import (
     JOURNAL,
     ShardInfo,
@@ -54,24 +55,31 @@ class DiskFull(InputError):
 
 
 class DiskBudget:
-    """Counts the bytes of downloads and token files on the disk, and refuses those beyond ``limit``."""
+    """Limits the bytes of downloads and token files on the disk. ``changed`` guards it and is notified of deletions."""
 
-    def __init__(self, limit: int | None, used: int = 0) -> None:
-        self.limit = limit
-        self.used = used
+    def __init__(self, limit: int | None, used: int = 0, more_will_come: Callable[[], bool] = lambda: False) -> None:
+        """Allow ``limit`` bytes, and beyond it wait for deletions while ``more_will_come`` is true."""
+        self.limit, self.used = limit, used
+        self.changed = threading.Condition()
+        self._more_will_come = more_will_come
 
     def reserve(self, size: int) -> None:
         """Count bytes that are about to be written. Raises `DiskFull` if they exceed the limit."""
-        if self.limit is not None and self.used + size > self.limit:
-            raise DiskFull(
-                f"{self.used:,} bytes are written and {size:,} more would exceed the {self.limit:,} of --max-disk; "
-                f"{_KEPT} with more"
-            )
-        self.used += size
+        with self.changed:
+            while self.limit is not None and self.used + size > self.limit:
+                if not self._more_will_come():
+                    raise DiskFull(
+                        f"downloads and shards take {self.used + size:,} bytes or more, but --max-disk allows "
+                        f"{self.limit:,}; {_KEPT} with more"
+                    )
+                self.changed.wait()
+            self.used += size
 
     def release(self, size: int) -> None:
         """Count bytes that were deleted."""
-        self.used -= size
+        with self.changed:
+            self.used -= size
+            self.changed.notify_all()
 
 
 @contextmanager
@@ -132,7 +140,7 @@ class ChunkWriter:
         folder: Where they are written; downloads go to its subdirectory `SOURCE`, which the caller deletes.
         budget: Limits the bytes of downloads and shards.
         keep_hashes: Whether to also write the hashes of the documents.
-        seen: Hashes of earlier documents, sorted; see `Cleaner`.
+        seen: Hashes of earlier documents, sorted, of which no copies are kept.
         advance: Called with what is written so far.
     """
 
@@ -154,9 +162,8 @@ class ChunkWriter:
         paths = files_of(self.chunk, source)
         if self.chunk.cut == "tokens":
             return self._take_tokens(paths[0])
-        self._read = 0
+        self._read = self._short = self._duplicates = 0
         self._hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
-        self._cleaner = Cleaner(arguments["min_length"], arguments["deduplicate"], self.seen)
         self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, SplitInfo())
         variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
         shards = {split: ShardWriter(self.folder, split, variant, size, self.budget.reserve) for split in SPLITS}
@@ -169,7 +176,7 @@ class ChunkWriter:
             write_hashes(self.folder, self._hashes)
         infos = [self._describe(path, split) for split, writer in shards.items() for path in writer.paths]
         splits = {split: info for split, info in self._written.items() if info.documents}
-        return ChunkRecord(self._read, self._cleaner.short, self._cleaner.duplicates, splits, tuple(infos))
+        return ChunkRecord(self._read, self._short, self._duplicates, splits, tuple(infos))
 
     def _write_documents(self, documents: Iterable[Document], shards: dict[str, ShardWriter]) -> None:
         batches, texts = tee(self._batches(documents))
@@ -205,15 +212,22 @@ class ChunkWriter:
 
     def _parts(self, documents: Iterable[Document]) -> Iterator[Part]:
         """Yield the part for each split of every document that is kept."""
-        split, rule = self.chunk.split, self.plan.rule
+        split, rule, new = self.chunk.split, self.plan.rule, set[int]()
         for document in documents:
             self._read += 1
-            hashed = hash_of(document) if self.keep_hashes or rule.by == "hash" else None
-            if not self._cleaner.keeps(document, hashed):
+            if (least := self.plan.arguments["min_length"]) and sum(map(len, document.pieces())) < least:
+                self._short += 1
                 continue
+            hashed = hash_of(document) if self.keep_hashes or rule.by == "hash" else 0
+            if self.plan.arguments["deduplicate"]:
+                at = np.searchsorted(self.seen, np.uint64(hashed))
+                if hashed in new or hashed in self.seen[at : at + 1]:
+                    self._duplicates += 1
+                    continue
+                new.add(hashed)
             parts = [Part(split, document.pieces(), document.bits)] if split else rule.parts(document, hashed)
             for number, part in enumerate(parts):
-                if self.keep_hashes and hashed is not None and number == 0:
+                if self.keep_hashes and number == 0:
                     self._hashes[part.split].append(hashed)
                 yield part
 
