@@ -183,9 +183,7 @@ def test_data_that_turns_out_too_large_stops_and_resumes_with_more_disk(tmp_path
         rows = [f"{number} {n} " + "a" * 5000 for n in range(200)]
         pq.write_table(pa.table({"text": rows}), tmp_path / f"{number}.parquet", compression="zstd")
     sources = [str(tmp_path / "*.parquet")]
-    with pytest.raises(
-        DiskFull, match=r"take [\d,]+ bytes or more, but --max-disk allows 500,000; completed files are kept"
-    ):
+    with pytest.raises(DiskFull, match=r"take [\d,]+ bytes or more, but --max-disk allows 500,000; "):
         prepare(sources, tokenizer, tmp_path / "out", max_disk=500_000)
     assert bytes_below(tmp_path / "out") < 500_000
     prepare(sources, tokenizer, tmp_path / "out", max_disk=9_000_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -118,7 +118,8 @@ def split_documents(blocks: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarr
     held: list[np.ndarray] = []  # parts of the document that continues in the next block
     for block in chain(blocks, [np.array([eot])]):
         first, *rest = np.split(block, np.flatnonzero(block == eot))
-        held.append(first)
+        if len(first):  # the empty part before the last ``eot`` has another dtype
+            held.append(first)
         for following in rest:
             if any(map(len, held)):
                 yield np.concatenate(held)
@@ -193,11 +194,7 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
         source=SourceInfo((str(directory),), 0, None),
         tokenizer=made_with,
         split_rule=SplitRule("given", 0.0, 0.0),
-        splits={
-            split: _info(TokenStream(split, found), tokenizer, made_with.eot)
-            for split, found in splits.items()
-            if found
-        },
+        splits={split: _info(split, found, tokenizer) for split, found in splits.items() if found},
         shards=infos,
     )
     tokenizer.save(directory / TOKENIZER)
@@ -212,10 +209,11 @@ def _split_of(path: Path) -> str:
     return named.pop().removesuffix("idation")
 
 
-def _info(stream: TokenStream, tokenizer: Tokenizer, eot: int) -> SplitInfo:
-    found = survey(stream, tokenizer.n_vocab, eot)
+def _info(split: str, shards: Sequence[Shard], tokenizer: Tokenizer) -> SplitInfo:
+    stream, made_with = TokenStream(split, shards), TokenizerInfo.of(tokenizer)
+    found = survey(stream, made_with.n_vocab, made_with.eot)
     if not len(found.lengths):
         raise InputError(
-            f"{stream.shards[0].path}: {stream.name} holds {len(stream)} tokens and no text; copy it again or remove it"
+            f"{shards[0].path}: {split} holds {len(stream)} tokens and no text; copy it again or remove it"
         )
     return SplitInfo(len(found.lengths), len(stream), text_bytes(found.counts, tokenizer), None)

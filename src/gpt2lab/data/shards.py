@@ -304,9 +304,7 @@ class TokenizerInfo:
     def of(cls, tokenizer: Tokenizer) -> TokenizerInfo:
         """Describe a tokenizer. Raises `InputError` if it has no ``<|endoftext|>``."""
         if tokenizer.eot is None:
-            raise InputError(
-                f"the tokenizer has no {END_OF_TEXT} to separate documents; use one that was trained with it"
-            )
+            raise InputError(f"the tokenizer has no {END_OF_TEXT} to separate documents; use one that has it")
         return cls(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot)
 
 
