@@ -122,8 +122,8 @@ def perplexity(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "wikitext2-test.txt"
         file.write_text(text, encoding="utf-8", newline="\n")
-        text, by_document = held_out_text(file, tokenizer, detokenize), detokenize is not None
-        with text as held_out, console.bar("tokens") as progress, where.autocast():
+        opened, by_document = held_out_text(file, tokenizer, detokenize), detokenize is not None
+        with opened as held_out, console.bar("tokens") as progress, where.autocast():
             found = perplexity_of(model, held_out, model.config.n_ctx, stride, by_document, progress)
         return Measurement("perplexity", held_out.name, found.protocol, found.figures)
 

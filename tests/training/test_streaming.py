@@ -32,7 +32,6 @@ from gpt2lab.data.loader import StreamLoader, permute
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.streaming import SegmentStore, StreamingDataset
 from gpt2lab.data.writing import DiskFull
-from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
