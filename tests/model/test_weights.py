@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,11 +293,13 @@ def test_missing_extra_and_misshapen_weights_are_listed_in_one_line(saved: Path)
         tensors["score.weight"] = torch.zeros(2, 24)
         tensors["transformer.wpe.weight"] = torch.zeros(18, 24)
         tensors["transformer.ln_f.bias"] = torch.zeros(24, dtype=torch.int8)
+        tensors["transformer.h.0.ln_1.weight"][3] = math.nan
         return tensors
 
     rewrite(saved, change)
     said = refusal(saved)
-    for part in ("missing: h.1.ln_2.bias", "score.weight", "wpe.weight (18, 24), not (17, 24)", "ln_f.bias torch.int8"):
+    shape, kind, nan = "wpe.weight (18, 24), not (17, 24)", "ln_f.bias torch.int8", "NaN or infinite: h.0.ln_1.weight"
+    for part in ("missing: h.1.ln_2.bias", "score.weight", shape, kind, nan):
         assert part in said
 
 

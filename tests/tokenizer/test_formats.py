@@ -11,6 +11,7 @@ import tokenizers
 import tokenizers.decoders
 import tokenizers.models
 import tokenizers.pre_tokenizers
+import tokenizers.processors
 import tokenizers.trainers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +109,48 @@ def test_special_tokens_keep_their_ids_in_hugging_faces_library(
     assert {name: theirs.token_to_id(name) for name in specials} == specials
     assert theirs.get_vocab_size() == ours.n_vocab
     assert Tokenizer.load(tmp_path).fingerprint == ours.fingerprint
+
+
+@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
+def test_special_tokens_in_the_files_beside_it_are_read(file: str, tiny: Tokenizer, tmp_path: Path) -> None:
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_file(str(saved_file(tiny, tmp_path))))
+    fast.add_tokens(["<|user|>"], special_tokens=True)
+    fast.save_pretrained(tmp_path / "more")
+    added = {"id": 262, "content": "<|user|>", "special": True}
+    path = tmp_path / "more" / "tokenizer.json"
+    tree = json.loads(path.read_bytes())
+    tree["added_tokens"] = [token for token in tree["added_tokens"] if token["id"] != added["id"]]
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    content = {"<|user|>": 262} if file == "added_tokens.json" else {"added_tokens_decoder": {"262": added}}
+    (tmp_path / "more" / file).write_text(json.dumps(content), encoding="utf-8")
+    ours = Tokenizer.load(tmp_path / "more")
+    text = "low<|user|>er"
+    assert ours.special_tokens["<|user|>"] == 262
+    assert ours.encode(text, "all") == fast.encode(text)
+
+
+def saved_file(tokenizer: Tokenizer, directory: Path) -> Path:
+    tokenizer.save(directory)
+    return directory / "tokenizer.json"
+
+
+@pytest.mark.parametrize("setting", ["truncation", "padding", "post_processor", "add_bos_token"])
+def test_settings_that_only_add_or_cut_ids_are_named(
+    setting: str, tiny: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved_file(tiny, tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    if setting == "truncation":
+        theirs.enable_truncation(2)
+    elif setting == "padding":
+        theirs.enable_padding(length=9)
+    elif setting == "post_processor":
+        theirs.post_processor = tokenizers.processors.BertProcessing(("<|endoftext|>", 261), ("<|endoftext|>", 261))
+    else:
+        (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}', encoding="utf-8")
+    theirs.save(str(path))
+    assert Tokenizer.load(tmp_path).encode("low low lower") == tiny.encode("low low lower")
+    assert f"{setting} ignored; ids are those of the text itself" in caplog.text
 
 
 # Merges that no training makes: in any order, of parts made later, one token made in two ways.

@@ -47,6 +47,11 @@ def with_file(name: str, content: bytes, read: Callable[[Path], object]):
     return action
 
 
+def load_saved(folder: Path) -> None:
+    Tokenizer.load(folder).save(folder)
+    Tokenizer.load(folder)
+
+
 def gpt2_with(*present: str):
     def action(tiny: Tokenizer, folder: Path) -> None:
         for name in present:
@@ -124,6 +129,15 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
         with_file("tokenizer.json", b"[1, 2]", Tokenizer.load),
         "not a tokenizer.json as Hugging Face writes it",
     ),
+    "a special token with two ids": (
+        with_file("added_tokens.json", b'{"<|endoftext|>": 4}', load_saved),
+        r"the special token '<\|endoftext\|>' has two ids, 261 and 4",
+    ),
+    "a space before each text": (
+        with_file("tokenizer_config.json", b'{"add_prefix_space": true}', load_saved),
+        r"tokenizer_config.json puts a space before each text \(add_prefix_space\)",
+    ),
+    "settings that are no object": (with_file("tokenizer_config.json", b"[1]", load_saved), "not a tokenizer.json as"),
     "none of GPT-2's files": (gpt2_with(), GPT2_NEEDS),
     "GPT-2's ids only": (gpt2_with("encoder.json"), GPT2_NEEDS),
     "GPT-2's merges only": (gpt2_with("merges.txt"), GPT2_NEEDS),

@@ -61,7 +61,7 @@ def read_hf(directory: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
 
     Raises:
         InputError: It is not there, not GPT-2's architecture, not safetensors, or weights are missing, too many or of
-            other shapes than its configuration says (listed).
+            other shapes than its configuration says, or not finite (listed).
     """
     if not (directory / CONFIG).is_file():
         what = "holds no model (config.json is missing)" if directory.is_dir() else "does not exist"
@@ -245,7 +245,14 @@ def _require_same(theirs: Mapping[str, torch.Tensor], expected: Mapping[str, tup
         if name in theirs and tuple(theirs[name].shape) != shape
     ]
     integer = [f"{name} {tensor.dtype}" for name, tensor in theirs.items() if not tensor.is_floating_point()]
-    parts = {"missing": missing, "not GPT-2's": extra, "of another shape": misshapen, "no floats": integer}
+    not_finite = [name for name, tensor in theirs.items() if not bool(tensor.isfinite().all())]
+    parts = {
+        "missing": missing,
+        "not GPT-2's": extra,
+        "of another shape": misshapen,
+        "no floats": integer,
+        "NaN or infinite": not_finite,
+    }
     if wrong := [f"{what}: {_listed(names)}" for what, names in parts.items() if names]:
         raise InputError(f"{directory}: the weights do not fit {CONFIG}; {'; '.join(wrong)}")
 

@@ -8,9 +8,10 @@ JSON object names every step from text to ids, of which byte-level BPE uses::
     model           BPE: the vocabulary (in GPT-2's visible characters) and the merges
 
 A foreign file is read if it means exactly that. One that does more to a text (a normalizer, a space put before it,
-dropout, a fallback for unknown bytes) is refused, since it would silently get other ids here. ``post_processor``,
-``truncation`` and ``padding`` do not concern the ids of the text itself: they are those that ``tokenizers`` gives with
-``add_special_tokens=False``.
+dropout, a fallback for unknown bytes) is refused, since it would silently get other ids here. A setting that only adds
+ids around a text or cuts some off (``post_processor``, ``truncation``, ``padding``, ``add_bos_token``) is ignored, with
+a warning: ids here are those of the text itself. Special tokens that ``added_tokens.json`` or ``tokenizer_config.json``
+add are read too.
 
 ``encoder.json`` with ``vocab.bpe`` is what OpenAI published with GPT-2; Hugging Face's ``vocab.json`` with
 ``merges.txt`` is the same under other names. The first file maps each token, in visible characters, to its id; the
@@ -25,6 +26,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +40,7 @@ from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode, unicode_t
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
 
 TOKENIZER_FILE = "tokenizer.json"
+log = logging.getLogger(__name__)
 
 
 def read_tokenizer(path: Path) -> Vocabulary:
@@ -55,7 +58,10 @@ def read_tokenizer(path: Path) -> Vocabulary:
         )
     tree = read_json(file)
     try:
-        return _from_json(tree)
+        more = _added_beside(path) if path.is_dir() else {}
+        if ignored := [name for name in ("truncation", "padding", "post_processor") if _changes_ids(tree.get(name))]:
+            log.warning("%s: %s ignored; ids are those of the text itself", file, ", ".join(ignored))
+        return _from_json(tree, more)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -153,7 +159,27 @@ def _pre_tokenizer(pattern: Pattern) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, _byte_level(use_regex=False)]}
 
 
-def _from_json(tree: Any) -> Vocabulary:
+def _changes_ids(setting: Any) -> bool:
+    """Return whether a step of ``tokenizers`` adds or removes ids: not ByteLevel, nor a template without tokens."""
+    if not setting or setting.get("type") == "ByteLevel":
+        return False
+    return setting.get("type") != "TemplateProcessing" or bool(setting["special_tokens"])
+
+
+def _added_beside(directory: Path) -> dict[str, int]:
+    """Return the special tokens that the files beside a ``tokenizer.json`` add, with their ids."""
+    added, config = directory / "added_tokens.json", directory / "tokenizer_config.json"
+    tokens = dict(read_json(added)) if added.exists() else {}
+    settings = read_json(config) if config.exists() else {}
+    if settings.get("add_prefix_space"):
+        raise InputError(f"{config.name} puts a space before each text (add_prefix_space), which is not supported")
+    for name in ("add_bos_token", "add_eos_token"):
+        if settings.get(name):
+            log.warning("%s: %s ignored; ids are those of the text itself", config, name)
+    return tokens | {token["content"]: int(id) for id, token in settings.get("added_tokens_decoder", {}).items()}
+
+
+def _from_json(tree: Any, more_specials: Mapping[str, int]) -> Vocabulary:
     model = tree["model"]
     _refuse_unless_plain(tree, model)
     specials: dict[str, int] = {}
@@ -161,6 +187,9 @@ def _from_json(tree: Any) -> Vocabulary:
         if token["content"] in specials:
             raise InputError(f"the special token {token['content']!r} is given twice; save the tokenizer again")
         specials[token["content"]] = token["id"]
+    for text, number in more_specials.items():
+        if specials.setdefault(text, number) != number:
+            raise InputError(f"the special token {text!r} has two ids, {specials[text]} and {number}; save it again")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     pairs = [(left, right) for left, right in merges]
     vocabulary = _from_strings(model["vocab"], pairs, specials, _read_pattern(tree.get("pre_tokenizer")))
