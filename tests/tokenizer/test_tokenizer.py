@@ -197,7 +197,7 @@ LINES = ["low lower lowest the newest 1999 don't\n\n  naïve 你好 😀 <|endof
 TEXTS = st.text(st.sampled_from("low er\n\t 19'd😀é<|>"), max_size=80)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "cl100k", r"\w+|\s"])
+@pytest.fixture(scope="module", params=["gpt2", "cl100k", r"[\p{L}\p{N}_]+|\s"])
 def patterned(request: pytest.FixtureRequest) -> Tokenizer:
     return Tokenizer.train(LINES, 300, ["<|endoftext|>", "<| start |>"], pattern=request.param)
 

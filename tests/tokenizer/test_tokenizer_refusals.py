@@ -88,9 +88,8 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     ),
     "invalid pattern": (pattern("("), "'\\(' is not a regular expression: missing \\)"),
     "pattern of nothing": (pattern(r"\d*"), "matches the empty text; each match must take a character"),
-    "pattern with a group": (pattern(r"(\d)+"), r"has a capturing group; write \(\?:...\)"),
-    "pattern unknown to tiktoken": (pattern(r"\X"), "cannot be read by tiktoken"),
-    "pattern of another dialect": (pattern("[[a-z]&&[aeiou]]+"), "means something else to tiktoken"),
+    "pattern of another dialect": (pattern("[[a-z]&&[aeiou]]+"), "which engines read differently; list characters"),
+    "pattern unknown to tiktoken": (pattern(r"\p{L}{5000000}|b"), "cannot be read by tiktoken"),
     # encoding and decoding
     "negative id": (decode(-1), "the id -1 is outside the vocabulary; ids are 0 to 261"),
     "id after the last": (decode(262), "the id 262 is outside the vocabulary"),
@@ -179,6 +178,11 @@ def skip_merging(tree: dict[str, Any]) -> None:
     tree["model"]["vocab"]["lowlow"] = 262
 
 
+def split_by(expression: str) -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "use_regex": False}]}
+
+
 EDITS: dict[str, tuple[Edit, str]] = {
     "another model": (model(type="WordPiece"), "its model is WordPiece, not BPE"),
     "fallback": (model(byte_fallback=True), "its model has byte_fallback=True"),
@@ -188,6 +192,10 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "prefix space": (lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True), "puts a space before each text"),
     "no splitting": (lambda tree: tree.update(pre_tokenizer=None), r"pre_tokenizer \(none\) is neither ByteLevel"),
     "other splitting": (lambda tree: tree["pre_tokenizer"].update(type="Whitespace"), r"pre_tokenizer \(Whitespace\)"),
+    "splitting that others read differently": (
+        lambda tree: tree.update(pre_tokenizer=split_by(r"\p{N}{1,3}+|\P{N}")),
+        r"has '\{1,3\}\+', which engines read differently",
+    ),
     "stripping": (lambda tree: tree["added_tokens"][0].update(lstrip=True), "has lstrip, which is not supported"),
     "a missing id": (vocab(low=999), "of 262 tokens has no id 257; ids must be 0 to 261"),
     "an id twice": (vocab(low=3), "has no id 257"),

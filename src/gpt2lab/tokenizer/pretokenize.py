@@ -106,15 +106,38 @@ PATTERNS = {pattern.name: pattern for pattern in (GPT2, CL100K)}
 # A custom pattern is tried on this text: characters of every kind, and the runs where dialects differ.
 _PROBE = "It's 1999,  naïve  a_b\t\n\n\r\n x=-1.5e3;\x00\u00a0\u4f60\u597d\U0001f600  'll\u0301 \u200d. "
 
+_SCRIPTS = "Arabic|Cyrillic|Devanagari|Greek|Han|Hangul|Hebrew|Hiragana|Katakana|Latin|Thai"
+_ESCAPE = rf"\\(?:[pP]\{{(?:[CLMNPSZ][a-z]?|{_SCRIPTS})\}}|[dDsSnrt]|[\\.^$*+?{{}}\[\]|()/#&~-])"
+_TOKEN = re.compile(
+    r"""(?P<class>\[\^?(?:\\.|[^\]\\])*\]) | (?P<escape>\\[pP]\{[^}]*\}|\\.) | (?P<anchor>[$^]) | (?P<close>\))
+      | (?P<open>\((?:\?(?:<?[=!]|[:>]|i:)?)?) | (?P<quantifier>(?:[?*+]|\{[^}]*\})[?+]?) | (?P<literal>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_PORTABLE = {  # what means the same in every engine, and what to write instead of anything else
+    "class": (
+        rf"\[\^?-?(?!\])(?:{_ESCAPE}|(?!&&|~~|\|\|)[^\]\\\[-](?:-[^\]\\\[-])?)*-?\]",
+        "list characters, ranges and escapes in a class, a - first or last, and no class within a class",
+    ),
+    "escape": (_ESCAPE, r"write [\p{L}\p{N}_] for \w, and a character itself for its code"),
+    "anchor": (r"(?!)", r"write (?![\s\S]) for the end of the text, and (?![^\n]) for the end of a line"),
+    "open": (r"\(\?(?:<?[=!]|[:>]|i:)", "write (?:...) for a group; names and flags other than (?i:...) are not taken"),
+    "quantifier": (r"[?*+][?+]?|\{\d+(?:,\d*)?\}|\{\d+,\d*\}\?", "write (?>X{1,3}) for X{1,3}+ and {0,3} for {,3}"),
+    "literal": (r"[^]{}]", "put a backslash before it"),
+    "close": (r"\)", ""),
+}
+_CASE_DIFFERS = re.compile(r"(?i)s[st]|f[fil]|[^\x00-\x7f]|\[\^|\\p|[sf]\{")  # some engines fold "ss" and U+00DF alike
+
 
 def find_pattern(pattern: str) -> Pattern:
     """Return the named pattern (``gpt2``, ``cl100k``), or one made of a custom regular expression.
 
-    Whatever a custom expression leaves between its matches is a word, too, so that no text is lost.
+    Whatever a custom expression leaves between its matches is a word, too, so that no text is lost. It runs in three
+    engines: ``regex`` here, fancy-regex in tiktoken's core, and Oniguruma in ``tokenizers``, which reads what is saved.
+    They differ in many details, so only the syntax that means the same in all of them is accepted.
 
     Raises:
         InputError: The name is unknown, or the expression does not compile, matches the empty text, or means something
-            else to tiktoken.
+            else in another engine.
     """
     for known in PATTERNS.values():
         if pattern in (known.name, known.published, known.fast):
@@ -127,17 +150,48 @@ def find_pattern(pattern: str) -> Pattern:
 @functools.cache
 def _custom_pattern(expression: str) -> Pattern:
     try:
-        if regex.compile(expression).groups:
-            raise InputError(f"the splitting pattern {expression!r} has a capturing group; write (?:...) for (...)")
+        regex.compile(expression)
     except regex.error as error:
         raise InputError(f"the splitting pattern {expression!r} is not a regular expression: {error}") from None
-    pattern = Pattern(expression, expression, rf"(?:{expression})|(?:(?!{expression})[\s\S])++", cut=None)
-    if "" in pattern.split(_PROBE):
+    if regex.fullmatch(_without_lookaround(expression), ""):
         raise InputError(
             f"the splitting pattern {expression!r} matches the empty text; each match must take a character"
         )
+    pattern = Pattern(expression, expression, rf"(?:{expression})|(?:(?!{expression})[\s\S])++", cut=None)
     _check_in_tiktoken(pattern)
     return pattern
+
+
+def _without_lookaround(expression: str) -> str:
+    """Return an expression with its lookarounds left out, which consume nothing.
+
+    Raises:
+        InputError: It has syntax that means something else in another engine.
+    """
+    opened: list[tuple[str, int]] = []  # groups around the present position, and where their content begins
+    kept: list[str] = []
+    for found in _TOKEN.finditer(expression):
+        kind, token = str(found.lastgroup), found.group()
+        portable, instead = _PORTABLE[kind]
+        if not re.fullmatch(portable, token, re.DOTALL):
+            raise _not_portable(expression, token, instead)
+        around = [opening for opening, _ in opened]
+        if any(opening.startswith("(?<") for opening in around) and (kind in ("open", "quantifier") or token == "|"):
+            raise _not_portable(expression, "(?<", "look behind at characters and classes only")
+        if kind == "open":
+            opened.append((token, found.end()))
+            around.append(token)
+        if not any(opening[-1] in "=!" for opening in around):
+            kept.append(token)
+        if kind == "close":
+            opening, start = opened.pop()
+            if opening == "(?i:" and _CASE_DIFFERS.search(expression, start, found.start()):
+                raise _not_portable(expression, opening, "give it ASCII letters, without s, st or f after one another")
+    return "".join(kept)
+
+
+def _not_portable(expression: str, part: str, instead: str) -> InputError:
+    return InputError(f"the splitting pattern {expression!r} has {part!r}, which engines read differently; {instead}")
 
 
 def _check_in_tiktoken(pattern: Pattern) -> None:
