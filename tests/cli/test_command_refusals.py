@@ -32,7 +32,7 @@ REFUSALS = [
     ("train --out nowhere --resume", "nowhere does not exist"),
     ("train --data DATA --out new --device cuda:7", 'no device "cuda:7" here; this machine has cpu'),
     ("train --data DATA --out new --model.n-ctx 32 --batch-tokens 100", "96 or 128"),
-    ("train --data DATA --out new --hellaswag-every 5", "hellaswag is None; it must be a file to measure on"),
+    ("train --data DATA --out new --hellaswag-every 5", "hellaswag is None; it must be a file"),
     ("train --data DATA --out RUN --steps 5", "exists"),
     *(
         (f"compare --data d --out c --vary seed=1,2 {flags}", f"{flags.split()[0]} cannot be used")
