@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
@@ -17,6 +19,7 @@ from gpt2lab.runs import EVALS_COLUMNS, MetricsRow, Run
 from gpt2lab.runs import METRICS_COLUMNS as COLUMNS
 
 text = st.text(st.characters(codec="utf-8"))
+METRICS, EVALS = f"{','.join(COLUMNS)}\n", f"{','.join(EVALS_COLUMNS)}\n"
 
 
 def row(step: int, **cells: float | None) -> MetricsRow:
@@ -29,12 +32,13 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_new_run_has_its_files(run: Run, tmp_path: Path) -> None:
-    assert run.config == {"steps": 5}
-    assert run.environment == {"torch": "2"}
-    assert (run.path / "metrics.csv").read_text(encoding="utf-8") == (
-        "step,tokens,epoch,train_loss,val_loss,lr,grad_norm,tokens_per_s,mfu,peak_memory_mb,seconds\n"
+    assert (run.config, run.environment) == ({"steps": 5}, {"torch": "2"})
+    assert (
+        (run.path / "metrics.csv").read_text(encoding="utf-8")
+        == METRICS
+        == ("step,tokens,epoch,train_loss,val_loss,lr,grad_norm,tokens_per_s,mfu,peak_memory_mb,seconds\n")
     )
-    assert (run.path / "evals.csv").read_text(encoding="utf-8") == "step,task,split,protocol,metric,value\n"
+    assert (run.path / "evals.csv").read_text(encoding="utf-8") == EVALS == "step,task,split,protocol,metric,value\n"
     assert (run.metrics(), run.evals(), run.samples()) == ([], [], [])
     assert run.checkpoints.is_dir()
     assert run.tokenizer == run.path / "tokenizer"
@@ -42,66 +46,65 @@ def test_a_new_run_has_its_files(run: Run, tmp_path: Path) -> None:
     assert Run.create(tmp_path / "a" / "b" / "run", {}, {}).checkpoints.is_dir()
 
 
-def test_a_run_overwrites_nothing(run: Run, tmp_path: Path) -> None:
-    file, folder = tmp_path / "file", tmp_path / "folder"
-    file.write_text("mine", encoding="utf-8")
-    folder.mkdir()
-    for path in (file, folder):
-        with pytest.raises(InputError, match=rf"{path.name} exists; give another --out, or --resume"):
-            Run.create(path, {}, {})
-    assert file.read_text(encoding="utf-8") == "mine"
-    assert not list(folder.iterdir())
+REFUSED_PATHS: list[tuple[Callable[[Path], Run], str, str]] = [
+    (lambda path: Run.create(path, {}, {}), "file", "file exists; give another --out, or --resume"),
+    (lambda path: Run.create(path, {}, {}), "folder", "folder exists; give another --out, or --resume"),
+    (lambda path: Run.create(path, {}, {}), "file/run", r"cannot be created \(Not a directory\); give another --out"),
+    (Run.open, "none", "none does not exist; give the directory"),
+    (Run.open, "folder", r"holds no run \(config.json is missing\)"),
+]
 
 
-def test_a_path_that_cannot_hold_a_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"run cannot be created \(Not a directory\); give another --out"):
-        Run.create(tmp_path / "file" / "run", {}, {})
-    with pytest.raises(InputError, match="none does not exist; give the directory"):
-        Run.open(tmp_path / "none")
-    with pytest.raises(InputError, match=r"holds no run \(config.json is missing\)"):
-        Run.open(tmp_path)
-
-
-@given(
-    st.lists(
-        st.lists(st.none() | st.floats(), min_size=len(COLUMNS) - 1, max_size=len(COLUMNS) - 1),
-        max_size=5,
-    )
-)
-def test_metrics_round_trip_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, cells: list[list[Any]]) -> None:
-    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "metrics"), {}, {})
-    written: list[MetricsRow] = [dict(zip(COLUMNS, [step, *values], strict=True)) for step, values in enumerate(cells)]
-    for metrics in written:
-        run.add_metrics(metrics)
-    for read, metrics in zip(run.metrics(), written, strict=True):
-        assert list(read) == list(COLUMNS)
-        assert [_bits(v) for v in read.values()] == [_bits(v) for v in metrics.values()]
+@pytest.mark.parametrize(("action", "name", "message"), REFUSED_PATHS)
+def test_a_path_that_cannot_hold_a_run_is_refused_and_nothing_is_overwritten(
+    action: Callable[[Path], Run], name: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=message):
+        action(tmp_path / name)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["file", "folder"]
 
 
 def _bits(value: float | None) -> str | None:
     return None if value is None else "nan" if math.isnan(value) else float(value).hex()
 
 
-@given(text.filter(lambda t: "\n" not in t and "\r" not in t), st.floats(allow_nan=False))
-def test_results_round_trip(tmp_path_factory: pytest.TempPathFactory, protocol: str, value: float) -> None:
-    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "evals"), {}, {})
+@settings(max_examples=40)
+@given(
+    st.lists(st.lists(st.none() | st.floats(), min_size=len(COLUMNS) - 1, max_size=len(COLUMNS) - 1), max_size=5),
+    text.filter(lambda t: "\n" not in t and "\r" not in t),
+    st.floats(allow_nan=False),
+    text,
+    text,
+)
+def test_what_is_written_is_read_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    cells: list[list[Any]],
+    protocol: str,
+    value: float,
+    prompt: str,
+    written: str,
+) -> None:
+    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "round_trip"), {}, {})
+    rows: list[MetricsRow] = [dict(zip(COLUMNS, [step, *values], strict=True)) for step, values in enumerate(cells)]
+    for metrics in rows:
+        run.add_metrics(metrics)
+    for read, metrics in zip(run.metrics(), rows, strict=True):
+        assert list(read) == list(COLUMNS)
+        assert [_bits(v) for v in read.values()] == [_bits(v) for v in metrics.values()]
     run.add_eval(3, "perplexity", "test", protocol, "bits_per_byte", value)
     run.add_eval(4, "hellaswag", "val", "p", "acc", 0.25)
     first, second = run.evals()
     assert list(first) == list(EVALS_COLUMNS)
     assert (first["step"], first["protocol"], float(first["value"])) == ("3", protocol, value)
     assert second["task"] == "hellaswag"
-
-
-@given(text, text)
-def test_samples_round_trip(tmp_path_factory: pytest.TempPathFactory, prompt: str, written: str) -> None:
-    run = Run.create(free_path(tmp_path_factory.getbasetemp() / "samples"), {}, {})
     run.add_sample(7, "greedy", prompt, written, verdict="consistent")
     run.add_sample(8, "nucleus", "", "x")
-    first, second = run.samples()
-    assert first == {"step": 7, "strategy": "greedy", "prompt": prompt, "text": written, "verdict": "consistent"}
-    assert second["step"] == 8
+    sample, other = run.samples()
+    assert sample == {"step": 7, "strategy": "greedy", "prompt": prompt, "text": written, "verdict": "consistent"}
+    assert other["step"] == 8
 
 
 def append(path: Path, line: str) -> None:
@@ -122,26 +125,20 @@ def steps(run: Run) -> list[list[Any]]:
 CUT_OFF = {"metrics.csv": "30,38", "evals.csv": '30,"perpl', "samples.jsonl": '{"step": 30, "te'}
 
 
-def test_an_incomplete_last_line_is_ignored_and_overwritten(run: Run) -> None:
-    for step in (10, 20):
+@pytest.mark.parametrize("complete", [[], [10, 20]])
+@pytest.mark.parametrize("truncate", [False, True])
+def test_an_incomplete_last_line_is_ignored_and_overwritten(run: Run, complete: list[int], truncate: bool) -> None:
+    for step in complete:
         add_to_every_file(run, step)
-    complete = {name: (run.path / name).read_bytes() for name in CUT_OFF}
-    for truncate in (True, False):
-        for name, line in CUT_OFF.items():
-            append(run.path / name, line)
-        assert steps(run) == [[10, 20]] * 3
-        if truncate:
-            run.truncate(20)
-            assert {name: (run.path / name).read_bytes() for name in CUT_OFF} == complete
-    add_to_every_file(run, 40)
-    assert steps(run) == [[10, 20, 40]] * 3
-
-
-def test_a_first_line_may_replace_an_incomplete_one(run: Run) -> None:
+    held = {name: (run.path / name).read_bytes() for name in CUT_OFF if (run.path / name).exists()}
     for name, line in CUT_OFF.items():
         append(run.path / name, line)
+    assert steps(run) == [complete] * 3
+    if truncate:
+        run.truncate(20)
+        assert {name: (run.path / name).read_bytes() for name in CUT_OFF} == {"samples.jsonl": b"", **held}
     add_to_every_file(run, 40)
-    assert steps(run) == [[40]] * 3
+    assert steps(run) == [[*complete, 40]] * 3
 
 
 def test_truncating_drops_later_steps(run: Run) -> None:
@@ -158,13 +155,15 @@ def test_truncating_drops_later_steps(run: Run) -> None:
 DAMAGED = [
     ("metrics.csv", "", "the first line is not step,tokens"),
     ("metrics.csv", "step,loss\n", "the first line is not step,tokens"),
-    ("metrics.csv", f"{','.join(COLUMNS)}\n1,2,3\n", "line 2 has 3 cells, not 11"),
-    ("metrics.csv", f"{','.join(COLUMNS)}\n1{',' * 10}\n\n", "line 3 has 0 cells"),
-    ("metrics.csv", f"{','.join(COLUMNS)}\nx{',' * 10}\n", 'line 2 has "x" for a number'),
-    ("metrics.csv", f"{','.join(COLUMNS)}\n1{',' * 9}\r,\n", "line 2"),
+    ("metrics.csv", f"{METRICS}1,2,3\n", "line 2 has 3 cells, not 11"),
+    ("metrics.csv", f"{METRICS}1{',' * 10}\n\n", "line 3 has 0 cells"),
+    ("metrics.csv", f"{METRICS}x{',' * 10}\n", 'line 2 has "x" for a number'),
+    ("metrics.csv", f"{METRICS}1{',' * 9}\r,\n", "line 2"),
+    ("metrics.csv", b"step,\xff", "not UTF-8 text at byte 5"),
     ("evals.csv", "step\n", "the first line is not step,task"),
-    ("evals.csv", f"{','.join(EVALS_COLUMNS)}\nten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
-    ("evals.csv", f"{','.join(EVALS_COLUMNS)}\n1,a,b\n", "line 2 has 3 cells, not 6"),
+    ("evals.csv", f"{EVALS}ten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
+    ("evals.csv", f"{EVALS}1,a,b\n", "line 2 has 3 cells, not 6"),
+    ("evals.csv", None, r"cannot be read \(No such file"),
     ("samples.jsonl", '{"step": 1}\n{"step": \n', "line 2 is not JSON"),
     ("samples.jsonl", "[]\n", "line 1 is not a sample with its step"),
     ("samples.jsonl", '{"text": "x"}\n', "line 1 is not a sample with its step"),
@@ -172,9 +171,13 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("name", "held", "message"), DAMAGED)
-def test_damage_is_reported_with_its_line_and_nothing_is_changed(run: Run, name: str, held: str, message: str) -> None:
+def test_damage_is_reported_with_its_line_and_nothing_is_changed(
+    run: Run, name: str, held: str | bytes | None, message: str
+) -> None:
     run.add_metrics(row(1))
-    (run.path / name).write_text(held, encoding="utf-8", newline="")
+    (run.path / name).unlink(missing_ok=True)
+    if held is not None:
+        (run.path / name).write_bytes(held.encode() if isinstance(held, str) else held)
     before = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
     with pytest.raises(InputError, match=rf"{name}: {message}"):
         run.truncate(0)
@@ -186,21 +189,19 @@ def test_a_stray_quotation_mark_swallows_no_lines(run: Run) -> None:
     assert [metrics["step"] for metrics in run.metrics()] == [1, 2]
 
 
-def test_unreadable_files_are_refused(run: Run) -> None:
-    (run.path / "metrics.csv").write_bytes(b"step,\xff")
-    with pytest.raises(InputError, match=r"metrics\.csv: not UTF-8 text at byte 5"):
-        run.metrics()
-    (run.path / "evals.csv").unlink()
-    with pytest.raises(InputError, match=r"evals\.csv: cannot be read \(No such file"):
-        run.evals()
+def test_saved_evaluation_is_that_of_the_last_step_or_its_damage_is_reported(run: Run) -> None:
+    assert run.saved_evaluation("x.json", dict) is None
+    for step, value in ((5, '{"a": 1}'), (12, '{"a": 2}')):
+        (run.evaluations(step) / "x.json").write_text(value, encoding="utf-8")
+    assert run.saved_evaluation("x.json", lambda values: values["a"]) == 2
+    with pytest.raises(InputError, match=r"step_00000012.x\.json: damaged \(KeyError\('b'\)\); measure it again"):
+        run.saved_evaluation("x.json", lambda values: values["b"])
     (run.path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json: not JSON"):
         _ = run.config
 
 
 def test_numpy_and_json_can_read_the_files(run: Run) -> None:
-    import numpy as np
-
     run.add_metrics(row(1, train_loss=0.1, lr=1e-3))
     run.add_metrics(row(2, train_loss=0.2))
     table = np.genfromtxt(run.path / "metrics.csv", delimiter=",", names=True)

@@ -197,14 +197,8 @@ def stream(
         raise InputError(
             f"the generator is on {generator.device} and the tokens are on {tokens.device}; use the same device"
         )
-    _check(model, tokens, max_new_tokens, strategy, eot)
-    if padding is not None and (
-        padding.shape != tokens.shape[:1] or not 0 <= padding.min() <= padding.max() < tokens.shape[1]
-    ):
-        raise InputError(
-            f"padding is {padding.tolist()}; it must be one number for each of the {len(tokens)} rows, from 0 to "
-            f"{tokens.shape[1] - 1}"
-        )
+    strategy.require_vocabulary(model.config.vocab_size)
+    _check(model.config.vocab_size, tokens, max_new_tokens, eot, padding)
     return _columns(model, tokens, max_new_tokens, strategy, generator, eot, padding)
 
 
@@ -224,8 +218,11 @@ def _columns(
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for written in range(max_new_tokens):
         logits = next_logits(model, unread, cache)
-        if not written:
-            _require_numbers(logits)
+        if not written and logits.isnan().any():  # greedy decoding would turn it into text
+            raise InputError(
+                "the model gives NaN for the next token; its weights are damaged or overflow this precision; use fp32 "
+                "or another checkpoint"
+            )
         column = sample_next(logits, strategy, generator)
         if eot is not None:
             column = column.masked_fill(ended, eot)
@@ -273,17 +270,7 @@ def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tenso
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
 
 
-def _require_numbers(logits: torch.Tensor) -> None:
-    """Raise `InputError` if a logit is NaN, which greedy decoding would turn into text. Waits for the device."""
-    if logits.isnan().any():
-        raise InputError(
-            "the model gives NaN for the next token; its weights are damaged or overflow this "
-            "precision; use fp32 or another checkpoint"
-        )
-
-
-def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: DecodingStrategy, eot: int | None) -> None:
-    V = model.config.vocab_size
+def _check(V: int, tokens: torch.Tensor, max_new_tokens: int, eot: int | None, padding: torch.Tensor | None) -> None:
     if tokens.dim() != 2 or 0 in tokens.shape:
         raise InputError(
             f"prompts have shape {tuple(tokens.shape)}; it must be (B, T), both at least 1: an empty prompt is the "
@@ -294,9 +281,13 @@ def _check(model: GPT, tokens: torch.Tensor, max_new_tokens: int, strategy: Deco
         raise InputError(f"the prompt contains id {low if low < 0 else high}; the model's ids are 0 to {V - 1}")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
-    strategy.require_vocabulary(V)
     if eot is not None and not 0 <= eot < V:
         raise InputError(f"eot is {eot}; the model's ids are 0 to {V - 1}")
+    rows, T = tokens.shape
+    if padding is not None and (padding.shape != (rows,) or not 0 <= padding.min() <= padding.max() < T):
+        raise InputError(
+            f"padding is {padding.tolist()}; it must be one number for each of the {rows} rows, from 0 to {T - 1}"
+        )
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, samples: int, device: torch.device) -> torch.Tensor:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.evaluation.likelihood import Continuation, Progress, score
@@ -97,11 +97,10 @@ def hellaswag(
         InputError: No items, an unknown style, an ending longer than the model's context, or what `score` refuses.
     """
     encoded = encode_items(tokenizer, items, style, model.config.n_ctx)
-    scores = score(model, [ending for endings in encoded for ending in endings], progress)
+    scores = score(model, [ending for endings, _ in encoded for ending in endings], progress)
     by_sum, by_mean = [], []
-    for index, (item, endings) in enumerate(zip(items, encoded, strict=True)):
+    for index, (_, lengths) in enumerate(encoded):
         nats = [s.nats for s in scores[index * ENDINGS : (index + 1) * ENDINGS]]
-        lengths = STYLES[style].lengths(item, endings)  # 0 characters if an ending has nothing but markers
         means = [n / length if length else math.inf for n, length in zip(nats, lengths, strict=True)]
         by_sum.append(nats.index(min(nats)))  # the first of equals
         by_mean.append(means.index(min(means)))
@@ -110,13 +109,13 @@ def hellaswag(
 
 def encode_items(
     tokenizer: Tokenizer, items: Sequence[HellaSwagItem], style: str, n_ctx: int
-) -> list[list[Continuation]]:
-    """Return the four continuations of each item. Raises what `hellaswag` does, without scoring."""
+) -> list[tuple[list[Continuation], list[int]]]:
+    """Return the four continuations of each item and their lengths. Raises what `hellaswag` does, without scoring."""
     one_of("style", style, STYLES)
     if not items:
         raise InputError("there are no HellaSwag items; give at least one")
     encoded = [STYLES[style].encode(tokenizer, item) for item in items]
-    for item, endings in zip(items, encoded, strict=True):
+    for item, (endings, _) in zip(items, encoded, strict=True):
         longest = max(len(ending.ids) for ending in endings)
         if longest > n_ctx:
             raise InputError(
@@ -126,28 +125,31 @@ def encode_items(
     return encoded
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How an item becomes texts to score, and the lengths of the endings for ``acc_norm``."""
 
-    encode: Callable[[Tokenizer, HellaSwagItem], list[Continuation]]
-    lengths: Callable[[HellaSwagItem, Sequence[Continuation]], list[int]]
+    encode: Callable[[Tokenizer, HellaSwagItem], tuple[list[Continuation], list[int]]]
     about: str
     """The beginning of the protocol."""
 
 
-def _encode_completion(tokenizer: Tokenizer, item: HellaSwagItem) -> list[Continuation]:
+def _encode_completion(tokenizer: Tokenizer, item: HellaSwagItem) -> tuple[list[Continuation], list[int]]:
     context = tuple(tokenizer.encode(item.context))
-    return [Continuation(context, tuple(tokenizer.encode(f" {ending}"))) for ending in item.endings]
+    endings = [tuple(tokenizer.encode(f" {ending}")) for ending in item.endings]
+    return [Continuation(context, ids) for ids in endings], [len(ids) for ids in endings]
 
 
-def _encode_harness(tokenizer: Tokenizer, item: HellaSwagItem) -> list[Continuation]:
-    """Encode context and ending as one text, then split where the context without trailing spaces ends."""
+def _encode_harness(tokenizer: Tokenizer, item: HellaSwagItem) -> tuple[list[Continuation], list[int]]:
+    """Encode context and ending as one text, then split where the context without trailing spaces ends.
+
+    The length is 0 if an ending has nothing but markers.
+    """
     context = item.context if item.halves is None else f"{item.halves[0]} {item.halves[1].capitalize()}"
     query = _without_markers(f"{item.activity}: {context}")
     before = tuple(tokenizer.encode(query.rstrip()))
-    whole = [tuple(tokenizer.encode(f"{query} {_without_markers(ending)}")) for ending in item.endings]
-    return [Continuation(before, ids[len(before) :]) for ids in whole]
+    endings = [_without_markers(ending) for ending in item.endings]
+    whole = [tuple(tokenizer.encode(f"{query} {ending}")) for ending in endings]
+    return [Continuation(before, ids[len(before) :]) for ids in whole], [len(ending) for ending in endings]
 
 
 def _without_markers(text: str) -> str:
@@ -155,16 +157,10 @@ def _without_markers(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-STYLES: dict[str, Style] = {
-    "completion": Style(
-        _encode_completion,
-        lambda item, endings: [len(ending.ids) for ending in endings],
-        "Completion style, endings normalized by their length in tokens.",
-    ),
+STYLES = {
+    "completion": Style(_encode_completion, "Completion style, endings normalized by their length in tokens."),
     "harness": Style(
-        _encode_harness,
-        lambda item, endings: [len(_without_markers(ending)) for ending in item.endings],
-        "Worded as by lm-evaluation-harness, endings normalized by their length in characters.",
+        _encode_harness, "Worded as by lm-evaluation-harness, endings normalized by their length in characters."
     ),
 }
 """The styles by name."""

@@ -109,35 +109,21 @@ class Perplexity:
     text: HeldOut
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss), per token; infinite where a float cannot hold it."""
-        return _exp(self.loss)
-
-    @property
-    def word_perplexity(self) -> float | None:
-        """exp of the nats per word; None if words were not counted."""
-        return None if self.text.words is None else _exp(self.loss * self.tokens / self.text.words)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Loss of the whole text in bits, per byte of the text."""
-        return self.loss * self.tokens / (math.log(2) * self.text.bytes)
-
-    @property
-    def entropy_floor(self) -> float | None:
-        """Entropy of the text in bits per byte; None if it is unknown."""
-        return None if self.text.entropy_bits is None else self.text.entropy_bits / self.text.bytes
-
-    @property
-    def gap_percent(self) -> float | None:
-        """Excess of the bits per byte over the entropy, in percent of it; None if the entropy is unknown."""
-        return None if self.entropy_floor is None else 100.0 * (self.bits_per_byte / self.entropy_floor - 1.0)
-
-    @property
     def figures(self) -> dict[str, float]:
-        """The results by name, without those that are unknown."""
-        names = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "entropy_floor", "gap_percent")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        """The results by name, without those that are unknown.
+
+        ``word_perplexity`` needs the number of words; ``entropy_floor`` (bits per byte) and ``gap_percent``, the excess
+        of the bits per byte over it, need the entropy of the text. A perplexity that a float cannot hold is infinite.
+        """
+        nats, text = self.loss * self.tokens, self.text
+        figures = {"loss": self.loss, "perplexity": _exp(self.loss)}
+        if text.words is not None:
+            figures["word_perplexity"] = _exp(nats / text.words)
+        figures["bits_per_byte"] = nats / (math.log(2) * text.bytes)
+        if text.entropy_bits is not None:
+            figures["entropy_floor"] = text.entropy_bits / text.bytes
+            figures["gap_percent"] = 100.0 * (figures["bits_per_byte"] / figures["entropy_floor"] - 1.0)
+        return figures
 
     @property
     def protocol(self) -> str:

@@ -55,11 +55,7 @@ class Recall:
 
 
 def recall_probe(
-    model: GPT,
-    distances: Sequence[int] | None = None,
-    sequences: int = 64,
-    avoid: Sequence[int] = (),
-    seed: int = 0,
+    model: GPT, distances: Sequence[int] | None = None, sequences: int = 64, avoid: Sequence[int] = (), seed: int = 0
 ) -> Recall:
     """Measure the recall of a model at several distances, in evaluation mode and under the caller's autocast.
 

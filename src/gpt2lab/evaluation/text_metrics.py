@@ -198,24 +198,7 @@ def _noun_phrase(following: Sequence[str]) -> Sequence[str]:
 
 
 EXCERPT = 40
-"""Characters shown on either side of an error in a story."""
-
-
-@dataclass(frozen=True)
-class StoryError:
-    """Where a text first violates the grammar or contradicts itself."""
-
-    index: int
-    """Index of the text."""
-    offset: int
-    """Index of the character."""
-    message: str
-    """What was expected and what was found."""
-    excerpt: str
-    """The surrounding text, with ``>>>`` before the character."""
-
-    def __str__(self) -> str:
-        return f"text {self.index}, character {self.offset}: {self.message}: {self.excerpt}"
+"""Characters shown on either side of an error in a story, before which ``>>>`` stands."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +210,8 @@ class StoryQuality:
     """Share of texts that are complete, and whose sentences the grammar allows in this order."""
     consistent: float
     """Share of texts that are grammatical and do not contradict themselves."""
-    errors: tuple[StoryError, ...]
-    """The first error of each of the first few texts that have one."""
+    errors: tuple[str, ...]
+    """Where each of the first few wrong texts violates the grammar or contradicts itself, with the text around it."""
 
     @property
     def figures(self) -> dict[str, float]:
@@ -260,5 +243,5 @@ def judge_stories(texts: Sequence[str], errors: int = 5) -> StoryQuality:
         offset, message = verdict.offset, verdict.message
         if offset is not None and message is not None:
             excerpt = f"{text[:offset][-EXCERPT:]}>>>{text[offset:][:EXCERPT]}".replace("\n", " ")
-            found.append(StoryError(index, offset, message, excerpt))
+            found.append(f"text {index}, character {offset}: {message}: {excerpt}")
     return StoryQuality(len(texts), grammatical / len(texts), consistent / len(texts), tuple(found[:errors]))

@@ -34,6 +34,7 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FILE = "text.json"
 HELD_OUT = "held-out text"
 SETTINGS = (
     DecodingStrategy(greedy=True),
@@ -48,6 +49,11 @@ EXAMPLES = 4
 """Number of prompts whose continuations are kept for reading."""
 READ = ("greedy", "temperature 1.0", "nucleus 0.9")
 """Strategies shown beside the reference continuation: greedy, unrestricted sampling, and one in between."""
+CAPTION = (
+    "Diversity of the texts (self-BLEU; upwards they are less alike) against their perplexity under the model and, "
+    "where a grammar exists, against the share that is grammatical. The star is the held-out text: texts left of it "
+    "have a lower perplexity, texts below it are more alike."
+)
 
 
 @dataclass(frozen=True)
@@ -261,9 +267,6 @@ def _protocol(prompts: Prompts) -> str:
     )
 
 
-FILE = "text.json"
-
-
 @dataclass(frozen=True)
 class TextTable:
     """Figures of texts; the first row is the held-out text."""
@@ -273,13 +276,6 @@ class TextTable:
     """The strategy, then its figures."""
     protocol: str
     findings: tuple[str, ...]
-
-
-CAPTION = (
-    "Diversity of the texts (self-BLEU; upwards they are less alike) against their perplexity under the model and, "
-    "where a grammar exists, against the share that is grammatical. The star is the held-out text: texts left of it "
-    "have a lower perplexity, texts below it are more alike."
-)
 
 
 def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> tuple[Path, ...]:
