@@ -148,4 +148,4 @@ def test_published_figures_are_shown_only_for_the_same_text_and_style(run: Run) 
     assert [fact.value for fact in facts.published(read_run(run))] == ["0.2955"]
     update_state(run, fingerprints={"data": facts.SHAKESPEARE_BY_CHARACTER, "tokenizer": "t"})
     assert [fact.value for fact in facts.published(read_run(run))] == ["1.880", "1.470", "0.2955"]
-    assert [figure.value for figure in facts.published_losses(read_run(run))] == [1.88, 1.4697]
+    assert list(facts.published_losses(read_run(run)).values()) == [1.88, 1.4697]

@@ -217,7 +217,7 @@ def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
         key_figures=_key_figures(data),
         curves=curves,
         floor=floor,
-        published_losses={p.model: p.value for p in facts.published_losses(data)},
+        published_losses=facts.published_losses(data),
         description=_describe(curves["train_loss"], curves["val_loss"], floor),
         evaluations=evaluations(data.evals),
         texts=None if data.texts is None else text_table(data.texts),

@@ -11,11 +11,12 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.evaluation.text_quality import HELD_OUT
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
+from gpt2lab.training.config import flatten
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,9 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
         options["n_inner"] = 4 * width
     if options.get("position") != "rope":
         options.pop("rope_base", None)
-    options = {name: value for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
-    order = [*(name for name in _MODEL if name in options), *(name for name in options if name not in _MODEL)]
-    facts = []
-    for name in order:
-        label, symbol = _MODEL.get(name, (name, ""))
-        facts.append(Fact(label, setting(options[name]), symbol))
+    shown = {name: setting(value) for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
+    labels = _MODEL | {name: (name, "") for name in options if name not in _MODEL}
+    facts = [Fact(label, shown[name], symbol) for name, (label, symbol) in labels.items() if name in shown]
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
 
 
@@ -177,6 +175,7 @@ _POSITION = {
     "none": "There is no P: order is known from the causal mask alone (Haviv et al. 2022).",
 }
 _MASK = {
+    "causal": "",
     "window": "A position attends to itself and those just before it, {window} in all: M is 0 only there.",
     "global": "A position attends to the last {window} and the first {prefix}, which also attend to one another.",
     "strided": "A position attends to the last {window} and every {window}th before them (Child et al. 2019).",
@@ -187,16 +186,14 @@ _MASK = {
 
 def deviations(model: Mapping[str, Any]) -> tuple[str, ...]:
     """Return how a model differs from the equations of GPT-2."""
+    heads, shared, mask = model.get("n_head"), model.get("n_kv_head"), str(model.get("mask", "causal"))
     texts = [_POSITION.get(str(model.get("position")), "")]
-    heads, shared = model.get("n_head"), model.get("n_kv_head")
     if isinstance(shared, int) and shared != heads:
         texts.append(
             f"The {heads} query heads share {plural(shared, 'key-value head')} (Shazeer 2019; Ainslie et al. 2023)."
         )
-    mask = str(model.get("mask", "causal"))
-    if mask != "causal":
-        text = _MASK.get(mask, f"The mask M is {mask}.")
-        texts.append(text.format(window=model.get("window"), prefix=model.get("prefix")))
+    text = _MASK.get(mask, f"The mask M is {mask}.")
+    texts.append(text.format(window=model.get("window"), prefix=model.get("prefix")))
     if model.get("norm") == "post":
         texts.append("Layer norm follows each sum instead of preceding each branch.")
     return tuple(filter(None, texts))
@@ -207,37 +204,28 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
     config, optim = data.config, data.options("optim")
     if not optim:
         return ()
-    muon = optim.get("name") == "muon"
+    muon, eval_tokens, finished = optim.get("name") == "muon", config.get("eval_tokens"), data.state.get("finished")
     beta1, beta2, eps, decay = (setting(optim.get(name)) for name in ("beta1", "beta2", "eps", "weight_decay"))
     adamw = f"AdamW, β = ({beta1}, {beta2}), ε = {eps}"
-    eval_tokens = config.get("eval_tokens")
-    marks = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in data.fingerprints.items()}
+    optimizer = f"Muon for the matrices of the blocks, for the rest {adamw}" if muon else adamw
+    fingerprints = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in data.fingerprints.items()}
     vocabulary = setting(data.options("model").get("vocab_size"))
-    finished = data.state.get("finished")
-    facts = [
-        Fact("Data", data_name(data), marks.get("data", "")),
-        Fact("Tokenizer", f"byte-level BPE, vocabulary of {vocabulary}", marks.get("tokenizer", "")),
+    tokens = f"on {eval_tokens:,} evenly spread tokens" if eval_tokens else "on the whole validation set"
+    muon_rate = Fact("Learning rate of Muon", setting(optim.get("muon_lr") or 0.02), "the same schedule")
+    return (
+        Fact("Data", data_name(data), fingerprints.get("data", "")),
+        Fact("Tokenizer", f"byte-level BPE, vocabulary of {vocabulary}", fingerprints.get("tokenizer", "")),
         Fact("Length", _length(data), f"finished: {finished}" if finished else "not finished"),
         Fact("Batch", f"{setting(config.get('batch_tokens'))} tokens per step", _batch(data)),
-        Fact(
-            "Optimizer",
-            f"Muon for the matrices of the blocks, for the rest {adamw}" if muon else adamw,
-            f"weight decay {decay}, on matrices only",
-        ),
+        Fact("Optimizer", optimizer, f"weight decay {decay}, on matrices only"),
         Fact("Learning rate", f"peak {setting(optim.get('lr'))}", _schedule(optim)),
+        *([muon_rate] if muon else []),
         Fact("Gradient clipping", f"norm at most {setting(optim.get('grad_clip'))}"),
-        Fact(
-            "Validation",
-            f"every {setting(config.get('eval_every'))} steps",
-            f"on {eval_tokens:,} evenly spread tokens" if eval_tokens else "on the whole validation set",
-        ),
+        Fact("Validation", f"every {setting(config.get('eval_every'))} steps", tokens),
         Fact("Precision", setting(config.get("precision")), f"compile {setting(config.get('compile'))}"),
         Fact("Device", setting(config.get("device")), device_name(data)),
         Fact("Seed", str(config.get("seed")), "for weights, order of the data and dropout"),
-    ]
-    if muon:
-        facts.insert(6, Fact("Learning rate of Muon", setting(optim.get("muon_lr") or 0.02), "the same schedule"))
-    return tuple(facts)
+    )
 
 
 def _length(data: RunData) -> str:
@@ -265,34 +253,30 @@ def _batch(data: RunData) -> str:
     return text if steps == 1 else f"{steps:,} micro-steps of {text}, accumulated"
 
 
+_SCHEDULES = {
+    "cosine": "cosine decay to {lowest}",
+    "linear": "linear decay to {lowest}",
+    "wsd": "constant, with a linear decay to 0 at the end",
+}
+
+
 def _schedule(optim: Mapping[str, Any]) -> str:
-    lowest, warmup = optim.get("min_lr"), optim.get("warmup_steps")
-    low = "a tenth of it" if lowest is None else setting(lowest)
-    shapes = {
-        "cosine": f"cosine decay to {low}",
-        "linear": f"linear decay to {low}",
-        "constant": "constant",
-        "wsd": "constant, with a linear decay to 0 at the end",
-    }
-    shape = str(optim.get("schedule", "cosine"))
+    lowest, warmup, shape = optim.get("min_lr"), optim.get("warmup_steps"), str(optim.get("schedule", "cosine"))
+    decay = _SCHEDULES.get(shape, shape).format(lowest="a tenth of it" if lowest is None else setting(lowest))
     steps = "5 % of the steps (at most 2,000)" if warmup is None else plural(warmup, "step")
-    return f"linear warmup over {steps}, then {shapes.get(shape, shape)}"
+    return f"linear warmup over {steps}, then {decay}"
 
 
 def configuration(config: Mapping[str, Any]) -> tuple[Fact, ...]:
     """Return every option of ``config.json`` under the name of its flag, such as ``model.n_layer``."""
-    return tuple(Fact(name, json.dumps(value, ensure_ascii=False)) for name, value in _leaves(config, ""))
+    options = flatten(config).items()
+    return tuple(Fact(name, json.dumps(_below_here(value), ensure_ascii=False)) for name, value in options)
 
 
-def _leaves(tree: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
-    here = Path.cwd()
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{group}{name}.")
-        elif isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here):
-            yield f"{group}{name}", Path(value).relative_to(here).as_posix()  # reports are shared: not the whole path
-        else:
-            yield f"{group}{name}", value
+def _below_here(value: Any) -> Any:
+    """Return a path below the working directory relative to it: reports are shared, and it says enough."""
+    path, here = Path(value if isinstance(value, str) else ""), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_absolute() and path.is_relative_to(here) else value
 
 
 def environment(data: RunData) -> tuple[Fact, ...]:
@@ -312,40 +296,30 @@ def commands(data: RunData) -> tuple[Fact, ...]:
     )
 
 
-class Published(NamedTuple):
-    """A published figure."""
-
-    model: str
-    metric: str
-    value: float
-    difference: str
-    """How its protocol differs from ours."""
-
-
 SHAKESPEARE_BY_CHARACTER = "333f749b4571300043e02025556b66bb1e50d858561445ea7b40312e99c4c6eb"
 """Fingerprint of Tiny Shakespeare with the byte tokenizer, the first 90 % for training and the rest for validation."""
-_NANOGPT = tuple(
-    Published(
-        f"nanoGPT, its {device} recipe ({size} parameters)",
-        "validation loss, nats per character",
-        loss,
-        f"estimated on {batches} batches of the validation split",
-    )
-    for device, size, loss, batches in (("CPU", "0.8 M", 1.88, 20), ("GPU", "10.7 M", 1.4697, 200))
-)
-_HELLASWAG = Published("GPT-2 124M", "HellaSwag acc_norm, completion style", 0.2955, "on all 10,042 items")
+NANOGPT_LOSSES = {
+    "nanoGPT, its CPU recipe (0.8 M parameters)": (1.88, "estimated on 20 batches of the validation split"),
+    "nanoGPT, its GPU recipe (10.7 M parameters)": (1.4697, "estimated on 200 batches of the validation split"),
+}
+"""The loss, and how its protocol differs from ours."""
 
 
-def published_losses(data: RunData) -> tuple[Published, ...]:
-    """Return published validation losses on the data of a run."""
-    return _NANOGPT if data.fingerprints.get("data") == SHAKESPEARE_BY_CHARACTER else ()
+def published_losses(data: RunData) -> dict[str, float]:
+    """Return published validation losses on the data of a run, by the model."""
+    same = data.fingerprints.get("data") == SHAKESPEARE_BY_CHARACTER
+    return {model: loss for model, (loss, _) in NANOGPT_LOSSES.items() if same}
 
 
 def published(data: RunData) -> tuple[Fact, ...]:
     """Return every published figure that a run can be compared with."""
-    completion = any(e.task == "hellaswag" and "completion" in e.protocol.lower() for e in data.evals)
-    figures = [*published_losses(data), *([_HELLASWAG] if completion else [])]
-    return tuple(Fact(f"{p.model}: {p.metric}", number(p.value), p.difference) for p in figures)
+    facts = [
+        Fact(f"{model}: validation loss, nats per character", number(loss), NANOGPT_LOSSES[model][1])
+        for model, loss in published_losses(data).items()
+    ]
+    if any(e.task == "hellaswag" and "completion" in e.protocol.lower() for e in data.evals):
+        facts.append(Fact("GPT-2 124M: HellaSwag acc_norm, completion style", number(0.2955), "on all 10,042 items"))
+    return tuple(facts)
 
 
 NEAR_FLOOR, FAR_FROM_FLOOR = 15.0, 50.0
@@ -423,17 +397,17 @@ def _judge_texts(data: RunData) -> Iterator[tuple[bool, str]]:
         return
     model, human = data.texts.figures_of(JUDGED_STRATEGY), data.texts.figures_of(HELD_OUT)
     both = {name: (model[name], human[name]) for name in model.keys() & human.keys()}
+    said = {name: f"{number(ours, 3)} against {number(theirs, 3)}" for name, (ours, theirs) in both.items()}
     if "self_bleu" in both:
         ours, theirs = both["self_bleu"]
         same = abs(ours - theirs) <= SAME_DIVERSITY
         kind = "as diverse as" if same else "less diverse than" if ours > theirs else "more diverse than"
-        figures = f"self-BLEU {number(ours, 3)} against {number(theirs, 3)}"
-        yield same, f"With {JUDGED_STRATEGY} its texts are {kind} the held-out text: {figures}."
+        yield same, f"With {JUDGED_STRATEGY} its texts are {kind} the held-out text: self-BLEU {said['self_bleu']}."
     if "relevance" in both:
         ours, theirs = both["relevance"]
         if ours < (1 - LOST_RELEVANCE) * theirs:
-            figures = f"relevance {number(ours, 3)} against {number(theirs, 3)}"
-            yield False, f"It takes up less of what a prompt names than the held-out text does: {figures}."
+            text = "It takes up less of what a prompt names than the held-out text does"
+            yield False, f"{text}: relevance {said['relevance']}."
 
 
 def repeated_trigrams(text: str) -> float:
