@@ -64,16 +64,21 @@ def losses(
     figure.subplots_adjust(hspace=0.2)
     alone = len(runs) == 1
     for index, (name, curves) in enumerate(runs.items()):
-        if alone:
-            _single_run(top, curves)
-        else:
-            _one_of_several(top, name, curves, index)
-        color = INK if alone else _color(index)
-        bottom.plot(*_xy(thin(curves["lr"])), color=color, ls=_dashes(index), lw=1.3)
-    if alone and floor is not None:
-        top.axhline(floor, color=INK, lw=1.1, ls=(0, (4, 3)), label="entropy of the test text")
-    for index, (label, loss) in enumerate((references or {}).items() if alone else (), start=2):
-        top.axhline(loss, color=_color(index), lw=1.1, ls=_dashes(index), label=f"{label}: {loss:g}")
+        style = _style(index)
+        train = {"color": TRAIN, "lw": 1.0, "label": "training"} if alone else {"color": style["color"], "lw": 0.6}
+        val = {"color": VAL, "label": "validation"} if alone else {**style, "label": name}
+        top.plot(*_xy(thin(curves["train_loss"])), **train)
+        if points := curves["val_loss"]:
+            top.plot(*_xy(points), lw=1.6, marker="o", ms=3.5, markevery=max(1, len(points) // MAX_MARKS), **val)
+            if alone:
+                text = {"textcoords": "offset points", "xytext": (-4, 8), "ha": "right", "color": VAL}
+                top.annotate(f"{points[-1][1]:.3f}", points[-1], **text)
+        bottom.plot(*_xy(thin(curves["lr"])), lw=1.3, **style | ({"color": INK} if alone else {}))
+    if alone:
+        if floor is not None:
+            top.axhline(floor, color=INK, lw=1.1, ls=(0, (4, 3)), label="entropy of the test text")
+        for index, (label, loss) in enumerate((references or {}).items(), start=2):
+            top.axhline(loss, lw=1.1, label=f"{label}: {loss:g}", **_style(index))
     _log_loss_axis(top)
     _frame(top, title="Loss, nats per token (logarithmic)")
     top.legend(frameon=False, loc="upper right", labelcolor=INK, borderaxespad=0.2, handlelength=2.4)
@@ -82,32 +87,12 @@ def losses(
     return figure
 
 
-def _single_run(axes: Axes, curves: Mapping[str, Points]) -> None:
-    """Draw training and validation loss in two colors."""
-    axes.plot(*_xy(thin(curves["train_loss"])), color=TRAIN, lw=1.0, label="training")
-    if val := curves["val_loss"]:
-        axes.plot(*_xy(val), color=VAL, lw=1.6, label="validation", **_marks(val))
-        text = {"textcoords": "offset points", "xytext": (-4, 8), "ha": "right", "color": VAL}
-        axes.annotate(f"{val[-1][1]:.3f}", val[-1], **text)
-
-
-def _one_of_several(axes: Axes, name: str, curves: Mapping[str, Points], index: int) -> None:
-    """Draw both losses in the run's color: training thin, validation thick with marks."""
-    axes.plot(*_xy(thin(curves["train_loss"])), color=_color(index), lw=0.6)
-    if val := curves["val_loss"]:
-        axes.plot(*_xy(val), color=_color(index), ls=_dashes(index), lw=1.6, label=name, **_marks(val))
-
-
-def _marks(points: Points) -> dict[str, Any]:
-    return {"marker": "o", "ms": 3.5, "markevery": max(1, len(points) // MAX_MARKS)}
-
-
 def over_tokens(curves: Mapping[str, Points], title: str, legend: bool = False) -> Figure:
     """Draw a quantity such as the gradient norm over the tokens trained on, a curve for each run."""
     figure = _figure(HALF, 2.1, left=0.55)
     axes = figure.subplots()
     for index, (name, points) in enumerate(curves.items()):
-        axes.plot(*_xy(thin(points)), color=_color(index), ls=_dashes(index), lw=1.1, label=name)
+        axes.plot(*_xy(thin(points)), lw=1.1, label=name, **_style(index))
     if legend:
         axes.legend(frameon=False, loc="upper right", labelcolor=INK, fontsize=8.5)
     _frame(axes, title=title)
@@ -158,7 +143,7 @@ def losses_over_parameters(arms: Mapping[str, Points]) -> Figure:
     figure = _figure(6.2, 3.8)
     axes = figure.subplots()
     for index, (arm, points) in enumerate(arms.items()):
-        style = {"color": _color(index), "marker": _marker(index), "ls": "none", "mfc": "none", "ms": 7}
+        style = _style(index, marked=True) | {"ls": "none", "mfc": "none", "ms": 7}
         axes.plot(*_xy(points), label=arm, **style)
     axes.set_xscale("log")
     _frame(axes, "parameters", "best validation loss, nats per token")
@@ -176,9 +161,9 @@ def _mean_and_range(axes: Axes, curves: Mapping[str, Sequence[Points]]) -> None:
             continue
         xs = [sum(x for x, _ in points) / len(points) for points in columns]
         ys = [[y for _, y in points] for points in columns]
-        style = {"color": _color(index), "ls": _dashes(index), "marker": _marker(index), "lw": 1.5, "ms": 4}
-        axes.plot(xs, [sum(y) / len(y) for y in ys], markevery=max(1, len(xs) // 8), label=name, **style)
-        axes.fill_between(xs, [min(y) for y in ys], [max(y) for y in ys], color=_color(index), alpha=0.15, lw=0)
+        style = _style(index, marked=True) | {"lw": 1.5, "ms": 4, "markevery": max(1, len(xs) // 8)}
+        axes.plot(xs, [sum(y) / len(y) for y in ys], label=name, **style)
+        axes.fill_between(xs, list(map(min, ys)), list(map(max, ys)), color=style["color"], alpha=0.15, lw=0)
 
 
 STRATEGIES = {
@@ -289,16 +274,10 @@ def points_per_mean(length: int, limit: int = MAX_POINTS) -> int:
     return -(-length // limit)
 
 
-def _color(index: int) -> str:
-    return LINES[index % len(LINES)]
-
-
-def _dashes(index: int) -> Any:
-    return DASHES[index % len(DASHES)]
-
-
-def _marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+def _style(index: int, marked: bool = False) -> dict[str, Any]:
+    """Return the color and the dashes of a line, and its marker if it has one."""
+    style = {"color": LINES[index % len(LINES)], "ls": DASHES[index % len(DASHES)]}
+    return style | ({"marker": MARKERS[index % len(MARKERS)]} if marked else {})
 
 
 def _xy(points: Points) -> tuple[list[float], list[float]]:

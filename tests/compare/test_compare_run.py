@@ -21,7 +21,7 @@ from gpt2lab.cli.main import main
 from gpt2lab.compare import run as run_module
 from gpt2lab.compare.plan import ComparisonPlan, make_plan
 from gpt2lab.compare.results import outcome_of
-from gpt2lab.compare.run import Ended, compare, in_this_process
+from gpt2lab.compare.run import compare, in_this_process
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import attention_map, read_run
 from gpt2lab.report.write import write_report
@@ -103,7 +103,7 @@ def test_finished_runs_are_not_repeated_and_interrupted_ones_resume(done: Path, 
     shutil.rmtree(damaged / "checkpoints")
     worked: list[Path | None] = []
 
-    def work(config: TrainConfig, texts: bool) -> Ended:
+    def work(config: TrainConfig, texts: bool) -> int | None:
         worked.append(config.out)
         return in_this_process(config, texts)
 
@@ -147,7 +147,11 @@ def test_runs_are_measured_by_document_if_they_were_trained_so(
 def test_failed_run_is_named_and_the_others_are_compared(again: ComparisonPlan) -> None:
     for path in again.out.glob("*/seed_1338"):
         shutil.rmtree(path)
-    comparison = compare(again, work=lambda config, texts: Ended(error="out of memory"))
+
+    def work(config: TrainConfig, texts: bool) -> None:
+        raise InputError("out of memory")
+
+    comparison = compare(again, work=work)
     assert "n_inner=64, seed 1338: failed: out of memory. Left out." in comparison.remarks
     assert all(cell.runs == 1 for row in comparison.rows for cell in row.cells)
     assert "one seed, so there is no interval" in comparison.findings[0]

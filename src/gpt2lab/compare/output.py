@@ -116,27 +116,14 @@ def _csv(comparison: Comparison) -> str:
 
 def _as_json(comparison: Comparison, out: Path) -> dict[str, Any]:
     """Return everything as plain values; the paths of the runs are relative to ``out``."""
-    metrics = [
-        {
-            "metric": metric.name,
-            "unit": metric.unit,
-            "better": metric.better,
-            "arms": {arm: dataclasses.asdict(cell) for arm, cell in zip(comparison.arms, cells, strict=True)},
-        }
-        for metric, cells in comparison.rows
-    ]
+    metrics = []
+    for metric, cells in comparison.rows:
+        arms = {arm: dataclasses.asdict(cell) for arm, cell in zip(comparison.arms, cells, strict=True)}
+        metrics.append({"metric": metric.name, "unit": metric.unit, "better": metric.better, "arms": arms})
     runs = [dataclasses.asdict(o) | {"path": Path(o.path).relative_to(out).as_posix()} for o in comparison.outcomes]
-    return {
-        "version": gpt2lab.__version__,
-        "reference": comparison.reference,
-        "arms": comparison.arms,
-        "seeds": comparison.seeds,
-        "target_loss": comparison.target_loss,
-        "findings": comparison.findings,
-        "remarks": comparison.remarks,
-        "metrics": metrics,
-        "runs": runs,
-    }
+    names = ("reference", "arms", "seeds", "target_loss", "findings", "remarks")
+    found = {name: getattr(comparison, name) for name in names}
+    return {"version": gpt2lab.__version__, **found, "metrics": metrics, "runs": runs}
 
 
 COSTS = {"step": "step", "tokens trained on": "tokens", "seconds of training": "seconds"}

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
 
 from gpt2lab import console, runtime
 from gpt2lab.compare.output import write_comparison
@@ -44,17 +43,9 @@ SAMPLES = 64
 log = logging.getLogger("gpt2lab")
 
 
-class Ended(NamedTuple):
-    """How a run ended."""
-
-    error: str | None = None
-    """What went wrong, in one line."""
-    signal: int | None = None
-    """The signal that interrupted it; its state was saved."""
-
-
-Worker = Callable[[TrainConfig, bool], Ended]
-"""Trains and measures a run; the second argument says whether to measure its texts."""
+Worker = Callable[[TrainConfig, bool], int | None]
+"""Trains and measures a run, its texts too if the second argument is true. Returns the signal that interrupted it, its
+state saved; raises `InputError` if it failed."""
 ProgressBar = Callable[[], AbstractContextManager[Callable[[StepReport], None] | None]]
 """Opens a progress bar and gives its ``on_step``; see `train`."""
 
@@ -102,13 +93,15 @@ def _finish(job: Job, title: str, texts: bool, work: Worker) -> str | None:
         log.info("%s: already done", title)
         return None
     log.info("%s", title)
-    ended = work(job.config, texts)
-    if ended.signal is not None:
+    try:
+        stopped_by = work(job.config, texts)
+    except InputError as error:
+        log.error("%s: %s", title, error)
+        return str(error)
+    if stopped_by is not None:
         checkpoints = list_checkpoints(run)
-        raise Interrupted(ended.signal, run, checkpoints[-1].step if checkpoints else 0)
-    if ended.error is not None:
-        log.error("%s: %s", title, ended.error)
-    return ended.error
+        raise Interrupted(stopped_by, run, checkpoints[-1].step if checkpoints else 0)
+    return None
 
 
 def _has_checkpoint(run: Run) -> bool:
@@ -122,48 +115,47 @@ def _has_checkpoint(run: Run) -> bool:
     return True
 
 
-def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar = nullcontext) -> Ended:
-    """Train a run, or resume it, and measure it."""
+def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar = nullcontext) -> int | None:
+    """Train a run, or resume it, and measure it; see `Worker`."""
     assert config.out is not None
     run = Run(config.out)
+    if _has_checkpoint(run):
+        config = dataclasses.replace(config, resume="last")
+    elif run.path.exists():
+        aside = run.path.rename(free_path(run.path.with_name(f"{run.path.name}.unusable")))
+        log.warning("%s has no sound checkpoint to resume from: moved to %s, starting again", run.path, aside.name)
     try:
-        if _has_checkpoint(run):
-            config = dataclasses.replace(config, resume="last")
-        elif run.path.exists():
-            aside = run.path.rename(free_path(run.path.with_name(f"{run.path.name}.unusable")))
-            log.warning("%s has no sound checkpoint to resume from: moved to %s, starting again", run.path, aside.name)
         with bar() as on_step:
             train(config, on_step)
         measure(run, texts)
-    except InputError as error:
-        return Ended(error=str(error))
     except Interrupted as stop:
-        return Ended(signal=stop.signal)
-    return Ended()
+        return stop.signal
+    return None
 
 
-def in_own_process(config: TrainConfig, texts: bool = False) -> Ended:
+def in_own_process(config: TrainConfig, texts: bool = False) -> int | None:
     """Do the same in a new process, which logs to the console and draws a progress bar there."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         future = pool.submit(_in_child, config, texts)
         try:
             return future.result()
-        except BrokenProcessPool:
-            return Ended(error="its process was killed, perhaps out of memory; try a lower --micro-batch")
+        except BrokenProcessPool as error:
+            raise InputError("its process was killed, perhaps out of memory; try a lower --micro-batch") from error
         except KeyboardInterrupt:  # the terminal signals the process of the run too, which saves its state and ends
-            return Ended(signal=signal.SIGINT)
+            return signal.SIGINT
 
 
-def _in_child(config: TrainConfig, texts: bool) -> Ended:
+def _in_child(config: TrainConfig, texts: bool) -> int | None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     runtime.tune_allocator()
     console.log_to_console()
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    ended = in_this_process(config, texts, console.training_bar)
-    if not parent.is_alive():
-        os._exit(1)  # nobody is left to get the result, and the pool would wait for more work forever
-    return ended
+    try:
+        return in_this_process(config, texts, console.training_bar)
+    finally:
+        if not parent.is_alive():
+            os._exit(1)  # nobody is left to get the result, and the pool would wait for more work forever
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -121,8 +121,8 @@ class RunContent:
     configuration: tuple[Fact, ...]
     environment: tuple[Fact, ...]
     commands: tuple[Fact, ...]
-    strengths: tuple[str, ...]
-    weaknesses: tuple[str, ...]
+    judgments: tuple[tuple[bool, str], ...]
+    """Strengths (True) and weaknesses (False)."""
     published: tuple[Fact, ...]
     """Published figures of the same protocol."""
 
@@ -205,7 +205,6 @@ def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
 
 
 def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
-    judgments = list(facts.judgments(data))
     columns = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
     curves: dict[str, Points] = {column: data.curve("tokens", column) for column in columns}
     floor = _floor(data.test_figures())
@@ -233,8 +232,7 @@ def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
         configuration=facts.configuration(data.config),
         environment=facts.environment(data),
         commands=facts.commands(data),
-        strengths=tuple(text for good, text in judgments if good),
-        weaknesses=tuple(text for good, text in judgments if not good),
+        judgments=tuple(facts.judgments(data)),
         published=facts.published(data),
     )
 

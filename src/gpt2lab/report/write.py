@@ -159,8 +159,7 @@ def render_pdf(report: Report) -> bytes:
 def _pdf_values(report: Report) -> dict[str, Any]:
     """Return what report.typ reads: plain values only."""
     run, comparison = report.runs[0], report.comparison
-    values = {
-        "title": report.title,
+    values = dataclasses.asdict(dataclasses.replace(report, runs=(), comparison=None, pictures={})) | {
         "version": gpt2lab.__version__,
         "generator": GENERATOR,
         "run": dataclasses.asdict(dataclasses.replace(run, curves={}, pictures={})) | {"pictures": _captions(run)},
@@ -169,17 +168,11 @@ def _pdf_values(report: Report) -> dict[str, Any]:
         "samples": _samples(run),
         "completion": _completion(run),
         "prompted": run.prompted,
-        "notes": report.notes,
-        "references": report.references,
         "cite": CITE,
-        "comparison": None,
     }
     if comparison is not None:
         values["title"] = f"{len(comparison.outcomes)} runs compared"
-        values["comparison"] = {
-            "arms": comparison.arms,
-            "findings": comparison.findings,
-            "remarks": comparison.remarks,
+        values["comparison"] = dataclasses.asdict(dataclasses.replace(comparison, outcomes=())) | {
             "rows": [row._asdict() | {"cells": [c._asdict() for c in row.cells]} for row in table_rows(comparison)],
             "note": NOTE,
             "pictures": _captions(report),
