@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -29,29 +30,21 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
-def with_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    """Let torch say that it has two GPUs."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-
-
-def with_cpu(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True))
-
-
-@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_a_cpu_with_fast_bf16_gets_bf16(monkeypatch: pytest.MonkeyPatch, no_gpu: None, flag: str) -> None:
-    with_cpu(monkeypatch, "avx2", flag)
+@pytest.mark.parametrize(
+    ("flag", "precision", "reason"),
+    [
+        *((flag, "bf16", f"this CPU has {flag}") for flag in ("avx512_bf16", "amx_bf16", "bf16")),
+        ("avx512f", "fp32", "this CPU has no fast bf16"),
+    ],
+)
+def test_a_cpu_gets_bf16_if_it_multiplies_it_fast(
+    monkeypatch: pytest.MonkeyPatch, no_gpu: None, flag: str, precision: str, reason: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, flag: True})
     found = runtime.resolve()
-    assert (found.device, found.precision, found.precision_reason) == (CPU, "bf16", f"this CPU has {flag}")
-    assert found.dtype == torch.bfloat16
-
-
-def test_any_other_cpu_gets_fp32(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
-    with_cpu(monkeypatch, "avx2")
-    assert runtime.resolve().precision == "fp32"
-    with pytest.raises(InputError, match="fp16 is for GPUs; on this CPU use fp32"):
+    assert (found.device, found.precision, found.precision_reason) == (CPU, precision, reason)
+    assert found.dtype == runtime.DTYPES[precision]
+    with pytest.raises(InputError, match=f"fp16 is for GPUs; on this CPU use {precision}"):
         runtime.resolve("cpu", "fp16")
 
 
@@ -61,7 +54,9 @@ def test_any_other_cpu_gets_fp32(monkeypatch: pytest.MonkeyPatch, no_gpu: None) 
 def test_gpus_get_bf16_from_ampere_on(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
 ) -> None:
-    with_gpu(monkeypatch, capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     found = runtime.resolve()
     assert (found.device, found.precision) == (torch.device("cuda"), precision)
     assert runtime.resolve("cuda:1").device == torch.device("cuda:1")
@@ -72,10 +67,10 @@ def test_gpus_get_bf16_from_ampere_on(
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        *[
+        *(
             (lambda name=name: runtime.resolve(name), f'there is no device "{name}" here; this machine has cpu$')
             for name in ("cuda", "mps", "cuda:0", "gpu", "tpu", "")
-        ],
+        ),
         (lambda: runtime.resolve("cpu", "bf61"), r'unknown precision "bf61" \(did you mean "bf16"\?\)'),
         (lambda: runtime.resolve_compile("of", CPU, 1), r'unknown compile "of" \(did you mean "off"\?\)'),
     ],
@@ -131,11 +126,10 @@ def test_the_seed_comes_from_the_published_generator() -> None:
 
 def test_every_position_has_its_own_seed() -> None:
     seen = set()
-    positions = list(itertools.product(range(4), range(20), range(4), range(4)))  # seed, step, micro-step, rank
-    for position in positions:
+    for position in itertools.product(range(4), range(20), range(4), range(4)):  # seed, step, micro-step, rank
         runtime.seed_step(*position)
         seen.add(torch.initial_seed())
-    assert len(seen) == len(positions)
+    assert len(seen) == 4 * 20 * 4 * 4
 
 
 @given(st.integers(), st.integers(0, 10**9), st.integers(0, 100))
@@ -190,21 +184,12 @@ def test_the_environment_describes_the_machine() -> None:
 def test_eager_does_not_compile() -> None:
     compiled: list[Any] = []
 
-    class Doubled(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + x
-
     def backend(graph: Any, inputs: Any) -> Any:
         compiled.append(graph)
         return graph
 
-    module = Doubled()
-    module.compile(backend=backend)
-    with runtime.eager():
-        module(torch.ones(1, 2))
-    assert not compiled
-    module(torch.ones(1, 2))
-    assert len(compiled) == 1
-    with runtime.eager():
-        module(torch.ones(3, 2))
-    assert len(compiled) == 1
+    doubled = torch.compile(lambda x: x + x, backend=backend)
+    for rows, stance, expected in ((1, runtime.eager(), 0), (1, nullcontext(), 1), (3, runtime.eager(), 1)):
+        with stance:
+            doubled(torch.ones(rows, 2))
+        assert len(compiled) == expected

@@ -251,6 +251,8 @@ def environment() -> dict[str, str | int]:
     }
 
 
-def eager() -> AbstractContextManager[None]:
+@contextmanager
+def eager() -> Iterator[None]:
     """Run compiled modules eagerly: evaluation and sampling change shapes, which would recompile them."""
-    return torch.compiler.set_stance("force_eager")
+    with torch.compiler.set_stance("force_eager"):  # takes effect where it is constructed
+        yield

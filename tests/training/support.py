@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,30 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.training import loop, monitoring, session
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
+from gpt2lab.training.distributed import Interrupted
 from gpt2lab.training.loop import Hooks, HooksFor, StepReport
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
 SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.1)
 PLAIN = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
+TRAIN = """
+import json, sys
+import torch
+torch.set_num_threads(int(sys.argv[2]))
+from gpt2lab.training.loop import Hooks
+from gpt2lab.training.distributed import Interrupted
+from gpt2lab.training.config import from_dict
+from gpt2lab.training.session import train
+
+on_step = lambda report: print(report.step, flush=True)
+try:
+    train(from_dict(json.loads(sys.argv[1])), lambda run: Hooks(on_step=on_step))
+except Interrupted as stop:
+    print(stop)
+    sys.exit(128 + stop.signal)
+"""
+"""A process of its own that trains: its arguments are the configuration as JSON and a number of threads."""
 
 
 @contextmanager
@@ -74,6 +93,13 @@ def at_step(step: int, act: Callable[[], object]) -> HooksFor:
             act()
 
     return lambda run: Hooks(on_step=on_step)
+
+
+def interrupted(config: TrainConfig, step: int, number: signal.Signals = signal.SIGTERM) -> Interrupted:
+    """Train, with a signal after a step; return what stopped the run."""
+    with pytest.raises(Interrupted) as stopped:
+        train(config, at_step(step, lambda: signal.raise_signal(number)))
+    return stopped.value
 
 
 def reported(config: TrainConfig) -> tuple[Run, list[StepReport]]:

@@ -12,19 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import (
-    PLAIN,
-    assert_same_run,
-    flip,
-    go_on,
-    log_of,
-    refusal,
-    saved_steps,
-    small,
-    snapshot,
-    train,
-    truncate,
-)
+from support import PLAIN, assert_same_run, flip, go_on, log_of, refusal, saved_steps, small, snapshot, train, truncate
 from support import checkpoint as folder_of
 
 from gpt2lab.errors import InputError

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import launch, needs_fork, this_rank
-from support import PLAIN, assert_same_run, column, go_on, hidden, saved_steps, small, train
+from support import PLAIN, TRAIN, assert_same_run, column, go_on, hidden, saved_steps, small, train
 
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
@@ -30,27 +30,6 @@ from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config, to_d
 
 pytestmark = needs_fork  # Windows has neither SIGKILL nor limits on files
 needs_compiler = pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
-TRAIN = """
-import json, sys
-import torch
-torch.set_num_threads(int(sys.argv[2]))
-from gpt2lab.training.loop import Hooks
-from gpt2lab.training.distributed import Interrupted
-from gpt2lab.training.config import from_dict
-from gpt2lab.training.session import train
-
-told = []
-
-def on_step(report):
-    if not told:
-        told.append(print("ready", flush=True))
-
-try:
-    train(from_dict(json.loads(sys.argv[1])), lambda run: Hooks(on_step=on_step))
-except Interrupted as stop:
-    print(stop)
-    sys.exit(128 + stop.signal)
-"""
 DIE = """
 import os, shutil, signal
 from pathlib import Path
@@ -116,24 +95,25 @@ def start() -> Iterator[Launch]:
         process.communicate()
 
 
-def wait_until_ready(process: subprocess.Popen[str]) -> None:
-    """Return after the first step."""
+def wait_for_steps(process: subprocess.Popen[str], count: int) -> None:
+    """Return after some steps of a process."""
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    for _ in range(count):
+        assert process.stdout.readline()
 
 
 def test_sigterm_to_a_process(start: Launch, data: Path, tmp_path: Path) -> None:
     options = {"model": PLAIN, "steps": 100_000, "checkpoint_every": 100_000, "eval_every": 100_000}
     config = small(data, tmp_path / "run", **options)
     process = start(config)
-    wait_until_ready(process)
-    time.sleep(0.3)
+    wait_for_steps(process, 20)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     run = Run(tmp_path / "run")
     (step,) = saved_steps(run)
     assert process.returncode == 128 + signal.SIGTERM
-    assert said == f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume\n"
+    stopped = f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
+    assert said.splitlines()[-1] == stopped
     go_on(config, steps=step + 5)
     assert saved_steps(run) == [step, step + 5]
 
@@ -146,7 +126,7 @@ def test_killed_at_twenty_random_moments(start: Launch, data: Path, tmp_path: Pa
     config, moments = small(data, tmp_path / "run", **options), random.Random(20)
     for _ in range(20):  # of the run's whole length about 0.6 in expectation, so that it is not over before the last
         process = start(config)
-        wait_until_ready(process)
+        wait_for_steps(process, 1)
         time.sleep(moments.uniform(0.0, seconds / 16))
         process.kill()
         process.communicate()
@@ -166,11 +146,9 @@ def test_compiled_with_two_threads_and_killed_in_several_processes(start: Launch
     options = {"model": model, "compile": "on", "batch_tokens": 512, "micro_batch": 16, "steps": 60, "eval_every": 50}
     unbroken, config = (small(data, tmp_path / name, **options) for name in ("unbroken", "run"))
     assert start(unbroken, threads=2).wait(timeout=200) == 0
-    for step in (8, 20):
+    for step in (9, 12):
         process = start(config, threads=2)
-        while max(saved_steps(Run(tmp_path / "run")) if (tmp_path / "run").exists() else [], default=0) < step:
-            time.sleep(0.01)
-            assert process.poll() is None
+        wait_for_steps(process, step)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL

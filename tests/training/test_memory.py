@@ -20,58 +20,36 @@ from gpt2lab.training.setup import Data, resolve
 MODEL: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_ctx": 256, "vocab_size": 257, "dropout": 0.1}
 WINDOW: dict[str, Any] = {"mask": "window", "window": 32}
 BANDED: dict[str, Any] = WINDOW | {"kernel": "banded"}
-CASES: dict[str, dict[str, Any]] = {
-    "fp32, plain attention with dropout": {"seq_len": 64},
-    "fp32, SDPA without a fused kernel": {"seq_len": 256, "micro_batch": 2},
-    "fp32, fused SDPA": {"seq_len": 256, "micro_batch": 4, "model": {"dropout": 0.0}},
-    "bf16": {"seq_len": 64, "precision": "bf16"},
-    "bf16 without dropout": {"seq_len": 128, "precision": "bf16", "model": {"dropout": 0.0}},
-    "grouped heads": {"seq_len": 64, "precision": "bf16", "model": {"n_kv_head": 2, "n_layer": 4}},
-    "checkpointed": {"seq_len": 128, "activation_checkpointing": True, "model": {"n_layer": 6}},
-    "checkpointed in bf16": {"seq_len": 128, "activation_checkpointing": True, "precision": "bf16"},
-    "banded": {"seq_len": 256, "micro_batch": 4, "model": BANDED | {"dropout": 0.0}},
-    "banded with dropout": {"seq_len": 256, "micro_batch": 4, "model": BANDED},
-    "banded, grouped, in bf16": {
-        "seq_len": 256,
-        "micro_batch": 4,
-        "precision": "bf16",
-        "model": BANDED | {"n_kv_head": 2, "mask": "global", "prefix": 8},
-    },
-    "banded, checkpointed": {
-        "seq_len": 256,
-        "micro_batch": 4,
-        "activation_checkpointing": True,
-        "model": BANDED | {"n_layer": 6},
-    },
-    "a window by SDPA": {"seq_len": 256, "micro_batch": 2, "model": WINDOW | {"kernel": "sdpa", "dropout": 0.0}},
-    "a window by SDPA with dropout in bf16": {
-        "seq_len": 128,
-        "micro_batch": 4,
-        "precision": "bf16",
-        "model": WINDOW | {"kernel": "sdpa", "n_kv_head": 2},
-    },
-    "rotary and grouped, fused": {
-        "seq_len": 256,
-        "micro_batch": 4,
-        "precision": "bf16",
-        "model": {"n_kv_head": 1, "position": "rope", "kernel": "sdpa", "dropout": 0.0},
-    },
-    "rotary, plain products": {"seq_len": 128, "model": {"position": "rope", "kernel": "matmul", "dropout": 0.0}},
-    "reference in bf16": {"seq_len": 128, "precision": "bf16", "model": {"kernel": "reference"}},
-    "reference without dropout": {
-        "seq_len": 128,
-        "precision": "bf16",
-        "model": {"kernel": "reference", "dropout": 0.0},
-    },
-    "narrow feed-forward": {"seq_len": 256, "micro_batch": 4, "model": {"n_inner": 32, "kernel": "matmul"}},
-    "one block": {"seq_len": 256, "micro_batch": 4, "model": {"n_layer": 1, "kernel": "matmul", "dropout": 0.0}},
-    "wide, checkpointed": {
-        "seq_len": 64,
-        "activation_checkpointing": True,
-        "model": {"n_layer": 4, "n_embd": 256, "dropout": 0.0},
-    },
-    "accumulated": {"seq_len": 64, "batch_tokens": 64 * 16},
+NO_DROPOUT: dict[str, Any] = {"dropout": 0.0}
+BF16: dict[str, Any] = {"precision": "bf16"}
+CHECKPOINTED: dict[str, Any] = {"activation_checkpointing": True}
+SDPA: dict[str, Any] = {"kernel": "sdpa"}
+ROPE: dict[str, Any] = {"position": "rope", "dropout": 0.0}
+CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
+    "fp32, plain attention with dropout": (64, 8, {}, {}),
+    "fp32, SDPA without a fused kernel": (256, 2, {}, {}),
+    "fp32, fused SDPA": (256, 4, NO_DROPOUT, {}),
+    "bf16": (64, 8, {}, BF16),
+    "bf16 without dropout": (128, 8, NO_DROPOUT, BF16),
+    "grouped heads": (64, 8, {"n_kv_head": 2, "n_layer": 4}, BF16),
+    "checkpointed": (128, 8, {"n_layer": 6}, CHECKPOINTED),
+    "checkpointed in bf16": (128, 8, {}, CHECKPOINTED | BF16),
+    "banded": (256, 4, BANDED | NO_DROPOUT, {}),
+    "banded with dropout": (256, 4, BANDED, {}),
+    "banded, grouped, in bf16": (256, 4, BANDED | {"n_kv_head": 2, "mask": "global", "prefix": 8}, BF16),
+    "banded, checkpointed": (256, 4, BANDED | {"n_layer": 6}, CHECKPOINTED),
+    "a window by SDPA": (256, 2, WINDOW | SDPA | NO_DROPOUT, {}),
+    "a window by SDPA with dropout in bf16": (128, 4, WINDOW | SDPA | {"n_kv_head": 2}, BF16),
+    "rotary and grouped, fused": (256, 4, ROPE | SDPA | {"n_kv_head": 1}, BF16),
+    "rotary, plain products": (128, 8, ROPE | {"kernel": "matmul"}, {}),
+    "reference in bf16": (128, 8, {"kernel": "reference"}, BF16),
+    "reference without dropout": (128, 8, {"kernel": "reference", "dropout": 0.0}, BF16),
+    "narrow feed-forward": (256, 4, {"n_inner": 32, "kernel": "matmul"}, {}),
+    "one block": (256, 4, {"n_layer": 1, "kernel": "matmul", "dropout": 0.0}, {}),
+    "wide, checkpointed": (64, 8, {"n_layer": 4, "n_embd": 256, "dropout": 0.0}, CHECKPOINTED),
+    "accumulated": (64, 8, {}, {"batch_tokens": 64 * 16}),
 }
+"""Tokens per sequence, sequences per pass, and what differs of the model and the other options."""
 
 
 def asked_of_the_allocator(trainer: Trainer) -> int:
@@ -89,10 +67,12 @@ def asked_of_the_allocator(trainer: Trainer) -> int:
     return most + sum(t.nbytes for t in [*trainer.model.parameters(), *state])
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_a_step_takes_what_is_estimated(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    options = {"micro_batch": 8, **changes, "model": GPTConfig(**(MODEL | changes.get("model", {})))}
-    options.setdefault("batch_tokens", options["micro_batch"] * options["seq_len"])
+@pytest.mark.parametrize(("seq_len", "micro_batch", "model", "options"), CASES.values(), ids=CASES)
+def test_a_step_takes_what_is_estimated(
+    data: Path, tmp_path: Path, seq_len: int, micro_batch: int, model: dict[str, Any], options: dict[str, Any]
+) -> None:
+    options = {"seq_len": seq_len, "micro_batch": micro_batch, "batch_tokens": micro_batch * seq_len} | options
+    options["model"] = GPTConfig(**(MODEL | model))
     dataset = TokenDataset(data)
     plan = resolve(small(data, tmp_path, **options), dataset)
     trainer = Trainer(plan, Data.open(dataset, plan.config), Run(tmp_path), Hooks())
@@ -115,14 +95,14 @@ def test_parameters_are_those_of_the_model_unmade(preset: str) -> None:
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * total, 4 * total, 8 * total)
 
 
-def test_shared_out_over_ranks_the_state_is_a_share() -> None:
+def test_sharded_over_ranks_each_holds_a_part_of_the_state() -> None:
     whole = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1))
     share = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1, shards=8))
     assert share.weights == pytest.approx(whole.weights / 8, abs=4)
     assert share.optimizer == pytest.approx(whole.optimizer / 8, abs=8)
     assert share.activations < whole.activations  # gathered weights take the place of autocast's copies
     accumulated = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1, shards=8, micro_steps=2))
-    assert accumulated.gradients == whole.gradients  # shared out in the last micro-step only
+    assert accumulated.gradients == whole.gradients  # sharded in the last micro-step only
     assert share.peak < whole.peak - 0.6 * (whole.weights + whole.gradients + whole.optimizer)
 
 

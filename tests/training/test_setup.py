@@ -45,7 +45,7 @@ def test_the_length_in_steps(data: Path, length: dict[str, Any], steps: int) -> 
 @pytest.mark.parametrize(("batch", "expected"), [(128, 8), (16 * 7, 7), (16 * 256, 256), (16 * 257, 1), (8192, 256)])
 def test_the_automatic_micro_batch_is_the_largest_that_divides_the_step(data: Path, batch: int, expected: int) -> None:
     chosen = plan(data, micro_batch="auto", batch_tokens=batch).config.micro_batch
-    assert chosen == expected  # 4,096 tokens a pass are 256 sequences of 16
+    assert chosen == expected  # 4,096 tokens per pass are 256 sequences of 16
 
 
 def test_the_automatic_micro_batch_fits_into_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_out_of_memory_names_what_to_lower(
         raise error
 
     monkeypatch.setattr(GPT, "forward", forward)
-    said = r"^out of memory with 4 sequences of 16 tokens a pass; .* lower --micro-batch"
+    said = r"^out of memory with 4 sequences of 16 tokens per pass; .* lower --micro-batch"
     refusal(lambda: train(small(data, tmp_path / "run")), said)
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import assert_same_run, at_step, go_on, refusal, saved_steps, small, train
+from support import TRAIN, assert_same_run, at_step, go_on, interrupted, refusal, saved_steps, small, train
 
 from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
@@ -84,6 +84,20 @@ def streaming(tok: Path, out: Path, corpus: str = "hub:o/three", **changes: Any)
     return small(Path(f"stream:{corpus}"), out, **({"tokenizer": tok, "steps": STEPS} | changes))
 
 
+def segments_of(tok: Path, folder: Path, corpus: str = "hub:o/three") -> SegmentStore:
+    """The segments of a corpus, of which the first is prepared."""
+    dataset = StreamingDataset(corpus, Tokenizer.load(tok), folder)
+    dataset.held_out()
+    return dataset.segments()
+
+
+def kept(tok: Path, folder: Path, content: bytes) -> TokenDataset:
+    """Prepare a file of a corpus as data that is kept."""
+    folder.mkdir()
+    (folder / "only.parquet").write_bytes(content)
+    return prepare([str(folder / "only.parquet")], Tokenizer.load(tok), folder / "data")
+
+
 @pytest.fixture(scope="module")
 def unbroken(tok: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that never stopped. Read it, do not write to it."""
@@ -91,36 +105,27 @@ def unbroken(tok: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_corpus_of_one_file_is_trained_on_as_if_it_were_kept(tok: Path, tmp_path: Path, hub: Hub) -> None:
-    (tmp_path / "only.parquet").write_bytes(parquet(7, 103))
-    kept = prepare([str(tmp_path / "only.parquet")], Tokenizer.load(tok), tmp_path / "data")
-    assert (kept.manifest.splits["train"].tokens - 1) // 16 == 128  # 16 steps, and no window is left over
-    plain = train(small(kept.directory, tmp_path / "plain", steps=36))
+    whole = kept(tok, tmp_path / "kept", parquet(7, 103))
+    assert (whole.manifest.splits["train"].tokens - 1) // 16 == 128  # 16 steps, and no window is left over
+    plain = train(small(whole.directory, tmp_path / "plain", steps=36))
     config = streaming(tok, tmp_path / "run", "hub:o/one", steps=36)
-    with pytest.raises(Interrupted):
-        train(config, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
+    interrupted(config, 20)
     run = go_on(config)
     assert_same_run(run, plain, 36)
     assert hub.asked["only.parquet"] == 1  # it was fetched and prepared once for all three passes
     for split in ("val", "test"):
-        (mine,), (theirs,) = (TokenDataset(d).stream(split).shards for d in (run.stream / HELD_OUT, kept.directory))
+        (mine,), (theirs,) = (TokenDataset(d).stream(split).shards for d in (run.stream / HELD_OUT, whole.directory))
         assert mine.path.read_bytes() == theirs.path.read_bytes()
 
 
 def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(tok)
-    dataset = StreamingDataset("hub:o/three", tokenizer, tmp_path / "stream")
-    dataset.held_out()
-    segments = dataset.segments()
-    kept = []
-    for number in range(FILES):
-        (tmp_path / f"{number}.parquet").write_bytes(parquet(number))
-        prepared = prepare([str(tmp_path / f"{number}.parquet")], tokenizer, tmp_path / str(number))
-        kept.append(prepared.stream("train"))
+    segments = segments_of(tok, tmp_path / "stream")
+    files = [kept(tok, tmp_path / str(number), parquet(number)).stream("train") for number in range(FILES)]
     loader = StreamLoader(segments, 16, 8, 4, seed=5)
     step = 0
     for number in range(FILES + 1):
         segments.prepare(number)
-        stream = kept[number % FILES]
+        stream = files[number % FILES]
         count = (len(stream) - 1) // 16
         for within in range(count // 8):
             asked = [loader.batch(step, micro_step) for micro_step in (0, 1)]
@@ -156,8 +161,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     unbroken: Run, tok: Path, tmp_path: Path, stop: int, which: str | int
 ) -> None:
     config = streaming(tok, tmp_path / "run")
-    with pytest.raises(Interrupted):
-        train(config, at_step(stop, lambda: signal.raise_signal(signal.SIGTERM)))
+    interrupted(config, stop)
     assert_same_run(go_on(config, which), unbroken, STEPS)
 
 
@@ -221,19 +225,19 @@ def test_a_failed_download_ends_training_with_one_line_after_saving(
 
 
 def test_a_signal_ends_waiting_for_a_segment(unbroken: Run, hub: Hub, tok: Path, tmp_path: Path) -> None:
-    class Stop(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() == "waiting for segment 1 of the data to be prepared":
-                signal.raise_signal(signal.SIGTERM)
+    def stop_if_waiting(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "waiting for segment 1 of the data to be prepared":
+            signal.raise_signal(signal.SIGTERM)
+        return True
 
-    config, log, handler = streaming(tok, tmp_path / "run"), logging.getLogger("gpt2lab"), Stop()
+    config, log = streaming(tok, tmp_path / "run"), logging.getLogger("gpt2lab")
     hub.faults["001.parquet"] = [(503, 100)]
-    log.addHandler(handler)
+    log.addFilter(stop_if_waiting)
     try:
         with pytest.raises(Interrupted, match="stopped after step 16, state saved"):
             train(config)
     finally:
-        log.removeHandler(handler)
+        log.removeFilter(stop_if_waiting)
     hub.faults.clear()  # the preparer may have been ended before it asked
     assert_same_run(go_on(config), unbroken, STEPS)
 
@@ -249,9 +253,7 @@ def test_a_failed_first_download_leaves_no_run_and_the_same_command_succeeds_lat
 
 
 def test_a_segment_with_other_bytes_than_the_first_time_is_refused(tok: Path, tmp_path: Path) -> None:
-    dataset = StreamingDataset("hub:o/three", Tokenizer.load(tok), tmp_path / "stream")
-    dataset.held_out()
-    segments = dataset.segments()
+    segments = segments_of(tok, tmp_path / "stream")
     ledger = tmp_path / "stream" / "ledger.json"
     ledger.write_text(ledger.read_text(encoding="utf-8").replace('"tokens": 2', '"tokens": 3'), encoding="utf-8")
     segments.remove_all()
@@ -260,15 +262,11 @@ def test_a_segment_with_other_bytes_than_the_first_time_is_refused(tok: Path, tm
 
 def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CORPORA, "stories", dataclasses.replace(CORPORA["stories"], documents=100))
-    tokenizer = Tokenizer.load(tok)
-    dataset = StreamingDataset("stories", tokenizer, tmp_path / "stream")
-    eot = dataset.manifest.tokenizer.eot
-    dataset.held_out()
-    segments = dataset.segments()
+    tokenizer, segments = Tokenizer.load(tok), segments_of(tok, tmp_path / "stream", "stories")
     for number in range(3):
         segments.prepare(number)
         told = [story.text for story in itertools.islice(stories(0, 100 * number), 100)]
-        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(segments.stream(number).blocks(), eot)]
+        found = [tokenizer.decode(ids.tolist()) for ids in split_documents(segments.stream(number).blocks(), 256)]
         assert len(found) > 80 and [text for text in told if text in found] == found
 
 
@@ -310,18 +308,8 @@ def test_the_column_can_be_named(tok: Path, tmp_path: Path) -> None:
 
 def test_streaming_on_two_processes_is_refused(tok: Path, tmp_path: Path) -> None:
     config, two = streaming(tok, tmp_path / "run"), Communicator(world_size=2)
-    said = "is prepared by the one process that trains, not by 2"
+    said = "stream:hub:o/three can be streamed by one process only, not by 2"
     refusal(lambda: open_data(config, tmp_path / "run", two), said)
-
-
-KILLED = """
-import json, sys, torch
-torch.set_num_threads(1)
-from gpt2lab.training.loop import Hooks
-from gpt2lab.training.config import from_dict
-from gpt2lab.training.session import train
-train(from_dict(json.loads(sys.argv[1])), lambda run: Hooks())
-"""
 
 
 @pytest.mark.fault
@@ -330,7 +318,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_uninterrupted_one(unbroken: R
     config = streaming(tok, tmp_path / "run", checkpoint_every=1)
     for step in (3, 15, 16, 24, 31, 40):
         resumed = dataclasses.replace(config, resume="last") if (tmp_path / "run").exists() else config
-        command = [sys.executable, "-c", KILLED, json.dumps(to_dict(resumed))]
+        command = [sys.executable, "-c", TRAIN, json.dumps(to_dict(resumed)), "1"]
         with subprocess.Popen(command) as process:
             while not (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").exists():
                 assert process.poll() is None

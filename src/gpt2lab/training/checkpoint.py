@@ -72,11 +72,7 @@ class Checkpoint:
 
 
 def save(
-    run: Run,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    comm: Communicator = SINGLE_PROCESS,
+    run: Run, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], comm: Communicator = SINGLE_PROCESS
 ) -> Checkpoint:
     """Write the checkpoint of ``state["step"]``, which must not exist. Every rank must call it.
 
@@ -119,14 +115,13 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def _describe_files(folder: Path, comm: Communicator) -> dict[str, dict[str, str | int]]:
     """Return the size and SHA-256 of each file of a folder; every rank reads the files that it wrote."""
-    entries: dict[str, dict[str, str | int]] = {}
     with comm.raise_on_all_ranks():
         own = [*folder.glob(f"{SHARDED_STATE}/shard-{comm.rank + 1:05d}-*")]
-        if comm.is_main:
-            own += [path for path in folder.iterdir() if path.is_file()]
-        for path in own:
-            name = path.relative_to(folder).as_posix()
-            entries[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        own += [path for path in folder.iterdir() if path.is_file() and comm.is_main]
+        entries: dict[str, dict[str, str | int]] = {
+            path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+            for path in own
+        }
     return {name: entry for part in comm.all_gather_object(entries) for name, entry in part.items()}
 
 

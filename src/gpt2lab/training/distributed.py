@@ -291,8 +291,9 @@ def fail_on_all_ranks(store: Store, rank: int) -> Iterator[None]:
     except (ReportedElsewhere, Interrupted):  # all ranks know
         raise
     except BaseException as error:
-        reason = f"rank {rank}: {type(error).__name__}: {error}"
-        first = _store_reason(store, reason)
+        reason = first = f"rank {rank}: {type(error).__name__}: {error}"
+        with contextlib.suppress(dist.DistError):  # the store's process may be gone, and all who would read the reason
+            first = store.compare_set(FAILURE_KEY, "", reason).decode()
         if first != reason:
             raise ReportedElsewhere(first) from error
         raise
@@ -301,23 +302,12 @@ def fail_on_all_ranks(store: Store, rank: int) -> Iterator[None]:
         thread.join()
 
 
-def _store_reason(store: Store, reason: str) -> str:
-    """Store the reason of a failure unless there is one already; return the stored one."""
-    try:
-        return store.compare_set(FAILURE_KEY, "", reason).decode()
-    except dist.DistError:  # the process that kept the store is gone, and so is everybody who would read the reason
-        return reason
-
-
 def _exit_on_failure(store: Store, done: threading.Event) -> None:
     """End this process if another rank has failed and this one does not end by itself."""
-    while not done.wait(POLL_SECONDS):
-        try:
-            failed = store.check([FAILURE_KEY])
-        except dist.DistError:  # as in `_store_reason`
-            return
-        if failed and not done.wait(GRACE_SECONDS):
-            os._exit(2)
+    with contextlib.suppress(dist.DistError):  # as in `fail_on_all_ranks`
+        while not done.wait(POLL_SECONDS):
+            if store.check([FAILURE_KEY]) and not done.wait(GRACE_SECONDS):
+                os._exit(2)
 
 
 class Interrupted(Exception):

@@ -128,13 +128,17 @@ def estimate(shape: Shape) -> Memory:
     # dtype of the products: the embedding, and two blocks, since the next one is prefetched.
     gradients = FP32 * (total if shape.micro_steps > 1 else shard)
     gathered = 0 if shape.shards == 1 else shape.size * (embedding + 2 * block)
-    activations = _forward_activations(shape)
+    one = block_activations(shape)
+    width = shape.rows * model.n_embd
+    activations = (
+        width * (2 * shape.size + shape.mask_size) + _attention(shape).shared
+    )  # embeddings' dropout, last norm
+    activations += model.n_layer * (width * shape.size if shape.activation_checkpointing else one)
     if shape.shards == 1 and shape.size < FP32:
         activations += shape.size * matrices  # autocast's copies of the weights
     head = FP32 * embedding
     earlier = gradients if shape.micro_steps > 1 or shape.buckets else 0
     others = FP32 * (sum(blocks.values()) - block) // shape.shards  # gradients by the time of the first block
-    one = block_activations(shape)
     recomputed = one if shape.activation_checkpointing else 0
     # The backward pass of a block reaches the feed-forward layer first, and has freed it when it reaches attention.
     backward = max(shape.rows * model.inner * shape.size, _attention(shape).backward - _feed_forward(shape))
@@ -149,14 +153,6 @@ def estimate(shape: Shape) -> Memory:
     if shape.device == "cpu":
         peak = int(FRAGMENTATION * peak) + LIBRARY_BYTES
     return Memory(weights, gradients, optimizer, activations, peak)
-
-
-def _forward_activations(shape: Shape) -> int:
-    """Return the bytes of activations that live when the forward pass of all blocks is done."""
-    width = shape.rows * shape.model.n_embd
-    outside = width * (2 * shape.size + shape.mask_size) + _attention(shape).shared  # embedding's dropout, last norm
-    block = width * shape.size if shape.activation_checkpointing else block_activations(shape)
-    return outside + shape.model.n_layer * block
 
 
 def block_activations(shape: Shape) -> int:

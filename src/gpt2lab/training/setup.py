@@ -1,4 +1,4 @@
-"""From what a user asked to what a run does: every ``auto`` resolved once, every mismatch found before step 1."""
+"""Resolve what was asked for to what a run does: every ``auto`` once, with its reason; mismatches before step 1."""
 
 from __future__ import annotations
 
@@ -31,25 +31,35 @@ from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
 from gpt2lab.training.memory import Shape, largest_micro_batch
 from gpt2lab.training.parallel import choose_mode
 
+AnyDataset: TypeAlias = TokenDataset | StreamingDataset
+DEFAULT_STEPS = 1_000
+CPU_PASS_TOKENS = 4_096
+"""Tokens of a forward pass on a CPU: enough for efficient products, with activations still small."""
+GPU_PASS_TOKENS = 65_536
+MEMORY_FRACTION = 0.8
+"""Of the free memory: the rest is for validation, samples and other programs."""
+MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
+"""Model options that may differ from those of the run whose weights are loaded."""
+
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads, checked; and what it must be again when the run goes on."""
+    """The splits that a run reads, checked, and the fingerprints that they must have when it resumes."""
 
     train: TokenStream | SegmentStore
     val: TokenStream | None
     fingerprints: dict[str, str]
-    """Of the ``data`` and of its ``tokenizer``."""
+    """Of the ``data`` and its ``tokenizer``."""
     eot: int | None = None
-    """The id that documents begin with, where attention stays within them."""
+    """The id that documents begin with, if attention stays within them."""
 
     @classmethod
-    def open(cls, dataset: TokenDataset | StreamingDataset, config: ResolvedConfig, every_byte: bool = True) -> Data:
+    def open(cls, dataset: AnyDataset, config: ResolvedConfig, every_byte: bool = True) -> Data:
         """Check and open the splits that training uses; ``every_byte`` is that of `TokenDataset.stream`.
 
         Raises:
-            InputError: One is damaged or shorter than a window, or patience has no validation split to go by; of a
-                corpus that is prepared meanwhile, what preparing the first round refuses.
+            InputError: A split is damaged or shorter than a window, patience needs a validation split, or the first
+                segment of a streamed corpus cannot be prepared.
         """
         with dataset.discard_if_refused() if isinstance(dataset, StreamingDataset) else nullcontext():
             if isinstance(dataset, StreamingDataset):
@@ -70,31 +80,20 @@ class Data:
             return cls(train, val, cls.fingerprints_of(dataset), eot)
 
     def loader(self, config: ResolvedConfig, where: Runtime) -> Loader | StreamLoader:
-        """Return the batches of one process of a resolved run."""
+        """Return the loader of one process's batches."""
         sequences = config.batch_tokens // config.seq_len
         how = (config.seq_len, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
         return StreamLoader(self.train, *how) if isinstance(self.train, SegmentStore) else Loader(self.train, *how)
 
     @staticmethod
-    def fingerprints_of(dataset: TokenDataset | StreamingDataset) -> dict[str, str]:
-        """Return what tells this data and its tokenizer from others, without reading them."""
+    def fingerprints_of(dataset: AnyDataset) -> dict[str, str]:
+        """Return the fingerprints of a dataset and its tokenizer, without reading them."""
         return {"data": dataset.fingerprint, "tokenizer": dataset.manifest.tokenizer.fingerprint}
-
-
-AnyDataset: TypeAlias = TokenDataset | StreamingDataset
-DEFAULT_STEPS = 1_000
-CPU_PASS_TOKENS = 4_096
-"""Tokens a forward pass on a CPU: products are efficient, activations still small."""
-GPU_PASS_TOKENS = 65_536
-MEMORY_SHARE = 0.8
-"""Of the memory that is free: the rest is for validation, samples and other programs."""
-MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
-"""Options of the architecture that may differ from those of the run whose weights are the first."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run with nothing left to choose."""
+    """A resolved run."""
 
     config: ResolvedConfig
     runtime: Runtime
@@ -103,17 +102,17 @@ class Setup:
 
 
 def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
-    """Open the data of a run, which is to be in the directory ``run``, or is.
+    """Open the data of the run in the directory ``run``, which need not exist yet.
 
     Raises:
-        InputError: There is none, or it cannot be had by several processes.
+        InputError: There is no data, or several processes would have to stream it.
     """
     if config.stream is None:
         return TokenDataset(config.data)
     if comm.world_size > 1:
         raise InputError(
-            f"{config.data} is prepared by the one process that trains, not by {comm.world_size}; start one, or "
-            "prepare the data first, with gpt2lab data prepare"
+            f"{config.data} can be streamed by one process only, not by {comm.world_size}; start one, or prepare the "
+            "data first with gpt2lab data prepare"
         )
     tokenizer, directory = config.tokenizer, run.with_name(f"{run.name}.stream")
     if Run(run).stream.exists() or tokenizer is None:
@@ -123,7 +122,7 @@ def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
 
 
 def resolve(asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE_PROCESS) -> Setup:
-    """Resolve a configuration for a dataset, this machine and the processes that share the work.
+    """Resolve a configuration for a dataset, this machine and the processes of the run.
 
     Raises:
         InputError: An option cannot be honored here, or does not fit the data.
@@ -168,10 +167,10 @@ def resolve(asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE
 
 
 def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | None:
-    """Return the checkpoint that a run begins from, verified; None where it begins from random weights.
+    """Return the checkpoint whose weights a run starts from, verified; None if it starts from random weights.
 
     Raises:
-        InputError: It is of another architecture (what differs is listed), or the data of another tokenizer.
+        InputError: The architecture differs (how is listed), or the data was prepared with another tokenizer.
     """
     if config.init is None:
         return None
@@ -192,10 +191,10 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
 
 
 def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
-    """Say which kernel computes attention and why, and warn of a mask under which the loss leaks.
+    """Return which kernel computes attention and why, with a warning if the mask leaks the targets.
 
     Raises:
-        InputError: The kernel has no gradient here.
+        InputError: The kernel has no gradient on this device.
     """
     model, T = config.model, config.seq_len
     kernel, why = model.kernel, "asked for"
@@ -211,7 +210,7 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
 
 
 def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communicator) -> Setup:
-    """Return a setup that all processes have: if each chose a micro-batch by its memory, the smallest.
+    """Return the setup of all processes, with the smallest micro-batch that any of them chose.
 
     Raises:
         InputError: A process has other options, versions or data.
@@ -230,10 +229,10 @@ def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communic
 
 
 def total_steps(asked: TrainConfig, batch_tokens: int, seq_len: int, manifest: DataManifest) -> int:
-    """Return the length of a run in steps, from whichever of steps, epochs and tokens is given.
+    """Return the length of a run in steps, from steps, epochs or tokens.
 
     Raises:
-        InputError: ``max_tokens`` is less than one step takes.
+        InputError: ``max_tokens`` is less than one step.
     """
     if asked.max_tokens is not None:
         if asked.max_tokens < batch_tokens:
@@ -249,7 +248,7 @@ def total_steps(asked: TrainConfig, batch_tokens: int, seq_len: int, manifest: D
 
 
 def _require_divisible(batch_tokens: int, seq_len: int, world: int) -> None:
-    """Raise `InputError` unless every process gets the same number of whole sequences of a step."""
+    """Raise `InputError` unless a step divides into the same number of sequences for every process."""
     sequences, rest = divmod(batch_tokens, seq_len)
     if rest or sequences % world == 0:
         return  # `micro_steps` refuses what is not a whole number of sequences
@@ -276,10 +275,10 @@ def _with_vocabulary(model: GPTConfig, preset: str, dataset: AnyDataset) -> GPTC
 
 
 def choose_micro_batch(shape: Shape, batch_tokens: int, where: Runtime) -> int:
-    """Return the most sequences per forward pass that divide the step, are fast on the device and fit its memory.
+    """Return the most sequences per forward pass that divide the step, are fast on the device, and fit its memory.
 
     Args:
-        shape: Of a pass with one sequence.
+        shape: The shape of a pass with one sequence.
         batch_tokens: Tokens of a step, over all processes.
         where: The device and the number of processes.
 
@@ -288,14 +287,14 @@ def choose_micro_batch(shape: Shape, batch_tokens: int, where: Runtime) -> int:
     """
     sequences = micro_steps(batch_tokens, shape.T, 1, where.world)
     limit = (CPU_PASS_TOKENS if where.device.type == "cpu" else GPU_PASS_TOKENS) // shape.T
-    room = int(runtime.available_memory(where.device) * MEMORY_SHARE)
+    room = int(runtime.available_memory(where.device) * MEMORY_FRACTION)
     limit = max(1, min(limit, largest_micro_batch(shape, room)))
     return max(n for n in range(1, min(sequences, limit) + 1) if sequences % n == 0)
 
 
 @contextmanager
 def explain_out_of_memory(config: ResolvedConfig) -> Iterator[None]:
-    """Turn the many ways of saying that memory ran out into an `InputError` that names what to lower."""
+    """Turn every kind of out-of-memory error into an `InputError` that names what to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -304,6 +303,6 @@ def explain_out_of_memory(config: ResolvedConfig) -> Iterator[None]:
         if not (known or "DefaultCPUAllocator" in said or "MPS backend out of memory" in said):
             raise
         raise InputError(
-            f"out of memory with {config.micro_batch} sequences of {config.seq_len} tokens a pass; start anew with a "
-            "lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or a smaller model"
+            f"out of memory with {config.micro_batch} sequences of {config.seq_len} tokens per pass; start again with "
+            "a lower --micro-batch (the batch stays the same, more is accumulated), then --seq-len, or a smaller model"
         ) from error
