@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from ranks import launch_each, needs_fork, this_rank
-from support import flip, nothing, refusal, saved_steps, small, train
+from support import at_step, flip, nothing, refusal, saved_steps, small, train
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
 from gpt2lab.data import dataset
@@ -21,11 +25,11 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import checkpoint, monitoring
+from gpt2lab.training import checkpoint, loop, monitoring
 from gpt2lab.training import setup as setting_up
-from gpt2lab.training.config import TrainConfig
+from gpt2lab.training.config import OptimConfig, TrainConfig
 from gpt2lab.training.distributed import Communicator, fail_on_all_ranks, process_group
-from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.loop import Hooks, HooksFor
 from gpt2lab.training.setup import resolve
 
 TWO = Communicator(0, 2, 0, "a launch")
@@ -118,37 +122,20 @@ class Defect(Exception):
 
 def after(step: int, act: Callable[[Run], object]) -> HooksFor:
     """Do something on rank 0 after a step."""
-
-    def hooks(run: Run) -> Hooks:
-        def on_step(report: StepReport) -> None:
-            if report.step == step:
-                act(run)
-
-        return Hooks(on_step=on_step)
-
-    return hooks
+    return lambda run: at_step(step, lambda: act(run))(run)
 
 
-def defect(*_: object) -> None:
-    raise Defect("a defect")
+def raises(error: Exception) -> Callable[..., Any]:
+    def function(*_: object) -> None:
+        raise error
 
-
-def no_space(*_: object) -> None:
-    raise OSError(28, "No space left on device", "a file")
-
-
-def no_memory(*_: object) -> None:
-    raise InputError("memory is gone")
+    return function
 
 
 def full(path: Path) -> None:
     """Let every write to a file find no space."""
     path.unlink()
     path.symlink_to("/dev/full")
-
-
-def failing_hooks(run: Run) -> Hooks:
-    raise InputError("an ending is too long")
 
 
 def failing_sample(run: Run) -> Hooks:
@@ -159,39 +146,70 @@ def failing_sample(run: Run) -> Hooks:
     return Hooks(sample=sample)
 
 
+def in_micro_step(at: tuple[int, int], act: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Accumulate as the trainer does, and do something with the loss of one micro-step."""
+    accumulate = loop.Trainer._backward
+
+    def spoiled(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
+        loss = accumulate(self, step, micro_step)
+        return act(loss) if (step, micro_step) == at else loss
+
+    return spoiled
+
+
+def terminate(loss: torch.Tensor) -> torch.Tensor:
+    """Send SIGTERM to this rank."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return loss
+
+
 HOOKS: dict[str, HooksFor] = {
     "row": after(2, lambda run: full(run.path / "metrics.csv")),
-    "on_step": after(2, defect),
+    "on_step": after(2, raises(Defect("a defect"))),
     "sample": failing_sample,
-    "hooks": failing_hooks,
+    "hooks": raises(InputError("an ending is too long")),
 }
-PATCHES: dict[str, tuple[int, ModuleType, str, Callable[..., None]]] = {
-    "curves": (0, monitoring, "draw", no_space),
-    "trace": (0, monitoring, "temporary_name", no_space),
-    "hash": (1, checkpoint, "sha256_of", no_space),
-    "second resolve": (1, setting_up, "resolve", no_memory),
+NO_SPACE = raises(OSError(28, "No space left on device", "a file"))
+PATCHES: dict[str, tuple[int, Any, str, Callable[..., Any]]] = {
+    "curves": (0, monitoring, "draw", NO_SPACE),
+    "trace": (0, monitoring, "temporary_name", NO_SPACE),
+    "hash": (1, checkpoint, "sha256_of", NO_SPACE),
+    "save": (0, checkpoint, "save_file", NO_SPACE),
+    "second resolve": (1, setting_up, "resolve", raises(InputError("memory is gone"))),
+    "nan": (1, loop.Trainer, "_backward", in_micro_step((2, 1), lambda loss: loss * float("nan"))),
+    "signal": (1, loop.Trainer, "_backward", in_micro_step((4, 1), terminate)),
 }
 FAILURES = {
-    "row": ("ddp", 0, "metrics.csv: cannot be written (No space left on device); "),
-    "sample": ("fsdp", 0, "samples.jsonl: cannot be "),
-    "data": ("ddp", 1, "became shorter during use"),
+    "row": ("ddp", 0, r"metrics\.csv: cannot be written \(No space left on device\); "),
+    "sample": ("fsdp", 0, r"samples\.jsonl: cannot be "),
+    "cut off": ("ddp", 1, "became shorter during use"),
     "second resolve": ("ddp", 1, "memory is gone"),
     "on_step": ("ddp", 0, "a defect"),
     "hooks": ("ddp", 0, "an ending is too long"),
     "curves": ("fsdp", 0, "No space left on device"),
     "trace": ("ddp", 0, "No space left on device"),
-    "hash": ("fsdp", 0, "cannot be written (rank 1: [Errno 28] No space left on device: 'a file')"),
 }
-"""Mode, the rank that says what went wrong, and what it says. Where a hash fails, all ranks agree on it."""
+"""Mode, the rank on which something fails, and what it says: the other ends with it."""
+AGREED = {
+    "hash": ("fsdp", 0, r"cannot be written \(rank 1: \[Errno 28\] No space left on device: 'a file'\)"),
+    "save": ("ddp", 0, r"step_00000003 cannot be written \(.*No space left on device"),
+    "options": ("ddp", 0, "the configuration of rank 1 differs from that of rank 0: optim.lr is 0.02, on rank 0 0.01;"),
+    "other data": ("ddp", 0, r"the data set of rank 1 differs from that of rank 0: data is \w+, on rank 0 \w+;"),
+    "no data": ("ddp", 0, "rank 1: .*none: no such directory of prepared data"),
+    "nan": ("ddp", 0, "step 3: loss nan.* on rank 1 in micro-step 2, windows"),
+}
+"""The same where the ranks exchange what failed: both know it, and rank 0 says it."""
+NOT_STARTED = ("second resolve", "options", "other data", "no data")
 
 
-def fail(each: TrainConfig, copy: Path, what: str) -> None:
-    """Start a run in which something fails on one rank."""
+def fail(each: TrainConfig, changes: dict[str, dict[str, Any]], what: str) -> None:
+    """Start a run in which something fails on one rank, or rank 1 has other options."""
     hooks = HOOKS.get(what, nothing)
-    if what == "data":
-        (shard,) = copy.glob("train_*.bin")
+    if this_rank() == 1:
+        each = dataclasses.replace(each, **changes.get(what, {}))
+    if what == "cut off":
+        (shard,) = changes[what]["data"].glob("train_*.bin")
         hooks = after(2, lambda run: shard.write_bytes(shard.read_bytes()[:1100]))
-        each = dataclasses.replace(each, data=copy) if this_rank() == 1 else each
     with pytest.MonkeyPatch.context() as patch:
         if what in PATCHES and PATCHES[what][0] == this_rank():
             patch.setattr(*PATCHES[what][1:])
@@ -201,31 +219,50 @@ def fail(each: TrainConfig, copy: Path, what: str) -> None:
             raise InputError(str(error)) from error
 
 
-TOGETHER = [what for what, (mode, _, _) in FAILURES.items() if mode == "ddp"]
+TOGETHER = [what for what, (mode, _, _) in (FAILURES | AGREED).items() if mode == "ddp"]
 """Tested in one launch: DDP closes its connections when a rank fails, FSDP when its process ends."""
 
 
 @needs_fork
 @pytest.mark.parametrize(
     "failures",
-    [TOGETHER, ["sample"], *(pytest.param([what], marks=pytest.mark.fault) for what in ("curves", "hash"))],
+    [
+        [*TOGETHER, "signal"],
+        ["sample"],
+        *(pytest.param([what], marks=pytest.mark.fault) for what in ("curves", "hash")),
+    ],
     ids=", ".join,
 )
-def test_a_failure_on_one_rank_ends_all_and_one_says_why(data: Path, tmp_path: Path, failures: list[str]) -> None:
-    copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    options = {"steps": 8, "batch_tokens": 128, "micro_batch": 2, "log_every": 1, "sample_every": 3, "eval_every": 3}
-    works = [
-        partial(
-            fail, small(data, tmp_path / what, parallel=FAILURES[what][0], profile_steps="2:3", **options), copy, what
-        )
-        for what in failures
-    ]
+def test_a_failure_on_one_rank_ends_all_and_one_says_why(
+    data: Path, other_data: Path, tmp_path: Path, failures: list[str]
+) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "cut off": {"data": Path(shutil.copytree(data, tmp_path / "copy"))},
+        "options": {"optim": OptimConfig(lr=2e-2, warmup_steps=4)},
+        "other data": {"data": other_data},
+        "no data": {"data": tmp_path / "none"},
+    }
+    options = {"steps": 8, "micro_batch": 2, "log_every": 1, "sample_every": 3, "eval_every": 3, "profile_steps": "2:3"}
+    options |= {"checkpoint_every": 8, "patience": 0}
+    works = []
+    for what in failures:
+        mode = (FAILURES | AGREED).get(what, ("ddp",))[0]
+        works.append(partial(fail, small(data, tmp_path / what, parallel=mode, **options), changes, what))
     for what, said in zip(failures, launch_each(2, works), strict=True):
-        _, rank, reason = FAILURES[what]
-        (line,) = [line for line in said if not line.startswith("ReportedElsewhere: ")]
-        assert said.index(line) == rank, what
-        assert line.startswith("InputError: ") and reason in line
-        assert what == "hash" or (f"rank {rank}: " in said[1 - rank] and reason in said[1 - rank])
+        if what == "signal":
+            run = Run(tmp_path / what)
+            stopped = f"stopped after step 5, state saved; resume with: gpt2lab train --out {run.path} --resume"
+            assert said == [f"Interrupted: {stopped}"] * 2
+            assert saved_steps(run)[-1] == 5
+            continue
+        _, rank, reason = (FAILURES | AGREED)[what]
+        assert [line.split(": ")[0] for line in (said[rank], said[1 - rank])] == ["InputError", "ReportedElsewhere"], (
+            what
+        )
+        assert re.search(reason, said[rank]), said
+        assert what in AGREED or re.search(f"rank {rank}: .*{reason}", said[1 - rank]), said
+        assert (tmp_path / what).exists() == (what not in NOT_STARTED), what
+        assert what in NOT_STARTED or not list((tmp_path / what / "checkpoints").glob(".*"))
 
 
 STAYS = """
@@ -245,5 +282,5 @@ def test_a_rank_that_notices_nothing_is_ended(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", STAYS, str(tmp_path / "store")], stdout=subprocess.PIPE) as rank:
         assert rank.stdout is not None and rank.stdout.readline() == b"started\n"
         with pytest.raises(Defect), fail_on_all_ranks(store, 0):
-            defect()
+            raise Defect
         assert rank.wait(60) == 2

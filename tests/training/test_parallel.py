@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import launch, launch_each, needs_fork, this_rank
+from ranks import launch, launch_each, needs_fork
 from safetensors.torch import load_file
 from support import checkpoint as folder_of
 from support import column, flip, go_on, log_of, refusal, saved_steps, small, train, truncate
@@ -21,7 +19,7 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import checkpoint, loop
+from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import load_model, optimizer_state
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import process_group
@@ -191,59 +189,3 @@ def test_a_stray_file_among_the_shards_is_refused(sharded: Run) -> None:
     shards = sorted((found.path / "optimizer").iterdir())
     shutil.copy(shards[0], shards[0].with_name("shard-00003-model-00001-of-00001.safetensors"))
     refusal(lambda: checkpoint.verify(found), r"shard-00003-.* is not listed in the manifest; move it elsewhere")
-
-
-def go_wrong(data: Path, other: Path, folder: Path, what: str) -> None:
-    """Start a run in which rank 1 differs from rank 0, or something happens to one of them."""
-    each, rank = config(data, folder / "run", steps=20, checkpoint_every=100, eval_every=100), this_rank()
-    if rank == 1:
-        differences = {
-            "options": {"optim": dataclasses.replace(ADAMW, lr=2e-2)},
-            "data": {"data": other},
-            "no data": {"data": folder / "none"},
-        }
-        each = dataclasses.replace(each, **differences.get(what, {}))
-    accumulate = loop.Trainer._backward
-
-    def broken(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
-        part = accumulate(self, step, micro_step)
-        return part * float("nan") if (step, micro_step) == (2, 3) else part
-
-    def signalled(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
-        if (step, micro_step) == (4, 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate(self, step, micro_step)
-
-    def full(tensors: object, path: Path) -> None:
-        raise OSError(28, "No space left on device", str(path))
-
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 1 and what in ("nan", "signal"):
-            patch.setattr(loop.Trainer, "_backward", broken if what == "nan" else signalled)
-        if rank == 0 and what == "disk":
-            patch.setattr(checkpoint, "save_file", full)
-        train(each)
-
-
-def test_what_goes_wrong_on_one_rank_ends_all(data: Path, other_data: Path, tmp_path: Path) -> None:
-    cases = ("options", "data", "no data", "nan", "signal", "disk")
-    for what in cases:
-        (tmp_path / what).mkdir()
-    works = [partial(go_wrong, data, other_data, tmp_path / what, what) for what in cases]
-    said = dict(zip(cases, launch_each(2, works), strict=True))
-    for what in ("options", "data", "no data", "nan", "disk"):
-        assert [line.split(": ")[0] for line in said[what]] == ["InputError", "ReportedElsewhere"]
-    assert "the configuration of rank 1 differs from that of rank 0: " in said["options"][0]
-    assert "optim.lr is 0.02, on rank 0 0.01; start all ranks with the same" in said["options"][0]
-    assert "the data set of rank 1 differs from that of rank 0: " in said["data"][0]
-    assert "rank 1: " in said["no data"][0]
-    assert not [path for what in ("options", "data", "no data") for path in (tmp_path / what).iterdir()]
-    assert "step 3: loss nan" in said["nan"][0]
-    assert "on rank 1 in micro-step 4, windows" in said["nan"][0]
-    assert saved_steps(Run(tmp_path / "nan" / "run")) == []
-    run = Run(tmp_path / "signal" / "run")
-    stopped = f"Interrupted: stopped after step 5, state saved; resume with: gpt2lab train --out {run.path} --resume"
-    assert said["signal"] == [stopped, stopped]
-    assert saved_steps(run) == [5]
-    assert "No space left on device" in said["disk"][0]
-    assert not list((tmp_path / "disk" / "run" / "checkpoints").iterdir())
