@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.flops import PEAK_FLOPS, flops_per_token
 from gpt2lab.runs import Run
 from gpt2lab.training.config import OptimConfig, ResolvedConfig, to_dict
+from gpt2lab.training.memory import n_params
 
 Capture = pytest.CaptureFixture[str]
 
@@ -41,29 +44,19 @@ def measured_run(path: Path, gpus: str = "none", speeds: tuple[float, ...] = (10
     return run
 
 
-@pytest.fixture
-def short_run(tmp_path: Path) -> Run:
-    """A run measured on a CPU."""
-    return measured_run(tmp_path / "run")
-
-
 def test_gpt2_xl_on_64_gpus_by_hand(capsys: Capture) -> None:
     found = planned(capsys, "--preset", "gpt2-xl", "--gpu", "H100", "--gpus", 64, "--tokens", "10B", "--mfu", 0.5)
     plain, per_token = found["plain"], 6 * (48 * 12 * 1600**2 + 50257 * 1600) + 12 * 48 * 1600 * 1024
-    assert found["n_params"] == 1_557_611_200
+    seconds, padded = per_token * 10**10 / (64 * 989e12 * 0.5), 1_557_611_200 + (50304 - 50257) * 1600
+    assert (found["n_params"], found["steps"], plain["fits"]) == (1_557_611_200, -(-(10**10) // 2**20), True)
+    assert (plain["mfu"], found["checkpointed"]["mfu"]) == (0.5, 0.375)
     assert found["flops"] == pytest.approx(per_token * 10**10)
-    seconds = per_token * 10**10 / (64 * 989e12 * 0.5)
     assert plain["days"] == pytest.approx(seconds / 86_400)
     assert found["checkpointed"]["days"] == pytest.approx(4 / 3 * seconds / 86_400)
     assert plain["gpu_hours"] == pytest.approx(64 * seconds / 3600)
-    assert (plain["mfu"], found["checkpointed"]["mfu"]) == (0.5, 0.375)
-    assert found["steps"] == -(-(10**10) // 2**20)
     assert plain["step_seconds"] == pytest.approx(per_token * 2**20 / (64 * 989e12 * 0.5))
-    padded = 1_557_611_200 + (50304 - 50257) * 1600
     assert plain["memory"]["weights"] == 4 * padded
-    assert found["checkpoint_bytes"] == 12 * padded
-    assert found["dataset_bytes"] == 2 * 10**10
-    assert plain["fits"]
+    assert (found["checkpoint_bytes"], found["dataset_bytes"]) == (12 * padded, 2 * 10**10)
 
 
 def test_a_model_too_large_for_one_gpu_is_sharded(capsys: Capture) -> None:
@@ -100,20 +93,26 @@ def test_tokens_are_written_in_any_usual_way_or_twenty_per_parameter(
     assert planned(capsys, *([] if text is None else ["--tokens", text]))["workload"]["tokens"] == count
 
 
-def test_a_short_run_is_extrapolated(short_run: Run, capsys: Capture) -> None:
-    found = planned(capsys, "--from", short_run.path, "--tokens", 11 * 10**6)
-    assert found["plain"]["tokens_per_s"] == pytest.approx(1100)
-    assert found["plain"]["days"] == pytest.approx(11e6 / 1100 / 86_400)
-    assert found["steps"] == -(-11 * 10**6 // 2048)
-    assert found["plain"]["micro_batch"] == 4
-    assert found["flops"] == pytest.approx(flops_per_token(PRESETS["tiny"], 256) * 11e6)
-    two = planned(capsys, "--from", short_run.path, "--tokens", 11 * 10**6, "--gpus", 2)
-    assert two["plain"]["tokens_per_s"] == pytest.approx(2200)
-    assert two["parallel"] == "ddp"
-    sharded = planned(capsys, "--from", short_run.path, "--gpus", 2, "--parallel", "fsdp")
-    assert sharded["parallel"] == "fsdp"
-    weights = two["plain"]["memory"]["weights"]
-    assert sharded["plain"]["memory"]["weights"] == pytest.approx(weights / 2, abs=4)
+TINY = PRESETS["tiny"]
+TINY_SIZE = n_params(TINY) + (TINY.padded_vocab - TINY.vocab_size) * TINY.n_embd
+FROM_RUN = [  # of 1,100 tokens per second: changes to the run, more options, what is planned
+    ({}, "--tokens 11000000", {"plain.tokens_per_s": 1100, "plain.days": 11e6 / 1100 / 86_400, "steps": 5372}),
+    ({}, "--tokens 11000000", {"plain.micro_batch": 4, "flops": flops_per_token(TINY, 256) * 11e6}),
+    ({}, "--gpus 2", {"plain.tokens_per_s": 2200, "parallel": "ddp", "plain.memory.weights": 4 * TINY_SIZE}),
+    ({}, "--gpus 2 --parallel fsdp", {"parallel": "fsdp", "plain.memory.weights": 2 * TINY_SIZE}),
+    # 24 sequences per step are 12 for each of two GPUs, which 8 does not divide but 6 does.
+    ({"batch_tokens": 24 * 256, "micro_batch": 8}, "--gpus 2", {"plain.micro_batch": 6, "plain.micro_steps": 2}),
+    ({"activation_checkpointing": True}, "", {"checkpointed.tokens_per_s": 1100, "checkpointed.mfu": 0.3}),
+    ({"activation_checkpointing": True}, "", {"plain.tokens_per_s": 1100 * 4 / 3, "plain.mfu": 0.4}),
+]
+
+
+@pytest.mark.parametrize(("changes", "options", "expected"), FROM_RUN)
+def test_a_short_run_is_extrapolated(
+    tmp_path: Path, capsys: Capture, changes: dict[str, Any], options: str, expected: dict[str, Any]
+) -> None:
+    found = planned(capsys, "--from", measured_run(tmp_path / "run", **changes).path, *options.split())
+    assert {name: reduce(getitem, name.split("."), found) for name in expected} == pytest.approx(expected)
 
 
 def test_a_run_of_several_processes_is_planned_for_as_many(tmp_path: Path, capsys: Capture) -> None:
@@ -121,35 +120,25 @@ def test_a_run_of_several_processes_is_planned_for_as_many(tmp_path: Path, capsy
     folder = run.checkpoints / "step_00000030"
     folder.mkdir(parents=True)
     write_json(folder / "state.json", {"world": 2, "val_loss": None})
-    for gpus, count, mode, speed in ((None, 2, "fsdp", 1100), (4, 4, "fsdp", 2200), (1, 1, "single", 550)):
-        found = planned(capsys, "--from", run.path, *([] if gpus is None else ["--gpus", gpus]))
-        assert (found["workload"]["gpus"], found["parallel"]) == (count, mode)
+    for options, gpus, mode, speed in (
+        ("", 2, "fsdp", 1100),
+        ("--gpus=4", 4, "fsdp", 2200),
+        ("--gpus=1", 1, "single", 550),
+    ):
+        found = planned(capsys, "--from", run.path, *options.split())
+        assert (found["workload"]["gpus"], found["parallel"]) == (gpus, mode)
         assert found["plain"]["tokens_per_s"] == pytest.approx(speed)
 
 
-def test_a_micro_batch_that_does_not_divide_the_share_of_a_gpu_is_lowered(tmp_path: Path, capsys: Capture) -> None:
-    run = measured_run(tmp_path / "run", batch_tokens=24 * 256, micro_batch=8)  # 24 sequences a step
-    found = planned(capsys, "--from", run.path, "--gpus", 2)["plain"]  # 12 for each: 8 does not divide them, 6 does
-    assert (found["micro_batch"], found["micro_steps"]) == (6, 2)
-
-
-def test_a_run_with_activation_checkpointing_was_measured_with_it(tmp_path: Path, capsys: Capture) -> None:
-    run = measured_run(tmp_path / "run", activation_checkpointing=True)
-    found = planned(capsys, "--from", run.path)
-    assert found["checkpointed"]["tokens_per_s"] == pytest.approx(1100)
-    assert found["plain"]["tokens_per_s"] == pytest.approx(1100 * 4 / 3)
-    assert (found["checkpointed"]["mfu"], found["plain"]["mfu"]) == pytest.approx((0.3, 0.4))
-
-
-def test_hours_of_a_run_on_cpus_are_process_hours(short_run: Run, capsys: Capture) -> None:
-    assert main(["plan", "--from", str(short_run.path), "--gpus", "2"]) == 0
+def test_hours_of_a_run_on_cpus_are_process_hours(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["plan", "--from", str(measured_run(tmp_path / "run").path), "--gpus", "2"]) == 0
     printed = capsys.readouterr().out
     assert "process-hours" in printed and "machine" not in printed
 
 
 def test_the_gpu_is_the_one_that_the_run_was_measured_on(tmp_path: Path, capsys: Capture) -> None:
-    run = measured_run(tmp_path / "cuda", "NVIDIA H100 80GB HBM3, NVIDIA H100 80GB HBM3", device="cuda")
-    assert planned(capsys, "--from", run.path)["workload"]["gpu"] == "H100"
+    known = measured_run(tmp_path / "known", "NVIDIA H100 80GB HBM3, NVIDIA H100 80GB HBM3", device="cuda")
+    assert planned(capsys, "--from", known.path)["workload"]["gpu"] == "H100"
     unknown = measured_run(tmp_path / "unknown", "Voodoo 2", device="cuda")
     assert planned(capsys, "--from", unknown.path, "--gpu", "T4")["workload"]["gpu"] == "T4"
 

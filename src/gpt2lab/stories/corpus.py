@@ -73,11 +73,6 @@ def stories(seed: int = 0, start: int = 0) -> Iterator[Story]:
     return (generate_story(seed, index) for index in count(start))
 
 
-def parse(text: str) -> Verdict:
-    """Judge a text: can the grammar write it, does it agree with itself, and how probable is it?"""
-    return parse_with(grammar(), text)
-
-
 @cache
 def grammar() -> Grammar:
     """The grammar of the stories, compiled at the first call."""
@@ -110,12 +105,12 @@ def _mix(z: int) -> int:
 
 def generate(grammar: Grammar, pick: Callable[[int], int]) -> Story:
     """Generate one text of a grammar; ``pick(n)`` chooses one of n possibilities."""
-    writer = _Writer(pick)
+    writer = Writer(pick)
     writer.run(grammar.start)
     return Story("".join(writer.parts), log2(writer.outcomes))
 
 
-class _Writer(Walk):
+class Writer(Walk):
     """Chooses by ``pick(n)``, an integer in [0, n), and writes."""
 
     def __init__(self, pick: Callable[[int], int]) -> None:
@@ -124,28 +119,35 @@ class _Writer(Walk):
         self.parts: list[str] = []
 
     def literal(self, text: str) -> None:
+        """Write a literal."""
         self.parts.append(text)
 
     def choose(self, choice: Choice) -> int:
+        """Pick a branch."""
         return self.pick(len(choice.branches))
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
+        """Pick a word and write it."""
         word = words[self.pick(len(words))]
         self.parts.append(word.forms[draw.form])
         return word
 
     def refer(self, reference: Reference, word: Word) -> None:
+        """Write a word again."""
         self.parts.append(word.forms[reference.form])
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
 
 
-def parse_with(grammar: Grammar, text: str) -> Verdict:
-    """Judge a text by a grammar."""
+def parse(text: str, rules: Grammar | None = None) -> Verdict:
+    """Judge a text: can the grammar write it, does it agree with itself, and how probable is it?
+
+    ``rules`` replaces the grammar of the stories.
+    """
     reader = _Reader(text)
     try:
-        reader.run(grammar.start)
+        reader.run((rules or grammar()).start)
         reader.finish()
     except _Break:
         return Verdict(False, reader.consistent, None, reader.offset, reader.message)

@@ -5,6 +5,8 @@ Within a pool no word is a prefix of another, so that a reader knows where a wor
 
 from __future__ import annotations
 
+import re
+
 from gpt2lab.stories.grammar import Word
 
 _SHE = {"he": "she", "him": "her", "his": "her", "He": "She", "His": "Her"}
@@ -21,10 +23,10 @@ def _noun(word: str, **forms: str) -> Word:
     return Word({"": word, "a": a, "A": a.capitalize(), "s": word + ("es" if word.endswith("ch") else "s"), **forms})
 
 
-def _with(form: str, items: str) -> tuple[Word, ...]:
-    """``dog: barked, ...``: nouns, each with a form of its own."""
-    pairs = (item.split(": ") for item in _items(items))
-    return tuple(_noun(word, **{form: own}) for word, own in pairs)
+def _with(items: str) -> tuple[Word, ...]:
+    """``dog: said barked, ...``: nouns, each with a form of its own, here ``said``."""
+    pairs = (re.split(r": (\w+) ", item) for item in _items(items))
+    return tuple(_noun(word, **{form: own}) for word, form, own in pairs)
 
 
 def _people(words: str, pronouns: dict[str, str]) -> tuple[Word, ...]:
@@ -53,8 +55,8 @@ def _items(items: str) -> list[str]:
     return [item.strip() for item in items.split(",")]
 
 
-# Words that stories refer back to. No other pool contains them, so that the last one mentioned is the one meant.
-_REMEMBERED: dict[str, tuple[Word, ...]] = {
+POOLS: dict[str, tuple[Word, ...]] = {
+    # Words that stories refer back to. No other pool contains them, so that the last one mentioned is the one meant.
     "girl": _people("Lily/Lil Mia/Mimi Anna/Annie Sara/Sally Emma/Emmy Rose/Rosie", _SHE),
     "boy": _people("Tom/Tommy Ben/Benny Max/Maxie Sam/Sammy Jack/Jacky Leo/Lee", _HE),
     "female": _people("mother grandmother", _SHE),
@@ -64,60 +66,41 @@ _REMEMBERED: dict[str, tuple[Word, ...]] = {
     "critter": _plain("rabbit bear fox mouse hedgehog squirrel otter owl"),
     "trait": _plain("kind brave clever gentle shy lively patient polite"),
     "home": _plain("cottage hut cabin farmhouse castle tent treehouse barn"),
-    "site": _phrases("""
-        the river, the forest, the sea, the lake, the park, the hill, the school, the bridge
-    """),
+    "site": _phrases("the river, the forest, the sea, the lake, the park, the hill, the school, the bridge"),
     "deed": _deeds("""
         fly/flew/flying kites, paint/painted/painting pictures, sing/sang/singing songs,
         climb/climbed/climbing trees, bake/baked/baking bread, count/counted/counting stars,
         ride/rode/riding bikes, read/read/reading books
     """),
-    "color": _with(
-        "like",
-        """
-        red: a tomato, blue: the sky, green: grass, yellow: the sun, purple: a grape, orange: a fire,
-        pink: a pig, white: snow
-    """,
-    ),
-    "toy": _with(
-        "can",
-        """
-        ball: bounce, kite: fly, doll: blink, drum: boom, boat: float, train: whistle, robot: talk,
-        car: race
-    """,
-    ),
+    "color": _with("""
+        red: like a tomato, blue: like the sky, green: like grass, yellow: like the sun, purple: like a grape,
+        orange: like a fire, pink: like a pig, white: like snow
+    """),
+    "toy": _with("""
+        ball: can bounce, kite: can fly, doll: can blink, drum: can boom, boat: can float, train: can whistle,
+        robot: can talk, car: can race
+    """),
     "box": _plain("box sack jar bag suitcase chest bucket basket"),
     "fruit": _plain("apple pear banana plum melon carrot pumpkin lemon"),
-    "animal": _with(
-        "said",
-        """
-        dog: barked, cat: meowed, goat: bleated, hen: clucked, horse: neighed, donkey: brayed,
-        parrot: squawked, duck: quacked
-    """,
-    ),
-    "baby": _with(
-        "said",
-        """
-        kitten: mewed, puppy: yapped, lamb: cried, owlet: hooted, chick: peeped, piglet: squealed,
-        calf: mooed, foal: whinnied
-    """,
-    ),
+    "animal": _with("""
+        dog: said barked, cat: said meowed, goat: said bleated, hen: said clucked, horse: said neighed,
+        donkey: said brayed, parrot: said squawked, duck: said quacked
+    """),
+    "baby": _with("""
+        kitten: said mewed, puppy: said yapped, lamb: said cried, owlet: said hooted, chick: said peeped,
+        piglet: said squealed, calf: said mooed, foal: said whinnied
+    """),
     "hideout": _phrases("""
         under the bed, behind the sofa, under the stairs, in the closet, behind the curtain,
         on the top shelf, inside the oven, in the attic, in the tall grass, in the hollow tree,
         behind the shed, next to the well
     """),
-    "fear": _phrases("""
-        the dark, loud thunder, deep water, high places, spiders, ghosts, wolves, strangers
-    """),
+    "fear": _phrases("the dark, loud thunder, deep water, high places, spiders, ghosts, wolves, strangers"),
     "tool": _phrases("""
         a pot of glue, a roll of tape, a ball of string, a hammer, a needle and thread, a pair of pliers,
         a box of nails, a brush
     """),
-}
-
-# Words that are not mentioned again.
-_PASSING: dict[str, tuple[Word, ...]] = {
+    # Words that are not mentioned again.
     "look": _plain(
         "little tiny big shiny wooden old new pretty striped round painted heavy funny strange lovely dusty"
     ),
@@ -153,5 +136,3 @@ _PASSING: dict[str, tuple[Word, ...]] = {
     "time": _plain("day morning afternoon evening"),
     "weather": _plain("sunny rainy windy cloudy snowy foggy warm cold"),
 }
-
-POOLS: dict[str, tuple[Word, ...]] = _REMEMBERED | _PASSING

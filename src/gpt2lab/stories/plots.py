@@ -1,6 +1,7 @@
 """The plots of the stories, in the notation of `notation.py`: one rule a plot, and the rules that they share.
 
-A plot finds ``hero kind trait adult home site love`` filled, and must fill ``friend``, of whom the ending speaks.
+When a plot begins, the slots ``hero kind trait adult home site love`` are filled; the plot must fill ``friend``, whom
+the ending mentions.
 """
 
 from __future__ import annotations
