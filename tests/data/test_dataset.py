@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_files import make_stream
+from small_data import make_stream, write
 
 from gpt2lab.data import shards
 from gpt2lab.data.dataset import TokenDataset, split_documents, survey
@@ -27,8 +27,7 @@ END = 4
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    source = folder / "a.txt"
-    source.write_text("A text of some words. " * 400, encoding="utf-8")
+    source = write(folder / "a.txt", "A text of some words. " * 400)
     prepare([str(source)], tokenizer, folder / "out", shard_tokens=3000)
     return folder / "out"
 
@@ -51,9 +50,11 @@ def edit_manifest(directory: Path, edit: dict[str, Any]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **edit}), encoding="utf-8")
 
 
-def test_a_copy_is_the_same_data(prepared: Path, copy: Path) -> None:
+def test_a_copy_is_the_same_data_and_only_the_split_asked_for_is_read(prepared: Path, copy: Path) -> None:
     assert TokenDataset(copy).fingerprint == TokenDataset(prepared).fingerprint
     assert len(TokenDataset(copy).stream("train")) == TokenDataset(copy).manifest.splits["train"].tokens
+    (copy / "train_000001.bin").write_bytes(b"damaged")
+    assert len(TokenDataset(copy).stream("val")) > 0
 
 
 @pytest.mark.parametrize("name", ["train_000000.bin", "train_000001.bin", "train_000002.bin"])
@@ -66,15 +67,9 @@ def test_a_flipped_byte_is_found_in_any_file(copy: Path, name: str) -> None:
 
 def test_documents_are_the_text_that_was_prepared(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = [f"Document {n}, naïve 🐈.\n" * (n % 7 + 1) for n in range(40)]
-    source = tmp_path / "a.txt"
-    source.write_text("<|endoftext|>".join(texts), encoding="utf-8", newline="\n")
+    source = write(tmp_path / "a.txt", "<|endoftext|>".join(texts))
     dataset = prepare([str(source)], tokenizer, tmp_path / "out", shard_tokens=50, val_fraction=0, test_fraction=0)
     assert list(dataset.documents("train")) == texts
-
-
-def test_other_splits_are_not_read(copy: Path) -> None:
-    (copy / "train_000001.bin").write_bytes(b"damaged")
-    assert len(TokenDataset(copy).stream("val")) > 0
 
 
 def cut(copy: Path) -> None:
@@ -132,12 +127,6 @@ def test_damaged_data_is_refused(copy: Path, case: str) -> None:
     assert re.search(message, refused(copy))
 
 
-def test_a_split_that_was_not_prepared_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "a.txt").write_text("A text of some words. " * 40, encoding="utf-8")
-    prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", test_fraction=0.0)
-    assert "has no test split, only train, val" in refused(tmp_path / "out", "test")
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -155,21 +144,18 @@ def test_a_damaged_manifest_is_refused(copy: Path, edit: dict[str, Any], message
     assert message in told
 
 
-def test_only_the_tokenizer_of_the_data_is_accepted(prepared: Path, tokenizer: Tokenizer) -> None:
-    dataset = TokenDataset(prepared)
+def test_only_the_tokenizer_of_the_data_is_accepted(copy: Path, tokenizer: Tokenizer) -> None:
+    dataset = TokenDataset(copy)
     dataset.require_tokenizer(tokenizer)
     assert dataset.tokenizer().fingerprint == tokenizer.fingerprint
     other = Tokenizer.train(["another text, another text"], 260)
     made_with, given = tokenizer.fingerprint[:16], other.fingerprint[:16]
     with pytest.raises(InputError, match=rf"made with tokenizer {made_with}\.\.\., given {given}\.\.\.; use"):
         dataset.require_tokenizer(other)
-
-
-def test_a_tokenizer_that_was_exchanged_in_the_folder_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
-    Tokenizer.train(["another text, another text"], 260).save(copy / "tokenizer")
+    other.save(copy / "tokenizer")
     with pytest.raises(InputError, match=r"tokenizer: not the tokenizer that the data was made with \("):
-        TokenDataset(copy).tokenizer()
+        dataset.tokenizer()
 
 
 @given(tokens=st.lists(st.integers(0, END), min_size=1, max_size=60), block=st.integers(1, 9))

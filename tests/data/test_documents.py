@@ -1,19 +1,25 @@
-"""Sources of text: what is a document, what is refused, and that memory does not grow with the file."""
+"""Files as documents: every format, plain and compressed, what is refused, and that memory stays bounded."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
-import re
 import sys
 import tracemalloc
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small_data import parquet, read, write
 
+from gpt2lab.cli.main import main
 from gpt2lab.data.documents import FileDocument, TextDocument
 from gpt2lab.data.sources import documents, texts
 from gpt2lab.errors import InputError
@@ -25,27 +31,34 @@ SPLITTING = {  # as published with tiktoken
     "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
 }
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
 
 
-def read(*sources: Path | str, max_documents: int | None = None, errors: str = "strict") -> list[str]:
-    found = documents([str(source) for source in sources], max_documents=max_documents, errors=errors)
-    return ["".join(document.pieces()) for document in found]
+def lines(*values: Any) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    return path
+def refusal(*sources: Path | str, **options: Any) -> str:
+    """The one line with which reading some sources is refused."""
+    with pytest.raises(InputError) as caught:
+        read(*sources, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_a_file_is_one_document_with_its_text_unchanged(tmp_path: Path) -> None:
-    text = "  Zeile\r\nzwei\u2028 \U0001f600\n\n"
-    assert read(write(tmp_path / "a.txt", text)) == [text]
-
-
-def test_the_separator_divides_a_file_and_leaves_no_empty_documents(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.txt", "<|endoftext|>one\n<|endoftext|>\n<|endoftext|> two<|endoftext|>\n")
-    assert read(file) == ["one\n", " two"]
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("  Zeile\r\nzwei\u2028 \U0001f600\n\n", ["  Zeile\r\nzwei\u2028 \U0001f600\n\n"]),
+        ("<|endoftext|>one\n<|endoftext|>\n<|endoftext|> two<|endoftext|>\n", ["one\n", " two"]),
+        (b"\xef\xbb\xbfhello", ["hello"]),
+        *(("\u00e9" * MIB, ["\u00e9" * MIB]), ("\u20ac \n" * MIB, ["\u20ac \n" * MIB])),
+        ("x" + "\U0001f600" * MIB, ["x" + "\U0001f600" * MIB]),
+    ],
+    ids=["one document", "separators", "byte order mark", "2 bytes a character", "with spaces", "4 bytes a character"],
+)
+def test_text_is_read_exactly(tmp_path: Path, content: str | bytes, expected: list[str]) -> None:
+    assert read(write(tmp_path / "a.txt", content)) == expected
 
 
 @pytest.mark.parametrize("cut", range(15))
@@ -54,87 +67,115 @@ def test_a_separator_is_found_wherever_the_read_blocks_end(tmp_path: Path, cut: 
     assert read(write(tmp_path / "a.txt", f"{before}<|endoftext|>b<|endoftext|>c")) == [before, "b", "c"]
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.txt", b"\xef\xbb\xbfhello")) == ["hello"]
+@settings(max_examples=40, deadline=None)
+@given(given=st.lists(st.text(max_size=20), max_size=12), suffix=st.sampled_from(list(PACK)))
+@example(given=["  zwei \U0001f600 ", "3"], suffix="")
+def test_every_format_gives_back_any_text(
+    given: list[str], suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, given = tmp_path_factory.mktemp("any"), ["first", *given]
+    content = {
+        "a.jsonl": b"\xef\xbb\xbf" + lines(*({"n": 1, "body": text} for text in given)),
+        "b.parquet": parquet(given, "body"),
+    }
+    if "\0" not in "".join(given):
+        content["c.txt"] = "<|endoftext|>".join(given).encode()
+    for name, data in content.items():
+        write(folder / f"{name}{suffix}", PACK[suffix](data))
+    assert read(folder, column="body") == [text for text in given if text.strip()] * len(content)
 
 
-def test_a_folder_gives_its_text_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
-    for name in ("b.txt", "a/2.txt", "a/1.txt", "notes.md"):
+def test_directories_and_patterns_give_their_files_in_the_order_of_paths(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/2.txt", "a/1.txt", "notes.md", "dataset_info.json"):
         write(tmp_path / name, name)
-    assert read(tmp_path) == ["a/1.txt", "a/2.txt", "b.txt"]
+    for name in "zyx":
+        write(tmp_path / "c" / f"{name}.jsonl.gz", gzip.compress(lines({"text": name})))
+    assert read(tmp_path) == ["a/1.txt", "a/2.txt", "b.txt", "x", "y", "z"]
+    assert read(tmp_path / "c" / "*.jsonl.gz") == ["x", "y", "z"]
 
 
 def test_sources_follow_one_another_and_the_first_documents_are_taken(tmp_path: Path) -> None:
     one, two = write(tmp_path / "1.txt", "one<|endoftext|>two"), write(tmp_path / "2.txt", "three")
     assert read(two, one) == ["three", "one", "two"]
     assert read(one, two, max_documents=2) == ["one", "two"]
+    assert list(texts([str(one), str(two)])) == ["one", "two", "three"]
 
 
-def test_stories_carry_their_bits_and_follow_the_seed() -> None:
+def test_stories_carry_their_bits_and_follow_the_seed(tmp_path: Path) -> None:
     expected = [TextDocument(story.text, story.bits) for story in islice(stories(seed=5), 20)]
     assert list(documents(["stories"], seed=5, max_documents=20)) == expected
+    assert next(documents([str(write(tmp_path / "a.txt", "text")), "stories"], seed=5)).bits is None
 
 
-def test_texts_are_the_documents_in_pieces(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.txt", "one two<|endoftext|>three")
-    assert list(texts([str(file)])) == ["one two", "three"]
+def test_nulls_and_blank_rows_are_no_documents(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", lines({"text": None}, {"text": "  "}, {"text": "x"}) + b"\n  \n")
+    pq.write_table(pa.table({"text": [None, " ", "x"]}), tmp_path / "a.parquet")
+    assert read(tmp_path) == ["x", "x"]
+
+
+def test_frames_of_zstandard_follow_one_another(tmp_path: Path) -> None:
+    content = b"".join(PACK[".zst"](part) for part in (b"one ", b"two ", b"three"))
+    assert read(write(tmp_path / "a.txt.zst", content)) == ["one two three"]
 
 
 @pytest.mark.parametrize("pattern", SPLITTING)
 @settings(max_examples=10, deadline=None)
 @given(snippet=st.text(alphabet="ab\u00e91\U0001f600 \n\t\x1c\u00a0.'s_", min_size=1, max_size=40))
+@example(snippet="some words \n")
 def test_pieces_have_the_words_of_the_whole_text(pattern: str, snippet: str) -> None:
     text = snippet * (270_000 // len(snippet))
     pieces = list(TextDocument(text).pieces())
     words = regex.compile(SPLITTING[pattern]).findall
     assert "".join(pieces) == text
     assert [word for piece in pieces for word in words(piece)] == words(text)
+    assert len(pieces) > 1 or snippet != "some words \n"
 
 
-def test_a_text_with_spaces_is_cut_in_several_pieces() -> None:
-    assert len(list(TextDocument("some words \n" * 100_000).pieces())) > 4
-
-
-def test_a_long_document_stays_in_its_file_and_memory_stays_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "size", "limit"), [("", 12, 4), (".gz", 66, 8), (".zst", 66, 8)])
+def test_a_long_document_stays_in_its_file_and_memory_stays_small(
+    tmp_path: Path, suffix: str, size: int, limit: int
+) -> None:
     line = "The quick brown f\u00f6x jumps over the lazy dog.\n"
-    file = write(tmp_path / "a.txt", line * (12 * MIB // len(line)))
-    (document,) = documents([str(file)])
-    assert isinstance(document, FileDocument)
+    count = size * MIB // len(line)
+    file = write(tmp_path / f"a.txt{suffix}", PACK[suffix](("short<|endoftext|>" + line * count).encode()))
+    short, long = documents([str(file)])
+    assert isinstance(long, FileDocument) and "".join(short.pieces()) == "short"
     tracemalloc.start()
-    characters = sum(len(piece) for piece in document.pieces())
+    characters = sum(len(piece) for piece in long.pieces())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert characters == len(line) * (12 * MIB // len(line))
-    assert peak < 4 * MIB
-
-
-def test_characters_survive_wherever_a_long_document_is_cut(tmp_path: Path) -> None:
-    for text in ("\u00e9" * MIB, "x" + "\U0001f600" * MIB, "\u20ac \n" * MIB):
-        assert read(write(tmp_path / "a.txt", text)) == [text]
+    assert characters == len(line) * count
+    assert peak < limit * MIB
 
 
 BAD = {
-    "empty": (b"", "the file is empty"),
-    "byte order mark only": (b"\xef\xbb\xbf", "the file is empty"),
-    "white space only": (b" \n\t", "nothing but white space"),
-    "zero byte": (b"abc\0def", "a zero byte at offset 3"),
-    "not UTF-8": (b"caf\xe9 au lait", "not UTF-8: byte 0xe9 at offset 3"),
-    "cut character": ("na\u00efve caf\u00e9".encode()[:-1], "not UTF-8: byte 0xc3 at offset 10"),
-    "cut character before a separator": (b"caf\xc3<|endoftext|>", "not UTF-8: byte 0xc3 at offset 3"),
-    "UTF-16": ("\ufeffabc".encode("utf-16-le"), "zero byte at offset 3"),
-    "late byte of a long document": (b"a " * MIB + b"\xff", f"not UTF-8: byte 0xff at offset {2 * MIB}"),
-    "late zero of a long document": ("\u20ac".encode() * MIB + b"\0", f"zero byte at offset {3 * MIB}"),
+    "empty": ("a.txt", b"", "the file is empty"),
+    "byte order mark only": ("a.txt", b"\xef\xbb\xbf", "the file is empty"),
+    "white space only": ("a.txt", b" \n\t", "nothing but white space"),
+    "zero byte": ("a.txt", b"abc\0def", "a zero byte at offset 3"),
+    "not UTF-8": ("a.txt", b"caf\xe9 au lait", "not UTF-8: byte 0xe9 at offset 3"),
+    "cut character": ("a.txt", "na\u00efve caf\u00e9".encode()[:-1], "not UTF-8: byte 0xc3 at offset 10"),
+    "cut before a separator": ("a.txt", b"caf\xc3<|endoftext|>", "not UTF-8: byte 0xc3 at offset 3"),
+    "UTF-16": ("a.txt", "\ufeffabc".encode("utf-16-le"), "zero byte at offset 3"),
+    "late byte": ("a.txt", b"a " * MIB + b"\xff", f"not UTF-8: byte 0xff at offset {2 * MIB}"),
+    "late zero": ("a.txt", "\u20ac".encode() * MIB + b"\0", f"zero byte at offset {3 * MIB}"),
+    "not JSON": ("a.jsonl.gz", lines({"text": "a"}) + b"{text: 1}\n", "line 2: not JSON"),
+    "not an object": ("a.jsonl.gz", lines({"text": "a"}, {"text": "b"}, ["c"]), "line 3: a list, not a JSON object"),
+    "no such key": ("a.jsonl.gz", lines({"content": "a", "id": 1}), 'line 1: has no column "text"'),
+    "keys named": ("a.jsonl.gz", lines({"content": "a", "id": 1}), "there are: content, id"),
+    "not text": ("a.jsonl.gz", lines({"text": 5}), 'line 1: "text" is a number, not text'),
+    "JSON not UTF-8": ("a.jsonl.gz", lines({"text": "a"}) + b'{"text": "\xff"}\n', "line 2: not UTF-8 at byte 10"),
+    "half a pair": ("a.jsonl.gz", b'{"text": "ab\\ud800"}\n', "line 1: half a surrogate pair at character 2"),
+    "too deep": ("a.jsonl.gz", b'{"text": ' + b"[" * 200_000 + b"\n", "line 1: "),
+    "endless number": ("a.jsonl.gz", b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", "line 1: holds a number with too"),
+    "only blanks": ("a.jsonl.gz", lines({"text": " "}), "nothing but white space"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_what_is_no_text_is_refused_with_file_and_offset(tmp_path: Path, case: str) -> None:
-    content, message = BAD[case]
-    file = write(tmp_path / "bad.txt", content)
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
-        read(file)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("name", "content", "message"), BAD.values(), ids=BAD)
+def test_what_is_no_text_is_refused_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = write(tmp_path / name, PACK[".gz" if name.endswith(".gz") else ""](content))
+    assert str(file) in refusal(file) and message in refusal(file)
 
 
 @settings(max_examples=30, deadline=None)
@@ -150,55 +191,96 @@ def test_errors_replace_reads_on_as_python_decodes(middle: bytes, tmp_path_facto
         assert "".join(texts([str(file)], errors="replace")) == content.decode("utf-8", "replace")
 
 
-def test_an_unknown_way_with_errors_is_refused() -> None:
-    with pytest.raises(InputError, match=r'unknown way with errors "ignore"; choose from strict, replace'):
-        documents(["stories"], errors="ignore")
+def test_errors_replace_puts_the_replacement_character(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.jsonl", b'{"text": "a\xff"}\n{"text": "b\\ud800c"}\n'), tmp_path / "b.parquet"
+    column = pa.array([b"a\xff", None, b"b"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), two)
+    assert read(one, two, errors="replace") == ["a\ufffd", "b\ufffdc", "a\ufffd", "b"]
+    assert "b.parquet: row 0 is not UTF-8 at byte 1" in refusal(two)
 
 
-def test_an_unreadable_source_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    good = str(write(tmp_path / "good.txt", "text"))
-    for bad in (tmp_path / "missing.txt", write(tmp_path / "empty.txt", "")):
+REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "no source": ([], {}, "no source given"),
+    "no documents": (["stories"], {"max_documents": 0}, "max_documents is 0"),
+    "way with errors": (
+        ["stories"],
+        {"errors": "ignore"},
+        'unknown way with errors "ignore"; choose from strict, repl',
+    ),
+    "seed": (["a.txt"], {"seed": 5}, "seed 5 is given, but only stories have a seed; leave --seed out"),
+    "column of stories": (["stories"], {"column": "body"}, "no source has columns"),
+    "column of text": (["a.txt"], {"column": "body"}, "no source has columns"),
+    "missing": (["a.txt", "missing.txt"], {}, "is not a file, directory or corpus"),
+    "empty": (["a.txt", "empty.txt"], {}, "empty.txt: the file is empty"),
+    "corpus misspelt": (["storys"], {}, '"storys" is not a file, directory or corpus (did you mean "stories"?)'),
+    "another": (["fineweb-edo"], {}, 'did you mean "fineweb-edu"?'),
+    "file misspelt": (["shakespear.txt"], {}, 'did you mean "shakespeare.txt"?'),
+    "no text below": (["folder"], {}, "holds no .txt or .jsonl or .parquet file"),
+    "no match": (["*.json"], {}, "no file has such a name"),
+    "column missing": (["a.parquet"], {}, 'no column "text" (did you mean "texts"?); there are: id, texts'),
+    "column of numbers": (["a.parquet"], {"column": "id"}, 'column "id" holds int64, not text'),
+}
+
+
+@pytest.mark.parametrize(("sources", "options", "message"), REFUSED.values(), ids=REFUSED)
+def test_sources_and_options_that_cannot_be_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str], options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "shakespeare.txt", "folder/a.md"):
+        write(tmp_path / name, "text")
+    write(tmp_path / "empty.txt", "")
+    write(tmp_path / "a.parquet", parquet(["a"], "texts"))
+    assert message in refusal(*sources, **options)
+    if sources != ["a.parquet"]:
         with pytest.raises(InputError):
-            documents([good, str(bad)])
-
-
-def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'"storys" is not a file, directory or corpus \(did you mean "stories"\?\)'):
-        documents(["storys"])
-    write(tmp_path / "shakespeare.txt", "text")
-    with pytest.raises(InputError, match=r'did you mean ".*shakespeare\.txt"'):
-        documents([str(tmp_path / "shakespear.txt")])
-
-
-def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a.md", "text")
-    with pytest.raises(InputError, match=r"holds no \.txt or \.jsonl or \.parquet file"):
-        documents([str(tmp_path)])
+            documents(sources, **options)  # before anything is read
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="not a regular file"):
-        documents([str(tmp_path / "pipe")])
+    assert "not a regular file" in refusal(tmp_path / "pipe")
 
 
-def test_no_source_and_no_documents_are_refused() -> None:
-    with pytest.raises(InputError, match="no source given"):
-        documents([])
-    with pytest.raises(InputError, match="max_documents is 0"):
-        documents(["stories"], max_documents=0)
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.zst", "a.jsonl.zst", "a.parquet", "a.parquet.gz"])
+def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    suffix = "" if name == "a.parquet" else Path(name).suffix
+    text = parquet(["a"] * 9) if "parquet" in name else lines(*({"text": str(n) * 9} for n in range(9000)))
+    whole = PACK[suffix](text)
+    for damaged in (whole[:-9], b"\x00something else"):
+        assert str(write(tmp_path / name, damaged)) in refusal(tmp_path / name)
 
 
-def test_a_seed_is_only_for_stories(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
-    with pytest.raises(InputError, match="seed 5 is given, but only stories have a seed; leave --seed out"):
-        documents([str(tmp_path / "a.txt")], seed=5)
-    assert next(documents([str(tmp_path / "a.txt"), "stories"], seed=5)).bits is None
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_what_is_damaged_in_compressed_parquet_is_told(tmp_path: Path, suffix: str) -> None:
+    data = parquet(["a", "é"] * 9)
+    packed, inside = tmp_path / f"c.parquet{suffix}", tmp_path / f"d.parquet{suffix}"
+    assert "damaged or truncated" in refusal(write(packed, PACK[suffix](data)[:-9]))
+    assert "not a complete Parquet file" in refusal(write(inside, PACK[suffix](data[:-9])))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt.zst"])
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    expected = "needs pyarrow, which is not installed: pip install 'gpt2lab[hub]'"
+    assert expected in refusal(write(tmp_path / name, b"content"))
 
 
 def test_a_tokenizer_of_an_own_pattern_is_trained_on_whole_documents(tmp_path: Path) -> None:
     text = "to be or not to be, " * 30_000  # longer than a piece, and one word of the pattern
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    assert len(list(texts([str(tmp_path / "a.txt")]))) > 1
-    assert list(texts([str(tmp_path / "a.txt")], whole=True)) == [text]
+    source = [str(write(tmp_path / "a.txt", text))]
+    assert len(list(texts(source))) > 1
+    assert list(texts(source, whole=True)) == [text]
+
+
+def test_tokenizer_and_data_are_made_from_every_format_on_the_command_line(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl.gz", gzip.compress(lines(*({"body": f"document {n} of some"} for n in range(150)))))
+    write(tmp_path / "b.parquet", parquet([f"row {n} of many" for n in range(150)], "body"))
+    sources = [str(tmp_path / "*.jsonl.gz"), str(tmp_path / "b.parquet")]
+    tok, out = str(tmp_path / "tok"), tmp_path / "out"
+    columns = ["--column", "body"]
+    assert main(["tokenizer", "train", "--input", *sources, "--vocab-size", "300", "--out", tok, *columns]) == 0
+    assert main(["data", "prepare", *sources, "--tokenizer", tok, "--out", str(out), *columns]) == 0
+    splits = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["splits"]
+    assert sum(split["documents"] for split in splits.values()) == 300

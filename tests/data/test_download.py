@@ -8,7 +8,6 @@ import random
 import re
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from gpt2lab import hub as client
 from gpt2lab.data.sources import CONVERTED, find_dataset
 from gpt2lab.errors import InputError
 from gpt2lab.hub import RetryPolicy, Unreachable, fetch, get_json
-from loopback_datasets import COMMIT, Hub, loopback_hub
+from loopback_datasets import COMMIT, Hub
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -25,12 +24,10 @@ QUICK = RetryPolicy(attempts=3, wait=0.01, longest=1.0, timeout=1.0)
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with loopback_hub() as server:
-        server.add("o/n", "data/a.bin", CONTENT)
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield server
+def hub(hub: Hub) -> Hub:
+    """A dataset of one file."""
+    hub.add("o/n", "data/a.bin", CONTENT)
+    return hub
 
 
 def get(hub: Hub, folder: Path, sha256: str | None = SHA256, retry: RetryPolicy = QUICK) -> Path:
@@ -118,10 +115,13 @@ def test_the_listing_is_pinned_to_a_commit_and_read_page_by_page(hub: Hub) -> No
     assert files[3].url == f"{hub.address}/datasets/o/n/resolve/{COMMIT}/set/train-3.parquet"
 
 
-def test_the_token_of_the_user_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_of_the_user_is_sent_to_the_hub_only(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     client.list_files("o/n", retry=QUICK)
     assert set(hub.tokens) == {"Bearer hf_secret"}
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    get_json(f"{hub.address}/api/datasets/o/n/revision/main", retry=QUICK)
+    assert hub.tokens[-1] is None
 
 
 def test_splits_are_told_by_the_names_of_files_and_folders(hub: Hub) -> None:
@@ -147,9 +147,8 @@ REFUSED = {
 def test_a_data_set_that_is_not_there_or_not_one_is_refused(hub: Hub, name: str) -> None:
     hub.add("o/sets", "en/train-0.parquet", b"x")
     hub.add("o/sets", "fr/train-0.parquet", b"x")
-    with pytest.raises(InputError, match=re.escape(REFUSED[name])) as caught:
+    with pytest.raises(InputError, match=re.escape(REFUSED[name])):
         find_dataset(name, QUICK)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["localhost:9", "huggingface.co", "ftp://huggingface.co"])

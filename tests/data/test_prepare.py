@@ -1,79 +1,108 @@
-"""From sources to a folder of token files: what stands in it, that it is repeatable, and how it fails."""
+"""From sources to prepared data: which split a document goes to, what is written and counted, and what is refused."""
 
 from __future__ import annotations
 
+import hashlib
 import tracemalloc
+from collections import Counter
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import files_below, ids_of, parquet, read, texts_of, write
 
-from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.documents import SPLITS, SplitRule, TextDocument
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import documents
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+from loopback_datasets import Hub
 
 
-def ids_of(dataset: TokenDataset, split: str) -> list[int]:
-    stream = dataset.stream(split)
-    return stream.read(np.array([0]), len(stream))[0].tolist()
+def parts(rule: SplitRule, text: str, bits: float | None = None) -> list[tuple[str, str, float | None]]:
+    return [(part.split, "".join(part.pieces), part.bits) for part in rule.parts(TextDocument(text, bits))]
 
 
-def texts_of(dataset: TokenDataset, split: str, tokenizer: Tokenizer) -> list[str]:
-    """The documents of a split, read back from its tokens; a document is what follows an end of text."""
-    found: list[list[int]] = []
-    for token in ids_of(dataset, split):
-        if token == tokenizer.eot:
-            found.append([])
-        else:
-            found[-1].append(token)
-    return [tokenizer.decode(ids) for ids in found]
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """A file of 300 documents."""
+    text = "<|endoftext|>".join(f"Document {i}: \u00e9t\u00e9\n" for i in range(300))
+    return str(write(tmp_path / "many.txt", text))
 
 
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+@settings(deadline=None)
+@given(st.text(min_size=1) | st.just("words and \u00fcmlauts " * 40_000))  # several pieces
+def test_the_hash_of_the_text_decides(text: str) -> None:
+    u = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+    expected = "val" if u < 0.3 else "test" if u < 0.5 else "train"
+    assert parts(SplitRule("hash", 0.3, 0.2), text, bits=2.5) == [(expected, text, 2.5)]
 
 
-def write_documents(path: Path, count: int) -> str:
-    path.write_text("<|endoftext|>".join(f"Document {i}: \u00e9t\u00e9\n" for i in range(count)), encoding="utf-8")
-    return str(path)
+def test_documents_fall_in_the_splits_by_their_fractions() -> None:
+    rule = SplitRule("hash", 0.05, 0.1)
+    counts = Counter(parts(rule, f"document {i}")[0][0] for i in range(10_000))
+    assert counts["val"] == pytest.approx(500, abs=100)
+    assert counts["test"] == pytest.approx(1000, abs=150)
 
 
-def test_every_document_comes_back_in_its_split_after_an_end_of_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    source = write_documents(tmp_path / "a.txt", 300)
-    dataset = prepare([source], tokenizer, tmp_path / "out", val_fraction=0.2, test_fraction=0.1)
-    found = {split: texts_of(dataset, split, tokenizer) for split in ("train", "val", "test")}
-    original = ["".join(document.pieces()) for document in documents([source])]
+@settings(deadline=None)
+@given(st.text(min_size=1), st.sampled_from([(0.05, 0.05), (0.1, 0.0), (0.0, 0.25), (0.3, 0.3), (0.0, 0.0)]))
+def test_cutting_keeps_the_order_and_loses_nothing(text: str, fractions: tuple[float, float]) -> None:
+    found = parts(SplitRule("position", *fractions), text, bits=1.0)
+    assert "".join(section for _, section, _ in found) == text
+    names = [split for split, _, _ in found]
+    assert names == [split for split in SPLITS if split in names]
+    assert all(section and bits is None for _, section, bits in found)
+
+
+def test_cutting_stands_at_the_fractions_of_the_characters() -> None:
+    text = "\u00e9" * 1000 + "words and spaces " * 40_000
+    found = {split: section for split, section, _ in parts(SplitRule("position", 0.1, 0.0), text)}
+    assert found == {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]}
+    cut = SplitRule("position", 0.05, 0.05).parts(TextDocument(text))
+    begun = [(part.split, len(list(islice(part.pieces, 1)))) for part in cut]  # and not read to the end
+    assert begun == [("train", 1), ("val", 1), ("test", 1)]
+    sizes = [len(section) for _, section, _ in parts(SplitRule("position", 0.05, 0.05), "x" * 1000)]
+    assert sizes == [900, 50, 50]
+
+
+@pytest.mark.parametrize("fractions", [(-0.1, 0.0), (1.0, 0.0), (0.0, 1.5), (float("nan"), 0.0), (0.5, 0.5)])
+def test_fractions_out_of_range_are_refused(fractions: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="fraction"):
+        SplitRule("hash", *fractions)
+
+
+def test_every_document_comes_back_and_the_manifest_counts_it(
+    source: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    dataset = prepare([source], tokenizer, tmp_path / "out", val_fraction=0.2, test_fraction=0.1, shard_tokens=100)
+    found, original = texts_of(dataset), read(source)
     assert sorted(text for texts in found.values() for text in texts) == sorted(original)
     assert all(texts == [text for text in original if text in texts] for texts in found.values())
-
-
-def test_the_manifest_counts_what_was_written(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    source = write_documents(tmp_path / "a.txt", 300)
-    dataset = prepare([source], tokenizer, tmp_path / "out", shard_tokens=100)
+    assert list(found) == ["train", "val", "test"]
     for split, info in dataset.manifest.splits.items():
-        texts = texts_of(dataset, split, tokenizer)
-        assert info.documents == len(texts)
-        assert info.bytes == sum(len(text.encode()) for text in texts)
-        assert info.tokens == len(ids_of(dataset, split))
-        assert info.entropy_bits is None
+        ids = ids_of(dataset, split)
+        assert (info.documents, info.tokens, info.entropy_bits) == (len(found[split]), len(ids), None)
+        assert info.bytes == sum(len(text.encode()) for text in found[split])
+        assert [i for i in ids if i == tokenizer.eot] == ids[:1] * info.documents
     assert dataset.manifest.tokenizer.fingerprint == tokenizer.fingerprint
     assert dataset.manifest.split_rule.by == "hash"
 
 
 def test_stories_keep_the_sum_of_their_bits(tmp_path: Path, tokenizer: Tokenizer) -> None:
     dataset = prepare(["stories"], tokenizer, tmp_path / "out", seed=3, max_documents=150, val_fraction=0.2)
-    for split in ("train", "val", "test"):
-        texts = set(texts_of(dataset, split, tokenizer))
+    for split, texts in texts_of(dataset).items():
         stories = [d for d in documents(["stories"], seed=3, max_documents=150) if "".join(d.pieces()) in texts]
         assert dataset.manifest.splits[split].entropy_bits == pytest.approx(sum(d.bits or 0.0 for d in stories))
         assert dataset.manifest.splits[split].documents == len(stories)
 
 
 def test_one_document_without_known_bits_leaves_none_for_its_split(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "a.txt").write_text("One more document.", encoding="utf-8")
-    dataset = prepare([str(tmp_path / "a.txt"), "stories"], tokenizer, tmp_path / "out", max_documents=150)
+    sources = [str(write(tmp_path / "a.txt", "One more document.")), "stories"]
+    dataset = prepare(sources, tokenizer, tmp_path / "out", max_documents=150)
     known = [info.entropy_bits is not None for info in dataset.manifest.splits.values()]
     assert sorted(known) == [False, True, True]
 
@@ -81,9 +110,8 @@ def test_one_document_without_known_bits_leaves_none_for_its_split(tmp_path: Pat
 def test_tiny_shakespeare_is_split_as_nanogpt_does(tmp_path: Path, tokenizer: Tokenizer, tinyshakespeare: Path) -> None:
     dataset = prepare([str(tinyshakespeare)], tokenizer, tmp_path / "out", val_fraction=0.1, test_fraction=0.0)
     text = tinyshakespeare.read_text(encoding="utf-8")
-    assert texts_of(dataset, "train", tokenizer) == [text[: int(len(text) * 0.9)]]
-    assert texts_of(dataset, "val", tokenizer) == [text[int(len(text) * 0.9) :]]
-    assert list(dataset.manifest.splits) == ["train", "val"]
+    cut = int(len(text) * 0.9)
+    assert texts_of(dataset) == {"train": [text[:cut]], "val": [text[cut:]]}
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "cl100k", r"[^.]+\.?|\."])
@@ -95,55 +123,76 @@ def test_a_long_text_has_the_tokens_of_one_encoding(tmp_path: Path, wikitext2: P
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    for name in ("one", "two"):
-        prepare(["stories"], tokenizer, tmp_path / name, seed=1, max_documents=150, shard_tokens=20_000)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
-    other = prepare(["stories"], tokenizer, tmp_path / "three", seed=2, max_documents=150)
-    assert other.fingerprint != TokenDataset(tmp_path / "one").fingerprint
+    one, two, other, small = (
+        prepare(["stories"], tokenizer, tmp_path / name, seed=seed, max_documents=150, shard_tokens=size)
+        for name, seed, size in (("one", 1, 20_000), ("two", 1, 20_000), ("other", 2, 20_000), ("small", 1, 640))
+    )
+    assert files_below(one.directory) == files_below(two.directory)
+    assert other.fingerprint != one.fingerprint
+    assert len(list(small.directory.glob("train_*.bin"))) > 10
+    assert ids_of(small, "train") == ids_of(one, "train")  # the size of the files does not change the tokens
 
 
-def test_the_size_of_the_files_does_not_change_the_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    source = write_documents(tmp_path / "a.txt", 120)
-    small = prepare([source], tokenizer, tmp_path / "small", shard_tokens=64)
-    large = prepare([source], tokenizer, tmp_path / "large")
-    assert len(list((tmp_path / "small").glob("train_*.bin"))) > 10
-    assert ids_of(small, "train") == ids_of(large, "train")
-
-
-def test_progress_ends_at_the_totals(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_long_document_is_never_in_memory_whole_and_progress_ends_at_the_totals(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     calls: list[tuple[int, int, int, int]] = []
-    text = "A sentence of some length. " * 300_000
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    dataset = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", progress=lambda *n: calls.append(n))
-    splits = dataset.manifest.splits.values()
-    assert len(calls) > 2
-    assert calls == sorted(calls)
-    assert calls[-1] == (3, len(text), sum(info.tokens for info in splits), len(text))
-
-
-def test_a_long_document_is_never_in_memory_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    line = "A line of a text that goes on and on.\n"
-    (tmp_path / "long.txt").write_text(line * (40_000_000 // len(line)), encoding="utf-8")
+    text = "A line of a text that goes on and on.\n" * 600_000
+    source = str(write(tmp_path / "long.txt", text))
     tracemalloc.start()
-    prepare([str(tmp_path / "long.txt")], tokenizer, tmp_path / "out")
+    dataset = prepare([source], tokenizer, tmp_path / "out", progress=lambda *n: calls.append(n))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 30_000_000  # what the threads read ahead, whatever the length
+    assert peak < 20_000_000  # what the threads read ahead, whatever the length
+    assert len(calls) > 2 and calls == sorted(calls)
+    tokens = sum(info.tokens for info in dataset.manifest.splits.values())
+    assert calls[-1] == (3, len(text), tokens, len(text))
+
+
+def test_duplicates_are_left_out_wherever_they_stand(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for number in range(3):
+        hub.add("o/n", f"{number}.parquet", parquet([f"text {n % 120}" for n in range(number * 50, number * 50 + 150)]))
+    plain = prepare(["hub:o/n"], tokenizer, tmp_path / "plain")
+    clean = prepare(["hub:o/n"], tokenizer, tmp_path / "clean", deduplicate=True)
+    kept = [text for texts in texts_of(clean).values() for text in texts]
+    assert sorted(kept) == sorted({text for texts in texts_of(plain).values() for text in texts})
+    assert clean.manifest.left_out.duplicates == 450 - 120 and plain.manifest.left_out.duplicates == 0
+
+
+def test_short_documents_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = [f"{n:x} {'x' * (n % 20)}" for n in range(300)]
+    source = str(write(tmp_path / "a.txt", "<|endoftext|>".join(texts)))
+    dataset = prepare([source], tokenizer, tmp_path / "out", min_length=10, test_fraction=0.0)
+    kept = [text for texts in texts_of(dataset).values() for text in texts]
+    assert sorted(kept) == sorted(text for text in texts if len(text) >= 10)
+    assert dataset.manifest.left_out.short == 300 - len(kept)
 
 
 def test_a_folder_that_exists_is_left_as_it_is(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
+    write(tmp_path / "out" / "mine.txt", "mine")
     with pytest.raises(InputError, match="already exists"):
         prepare(["stories"], tokenizer, tmp_path / "out", max_documents=2)
-    assert folder_bytes(tmp_path / "out") == {"mine.txt": b"mine"}
+    assert files_below(tmp_path / "out") == {"mine.txt": b"mine"}
 
 
-def test_a_run_that_fails_leaves_no_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    good = write_documents(tmp_path / "a.txt", 200)
-    (tmp_path / "b.txt").write_bytes(b"broken \xff")
-    with pytest.raises(InputError, match="0xff at offset 7"):
-        prepare([good, str(tmp_path / "b.txt")], tokenizer, tmp_path / "out")
+REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "broken text": (["many.txt", "broken.txt"], {}, "0xff at offset 7"),
+    "no val": (["tiny.txt"], {"val_fraction": 0.1, "test_fraction": 0.1}, r"too short .* nothing is left for val;"),
+    "no test": (["many.txt"], {"val_fraction": 0.5, "test_fraction": 1e-6}, r"too short .* nothing is left for test;"),
+    "min_length": (["many.txt"], {"min_length": -1}, "min_length is -1; it must be 0 or more characters"),
+    "max_disk": (["many.txt"], {"max_disk": 0}, "max_disk is 0; it must be at least 1 byte"),
+}
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize(("sources", "options", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_leaves_no_directory(
+    tmp_path: Path, tokenizer: Tokenizer, sources: list[str], options: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / "broken.txt", b"broken \xff")
+    write(tmp_path / "tiny.txt", "tiny")
+    with pytest.raises(InputError, match=message):
+        prepare([str(tmp_path / name) for name in sources], tokenizer, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -151,13 +200,3 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path: Path) -> None:
     plain = Tokenizer.train(["text"], 256, special_tokens=())
     with pytest.raises(InputError, match=r"the tokenizer has no <\|endoftext\|>"):
         prepare(["stories"], plain, tmp_path / "out", max_documents=2)
-
-
-def test_a_split_without_text_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "a.txt").write_text("tiny", encoding="utf-8")
-    with pytest.raises(InputError, match=r"too short to hold out .* nothing is left for val;"):
-        prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", val_fraction=0.1, test_fraction=0.1)
-    with pytest.raises(InputError, match=r"too short to hold out .* nothing is left for test;"):
-        source = write_documents(tmp_path / "b.txt", 110)
-        prepare([source], tokenizer, tmp_path / "out", val_fraction=0.5, test_fraction=1e-6)
-    assert not (tmp_path / "out").exists()

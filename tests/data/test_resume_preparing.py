@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from small_data import files_below, parquet, write
 
 from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
@@ -25,35 +22,25 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import bytes_below
 from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from loopback_datasets import Hub, loopback_hub
+from loopback_datasets import Hub
 
 FILES = 6
 ARGUMENTS: dict[str, Any] = {"val_fraction": 0.1, "test_fraction": 0.1, "shard_tokens": 20_000}
 
 
-def parquet(number: int) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"text": [f"file {number}, text {n}, {'word ' * (n % 50)}" for n in range(400)]}), sink)
-    return sink.getvalue()
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with loopback_hub() as server:
-        for number in range(FILES):
-            server.add("o/n", f"data/{number:03d}.parquet", parquet(number))
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        yield server
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def hub(hub: Hub) -> Hub:
+    """A dataset of six files."""
+    for number in range(FILES):
+        rows = [f"file {number}, text {n}, {'word ' * (n % 50)}" for n in range(400)]
+        hub.add("o/n", f"data/{number:03d}.parquet", parquet(rows))
+    return hub
 
 
 @pytest.fixture
 def unbroken(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> dict[str, bytes]:
     prepare(["hub:o/n"], tokenizer, tmp_path / "unbroken", **ARGUMENTS)
-    return folder_bytes(tmp_path / "unbroken")
+    return files_below(tmp_path / "unbroken")
 
 
 def test_downloads_are_deleted_and_only_shards_manifest_and_tokenizer_stay(unbroken: dict[str, bytes]) -> None:
@@ -62,7 +49,7 @@ def test_downloads_are_deleted_and_only_shards_manifest_and_tokenizer_stay(unbro
     assert [name for name in unbroken if name.startswith("train")][:2] == ["train_000000.bin", "train_000001.bin"]
 
 
-def test_a_failed_download_keeps_finished_chunks_and_resumes(
+def test_a_failed_download_keeps_finished_chunks_and_resumes_with_the_same_arguments(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
@@ -71,23 +58,16 @@ def test_a_failed_download_keeps_finished_chunks_and_resumes(
         prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
     with pytest.raises(InputError, match=r"out: incomplete, .* run the same command again to resume"):
         TokenDataset(out)
-    hub.asked.clear()
-    prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
-    assert folder_bytes(out) == unbroken
-    assert hub.asked["002.parquet"] == 0 and hub.ranges  # nothing was fetched twice
-
-
-def test_incomplete_data_is_not_resumed_with_other_arguments(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    hub.faults["003.parquet"] = [(503, 3600)]
-    with pytest.raises(Unreachable):
-        prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS)
-    with pytest.raises(
-        InputError, match=r"incomplete and begun with val_fraction 0\.1, now 0\.2; resume with the same"
-    ):
-        prepare(["hub:o/n"], tokenizer, tmp_path / "out", **{**ARGUMENTS, "val_fraction": 0.2})
-    other = Tokenizer.train(["a b " * 9], 258)
+    with pytest.raises(InputError, match=r"begun with val_fraction 0\.1, now 0\.2; resume with the same"):
+        prepare(["hub:o/n"], tokenizer, out, **{**ARGUMENTS, "val_fraction": 0.2})
     with pytest.raises(InputError, match="incomplete and begun with tokenizer"):
-        prepare(["hub:o/n"], other, tmp_path / "out", **ARGUMENTS)
+        prepare(["hub:o/n"], Tokenizer.train(["a b " * 9], 258), out, **ARGUMENTS)
+    left = out / "preparing" / "00000" / "source"  # as if killed between its record and the deletion
+    write(left / "000.parquet", bytes(50_000_000))  # and it does not count against max_disk
+    hub.asked.clear()
+    prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS, max_disk=10_000_000)
+    assert files_below(out) == unbroken
+    assert hub.asked["002.parquet"] == 0 and hub.ranges  # nothing was fetched twice
 
 
 @pytest.mark.parametrize("world", [2, 4, 9])
@@ -98,7 +78,7 @@ def test_several_processes_make_the_same_files_in_any_order(
     out = tmp_path / "out"
     found = [prepare_shards(config, tokenizer, out, rank=rank, world=world) for rank in reversed(range(world))]
     assert [dataset is not None for dataset in found][-1]
-    assert folder_bytes(out) == unbroken
+    assert files_below(out) == unbroken
     assert prepare_shards(config, tokenizer, out, rank=world - 1, world=world) is not None  # comes late, nothing to do
     other = dataclasses.replace(config, shard_tokens=config.shard_tokens + 1)
     with pytest.raises(InputError, match="already exists and was not changed"):
@@ -114,7 +94,7 @@ def test_a_rank_whose_download_fails_does_not_hold_up_the_others(
         prepare_shards(config, tokenizer, out, rank=1, world=2)
     assert prepare_shards(config, tokenizer, out, rank=0, world=2) is None
     assert prepare_shards(config, tokenizer, out, rank=1, world=2) is not None
-    assert folder_bytes(out) == unbroken
+    assert files_below(out) == unbroken
 
 
 HOLD = """
@@ -131,7 +111,7 @@ def test_a_directory_locked_by_another_process_is_not_touched(tmp_path: Path, to
     config, out = PrepareConfig(("stories",), max_documents=300), tmp_path / "out"
     with pytest.raises(DiskFull):
         prepare_shards(config, tokenizer, out, max_disk=2_000)
-    before = folder_bytes(out)
+    before = files_below(out)
     command = [sys.executable, "-c", HOLD, str(out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -140,18 +120,20 @@ def test_a_directory_locked_by_another_process_is_not_touched(tmp_path: Path, to
             InputError, match="out is being prepared by another process; wait until it ends, or stop it"
         ):
             prepare_shards(config, tokenizer, out)
-        assert folder_bytes(out) == before | {"preparing/lock": b""}
+        assert files_below(out) == before | {"preparing/lock": b""}
         other.kill()
     assert prepare_shards(config, tokenizer, out) is not None
 
 
-def test_options_that_need_document_order_refuse_several_processes(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    for name, config in (
-        ("--deduplicate", PrepareConfig(("stories",), deduplicate=True)),
-        ("--max-documents", PrepareConfig(("stories",), max_documents=9)),
-    ):
-        with pytest.raises(InputError, match=f"{name} needs all documents in order"):
-            prepare_shards(config, tokenizer, tmp_path / "out", rank=0, world=2)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"deduplicate": True}, "--deduplicate"), ({"max_documents": 9}, "--max-documents")],
+)
+def test_options_that_need_document_order_refuse_several_processes(
+    tmp_path: Path, tokenizer: Tokenizer, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"{message} needs all documents in order"):
+        prepare_shards(PrepareConfig(("stories",), **options), tokenizer, tmp_path / "out", rank=0, world=2)
 
 
 def test_disk_use_stays_within_max_disk(
@@ -168,7 +150,7 @@ def test_disk_use_stays_within_max_disk(
     limit = output + largest + 100_000  # the estimate of what Parquet holds is coarse for files as small
     prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS, max_disk=3 * limit, progress=watch)
     assert 0 < most <= limit
-    assert folder_bytes(tmp_path / "out") == unbroken
+    assert files_below(tmp_path / "out") == unbroken
 
 
 def test_data_that_cannot_fit_is_refused_before_any_download(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -181,19 +163,19 @@ def test_data_that_cannot_fit_is_refused_before_any_download(hub: Hub, tmp_path:
 def test_data_that_turns_out_too_large_stops_and_resumes_with_more_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for number in range(2):  # compresses far better than text: the estimate is too low
         rows = [f"{number} {n} " + "a" * 5000 for n in range(200)]
-        pq.write_table(pa.table({"text": rows}), tmp_path / f"{number}.parquet", compression="zstd")
+        write(tmp_path / f"{number}.parquet", parquet(rows, compression="zstd"))
     sources = [str(tmp_path / "*.parquet")]
     with pytest.raises(DiskFull, match=r"take [\d,]+ bytes or more, but --max-disk allows 500,000; "):
         prepare(sources, tokenizer, tmp_path / "out", max_disk=500_000)
     assert bytes_below(tmp_path / "out") < 500_000
     prepare(sources, tokenizer, tmp_path / "out", max_disk=9_000_000)
     prepare(sources, tokenizer, tmp_path / "unbroken")
-    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "unbroken")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "unbroken")
 
 
 def test_a_file_that_changed_since_preparing_began_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    source = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": [f"{n} " + "a" * 5000 for n in range(200)]}), source, compression="zstd")
+    rows = [f"{n} " + "a" * 5000 for n in range(200)]
+    source = write(tmp_path / "a.parquet", parquet(rows, compression="zstd"))
     with pytest.raises(DiskFull):
         prepare([str(source)], tokenizer, tmp_path / "out", max_disk=500_000)
     os.utime(source, (0, 0))
@@ -231,16 +213,14 @@ def test_a_full_disk_reports_the_bytes_needed_and_free(tmp_path: Path, tokenizer
     assert said.stderr.count("\n") == 1 and "the disk is full" in said.stderr and "are free" in said.stderr
     assert main(command) == 0
     assert main([*arguments, "--out", str(tmp_path / "unbroken")]) == 0
-    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "unbroken")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "unbroken")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 def test_a_disk_that_fills_during_a_download_is_reported_at_once_and_resumes(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"text": [f"{n} " * 40 for n in range(9000)]}), sink, compression="none")
-    hub.add("o/large", "data/000.parquet", sink.getvalue())
+    hub.add("o/large", "data/000.parquet", parquet([f"{n} " * 40 for n in range(9000)], compression="none"))
     tokenizer.save(tmp_path / "tok")
     command = ["data", "prepare", "hub:o/large", "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "out")]
     said = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, check=False)
@@ -260,21 +240,7 @@ def test_a_stop_after_the_manifest_leaves_a_folder_that_the_same_command_tidies(
     with pytest.raises(InputError, match="already exists and was not changed"):
         prepare(["hub:o/n"], tokenizer, out, **{**ARGUMENTS, "val_fraction": 0.2})
     prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
-    assert folder_bytes(out) == unbroken and not (out / "preparing").exists()
-
-
-def test_leftover_downloads_do_not_count_against_max_disk(
-    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
-) -> None:
-    out = tmp_path / "out"
-    hub.faults["003.parquet"] = [(503, 3600)]
-    with pytest.raises(Unreachable):
-        prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
-    left = out / "preparing" / "00000" / "source"  # as if killed between its record and the deletion
-    left.mkdir()
-    (left / "000.parquet").write_bytes(bytes(50_000_000))
-    prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS, max_disk=10_000_000)
-    assert folder_bytes(out) == unbroken
+    assert files_below(out) == unbroken and not (out / "preparing").exists()
 
 
 def start(out: Path, tok: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
@@ -307,7 +273,7 @@ def test_preparing_killed_at_random_moments_gives_the_same_files(
     assert kills > 0
     if (out / "preparing").exists():  # killed after the manifest, before the journal went
         assert start(out, tmp_path / "tok").wait() == 0
-    assert folder_bytes(out) == folder_bytes(tmp_path / "unbroken")
+    assert files_below(out) == files_below(tmp_path / "unbroken")
 
 
 @pytest.mark.fault
@@ -316,7 +282,7 @@ def test_ranks_at_the_same_time_make_the_files_of_one(hub: Hub, tmp_path: Path, 
     assert start(tmp_path / "unbroken", tmp_path / "tok").wait() == 0
     ranks = [start(tmp_path / "out", tmp_path / "tok", rank, 3) for rank in range(3)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
-    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "unbroken")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "unbroken")
 
 
 @pytest.mark.fault
@@ -338,6 +304,6 @@ def test_a_small_file_system_that_fills_loses_nothing(hub: Hub, tmp_path: Path, 
         prepare(["hub:o/n"], tokenizer, small / "out", **ARGUMENTS)
         assert hub.asked["000.parquet"] == 0
         prepare(["hub:o/n"], tokenizer, tmp_path / "unbroken", **ARGUMENTS)
-        assert folder_bytes(small / "out") == folder_bytes(tmp_path / "unbroken")
+        assert files_below(small / "out") == files_below(tmp_path / "unbroken")
     finally:
         subprocess.run(["umount", str(small)], check=True)
