@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from gpt2lab.files import write_json
+from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
+from gpt2lab.files import read_json, write_json
 from gpt2lab.runs import METRICS_COLUMNS, Run
 
 CONFIG = {
@@ -37,24 +39,13 @@ FIGURES = {
 
 def log_steps(run: Run, steps: int) -> None:
     for step in range(10, steps + 1, 10):
-        loss = 0.9 + 6 * math.exp(-step / 60)
-        row = {
-            "step": step,
-            "tokens": step * 4096,
-            "epoch": step / 200,
-            "train_loss": loss,
-            "val_loss": loss + 0.05 if step % 100 == 0 else None,
-            "lr": 3e-3 * (1 - step / steps / 2),
-            "grad_norm": 1 + 1 / step,
-            "tokens_per_s": 40_000 + step,
-            "mfu": 0.3,
-            "peak_memory_mb": 700.0,
-            "seconds": step / 2,
-        }
-        run.add_metrics({name: row[name] for name in METRICS_COLUMNS})
+        loss, lr = 0.9 + 6 * math.exp(-step / 60), 3e-3 * (1 - step / steps / 2)
+        val = loss + 0.05 if step % 100 == 0 else None
+        row = (step, step * 4096, step / 200, loss, val, lr, 1 + 1 / step, 40_000 + step, 0.3, 700.0, step / 2)
+        run.add_metrics(dict(zip(METRICS_COLUMNS, row, strict=True)))
 
 
-def save_checkpoint(run: Run, step: int, finished: str | None) -> Path:
+def save_checkpoint(run: Run, step: int, finished: str | None) -> None:
     """Write what the report reads of a checkpoint: 1,000 entries padded to 1,024 rows, 32 wide, and 256 positions."""
     folder = run.checkpoints / f"step_{step:08d}"
     folder.mkdir()
@@ -63,7 +54,24 @@ def save_checkpoint(run: Run, step: int, finished: str | None) -> Path:
     fingerprints = {"data": "d" * 64, "tokenizer": "e" * 64}
     write_json(folder / "state.json", {"step": step, "finished": finished, "fingerprints": fingerprints})
     write_json(folder / "manifest.json", {"step": step})
-    return folder
+
+
+def update_state(run: Run, **values: object) -> None:
+    """Change what the state of the checkpoint says."""
+    path = run.checkpoints / "step_00000300" / "state.json"
+    write_json(path, {**read_json(path), **values})
+
+
+def save_texts(run: Run, rows: list[dict[str, object]], examples: Sequence[dict[str, object]] = ()) -> None:
+    """Write the quality of texts as it is saved."""
+    saved = {"step": 300, "split": "test", "rows": rows, "examples": examples, "protocol": "100 prompts."}
+    write_json(run.evaluations(300) / "text.json", saved)
+
+
+def save_curve(run: Run, losses: Sequence[float]) -> None:
+    """Write the loss by position as it is saved; where it is not finite, no token was scored."""
+    tokens = tuple(5 if math.isfinite(loss) else 0 for loss in losses)
+    save_positions(run, 300, PositionCurve("test", "", tuple(losses), tokens))
 
 
 def make_run(path: Path, steps: int = 300, finished: str | None = "300 steps done") -> Run:
@@ -74,8 +82,7 @@ def make_run(path: Path, steps: int = 300, finished: str | None = "300 steps don
     run.add_eval(300, "stories", "samples", "100 stories at nucleus 0.9", "grammatical", 0.93)
     run.add_sample(100, "nucleus 0.9", "One day", "One day the the cat")
     for strategy in ("greedy", "temperature 0.8", "top-k 50", "nucleus 0.9"):
-        run.add_sample(
-            300, strategy, "One day", f"One day Lily saw a boat.\nShe & Tom <b>{strategy}</b>", verdict="consistent"
-        )
+        text = f"One day Lily saw a boat.\nShe & Tom <b>{strategy}</b>"
+        run.add_sample(300, strategy, "One day", text, verdict="consistent")
     save_checkpoint(run, 300, finished)
     return run

@@ -1,16 +1,18 @@
-"""What a report contains, before it is typeset."""
+"""What a report contains, before it is typeset: tables, sentences, and the rules of strengths and weaknesses."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, make_run
+from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, save_curve, save_texts, update_state
 
 from gpt2lab.compare.results import outcome_of
-from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
-from gpt2lab.files import write_json
+from gpt2lab.evaluation.run_data import read_run
+from gpt2lab.report import facts
 from gpt2lab.report.content import RunContent, gather
+from gpt2lab.report.facts import Fact
 from gpt2lab.runs import Run
 
 
@@ -19,12 +21,19 @@ def content_of(run: Run) -> RunContent:
     return content
 
 
+def named(table: tuple[Fact, ...]) -> dict[str, Fact]:
+    return {fact.name: fact for fact in table}
+
+
+def judgments(run: Run, good: bool) -> list[str]:
+    """Strengths, or weaknesses."""
+    return [text for kind, text in facts.judgments(read_run(run)) if kind == good]
+
+
 def test_best_validation_loss_is_the_lowest_with_its_step(run: Run) -> None:
     best = next(figure for figure in content_of(run).key_figures if figure.label == "Best validation loss")
-    losses = {row["step"]: row["val_loss"] for row in run.metrics() if row["val_loss"] is not None}
-    step = min(losses, key=lambda step: losses[step] or 0.0)
-    assert best.value == f"{losses[step]:.4f}"
-    assert best.note.endswith(f"step {step:.0f}")
+    loss, step = min((row["val_loss"], row["step"]) for row in run.metrics() if row["val_loss"] is not None)
+    assert best.value == f"{loss:.4f}" and best.note.endswith(f"step {step:.0f}")
 
 
 def test_entropy_floor_in_nats_is_the_loss_less_the_gap(run: Run) -> None:
@@ -41,27 +50,25 @@ def test_figures_of_different_protocols_are_not_mixed(run: Run) -> None:
 
 def test_validation_figures_come_first_if_there_are_none_of_the_test_set(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
-    run.add_eval(300, "perplexity", "val", PROTOCOL, "perplexity", 5.96)
-    content = content_of(run)
-    assert (content.key_figures[0].label, content.key_figures[0].value) == ("Validation perplexity", "5.960")
-    assert "Its validation perplexity is 5.960 per token" in content.summary
-    run.add_eval(300, "perplexity", "test", PROTOCOL, "perplexity", 6.25)
-    content = content_of(run)
-    assert (content.key_figures[0].label, content.key_figures[0].value) == ("Test perplexity", "6.250")
+    for split, name, value in (("val", "validation", 5.96), ("test", "test", 6.25)):
+        run.add_eval(300, "perplexity", split, PROTOCOL, "perplexity", value)
+        content = content_of(run)
+        first = content.key_figures[0]
+        assert (first.label, first.value) == (f"{name.capitalize()} perplexity", f"{value:.3f}")
+        assert f"Its {name} perplexity is {value:.3f} per token" in content.summary
 
 
 @pytest.mark.parametrize("finished", ["300 steps done", None])
 def test_each_arm_has_the_pictures_of_its_first_finished_run(tmp_path: Path, finished: str | None) -> None:
     runs = [make_run(tmp_path / name, finished=finished) for name in ("a1", "a2", "b1")]
     for run in runs:
-        save_positions(run, 300, PositionCurve("test", "", (3.0, 2.0), (5, 5)))
+        save_curve(run, (3.0, 2.0))
     outcomes = [outcome_of(run, f"arm {run.path.name[0]}", int(run.path.name[1])) for run in runs]
-    report = gather(runs, outcomes=outcomes)
-    assert [run.name for run in report.runs] == ["arm a, seed 1", "arm a, seed 2", "arm b, seed 1"]
-    assert ["positions" in run.pictures for run in report.runs] == [True, False, True]
     not_reported = outcome_of(make_run(tmp_path / "other"), "arm a", 3)
-    report = gather(runs, outcomes=[not_reported, *outcomes])
-    assert ["positions" in run.pictures for run in report.runs] == [True, False, True]
+    for compared in (outcomes, [not_reported, *outcomes]):
+        report = gather(runs, outcomes=compared)
+        assert [run.name for run in report.runs] == ["arm a, seed 1", "arm a, seed 2", "arm b, seed 1"]
+        assert ["positions" in run.pictures for run in report.runs] == [True, False, True]
 
 
 def test_strategies_are_side_by_side_even_if_training_wrote_a_later_sample(run: Run) -> None:
@@ -105,16 +112,153 @@ def test_damaged_file_is_named_and_the_rest_is_reported(run: Run, name: str, con
 
 
 def test_runs_of_the_same_name_are_called_by_their_paths(tmp_path: Path) -> None:
-    runs = []
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
-        runs.append(make_run(tmp_path / parent / "run"))
+    runs = [make_run(tmp_path / parent / "run", steps=10) for parent in ("a", "b")]
     assert [content.name for content in gather(runs).runs] == [str(run.path) for run in runs]
 
 
 def test_texts_without_the_metrics_of_the_plot_have_no_plot(run: Run) -> None:
-    rows = [{"name": "held-out text", "strategy": None, "figures": {"perplexity": 3.25}}]
-    saved = {"step": 300, "split": "test", "rows": rows, "examples": [], "protocol": "100 prompts."}
-    write_json(run.evaluations(300) / "text.json", saved)
+    save_texts(run, [{"name": "held-out text", "strategy": None, "figures": {"perplexity": 3.25}}])
     content = content_of(run)
     assert content.texts is not None and "texts" not in content.pictures
+
+
+def test_every_option_is_shown_as_in_the_configuration_but_paths_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    flat = {name: value for name, value in CONFIG.items() if not isinstance(value, dict)}
+    flat |= {f"{group}.{name}": value for group in ("model", "optim") for name, value in CONFIG[group].items()}
+    inside, outside = str(tmp_path / "home" / "runs" / "a"), str(tmp_path / "elsewhere")
+    shown = {fact.name: fact.value for fact in facts.configuration({**CONFIG, "out": inside, "init": outside})}
+    assert shown == {name: json.dumps(value) for name, value in {**flat, "out": "runs/a", "init": outside}.items()}
+
+
+def test_parameters_are_counted_from_the_weights_without_the_padding(run: Run) -> None:
+    assert named(facts.model_facts(read_run(run)))["Parameters"].value == f"{1000 * 32 + 256 * 32:,}"
+
+
+def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: Path) -> None:
+    plain = {"position": "learned", "rope_base": 10000.0, "n_kv_head": None, "mask": "causal", "window": None}
+
+    def labels(name: str, options: dict) -> set[str]:
+        model = {**CONFIG["model"], **plain, **options}
+        run = Run.create(tmp_path / name, {**CONFIG, "model": model}, ENVIRONMENT)
+        return set(named(facts.model_facts(read_run(run))))
+
+    usual = labels("plain", {})
+    assert "Layers" in usual and not usual & plain.keys()
+    assert labels("rope", {"position": "rope"}) - usual == {"Position encoding", "Base of the rotary angles"}
+    window = labels("window", {"mask": "window", "window": 8})
+    assert window - usual == {"Attention mask", "Window of the mask, in tokens"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ""),
+        ({"position": "rope"}, "Positions are rotary"),
+        ({"n_kv_head": 1}, "The 4 query heads share 1 key-value head ("),
+        ({"mask": "window", "window": 64}, "64 in all"),
+        ({"mask": "checkered"}, "The mask M is checkered."),
+        ({"norm": "post"}, "Layer norm follows each sum"),
+    ],
+)
+def test_differences_from_gpt2_are_explained(options: dict, expected: str) -> None:
+    found = " ".join(facts.deviations({**CONFIG["model"], **options}))
+    assert expected in found and bool(expected) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "expected"),
+    [
+        ({}, "Optimizer", "AdamW, β = (0.9, 0.95), ε = 10⁻⁸"),
+        ({"name": "muon"}, "Optimizer", "Muon for the matrices of the blocks, for the rest AdamW,"),
+        ({"name": "muon"}, "Learning rate of Muon", "0.02 the same schedule"),
+        (
+            {},
+            "Learning rate",
+            "peak 0.003 linear warmup over 5 % of the steps (at most 2,000), then cosine decay to",
+        ),
+        ({"schedule": "linear", "min_lr": 1e-4}, "Learning rate", ", then linear decay to 0.0001"),
+        ({"schedule": "constant", "warmup_steps": 1}, "Learning rate", "linear warmup over 1 step, then constant"),
+        ({"schedule": "wsd"}, "Learning rate", ", then constant, with a linear decay to 0 at the end"),
+    ],
+)
+def test_optimizer_and_schedule_are_described(tmp_path: Path, options: dict, name: str, expected: str) -> None:
+    run = Run.create(tmp_path / "run", {**CONFIG, "optim": {**CONFIG["optim"], **options}}, ENVIRONMENT)
+    fact = named(facts.training_facts(read_run(run)))[name]
+    assert expected in f"{fact.value} {fact.note}"
+
+
+def test_batch_is_divided_among_the_processes(run: Run) -> None:
+    for world, expected in (
+        (1, "2 micro-steps of 8 sequences of 256, accumulated"),
+        (2, "8 sequences of 256 on each of 2 processes"),
+    ):
+        update_state(run, world=world)
+        assert named(facts.training_facts(read_run(run)))["Batch"].note == expected
+
+
+def test_a_stream_counts_shards_instead_of_epochs(run: Run, tmp_path: Path) -> None:
+    stream = Run.create(tmp_path / "run", {**CONFIG, "data": "stream:stories"}, ENVIRONMENT)
+    log_steps(stream, 300)
+    data = read_run(stream)
+    assert named(facts.training_facts(data))["Length"].value == "300 steps, 1.50 shards of the stream"
+    assert "(stream:stories)" in facts.task(data)[1] and "in shards during training" in facts.task(data)[1]
+    assert facts.passes(read_run(run)) == "1.50 epochs"
+    assert "Validation and test documents are those of the corpus" in facts.task(read_run(run))[1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "good", "expected"),
+    [
+        ((3.0, 2.0), True, "It uses its context: the loss is 3.000 with 1 token of context and 2.000 with about 2."),
+        ((3.0, 2.999), False, "Context hardly helps it: the loss is 3.000 with 1 token of context and 2.999 "),
+        ((2.0, 3.0), False, "Context hardly helps it: the loss is 2.000 with 1 token of context and 3.000 "),
+    ],
+)
+def test_context_helps_if_the_loss_falls_along_the_window(
+    run: Run, losses: tuple[float, ...], good: bool, expected: str
+) -> None:
+    save_curve(run, losses)
+    assert any(text.startswith(expected) for text in judgments(run, good))
+
+
+@pytest.mark.parametrize(
+    ("values", "weakness"),
+    [
+        ([(10, 5.0, 5.0), (50, 3.0, 3.0), (80, 2.9, 2.95), (100, 2.9, 2.95)], None),
+        ([(10, 5.0, 5.0), (50, 2.0, 3.0), (80, 1.0, 3.5), (100, 0.5, 4.0)], "minimum of 3.000 at step 50 and rose"),
+        ([(10, 5.0, 5.0), (80, 1.0, 3.0), (100, 0.9, 3.0)], "generalization gap is large"),
+        ([(10, 5.0, 5.0), (80, 4.0, 4.0), (100, 3.6, 3.6)], "validation loss still fell by 10.0\u00a0%"),
+    ],
+)
+def test_weaknesses_follow_from_the_losses(
+    tmp_path: Path, values: list[tuple[int, float, float]], weakness: str | None
+) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    row = dict.fromkeys(("lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb", "seconds", "epoch"), 1.0)
+    for step, train, val in values:
+        run.add_metrics({**row, "step": step, "tokens": step * 100, "train_loss": train, "val_loss": val})
+    found = judgments(run, good=False)
+    assert (not found) if weakness is None else any(weakness in text for text in found)
+
+
+def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
+    run.add_sample(300, "greedy", "", "the cat sat " * 20)
+    assert facts.repeated_trigrams("a b c a b c a") == pytest.approx(1 - 3 / 5)
+    assert any(text.startswith("Greedy decoding loops: 94.8\u00a0%") for text in judgments(run, good=False))
+
+
+def test_published_figures_are_shown_only_for_the_same_text_and_style(run: Run) -> None:
+    assert facts.published(read_run(run)) == ()
+    run.add_eval(300, "hellaswag", "val", "Worded as by lm-evaluation-harness.", "acc_norm", 0.26)
+    assert facts.published(read_run(run)) == ()
+    run.add_eval(300, "hellaswag", "val", "Completion style.", "acc_norm", 0.26)
+    assert [fact.value for fact in facts.published(read_run(run))] == ["0.2955"]
+    update_state(run, fingerprints={"data": facts.SHAKESPEARE_BY_CHARACTER, "tokenizer": "t"})
+    assert [fact.value for fact in facts.published(read_run(run))] == ["1.880", "1.470", "0.2955"]
+    assert list(facts.published_losses(read_run(run)).values()) == [1.88, 1.4697]

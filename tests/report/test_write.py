@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from pypdf import PdfReader
-from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run
+from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, save_curve, save_texts, update_state
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
 from gpt2lab.files import write_json
 from gpt2lab.report.write import report_on, write_report
 from gpt2lab.runs import METRICS_COLUMNS, Run
@@ -65,17 +65,15 @@ def page_of(runs: list[Run], out: Path) -> Page:
     page = Page(write_report(runs, out).read_text(encoding="utf-8"))
     tags = [tag for tag, _ in page.elements]
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(tags)
-    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    attributes = [(name, value or "") for _, attrs in page.elements for name, value in attrs.items()]
+    ids = [value for name, value in attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    for _, attrs in page.elements:
-        for name, value in attrs.items():
-            assert name != "src" or (value or "").startswith("data:image/png;base64,")
-            assert name not in ("srcset", "action", "onclick", "onload")
-            if name in ("href", "xlink:href"):
-                assert value is not None and value.startswith("#") and value[1:] in ids
-            if name == "aria-labelledby":
-                assert value in ids
-            assert "url(" not in (value or "") or (value or "").startswith("url(#")
+    for name, value in attributes:
+        assert name != "src" or value.startswith("data:image/png;base64,")
+        assert name not in ("srcset", "action", "onclick", "onload")
+        assert name not in ("href", "xlink:href") or (value[0] == "#" and value[1:] in ids)
+        assert name != "aria-labelledby" or value in ids
+        assert "url(" not in value or value.startswith("url(#")
     style = "".join(page.within("style"))
     assert "@import" not in style and "url(" not in style and "@font-face" not in style
     levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
@@ -153,15 +151,11 @@ def test_unfinished_and_diverged_run_says_so(tmp_path: Path) -> None:
     assert "nan" not in "".join(str(attrs.get("d", "")) for _, attrs in page.elements).lower()
 
 
-def test_empty_run_is_reported_as_not_measured(tmp_path: Path) -> None:
-    text = page_of([Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)], tmp_path / "report.html").text
-    assert "No training step was logged." in text
-    assert "no complete checkpoint" in text
+def test_what_was_not_measured_or_is_unknown_is_said_or_left_out(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
+    text = page_of([run], tmp_path / "report.html").text
+    assert "No training step was logged." in text and "no complete checkpoint" in text
     assert text.count("not measured") >= 8
-
-
-def test_entropy_gap_is_left_out_if_the_entropy_is_unknown(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "plain", CONFIG, ENVIRONMENT)
     log_steps(run, 100)
     text = page_of([run], tmp_path / "report.html").text
     assert "Above the entropy floor" not in text
@@ -188,11 +182,8 @@ def test_text_quality_and_positions_are_reported_if_they_were_measured(run: Run,
         {"name": "nucleus 0.9", "strategy": {"top_p": 0.9}, "figures": figures | {"self_bleu": 60.0, "relevance": 0.2}},
     ]
     endings = {"nucleus 0.9": " sank at once.", "top-k 5": "not shown"}
-    examples = [{"prompt": "The boat <b>", "held_out": " sailed home.", "completions": endings}]
-    saved = {"step": 300, "split": "test", "rows": rows, "examples": examples, "protocol": "100 prompts."}
-    write_json(run.evaluations(300) / "text.json", saved)
-    curve = PositionCurve("test", "", (3.0, 2.5, 2.0, math.nan), (10, 10, 10, 0))
-    save_positions(run, 300, curve)
+    save_texts(run, rows, [{"prompt": "The boat <b>", "held_out": " sailed home.", "completions": endings}])
+    save_curve(run, (3.0, 2.5, 2.0, math.nan))
     page, (text, _) = page_of([run], tmp_path / "report.html"), text_of(write_report([run], tmp_path / "report.pdf"))
     for found in (text, page.text):
         assert "Loss by position, on the test set after step 300." in found
@@ -221,8 +212,7 @@ def test_losses_of_different_tokenizers_are_neither_drawn_nor_listed_together(
     tmp_path: Path, run: Run, finished: str | None
 ) -> None:
     other = make_run(tmp_path / "other", finished=finished)
-    state = other.checkpoints / "step_00000300" / "state.json"
-    state.write_text(state.read_text(encoding="utf-8").replace("e" * 64, "f" * 64), encoding="utf-8")
+    update_state(other, fingerprints={"data": "d" * 64, "tokenizer": "f" * 64})
     page = page_of([run, other], tmp_path / "both.html")
     drawn = "".join(page.within("svg"))
     assert "nats per token" not in drawn and "Gradient norm" in drawn and "stories-tiny" in drawn
@@ -230,31 +220,32 @@ def test_losses_of_different_tokenizers_are_neither_drawn_nor_listed_together(
     assert "nats per token, step 300" not in page.text
 
 
+def make_variant(path: Path, seed: int, **groups: Mapping[str, object]) -> Run:
+    """Make a run with another seed and some options changed."""
+    run = make_run(path)
+    changed = {group: {**CONFIG[group], **options} for group, options in groups.items()}
+    write_json(run.path / "config.json", {**CONFIG, "seed": seed, **changed})
+    return run
+
+
 def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) -> None:
-    runs = []
-    for kind, lr in (("a", 3e-3), ("b", 1e-3)):
-        for seed in (1, 2):
-            run = make_run(tmp_path / f"{kind}{seed}")
-            write_json(run.path / "config.json", {**CONFIG, "seed": seed, "optim": {**CONFIG["optim"], "lr": lr}})
-            runs.append(run)
+    rates = {"a": 3e-3, "b": 1e-3}
+    runs = [make_variant(tmp_path / f"{k}{n}", n, optim={"lr": lr}) for k, lr in rates.items() for n in (1, 2)]
     text, _ = text_of(write_report(runs, tmp_path / "report.pdf"))
     assert "4 runs compared" in text and "lr=0.003" in text and "lr=0.001" in text
     assert "the same" in text
 
 
 def test_report_of_a_comparison_keeps_its_arms_and_names_runs_without_results(tmp_path: Path) -> None:
-    recorded = []
-    for arm in ("small", "large"):
-        for seed in (1, 2):
-            run = make_run(tmp_path / arm / str(seed))
-            model = {**CONFIG["model"], **{f"option_{n}": arm for n in range(8)}}  # too many options for a name
-            write_json(run.path / "config.json", {**CONFIG, "seed": seed, "model": model})
-            path = run.path.relative_to(tmp_path).as_posix()
-            recorded.append({"path": path, "arm": f"the {arm} one", "seed": seed, "status": "finished"})
-    recorded.append({"path": "large/3", "arm": "the large one", "seed": 3, "status": "not run yet"})
-    recorded.append({"path": "large/4", "arm": "the large one", "seed": 4, "status": "failed: out of memory"})
-    (tmp_path / recorded[1]["path"] / "metrics.csv").write_text("broken\n", encoding="utf-8")
-    write_json(tmp_path / "comparison.json", {"runs": recorded})
+    for arm, seed in itertools.product(("small", "large"), (1, 2)):
+        many = {f"option_{n}": arm for n in range(8)}  # too many options for a name
+        make_variant(tmp_path / arm / str(seed), seed, model=many)
+    statuses = [("small", 1, "finished"), ("small", 2, "finished"), ("large", 1, "finished"), ("large", 2, "finished")]
+    statuses += [("large", 3, "not run yet"), ("large", 4, "failed: out of memory")]
+    keys = ("path", "arm", "seed", "status")
+    recorded = [(f"{arm}/{seed}", f"the {arm} one", seed, status) for arm, seed, status in statuses]
+    write_json(tmp_path / "comparison.json", {"runs": [dict(zip(keys, row, strict=True)) for row in recorded]})
+    (tmp_path / "small/2/metrics.csv").write_text("broken\n", encoding="utf-8")
     text, _ = text_of(report_on([tmp_path], tmp_path / "report.pdf"))
     html = report_on([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
     for found in (text, html):
@@ -277,42 +268,33 @@ def test_earlier_report_is_replaced_by_the_same_bytes_and_other_files_are_kept(
     assert out.read_bytes() == b"%PDF-1.7 <html>mine</html>"
 
 
-def notes(content: bytes | None) -> Callable[[Run, Path], object]:
-    def action(run: Run, folder: Path) -> object:
-        if content is not None:
-            (folder / "notes.txt").write_bytes(content)
-        return write_report([run], folder / "report.html", folder / "notes.txt")
-
-    return action
+def comparison_of(run: object) -> dict[str, str]:
+    return {"comparison.json": json.dumps({"runs": [run]})}
 
 
-def comparison(content: object) -> Callable[[Run, Path], object]:
-    def action(run: Run, folder: Path) -> object:
-        write_json(folder / "comparison.json", content)
-        return report_on([folder], folder / "report.html")
-
-    return action
-
-
-REFUSALS: dict[str, tuple[Callable[[Run, Path], object], str]] = {
-    "another kind of file": (lambda run, folder: write_report([run], folder / "a.txt"), r"ends in \.html or \.pdf"),
-    "missing folder": (lambda run, folder: write_report([run], folder / "b" / "a.html"), "there is no folder"),
-    "a folder": (lambda run, folder: write_report([run], folder / "folder.html"), "is a folder"),
-    "no run": (lambda run, folder: write_report([], folder / "report.html"), "at least one run"),
-    "not a run": (lambda run, folder: report_on([folder], folder / "report.html"), "holds no run"),
-    "missing notes": (notes(None), r"notes\.txt: cannot be read"),
-    "notes in another encoding": (notes(b"caf\xe9"), "not UTF-8 at byte 3"),
-    "comparison without runs": (comparison([]), r"comparison\.json: damaged"),
-    "comparison with an empty run": (comparison({"runs": [{}]}), r"comparison\.json: damaged"),
-    "comparison with a bad seed": (
-        comparison({"runs": [{"path": "a", "arm": "a", "seed": "x", "status": "finished"}]}),
-        r"comparison\.json: damaged",
-    ),
+BAD_SEED = {"path": "a", "arm": "a", "seed": "x", "status": "finished"}
+REFUSALS: dict[str, tuple[dict[str, str], str, str, str]] = {
+    "another kind of file": ({}, "run", "a.txt", r"ends in \.html or \.pdf"),
+    "missing folder": ({}, "run", "b/a.html", "there is no folder"),
+    "a folder": ({}, "run", "folder.html", "is a folder"),
+    "no run": ({"comparison.json": '{"runs": []}'}, "", "a.html", "at least one run"),
+    "not a run": ({}, "", "a.html", "holds no run"),
+    "missing notes": ({}, "run", "a.html with missing", "missing: cannot be read"),
+    "notes in another encoding": ({"notes": "caf\xe9"}, "run", "a.html with notes", "not UTF-8 at byte 3"),
+    "comparison without runs": ({"comparison.json": "[]"}, "", "a.html", r"comparison\.json: damaged"),
+    "comparison with an empty run": (comparison_of({}), "", "a.html", r"comparison\.json: damaged"),
+    "comparison with a bad seed": (comparison_of(BAD_SEED), "", "a.html", r"comparison\.json: damaged"),
 }
+"""The files in a folder, the directory below it that is reported on, the name of the report (with its notes), and what
+is said."""
 
 
-@pytest.mark.parametrize(("action", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals(run: Run, tmp_path: Path, action: Callable[[Run, Path], object], message: str) -> None:
+@pytest.mark.parametrize(("files", "reported", "out", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals(run: Run, tmp_path: Path, files: dict[str, str], reported: str, out: str, message: str) -> None:
     (tmp_path / "folder.html").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="latin-1")
+    name, _, notes = out.partition(" with ")
+    path = run.path if reported else tmp_path
     with pytest.raises(InputError, match=message):
-        action(run, tmp_path)
+        report_on([path], tmp_path / name, tmp_path / notes if notes else None)
