@@ -74,15 +74,12 @@ class ComparisonPlan:
         configs = self.arms.values()
         recipes = [config.recipe() for config in configs]
         varied = {
-            "data": {config.data for config in configs},
-            "batch tokens": {recipe.batch_tokens for recipe in recipes},
-            "sequence length": {c.seq_len or r.model.n_ctx for c, r in zip(configs, recipes, strict=True)},
+            "data": [config.data for config in configs],
+            "batch tokens": [recipe.batch_tokens for recipe in recipes],
+            "sequence length": [c.seq_len or r.model.n_ctx for c, r in zip(configs, recipes, strict=True)],
         }
-        remarks = [
-            f"The arms differ in {name}: runs of one seed do not read the same batches."
-            for name, values in varied.items()
-            if len(values) > 1
-        ]
+        differing = [name for name, values in varied.items() if len(set(values)) > 1]
+        remarks = [f"The arms differ in {name}: runs of one seed do not read the same batches." for name in differing]
         if len({config.mask_documents for config in configs}) > 1:
             remarks.append(
                 "The arms differ in mask documents, and each is measured as it was trained: with the mask, the first "

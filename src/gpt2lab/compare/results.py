@@ -123,7 +123,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
     if not outcome.usable:
         return outcome
     try:
-        recall = _saved_recall(run)
+        recall = run.saved_evaluation(RECALL_FILE, _recall_curve) or []
     except InputError as error:
         return dataclasses.replace(outcome, status=f"damaged: {error}")
     curve = _validations(data)
@@ -144,17 +144,10 @@ def _status(data: RunData) -> str:
     return "finished"
 
 
-def _saved_recall(run: Run) -> list[tuple[float, float, float]]:
-    """Return distance and the losses on the first and the second occurrence, if they were measured."""
-    path = run.latest_evaluation(RECALL_FILE)
-    if path is None:
-        return []
-    saved = read_json(path)
-    try:
-        columns = [[float(x) for x in saved[name]] for name in ("distances", "first", "second")]
-        return list(zip(*columns, strict=True))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a recall curve; measure the run again") from error
+def _recall_curve(saved: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """Return distance and the losses on the first and the second occurrence."""
+    columns = [[float(x) for x in saved[name]] for name in ("distances", "first", "second")]
+    return list(zip(*columns, strict=True))
 
 
 def _validations(data: RunData) -> tuple[Validation, ...]:
@@ -445,11 +438,10 @@ def _finding(metric: Metric, arm: str, cell: Cell, reference: str) -> str:
     if difference is None:
         why = "not measured" if cell.mean is None else f"it shares no seed with {reference}"
         return f"{what}: {why}."
-    text = f"{what} is {signed(difference.mean)} {metric.unit} against {reference}"
+    text, verdict = f"{what} is {signed(difference.mean)} {metric.unit} against {reference}", difference.verdict
     if difference.low is None or difference.high is None:
         return f"{text}: one seed, so there is no interval; the difference may be chance."
     text += f", 95 % interval {signed(difference.low)} to {signed(difference.high)} over {difference.pairs} seeds"
-    verdict = difference.verdict
     if verdict in ("lower", "higher"):
         return f"{text}: {verdict}, which is {'better' if verdict == metric.better else 'worse'}."
     return f"{text}: {'within noise, so no difference is shown' if verdict == 'within noise' else verdict}."
