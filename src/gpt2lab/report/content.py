@@ -198,8 +198,8 @@ def _names(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
 
 def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
     """Return the paths of the runs with pictures: the first finished run of each arm, else the first one."""
-    best_last = sorted(outcomes[::-1], key=lambda o: o.usable)
-    return set({o.arm: o.path for o in best_last}.values())
+    best_first = sorted(outcomes, key=lambda o: not o.usable)
+    return set({o.arm: o.path for o in reversed(best_first)}.values())
 
 
 def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
