@@ -78,12 +78,26 @@ def test_a_preset_takes_changes() -> None:
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"dropout": float("nan")}, "dropout is nan"),
+        ({"n_kv_head": 3}, r"n_kv_head is 3; it must divide n_head 4: choose from \[1, 2, 4\]"),
+        ({"n_kv_head": 0}, "n_kv_head is 0; it must divide"),
+        ({"mask": "window"}, "mask window needs window: give it, from 1 to the context of 20"),
+        ({"mask": "window", "window": 0}, "window is 0; it must be between 1 and the context of 20"),
+        ({"mask": "window", "window": 21}, "window is 21; it must be between 1 and the context of 20"),
+        ({"window": 5}, "window is 5, but mask causal has none; take mask window or global or strided"),
+        ({"mask": "strided", "window": 5, "prefix": 2}, "prefix is 2, but mask strided has none; take mask global or"),
+        ({"mask": "windoww"}, r'unknown mask "windoww" \(did you mean "window"\?\)'),
+        ({"position": "rotary"}, 'unknown position "rotary"'),
+        ({"position": "rope", "n_embd": 36}, "36 / n_head 4 = 9 per head is odd; choose another n_head or n_embd"),
+        ({"position": "rope", "rope_base": 1.0}, "rope_base is 1.0; it must be above 1"),
+        ({"norm": "both"}, 'unknown norm "both"'),
+        ({"kernel": "banded"}, "kernel banded needs a causal mask of limited reach, and mask causal has none"),
+        ({"kernel": "flex", "dropout": 0.1}, "kernel flex cannot drop attention weights; set dropout 0"),
         ({"kernel": "spda"}, r'unknown kernel "spda" \(did you mean "sdpa"\?\); choose from auto, '),
     ],
 )
 def test_impossible_values_are_refused_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        GPTConfig(**values)
+        GPTConfig(**({"n_head": 4, "n_embd": 32, "n_ctx": 20, "dropout": 0.0} | values))
     assert "\n" not in str(caught.value)
 
 

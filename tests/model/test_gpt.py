@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from random_models import random_ids, random_model
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
@@ -19,18 +20,11 @@ T, V = 17, 61
 
 
 def model_of(seed: int = 0, **changes: Any) -> GPT:
-    """A small model whose parts all matter: larger weights than a fresh one, and biases that are not 0."""
-    torch.manual_seed(seed)
-    values = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_ctx": T, "vocab_size": V, "dropout": 0.0, **changes}
-    model = GPT(GPTConfig(**values))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
+    return random_model({"n_layer": 2, "n_head": 3, "n_embd": 24, "n_ctx": T, "vocab_size": V, **changes}, seed=seed)
 
 
 def tokens_of(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
+    return random_ids(V, *shape, seed=seed)
 
 
 def gradients(model: GPT, loss: torch.Tensor) -> dict[str, torch.Tensor]:

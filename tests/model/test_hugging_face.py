@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import random_model
 
 from gpt2lab.generation import generate
 from gpt2lab.model.config import GPTConfig
@@ -24,13 +25,7 @@ REFERENCE = [(shape, "reference") for shape in SHAPES if shape not in LARGE]  # 
 
 
 def model_of(shape: dict[str, Any], kernel: Any) -> GPT:
-    """A model in which no bias is 0 and no gain 1, so that each would be missed."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**shape, "dropout": 0.0, "kernel": kernel}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    return model
+    return random_model({**shape, "dropout": 0.0, "kernel": kernel}, 0.02)
 
 
 SLOW = pytest.param("distilgpt2", "auto", marks=pytest.mark.fault)  # half of gpt2, which is tested always

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import random_ids, random_model
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import AttentionPattern
 from gpt2lab.model.cache import KVCache
-from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.masks import MASKS, Mask, causal, dense, document, global_window, sliding_window, strided
 
@@ -17,8 +17,10 @@ CPU = torch.device("cpu")
 
 
 def rows(mask: Mask, T: int) -> list[str]:
-    places = torch.arange(T)
-    return ["".join("#" if allowed else "." for allowed in row) for row in dense(mask, 1, 1, places, places)[0, 0]]
+    positions = torch.arange(T)
+    return [
+        "".join("#" if allowed else "." for allowed in row) for row in dense(mask, 1, 1, positions, positions)[0, 0]
+    ]
 
 
 def test_masks_by_hand() -> None:
@@ -54,14 +56,8 @@ def mine_of(window: int) -> Callable[[], Mask]:
 
 
 def model_of(seed: int = 0, **changes: Any) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(
-        GPTConfig(**{"n_layer": 2, "n_head": 4, "n_embd": 16, "n_ctx": 24, "vocab_size": 50, "dropout": 0.0, **changes})
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model.eval()
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 16, "n_ctx": 24, "vocab_size": 50, **changes}
+    return random_model(shape, seed=seed).eval()
 
 
 @pytest.mark.parametrize("kernel", ["auto", "matmul", "sdpa", "banded"])
@@ -69,7 +65,7 @@ def test_a_mask_of_ones_own_trains_caches_and_rolls(kernel: str, monkeypatch: py
     monkeypatch.setitem(MASKS, "dilated", dilated)
     changes = {"mask": "dilated", "window": 3, "position": "rope"}
     model, reference = model_of(kernel=kernel, **changes), model_of(kernel="reference", **changes)
-    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    tokens = random_ids(50, 2, 24)
     torch.testing.assert_close(model(tokens).logits, reference(tokens).logits, atol=1e-5, rtol=1e-5)
     cache = KVCache(model.config, 2, CPU, torch.float32)
     assert cache.rolling
@@ -83,7 +79,7 @@ def test_a_mask_of_ones_own_trains_caches_and_rolls(kernel: str, monkeypatch: py
 def test_heads_may_differ_and_a_head_may_read_nothing(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MASKS, "own", own)
     model = model_of(mask="own", window=3, kernel=kernel, n_kv_head=2)
-    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    tokens = random_ids(50, 2, 24)
     table = torch.ones(4, 24, 24, dtype=torch.bool).tril()
     table[0] &= ~torch.ones(24, 24, dtype=torch.bool).tril(-3)
     table[0, 0] = False
@@ -104,9 +100,9 @@ def test_a_mask_may_leave_out_what_it_does_not_depend_on(kernel: Any, monkeypatc
 
 
 def test_the_blocks_that_flex_leaves_out_are_found_for_each_head_and_row_that_differ() -> None:
-    places, documents = torch.arange(24), torch.arange(2 * 24).view(2, 24) // 5
+    positions, documents = torch.arange(24), torch.arange(2 * 24).view(2, 24) // 5
     for mask, differing in ((causal(), (1, 1)), (own(3), (1, 4)), (causal() & document(documents), (2, 1))):
-        bias: Any = AttentionPattern(mask, 2, 4, places, places).bias("flex", torch.float32, training=False)
+        bias: Any = AttentionPattern(mask, 2, 4, positions, positions).bias("flex", torch.float32, training=False)
         assert bias.mask.shape[:2] == differing
 
 
@@ -143,7 +139,7 @@ def test_documents_in_a_row_are_read_as_each_would_be_alone(name: str, position:
     options = {"window": 4} if name in ("window", "strided") else {"prefix": 3} if name == "prefix" else {}
     options = {"window": 4, "prefix": 2} if name == "global" else options
     model = model_of(mask=name, position=position, **options)
-    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    tokens = random_ids(50, 2, 24)
     lengths = [[9, 15], [5, 19]]
     documents = torch.stack([torch.repeat_interleave(torch.tensor([7, 3]), torch.tensor(each)) for each in lengths])
     positions = torch.stack([torch.cat([torch.arange(n) for n in each]) for each in lengths])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import random_ids, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -20,18 +21,14 @@ from gpt2lab import GPT, GPTConfig
 from gpt2lab.errors import InputError
 from gpt2lab.model.huggingface import config_from_hf, config_to_hf, hf_shapes
 
-SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_ctx": 17, "vocab_size": 61}
+SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_ctx": 17, "vocab_size": 61, "dropout": 0.1}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Twin = Callable[[GPT], Any]
 
 
-def random_model(**changes: Any) -> GPT:
-    """A model in which no bias is 0 and no gain 1, so that each would be missed."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**SHAPE, **changes})).eval()
+def model_of(**changes: Any) -> GPT:
+    model = random_model({**SHAPE, **changes}, 0.1).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
         model.wte.weight[model.config.vocab_size :] = 0.0
     return model
 
@@ -52,7 +49,7 @@ def assert_same_weights(one: GPT, other: GPT) -> None:
 
 
 def assert_same_function(ours: GPT, theirs: Any) -> None:
-    tokens = torch.randint(ours.config.vocab_size, (2, ours.config.n_ctx), generator=torch.Generator().manual_seed(1))
+    tokens = random_ids(ours.config.vocab_size, 2, ours.config.n_ctx, seed=1)
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, atol=1e-4, rtol=0)
 
@@ -84,7 +81,7 @@ def refusal(directory: Path) -> str:
     "changes", [{}, {"n_inner": 50}, {"n_layer": 1}, {"vocab_size": 128}, {"dropout": 0.0}, {"n_ctx": 1}], ids=str
 )
 def test_export_then_import_is_bitwise_equal(changes: dict[str, Any], tmp_path: Path) -> None:
-    model = random_model(**changes)
+    model = model_of(**changes)
     model.save_hf(tmp_path / "out")
     again = GPT.from_hf(tmp_path / "out")
     assert again.config == model.config
@@ -94,7 +91,7 @@ def test_export_then_import_is_bitwise_equal(changes: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize("changes", [{}, {"n_inner": 50}, {"vocab_size": 64}], ids=str)
 def test_what_is_exported_loads_in_transformers_and_computes_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
-    model = random_model(**changes)
+    model = model_of(**changes)
     model.save_hf(tmp_path / "out")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     theirs, report = loaded
@@ -157,7 +154,7 @@ def test_importing_draws_no_random_numbers(saved: Path) -> None:
 
 
 def test_a_model_without_biases_is_exported_with_biases_of_zero(tmp_path: Path) -> None:
-    model = random_model(bias=False)
+    model = model_of(bias=False)
     model.save_hf(tmp_path / "out")
     assert_same_function(model, AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval())
     again = GPT.from_hf(tmp_path / "out")
@@ -188,7 +185,7 @@ def test_what_gpt2_does_not_have_is_not_exported_and_named(changes: dict[str, An
 
 
 def test_as_many_key_heads_as_query_heads_is_gpt2(tmp_path: Path) -> None:
-    model = random_model(n_kv_head=3)
+    model = model_of(n_kv_head=3)
     model.save_hf(tmp_path / "out")
     assert_same_weights(model, GPT.from_hf(tmp_path / "out"))
 
@@ -221,12 +218,12 @@ def test_any_configuration_of_gpt2_survives_both_ways(config: GPTConfig) -> None
 
 
 def test_an_empty_directory_is_filled_and_any_other_kept(tmp_path: Path) -> None:
-    model, out = random_model(), tmp_path / "out"
+    model, out = model_of(), tmp_path / "out"
     out.mkdir()
     model.save_hf(out)
     saved = (out / WEIGHTS).read_bytes()
     with pytest.raises(InputError, match="out exists"):
-        random_model(n_layer=1).save_hf(out)
+        model_of(n_layer=1).save_hf(out)
     assert (out / WEIGHTS).read_bytes() == saved
 
 
@@ -236,7 +233,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("gpt2lab.model.huggingface.write_json", full)
     with pytest.raises(InputError, match="no room"):
-        random_model().save_hf(tmp_path / "out")
+        model_of().save_hf(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
