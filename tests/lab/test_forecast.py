@@ -150,7 +150,7 @@ REFUSALS = [
     ("--from RUN --gpus 5", "batch_tokens 2048 is not a multiple of micro_batch 1 x seq_len 256 x 5 processes"),
     ("--gpu H10", 'unknown GPU "H10" (did you mean "H100"?)'),
     ("--preset gpt3", 'unknown preset "gpt3"'),
-    ("--gpu T4", "T4 has no peak rate for bf16; choose from fp16, fp32"),
+    ("--gpu T4 --precision bf16", "T4 has no peak rate for bf16; choose from fp16, fp32"),
     *((f"{of}--parallel {mode}", ONE_GPU.format(mode)) for mode in ("ddp", "fsdp") for of in ("", "--from RUN ")),
     ("--gpu cpu --precision fp16", "precision fp16 is for GPUs; on this CPU use"),
     ("--gpu cpu --precision tf32", "precision tf32 needs CUDA"),

@@ -43,8 +43,8 @@ class Plan(Command):
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """ddp replicates the model on each GPU, fsdp shards it; auto does as the run of --from did, otherwise it shards if
     weights, gradients and optimizer state would fill more than half of a GPU."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None
-    """Precision of the matrix products; by default bf16."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None = None
+    """Precision of the matrix products; auto, the default, is what training would choose."""
     mfu: float | None = None
     """Model FLOPs utilization without activation checkpointing, communication included; by default 0.4, which is a
     guess. The metrics.csv of a short run has the value of your machine, and --from uses it."""

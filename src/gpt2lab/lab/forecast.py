@@ -72,7 +72,7 @@ class Workload:
 
     @classmethod
     def from_preset(
-        cls, preset: str = "gpt2", gpu: str = "H100", gpus: int = 1, precision: str = "bf16", parallel: str = "auto",
+        cls, preset: str = "gpt2", gpu: str = "H100", gpus: int = 1, precision: str = "auto", parallel: str = "auto",
         seq_len: int | None = None, batch_tokens: int | None = None, tokens: int | None = None,
         micro_batch: int | None = None, mfu: float = 0.4,
     ) -> Workload:  # fmt: skip
@@ -84,7 +84,9 @@ class Workload:
         gpu = _known(gpu)
         recipe = TrainConfig(preset=preset, seq_len=seq_len, batch_tokens=batch_tokens).recipe()
         if gpu == "cpu":
-            runtime.resolve(gpu, precision)  # refuses what training would
+            precision = runtime.resolve(gpu, precision).precision  # refuses what training would
+        elif precision == "auto":
+            precision = "bf16" if "bf16" in PEAK_FLOPS[gpu] else "fp16"
         elif precision not in PEAK_FLOPS[gpu]:
             raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(PEAK_FLOPS[gpu])}")
         _require_counts(parallel, gpus, tokens=tokens, micro_batch=micro_batch)
