@@ -222,7 +222,7 @@ def test_errors_replace_goes_on_in_training_and_preparing(tmp_path: Path, output
     file, tok, data = tmp_path / "latin.txt", tmp_path / "tok", tmp_path / "data"
     file.write_bytes(b"caf\xe9 au lait " * 200)
     train = ["tokenizer", "train", "--input", file, "--vocab-size", "270", "--out", tok]
-    assert "0xe9 at offset 3; save it as UTF-8, or go on with --errors replace" in refused(*train)
+    assert "0xe9 at offset 3; save it as UTF-8, or use --errors replace" in refused(*train)
     output(*train, "--errors", "replace")
     prepare = ["data", "prepare", file, "--tokenizer", tok, "--out", data]
     assert "0xe9 at offset 3" in refused(*prepare)

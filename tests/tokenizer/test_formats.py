@@ -241,18 +241,22 @@ def test_tiktokens_cache_is_found(
 def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(tiny: Tokenizer, tmp_path: Path) -> None:
     files = {file.name: file.read_bytes() for file in tiny.export(tmp_path / "files", "gpt2")}
     export = ["tokenizer", "export", "hub:owner/tiny", "--out"]
-    with loopback_hub({"owner/tiny": files, "owner/empty": {"README.md": b"nothing"}}) as endpoint:
+    with loopback_hub({"owner/tiny": files, "gpt2": files, "owner/empty": {"README.md": b"nothing"}}) as endpoint:
         done = gpt2lab_with(endpoint, tmp_path / "home", *export, str(tmp_path / "first"))
+        assert done.returncode == 0, done.stderr
+        prepared = ["data", "prepare", "stories", "--max-documents", "9", "--tokenizer", "gpt2"]
+        done = gpt2lab_with(endpoint, tmp_path / "home", *prepared, "--out", str(tmp_path / "data"))
         assert done.returncode == 0, done.stderr
         for name, message in {
             "owner/tin": '"owner/tin" is not a local directory, and the Hub has no such public model',
-            "owner/empty": "holds no GPT-2 vocabulary; it needs encoder.json and vocab.bpe, or vocab.json and merges",
+            "owner/empty": "holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt",
         }.items():
             done = gpt2lab_with(endpoint, tmp_path / "home", "tokenizer", "show", f"hub:{name}")
             assert done.returncode == 2
             assert message in done.stderr.splitlines()[-1]
             assert "Traceback" not in done.stderr
     assert Tokenizer.load(tmp_path / "first").merges == tiny.merges
+    assert Tokenizer.load(tmp_path / "data").fingerprint == tiny.fingerprint
     # The server is gone, its cache is not.
     done = gpt2lab_with("http://127.0.0.1:9", tmp_path / "home", *export, str(tmp_path / "second"), offline=True)
     assert done.returncode == 0, done.stderr

@@ -112,11 +112,11 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     # reading
     "directory without tokenizer": (
         lambda tiny, folder: Tokenizer.load(folder),
-        r"does not exist; give the directory of a tokenizer\.json",
+        r"holds no tokenizer; it needs tokenizer\.json, or vocab\.json and merges\.txt",
     ),
     "missing directory": (
         lambda tiny, folder: Tokenizer.load(folder / "missing"),
-        r"does not exist; give the directory of a tokenizer\.json",
+        "does not exist; give a directory, or a name on the Hub: gpt2 or hub:OWNER/NAME",
     ),
     "empty file": (with_file("tokenizer.json", b"", Tokenizer.load), "not JSON at line 1"),
     "truncated file": (

@@ -13,7 +13,6 @@ from tyro.conf import Positional, arg
 
 from gpt2lab import console, formatting, plots
 from gpt2lab.cli.arguments import Command, part_of
-from gpt2lab.cli.tokenizer import open_tokenizer
 from gpt2lab.data.corpora import CORPORA, Corpus
 from gpt2lab.data.dataset import Survey, TokenDataset, import_shards, split_documents, survey
 from gpt2lab.data.prepare import PrepareConfig, prepare_shards
@@ -67,7 +66,7 @@ class Prepare(PrepareConfig, Command):
     """Files (.txt .jsonl .parquet, also .gz or .zst), directories, quoted glob patterns, corpora (see data list), or
     hub:OWNER/NAME."""
     tokenizer: Path
-    """Directory of the tokenizer."""
+    """Directory of the tokenizer, or a name on the Hub: gpt2, hub:OWNER/NAME."""
     out: Path
     """Directory to write; it must not exist, unless the same command was interrupted."""
     max_disk: Annotated[str | None, arg(metavar="20GB")] = None
@@ -83,7 +82,7 @@ class Prepare(PrepareConfig, Command):
         instead = tuple(CORPORA[name].fall_back or name if name in CORPORA else name for name in names)
         if self.fall_back and instead == names:
             raise InputError(f"{' '.join(names)} has no fallback; leave out --fall-back")
-        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizer = Tokenizer.load(self.tokenizer)
         console.log_to_console()
 
         def prepare(config: PrepareConfig) -> TokenDataset | None:
@@ -139,13 +138,13 @@ class ImportShards(Command):
     """Directory of .bin files in the format of llm.c (also modded-nanogpt) or .npy files (build-nanogpt), each with
     train, val or test in its name."""
     tokenizer: Path
-    """Directory of the tokenizer that the tokens belong to, or hub:OWNER/NAME."""
+    """Directory of the tokenizer that the tokens belong to, or a name on the Hub."""
     raw: bool = False
     """The .bin files are plain uint16 without a header, as nanoGPT writes them."""
 
     def run(self) -> int:
         """Import the files and print what they hold."""
-        _print_splits(import_shards(self.directory, open_tokenizer(self.tokenizer), raw=self.raw))
+        _print_splits(import_shards(self.directory, Tokenizer.load(self.tokenizer), raw=self.raw))
         return 0
 
 

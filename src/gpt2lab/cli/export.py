@@ -46,7 +46,7 @@ class ImportHF(Command):
     directory: Positional[Path]
     """Directory of the run; it must not exist."""
     tokenizer: Path | None = None
-    """Directory of the tokenizer; by default the one beside the model."""
+    """Directory of the tokenizer, or a name on the Hub; by default the one beside the model."""
 
     def run(self) -> int:
         """Import the model and print what the run holds."""

@@ -15,7 +15,6 @@ from gpt2lab import console
 from gpt2lab.cli.arguments import Command
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-from gpt2lab.hub import PREFIX
 from gpt2lab.tokenizer.pretokenize import find_pattern
 from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, measure_compression, render_token, tokenize
 from gpt2lab.training.config import require
@@ -77,7 +76,7 @@ class _OfTokenizer(Command):
     """A command about a tokenizer."""
 
     tokenizer: Positional[Path]
-    """Directory of a tokenizer, a run or prepared data, or hub:OWNER/NAME."""
+    """Directory of a tokenizer, a run or prepared data, or a name on the Hub: gpt2, hub:OWNER/NAME."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class ShowTokenizer(_OfTokenizer):
             raise InputError("--max-documents and --column need --input, the text that they apply to")
         read = partial(texts, self.input, max_documents=self.max_documents, column=self.column)
         text = self.text if self.text is not None else _first_lines(read()) if self.input else _SAMPLE
-        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizer = Tokenizer.load(self.tokenizer)
         tokenizers = {str(self.tokenizer): tokenizer}
         if self.gpt2 is not None:
             tokenizers["GPT-2"] = Tokenizer.gpt2(self.gpt2)
@@ -134,7 +133,7 @@ class ExportTokenizer(_OfTokenizer):
 
     def run(self) -> int:
         """Write the files and print their paths."""
-        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizer = Tokenizer.load(self.tokenizer)
         for file in tokenizer.export(self.out, self.format):
             print(file)
         if self.format == "tiktoken":
@@ -150,7 +149,7 @@ class Encode(_OfTokenizer):
 
     def run(self) -> int:
         """Encode line by line, newlines included."""
-        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizer = Tokenizer.load(self.tokenizer)
         for number, line in enumerate(sys.stdin.buffer, start=1):
             try:
                 text = line.decode("utf-8")
@@ -166,24 +165,13 @@ class Decode(_OfTokenizer):
 
     def run(self) -> int:
         """Decode line by line."""
-        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizer = Tokenizer.load(self.tokenizer)
         for number, line in enumerate(sys.stdin.buffer, start=1):
             try:
                 sys.stdout.buffer.write(tokenizer.decode_bytes(map(_as_id, line.split())))
             except InputError as error:
                 raise InputError(f"standard input, line {number}: {error}") from None
         return 0
-
-
-def open_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer from its own directory, from that of a run or of prepared data, or from ``hub:OWNER/NAME``.
-
-    Raises:
-        InputError: There is none, or it is damaged.
-    """
-    if (name := path.as_posix()).startswith(PREFIX):
-        return Tokenizer.gpt2(name)
-    return Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
 
 
 def _counted(pieces: Iterable[str], read: Callable[[int], None]) -> Iterator[str]:

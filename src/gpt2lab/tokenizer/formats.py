@@ -40,6 +40,7 @@ from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode, unicode_t
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, "added_tokens.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 log = logging.getLogger(__name__)
 
 
@@ -53,9 +54,7 @@ def read_tokenizer(path: Path) -> Vocabulary:
     if not file.exists() and _gpt2_files(path):
         return read_gpt2(path)
     if not file.exists():
-        raise InputError(
-            f"{file} does not exist; give the directory of a tokenizer.json, or of vocab.json and merges.txt"
-        )
+        raise InputError(f"{path} holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt")
     tree = read_json(file)
     try:
         more = _added_beside(path) if path.is_dir() else {}

@@ -23,8 +23,16 @@ from typing import TextIO
 import numpy as np
 
 from gpt2lab.errors import InputError, one_of
+from gpt2lab.hub import find_model
 from gpt2lab.tokenizer.bpe import BYTES, Encoder, Merge, Vocabulary
-from gpt2lab.tokenizer.formats import WRITERS, find_gpt2, read_gpt2, read_tokenizer, write_tokenizer_json
+from gpt2lab.tokenizer.formats import (
+    TOKENIZER_FILES,
+    WRITERS,
+    find_gpt2,
+    read_gpt2,
+    read_tokenizer,
+    write_tokenizer_json,
+)  # fmt: skip
 from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, grouped, special_pattern
 from gpt2lab.tokenizer.train import count_words, learn_merges
 
@@ -103,15 +111,18 @@ class Tokenizer:
         return cls(read_gpt2(find_gpt2(source)))
 
     @classmethod
-    def load(cls, directory: Path | str) -> Tokenizer:
+    def load(cls, source: Path | str) -> Tokenizer:
         """Read what :meth:`save` wrote, or any byte-level BPE in Hugging Face's format (``tokenizer.json``).
 
-        A directory without one may hold GPT-2's two files instead.
+        Args:
+            source: That file, its directory, the directory of a run or of prepared data, or a name on the Hugging Face
+                Hub, such as ``gpt2`` or ``hub:OWNER/NAME``. Without a ``tokenizer.json``, GPT-2's two files are read.
 
         Raises:
-            InputError: The file is missing or damaged, or not a byte-level BPE.
+            InputError: There is none, it is damaged or not a byte-level BPE, or it cannot be fetched.
         """
-        return cls(read_tokenizer(Path(directory)))
+        path = Path(source) if Path(source).exists() else find_model(source, TOKENIZER_FILES)
+        return cls(read_tokenizer(path / "tokenizer" if (path / "tokenizer").is_dir() else path))
 
     def save(self, directory: Path | str) -> None:
         """Write ``tokenizer.json``, in Hugging Face's format, into a directory, which is created if missing.

@@ -154,7 +154,7 @@ class TrainConfig:
     max_tokens: int | None = None
     """Length in tokens."""
     tokenizer: Path | None = None
-    """Tokenizer directory to prepare stream:CORPUS with."""
+    """Tokenizer to prepare stream:CORPUS with: a directory, or a name on the Hub."""
     column: str | None = None
     """Text column in the files of stream:CORPUS; None is the corpus's default."""
     max_disk: str | None = None
