@@ -31,9 +31,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("speedup", "precision"), [(2.04, "bf16"), (1.3, "bf16"), (1.1, "fp32"), (0.03, "fp32")])
-def test_a_cpu_gets_bf16_if_it_multiplies_it_faster(
-    monkeypatch: pytest.MonkeyPatch, no_gpu: None, speedup: float, precision: str
-) -> None:
+def test_bf16_on_a_cpu(monkeypatch: pytest.MonkeyPatch, no_gpu: None, speedup: float, precision: str) -> None:
     monkeypatch.setattr(runtime, "bf16_speedup", lambda: speedup)
     found = runtime.resolve()
     why = f"bf16 products run at {speedup:.2g} times the speed of fp32 on this CPU"
@@ -56,9 +54,7 @@ def test_the_choice_follows_the_instruction_sets_that_the_libraries_may_use() ->
 @pytest.mark.parametrize(
     ("capability", "precision"), [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
 )
-def test_gpus_get_bf16_from_ampere_on(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
-) -> None:
+def test_bf16_on_gpus_from_ampere(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

@@ -71,9 +71,7 @@ def test_the_files_are_plain_tensors_and_json(finished: Run) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_file_is_named_before_a_tensor_is_loaded(
-    copied: Copied, name: str, damage: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damage_is_named_before_use(copied: Copied, name: str, damage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, config = copied
     damage(folder_of(run, 16) / name)
     monkeypatch.setattr(checkpoint, "load_tensors", lambda path: pytest.fail(f"{path} was loaded"))
@@ -161,9 +159,7 @@ HOSTILE: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("name", "write", "said"), HOSTILE)
-def test_other_content_under_a_matching_manifest_is_refused_and_not_executed(
-    copied: Copied, name: str, write: Callable[[Path], None], said: str
-) -> None:
+def test_hostile_content_is_not_executed(copied: Copied, name: str, write: Callable[[Path], None], said: str) -> None:
     run, config = copied
     folder = folder_of(run, 16)
     write(folder / name)
@@ -174,9 +170,7 @@ def test_other_content_under_a_matching_manifest_is_refused_and_not_executed(
     assert not (folder / "hit").exists()
 
 
-def test_a_full_disk_leaves_the_checkpoints_that_there_are(
-    data: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_loses_nothing(data: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, calls = small(data, tmp_path / "run"), []
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:

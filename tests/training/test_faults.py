@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -16,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from ranks import launch, needs_fork, this_rank
+from ranks import launch, needs_fork
 from support import PLAIN, TRAIN, assert_same_run, column, go_on, hidden, saved_steps, small, train
 
 from gpt2lab.model.config import GPTConfig
@@ -30,47 +32,6 @@ from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config, to_d
 
 pytestmark = needs_fork  # Windows has neither SIGKILL nor limits on files
 needs_compiler = pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
-DIE = """
-import os, shutil, signal
-from pathlib import Path
-from gpt2lab.training import checkpoint
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def around(name, nth, when, act=die):
-    calls, real = [], getattr(checkpoint, name)
-    def patched(*arguments):
-        calls.append(name)
-        if len(calls) == nth and when == "before":
-            act(*arguments)
-        result = real(*arguments)
-        if len(calls) == nth:
-            act(*arguments)
-        return result
-    setattr(checkpoint, name, patched)
-
-def halve(tensors, path):
-    path.write_bytes(path.read_bytes()[:1000])
-    die()
-
-def remove_some(folder):
-    (Path(folder) / "model.safetensors").unlink()
-    die()
-"""
-STAGES = {
-    # Of the second save: each writes two files of tensors, two of JSON, and syncs two folders.
-    "within the weights": "around('save_file', 3, 'after', halve)",
-    "after the weights": "around('save_file', 3, 'after')",
-    "after the optimizer": "around('save_file', 4, 'after')",
-    "after the state": "around('write_json', 3, 'after')",
-    "before the manifest": "around('write_json', 4, 'before')",
-    "before the rename": "around('sync_directory', 3, 'after')",
-    "after the rename": "around('sync_directory', 4, 'before')",
-    "before pruning": "around('prune', 2, 'before')",
-    "while pruning": "shutil.rmtree = remove_some",
-    "after pruning": "around('prune', 2, 'after')",
-}
 Launch = Callable[..., subprocess.Popen[str]]
 
 
@@ -92,7 +53,9 @@ def start() -> Iterator[Launch]:
     yield begin
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def wait_for_steps(process: subprocess.Popen[str], count: int) -> None:
@@ -156,25 +119,65 @@ def test_compiled_with_two_threads_and_killed_in_several_processes(start: Launch
     assert_same_run(Run(tmp_path / "run"), Run(tmp_path / "unbroken"), 60)
 
 
-@pytest.fixture(scope="module")
-def saves_often(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The unbroken run that those killed while saving are compared to."""
-    return train(small(data, tmp_path_factory.mktemp("often") / "run", steps=12, keep_last=1, eval_every=100))
+Death = tuple[int, Any, str, int, str]
+ALONE: dict[str, Death] = {
+    # Of the second save: each writes two files of tensors, two of JSON, and syncs two folders.
+    "within the weights": (0, checkpoint, "save_file", 3, "within"),
+    "after the weights": (0, checkpoint, "save_file", 3, "after"),
+    "after the optimizer": (0, checkpoint, "save_file", 4, "after"),
+    "after the state": (0, checkpoint, "write_json", 3, "after"),
+    "before the manifest": (0, checkpoint, "write_json", 4, "before"),
+    "before the rename": (0, checkpoint, "sync_directory", 3, "after"),
+    "after the rename": (0, checkpoint, "sync_directory", 4, "before"),
+    "before pruning": (0, checkpoint, "prune", 2, "before"),
+    "while pruning": (0, shutil, "rmtree", 1, "within"),
+    "after pruning": (0, checkpoint, "prune", 2, "after"),
+}
+SHARDED: dict[str, Death] = {
+    "shard": (1, checkpoint, "write_sharded_state", 2, "before"),
+    "weights": (0, checkpoint, "save_file", 2, "before"),
+    "state": (0, checkpoint, "write_json", 3, "before"),
+    "manifest": (0, checkpoint, "_publish", 2, "before"),
+    "rename": (0, checkpoint, "sync_directory", 5, "before"),  # each save syncs two folders, renames, syncs one
+}
+"""The rank that is killed, the function in whose call it is, which call, and whether before, within or after it."""
+
+
+def die_while_saving(each: TrainConfig, stage: str) -> None:
+    """Start a run that is killed during its second save."""
+    rank, home, name, nth, when = (ALONE | SHARDED)[stage]
+    real, calls = getattr(home, name), []
+
+    def dying(*arguments: Any) -> object:
+        calls.append(name)
+        if len(calls) < nth or int(os.environ.get("RANK", "0")) != rank:
+            return real(*arguments)
+        if when == "within" and home is shutil:
+            (Path(arguments[0]) / "model.safetensors").unlink()
+        elif when != "before":
+            real(*arguments)
+        if name == "save_file" and when == "within":
+            arguments[1].write_bytes(arguments[1].read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    setattr(home, name, dying)
+    train(each)
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_during_a_save(start: Launch, data: Path, saves_often: Run, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ALONE)
+def test_killed_during_a_save(data: Path, tmp_path: Path, stage: str) -> None:
     config = small(data, tmp_path / "run", steps=12, keep_last=1, eval_every=100)
-    process = start(config, f"{DIE}\n{STAGES[stage]}\n")
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    process = multiprocessing.get_context("forkserver").Process(target=die_while_saving, args=(config, stage))
+    process.start()
+    process.join(100)
+    assert process.exitcode == -signal.SIGKILL
     run = Run(tmp_path / "run")
-    newest = checkpoint.newest_valid(run, pytest.fail)
-    renamed = list(STAGES).index(stage) >= list(STAGES).index("after the rename")
-    assert newest.step == (8 if renamed else 4)
+    renamed = list(ALONE).index(stage) >= list(ALONE).index("after the rename")
+    assert checkpoint.newest_valid(run, pytest.fail).step == (8 if renamed else 4)
     go_on(config)
-    assert_same_run(run, saves_often, 12)
+    assert_same_run(run, train(dataclasses.replace(config, out=tmp_path / "unbroken")), 12)
     assert saved_steps(run) == [12]
     assert not hidden(run)
 
@@ -272,9 +275,7 @@ def first_exit(report: str) -> int:
 
 @pytest.mark.fault
 @pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 1), ("ddp", 0)])
-def test_sigterm_to_one_rank_makes_all_save_once_and_leave_with_143(
-    data: Path, tmp_path: Path, mode: str, rank: int
-) -> None:
+def test_sigterm_to_one_rank_makes_all_save_and_leave(data: Path, tmp_path: Path, mode: str, rank: int) -> None:
     with under_torchrun(tmp_path, data, mode) as (run, started):
         os.kill(int((tmp_path / str(rank)).read_text(encoding="utf-8")), signal.SIGTERM)
         said, report = started.communicate(timeout=100)
@@ -299,9 +300,7 @@ def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(da
 @pytest.mark.fault
 @needs_compiler
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_compiled_on_two_ranks_losses_are_those_of_one_process_that_is_not(
-    data: Path, tmp_path: Path, mode: str
-) -> None:
+def test_compiled_on_two_ranks_losses_are_those_of_one_process(data: Path, tmp_path: Path, mode: str) -> None:
     options = f"--parallel {mode} --steps 8 --eval-every 4 --eval-tokens 64 --compile on"
     options += " --optim.lr 1e-2 --optim.warmup-steps 2"
     options += " --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.n-ctx 16 --model.dropout 0"
@@ -315,33 +314,8 @@ def test_compiled_on_two_ranks_losses_are_those_of_one_process_that_is_not(
         assert column(run, figure) == pytest.approx(column(alone, figure), abs=1e-5, rel=0)
 
 
-SHARDED_STAGES = {
-    "shard": (1, "write_sharded_state", 2),
-    "weights": (0, "save_file", 2),
-    "state": (0, "write_json", 3),
-    "manifest": (0, "_publish", 2),
-    "rename": (0, "sync_directory", 5),  # each save syncs two folders before the rename, and one after
-}
-"""The rank that is killed, and the call before which it is: all of the second save."""
-
-
-def die_while_saving(each: TrainConfig, stage: str) -> None:
-    """Start a run whose second save is cut off by the death of a rank."""
-    rank, name, nth = SHARDED_STAGES[stage]
-    real, calls = getattr(checkpoint, name), []
-
-    def dying(*arguments: object) -> object:
-        calls.append(name)
-        if len(calls) == nth and this_rank() == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments)
-
-    setattr(checkpoint, name, dying)
-    train(each)
-
-
 @pytest.mark.fault
-@pytest.mark.parametrize("stage", SHARDED_STAGES)
+@pytest.mark.parametrize("stage", SHARDED)
 def test_a_rank_killed_during_a_sharded_save(data: Path, tmp_path: Path, stage: str) -> None:
     each = on_two_ranks(data, tmp_path / "run", "fsdp")
     with pytest.raises(AssertionError):

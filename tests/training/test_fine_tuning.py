@@ -28,9 +28,7 @@ def tuned(finished: Run, data: Path, out: Path, **changes: object) -> TrainConfi
     return small(data, out, **{"init": finished.path, "model": None, "optim": STILL, "steps": 2, **changes})
 
 
-def test_training_begins_from_the_best_weights_of_the_run_and_dropout_may_be_another(
-    finished: Run, data: Path, tmp_path: Path
-) -> None:
+def test_training_begins_from_the_best_weights_with_other_dropout(finished: Run, data: Path, tmp_path: Path) -> None:
     model = dataclasses.replace(saved_config(finished).model, dropout=0.3)
     run = train(tuned(finished, data, tmp_path / "run", eval_tokens=0, model=model))
     assert saved_config(run).model.dropout == 0.3
@@ -41,9 +39,7 @@ def test_training_begins_from_the_best_weights_of_the_run_and_dropout_may_be_ano
     assert run.metrics()[-1]["val_loss"] == pytest.approx(loss, abs=1e-6)
 
 
-def test_a_fine_tuned_run_says_where_it_began_and_resumes_without_going_back_there(
-    finished: Run, data: Path, tmp_path: Path
-) -> None:
+def test_a_fine_tuned_run_resumes_from_its_own_checkpoint(finished: Run, data: Path, tmp_path: Path) -> None:
     run = train(tuned(finished, data, tmp_path / "run", optim=OptimConfig(lr=1e-3), checkpoint_every=1))
     assert saved_config(run).init == finished.path.resolve()
     again, config = copy_of(run, tmp_path / "again")
@@ -71,9 +67,7 @@ def test_the_architecture_is_the_runs_and_the_recipe_is_that_of_fine_tuning(fini
     assert Train.parse(flags(config), "gpt2lab train").train_config == config.filled_in()
 
 
-def test_the_command_line_fine_tunes(
-    finished: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line(finished: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--init", str(finished.path), "--data", str(data), "--out", str(tmp_path / "run")]
     assert main(["train", *files, "--steps", "2", "--batch-tokens", "128", "--model.dropout", "0"]) == 0
     assert "fine-tuning: " in capsys.readouterr().out

@@ -77,7 +77,7 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, step: int, micro_step: int | Non
 
 
 @pytest.mark.parametrize("on_spike", ["warn", "skip", "off"])
-def test_a_spike_is_warned_of_or_skipped_as_configured(
+def test_a_spike_is_warned_of_or_skipped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_spike: Any
 ) -> None:
     weights: list[torch.Tensor] = []
@@ -113,9 +113,7 @@ def windows_of(data: Path, config: TrainConfig, step: int, micro_step: int) -> l
     return [next(k for k in windows if (whole[16 * k : 16 * k + 16] == row).all()) for row in tokens]
 
 
-def test_a_loss_that_is_not_finite_names_step_rank_and_windows(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_infinite_loss_names_rank_and_windows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil_loss(monkeypatch, 5, 1, math.nan)
     config = small(data, tmp_path / "run")
     named = ", ".join(map(str, windows_of(data, config, 4, 1)))
@@ -123,7 +121,7 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_windows(
     assert saved_steps(Run(tmp_path / "run")) == [4]
 
 
-def test_rows_come_with_the_fraction_of_time_spent_waiting_for_data(
+def test_rows_have_the_fraction_of_waiting_for_data(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Mapping[str, float | None]] = []
@@ -185,9 +183,7 @@ def test_activation_checkpointing_compiled_changes_no_bit(data: Path, tmp_path: 
     assert_same_run(train(small(data, tmp_path / "run", compile="on", activation_checkpointing=True)), plain)
 
 
-def test_deterministic_mode_changes_no_bit_on_a_cpu_and_ends_with_the_run(
-    data: Path, finished: Run, tmp_path: Path
-) -> None:
+def test_deterministic_mode_changes_no_bit_and_ends_with_the_run(data: Path, finished: Run, tmp_path: Path) -> None:
     seen: list[bool] = []
     hooks = Hooks(on_step=lambda report: seen.append(torch.are_deterministic_algorithms_enabled()))
     run = train(small(data, tmp_path / "run", deterministic=True), lambda run: hooks)

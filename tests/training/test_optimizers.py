@@ -59,9 +59,7 @@ def test_schedules_by_hand(options: dict[str, Any], expected: list[float]) -> No
 
 
 @given(st.integers(1, 3000), st.none() | st.integers(0, 300), st.none() | st.floats(0, 0.01))
-def test_it_rises_in_a_line_to_the_peak_and_falls_to_the_end(
-    steps: int, warmup: int | None, min_lr: float | None
-) -> None:
+def test_it_rises_in_a_line_to_the_peak_and_then_falls(steps: int, warmup: int | None, min_lr: float | None) -> None:
     config = OptimConfig(lr=0.01, warmup_steps=warmup, min_lr=min_lr)
     W, found = warmup_steps(config, steps, BATCH), rates(config, steps)
     assert found[:W] == pytest.approx([0.01 * (i + 1) / W for i in range(W)])

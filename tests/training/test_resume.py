@@ -117,9 +117,7 @@ def test_more_steps_after_patience_ran_out(data: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("which", ["last", "24", "best"])
-def test_a_finished_run_says_so_and_stays_as_it_is(
-    copied: Copied, caplog: pytest.LogCaptureFixture, which: str
-) -> None:
+def test_a_finished_run_says_so_and_stays(copied: Copied, caplog: pytest.LogCaptureFixture, which: str) -> None:
     run, config = copied
     (run.checkpoints / ".step_00000025.1.tmp").mkdir()
     before = snapshot(run.path)
@@ -176,9 +174,7 @@ def test_a_run_may_move_to_another_machine_with_a_warning(
     assert {name: getattr(saved_config(run), name) for name in change} == change
 
 
-def test_options_left_at_auto_other_threads_and_moved_data_change_nothing(
-    copied: Copied, data: Path, finished: Run, tmp_path: Path
-) -> None:
+def test_auto_threads_and_moved_data_change_nothing(copied: Copied, data: Path, finished: Run, tmp_path: Path) -> None:
     run, config = copied
     auto = dict.fromkeys(("micro_batch", "precision", "device", "compile"), "auto")
     moved = Path(shutil.copytree(data, tmp_path / "moved"))

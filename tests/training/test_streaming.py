@@ -157,9 +157,7 @@ def test_training_segments_are_deleted_and_held_out_splits_kept(unbroken: Run) -
         pytest.param(33, 12, id="from an earlier step, which prepares deleted segments again"),
     ],
 )
-def test_a_resumed_run_equals_the_uninterrupted_one(
-    unbroken: Run, tok: Path, tmp_path: Path, stop: int, which: str | int
-) -> None:
+def test_a_resumed_run_is_the_same_run(unbroken: Run, tok: Path, tmp_path: Path, stop: int, which: str | int) -> None:
     config = streaming(tok, tmp_path / "run")
     interrupted(config, stop)
     assert_same_run(go_on(config, which), unbroken, STEPS)
@@ -214,9 +212,7 @@ def test_disk_use_stays_within_max_disk(tok: Path, tmp_path: Path) -> None:
     assert_same_run(bounded, unbounded, 40)
 
 
-def test_a_failed_download_ends_training_with_one_line_after_saving(
-    unbroken: Run, hub: Hub, tok: Path, tmp_path: Path
-) -> None:
+def test_a_failed_download_ends_training_after_saving(unbroken: Run, hub: Hub, tok: Path, tmp_path: Path) -> None:
     config = streaming(tok, tmp_path / "run")
     hub.faults["002.parquet"] = [404]
     refusal(lambda: train(config), r"preparing ahead: .*002\.parquet: HTTP 404 .*resume with --resume")
@@ -242,7 +238,7 @@ def test_a_signal_ends_waiting_for_a_segment(unbroken: Run, hub: Hub, tok: Path,
     assert_same_run(go_on(config), unbroken, STEPS)
 
 
-def test_a_failed_first_download_leaves_no_run_and_the_same_command_succeeds_later(
+def test_after_a_failed_first_download_the_same_command_works(
     unbroken: Run, hub: Hub, tok: Path, tmp_path: Path
 ) -> None:
     config = streaming(tok, tmp_path / "run")
@@ -285,9 +281,7 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     ],
     ids=str,
 )
-def test_bad_options_are_refused_before_a_run_is_created(
-    tok: Path, tmp_path: Path, change: dict[str, Any], said: str
-) -> None:
+def test_bad_options_are_refused_before_a_run(tok: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     refused = refusal(lambda: train(streaming(tok, tmp_path / "run", **change)), said)
     assert not (tmp_path / "run").exists()
     began = isinstance(refused, DiskFull) and "--max-disk allows 9,000" in str(refused)
