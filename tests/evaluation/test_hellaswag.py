@@ -1,3 +1,5 @@
+"""HellaSwag against Hugging Face's model and lm-evaluation-harness, which also runs its own tasks on our models."""
+
 from __future__ import annotations
 
 import json
@@ -10,10 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt2lab import runtime
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.hellaswag import STYLES, HellaSwagItem, hellaswag, read_hellaswag
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness's dependencies, which tests import therefore
 
 ITEM = {
     "ind": 24,
@@ -24,28 +30,84 @@ ITEM = {
     "endings": ["is using wrap.", "is ripping tiles off.", "is holding a cube.", "starts pulling up roofing."],
     "label": 3,
 }
+TASK = """
+task: local_hellaswag
+dataset_path: json
+dataset_kwargs:
+  cache_dir: {cache}
+  data_files: {{validation: {items}}}
+output_type: multiple_choice
+validation_split: validation
+process_docs: !function local_hellaswag.process_docs
+doc_to_text: "{{{{query}}}}"
+doc_to_target: "{{{{label}}}}"
+doc_to_choice: choices
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metadata: {{version: 7}}
+"""
+WORDING = '''
+"""The harness's own preprocessing, over a file without ctx_a and ctx_b."""
+from lm_eval.tasks.hellaswag.utils import preprocess
+
+
+def process_docs(dataset):
+    return dataset.map(lambda doc: {
+        "query": preprocess(doc["activity_label"] + ": " + doc["ctx"]),
+        "choices": [preprocess(ending) for ending in doc["endings"]],
+        "gold": int(doc["label"]),
+    })
+'''
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> GPT:
+def wrapped(tokenizer: Tokenizer) -> Any:
+    from gpt2lab.evaluation.harness import HarnessModel
+
     torch.manual_seed(0)
-    return GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=128, vocab_size=tokenizer.n_vocab))
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, n_ctx=96, vocab_size=tokenizer.n_vocab))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return HarnessModel(model, tokenizer, runtime.resolve("cpu", "fp32"))
 
 
-def written(folder: Path, *items: dict[str, Any]) -> list[HellaSwagItem]:
-    """Write items to a file and read them."""
-    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    return read_hellaswag(folder / "items.jsonl")
+def written(folder: Path, items: list[dict[str, Any]]) -> Path:
+    path = folder / "items.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return path
+
+
+def random_items(count: int) -> list[dict[str, Any]]:
+    words = ["a", "man", "roof", "is", "sitting", "on", "holding", "sings", "cube", "[title]", "and", "[sic]", "he", "",
+             "rises"]  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+
+    def text(longest: int) -> str:
+        length = int(torch.randint(2, longest, (1,), generator=generator))
+        chosen = torch.randint(len(words), (length,), generator=generator).tolist()
+        return "A " + " ".join(words[i] for i in chosen) + "."
+
+    return [
+        {"activity_label": text(4), "ctx": text(20), "endings": [text(9) for _ in range(4)], "label": n % 4}
+        for n in range(count)
+    ]
+
+
+def local_task(folder: Path, items: Path) -> Path:
+    task = TASK.format(cache=folder / "cache", items=items)
+    (folder / "local_hellaswag.yaml").write_text(task, encoding="utf-8")
+    (folder / "local_hellaswag.py").write_text(WORDING, encoding="utf-8")
+    return folder
 
 
 @torch.no_grad()
 def test_completion_style_chooses_the_lowest_loss_of_hugging_faces_model(
-    model: GPT, tokenizer: Tokenizer, tmp_path: Path, hugging_face_twin: Callable[[GPT], Any]
+    wrapped: Any, tokenizer: Tokenizer, tmp_path: Path, hugging_face_twin: Callable[[GPT], Any]
 ) -> None:
     """Context and " " + ending are encoded separately; the mean is over tokens."""
-    items = written(tmp_path, ITEM, {**ITEM, "ctx": "He is", "label": "1"})
-    theirs = hugging_face_twin(model)
-    found = hellaswag(model, tokenizer, items)
+    items = read_hellaswag(written(tmp_path, [ITEM, {**ITEM, "ctx": "He is", "label": "1"}]))
+    theirs = hugging_face_twin(wrapped.model)
+    found = hellaswag(wrapped.model, tokenizer, items)
     for item, by_sum, by_mean in zip(items, found.by_sum, found.by_mean, strict=True):
         sums, means = [], []
         for ending in item.endings:
@@ -56,10 +118,8 @@ def test_completion_style_chooses_the_lowest_loss_of_hugging_faces_model(
             means.append(float(losses.mean()))
         assert (by_sum, by_mean) == (sums.index(min(sums)), means.index(min(means)))
     assert found.labels == (3, 1)
-    assert found.figures == {
-        "acc": sum(a == b for a, b in zip(found.by_sum, (3, 1), strict=True)) / 2,
-        "acc_norm": sum(a == b for a, b in zip(found.by_mean, (3, 1), strict=True)) / 2,
-    }
+    chosen = {"acc": found.by_sum, "acc_norm": found.by_mean}
+    assert found.figures == {name: ((a == 3) + (b == 1)) / 2 for name, (a, b) in chosen.items()}
 
 
 def test_harness_style_capitalizes_the_second_half_of_the_context(tokenizer: Tokenizer) -> None:
@@ -76,19 +136,76 @@ def test_space_before_a_final_marker_belongs_to_the_endings_as_in_the_harness(to
 
     endings = ("[substeps] is holding.", "a roof.", "c.", "d.")
     item = HellaSwagItem(0, "Roof", "A man sits. [step]", endings, 0, ("A man sits. [step]", ""))
-    theirs = SimpleNamespace(backend="causal", tok_encode=tokenizer.encode)
-    for ours, ending in zip(STYLES["harness"].encode(tokenizer, item)[0], (" is holding.", *endings[1:]), strict=True):
-        pair = TemplateLM._encode_pair(theirs, "Roof: A man sits. ", f" {ending}")  # type: ignore[arg-type]
+    theirs: Any = SimpleNamespace(backend="causal", tok_encode=tokenizer.encode)
+    encoded, _ = STYLES["harness"].encode(tokenizer, item)
+    for ours, ending in zip(encoded, (" is holding.", *endings[1:]), strict=True):
+        pair = TemplateLM._encode_pair(theirs, "Roof: A man sits. ", f" {ending}")
         assert (list(ours.context), list(ours.ids)) == pair
 
 
-def test_ending_with_nothing_but_markers_is_never_chosen_by_mean(model: GPT, tokenizer: Tokenizer) -> None:
+def test_ending_with_nothing_but_markers_is_never_chosen_by_mean(wrapped: Any, tokenizer: Tokenizer) -> None:
     """The harness divides by its 0 characters, which gives -inf."""
     item = HellaSwagItem(0, "Roof", "A man sits", ("[step]", "b.", "c.", "d."), 0)
-    assert hellaswag(model, tokenizer, [item], "harness").by_mean[0] > 0
+    assert hellaswag(wrapped.model, tokenizer, [item], "harness").by_mean[0] > 0
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_protocol_names_style_and_number_of_items(name: str, model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    found = hellaswag(model, tokenizer, written(tmp_path, *[ITEM] * 5), name)
+def test_protocol_names_style_and_number_of_items(
+    name: str, wrapped: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    found = hellaswag(wrapped.model, tokenizer, read_hellaswag(written(tmp_path, [ITEM] * 5)), name)
     assert STYLES[name].about in found.protocol and "5 items" in found.protocol
+
+
+def test_hellaswag_equals_the_harness_item_by_item(wrapped: Any, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    items = written(tmp_path, random_items(40))
+    manager = TaskManager(include_path=str(local_task(tmp_path, items)), include_defaults=False)
+    evaluate: Any = lm_eval.simple_evaluate
+    found = evaluate(model=wrapped, tasks=["local_hellaswag"], task_manager=manager, bootstrap_iters=0)
+    theirs = sorted(found["samples"]["local_hellaswag"], key=lambda sample: sample["doc_id"])
+    ours = hellaswag(wrapped.model, wrapped.model_tokenizer, read_hellaswag(items), "harness")
+    assert {metric: [bool(s[metric]) for s in theirs] for metric in ("acc", "acc_norm")} == ours.correct
+    assert 0 < ours.figures["acc_norm"] < 1
+
+
+def test_task_yields_figures_with_their_protocol(wrapped: Any, tmp_path: Path) -> None:
+    from gpt2lab.evaluation.harness import run_harness
+
+    folder = local_task(tmp_path, written(tmp_path, random_items(8)))
+    (measured,) = run_harness(wrapped, ["local_hellaswag"], folder, limit=5, shots=None)
+    assert measured.task == "local_hellaswag"
+    assert {"acc", "acc_norm"} <= measured.figures.keys()
+    assert "version 7 of the task, 0 examples before each of 5 items" in measured.protocol
+    with pytest.raises(InputError, match='the harness has no task "helaswag"'):
+        run_harness(wrapped, ["helaswag"], folder, None, None)
+
+
+def request(kind: Any, *arguments: Any) -> Any:
+    from lm_eval.api.instance import Instance
+
+    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+
+
+@torch.no_grad()
+def test_rolling_likelihood_scores_each_token_once(wrapped: Any) -> None:
+    short = "A man is sitting on a roof."
+    found = wrapped.loglikelihood_rolling([request("loglikelihood_rolling", text) for text in (short, short * 30)])
+    ids = [wrapped.eot_token_id, *wrapped.model_tokenizer.encode(short)]
+    logits = wrapped.model.eval()(torch.tensor([ids[:-1]])).logits[0]
+    expected = float(logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None]).sum())
+    assert found[0] == pytest.approx(expected, abs=1e-3)
+    assert len(wrapped.model_tokenizer.encode(short * 30)) > 2 * 96
+    assert found[1] < 10 * found[0]
+
+
+def test_generation_ends_at_a_stop_string(wrapped: Any) -> None:
+    def write(**options: Any) -> str:
+        return wrapped.generate_until([request("generate_until", "A man", {"max_gen_toks": 30, **options})])[0]
+
+    whole = write()
+    stop = whole[len(whole) // 2 :][:3]
+    assert write(until=[stop]) == write(until=stop) == whole[: whole.index(stop)]
+    assert write(do_sample=True, temperature=0.9) == write(do_sample=True, temperature=0.9)

@@ -1,17 +1,33 @@
+"""Metrics of texts by hand and by sacrebleu, and the comparison of decoding strategies that they make."""
+
 from __future__ import annotations
 
 import json
+import math
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu import sentence_bleu
 
 from gpt2lab import runtime
 from gpt2lab.cli.evaluate import table_of
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.text_metrics import METRICS
+from gpt2lab.evaluation.text_metrics import (
+    METRICS,
+    ScoredText,
+    TextSet,
+    ends_in_a_loop,
+    judge_stories,
+    names_and_objects,
+    text_stats,
+)
 from gpt2lab.evaluation.text_quality import (
     HELD_OUT,
     Row,
@@ -27,7 +43,127 @@ from gpt2lab.generation import DecodingStrategy
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
+from gpt2lab.stories.corpus import parse, stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+STORIES = [story.text for story in islice(stories(seed=5), 8)]
+
+
+def texts_of(*continuations: str, prompt: str = "") -> TextSet:
+    """Texts in which each word is a token of 1 nat."""
+    texts = tuple(
+        ScoredText(prompt, text, tuple(hash(word) for word in text.split()), float(len(text.split())), True)
+        for text in continuations
+    )
+    return TextSet(texts, continuations, stories=False)
+
+
+UNEQUAL = (ScoredText("", "a", (1, 2, 3), 6.0, True), ScoredText("", "b", (4,), 1.0, True))
+CATS = ["the cat sat on the mat .", "the dog sat on the mat .", "a boat came to the old harbor at night ."]
+CATS_BLEU = sum(sentence_bleu(text, [other for other in CATS if other != text]).score for text in CATS) / 3
+LOST = "One day Lily lost her big red boat in the park."
+
+
+@pytest.mark.parametrize(
+    ("metric", "texts", "expected"),
+    [
+        ("perplexity", TextSet(UNEQUAL, ("", ""), False), math.exp(7 / 4)),  # over all tokens
+        ("mean_length", TextSet(UNEQUAL, ("", ""), False), 2.0),
+        ("distinct_1", texts_of("a b a b", "a c"), 3 / 6),
+        ("distinct_2", texts_of("a b a b", "a c"), 3 / 4),  # ab ba ab ac
+        ("distinct_3", texts_of("a b a b", "a c"), 2 / 2),  # aba bab
+        ("distinct_3", texts_of("a b", "c"), None),
+        ("repetition", texts_of("so on so on so on", "it ended well", "a b a b a b", "a"), 0.5),
+        ("self_bleu", texts_of(*CATS), CATS_BLEU),
+        ("self_bleu", texts_of("same words in each", "same words in each"), 100.0),
+        ("self_bleu", texts_of("only one"), None),
+        ("relevance", texts_of("Lily found the boat.", "He slept.", prompt=LOST), 2 / 3 / 2),
+        ("relevance", texts_of("Lily slept.", prompt="then and there"), None),
+        ("grammatical", texts_of(*STORIES), None),
+    ],
+)
+def test_metrics_by_hand(metric: str, texts: TextSet, expected: float | None) -> None:
+    assert text_stats(texts).get(metric) == METRICS[metric](texts) == (expected and pytest.approx(expected))
+
+
+def test_names_and_objects_are_capitalized_words_and_nouns_after_a_determiner() -> None:
+    assert names_and_objects(LOST) == {"lily", "boat", "park"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "loops"),
+    [
+        ([1, 2, 1, 2, 1, 2], True),
+        ([9, 9, 1, 2, 3, 1, 2, 3, 1, 2, 3], True),
+        ([1, 2, 3, 1, 2, 3, 1, 2], False),
+        ([1, 2, 1, 2], False),
+        ([5, 5, 5], False),
+        ([5] * 6, True),
+        ([], False),
+    ],
+)
+def test_loop_is_a_phrase_of_two_tokens_three_times_at_the_end(ids: list[int], loops: bool) -> None:
+    assert ends_in_a_loop(ids) == loops
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9), min_size=2, max_size=6))
+def test_any_phrase_three_times_is_a_loop_whatever_precedes_it(before: list[int], phrase: list[int]) -> None:
+    assert ends_in_a_loop([*before, *phrase * 3])
+    assert not ends_in_a_loop([*range(10, 10 + len(before)), *dict.fromkeys(phrase)])
+
+
+def test_truncated_stories_count_as_wrong() -> None:
+    texts = tuple(ScoredText(text[:20], text[20:], (1,), 1.0, True) for text in STORIES[:4])
+    figures = text_stats(TextSet(texts, (), stories=True))
+    assert (figures["grammatical"], figures["consistent"]) == (1.0, 1.0)
+    cut = tuple(ScoredText(t.prompt, t.continuation, t.ids, t.nats, n < 2) for n, t in enumerate(texts))
+    assert text_stats(TextSet(cut, (), stories=True))["grammatical"] == 0.5
+
+
+def test_metric_is_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example in docs/metrics.md."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    def bleu(text_set: TextSet) -> float:
+        return BLEU().corpus_score([text.continuation for text in text_set.texts], [list(text_set.references)]).score
+
+    monkeypatch.setitem(METRICS, "bleu", bleu)
+    assert text_stats(texts_of("the cat sat on the mat .", "a boat came at night ."))["bleu"] == pytest.approx(100.0)
+
+
+def contradict(text: str) -> str:
+    """Change one word of a story so that it remains grammatical but contradicts itself."""
+    words = sorted({word.strip(".,!?\"'") for word in text.split()} - {""})
+    for old in words:
+        for new in words:
+            changed = new.join(text.rsplit(old, 1))
+            verdict = parse(changed)
+            if verdict.grammatical and not verdict.consistent:
+                return changed
+    raise AssertionError("no word of this story can be changed so")
+
+
+def test_stories_are_judged_whole_and_their_first_errors_are_named() -> None:
+    quality = judge_stories(STORIES)
+    assert (quality.texts, quality.figures, quality.errors) == (8, {"grammatical": 1.0, "consistent": 1.0}, ())
+    assert quality.protocol.startswith("Shares of 8 whole texts that the grammar of the stories can generate")
+    texts = [*STORIES[2:6], STORIES[0][:-20], contradict(STORIES[1]), "Hello.", ""]
+    quality = judge_stories(texts)
+    assert quality.figures == {"grammatical": 5 / 8, "consistent": 4 / 8}
+    assert [error.split(",")[0] for error in quality.errors] == ["text 4", "text 5", "text 6", "text 7"]
+    for limit in (0, 2):
+        assert judge_stories(texts, errors=limit).errors == quality.errors[:limit]
+
+
+def test_errors_name_the_character_and_show_the_surrounding_text() -> None:
+    text = STORIES[0]
+    wrong = text[: text.index(" ", len(text) // 2) + 1] + "zebras\nsing."
+    (broken,) = judge_stories([text, wrong]).errors
+    verdict = parse(wrong)
+    excerpt = broken.removeprefix(f"text 1, character {verdict.offset}: {verdict.message}: ")
+    assert excerpt != broken and ">>>" in excerpt
+    assert excerpt.replace(">>>", "") in wrong.replace("\n", " ")
+
 
 N_CTX = 256
 SMALL = {"samples": 8, "prompt_tokens": 205, "max_new_tokens": 48}
@@ -36,8 +172,6 @@ SMALL = {"samples": 8, "prompt_tokens": 205, "max_new_tokens": 48}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
-    from gpt2lab.data.sources import texts
-
     tokenizer = Tokenizer.train(texts(["stories"], max_documents=200), 1024)
     return prepare(
         ["stories"], tokenizer, tmp_path_factory.mktemp("quality") / "data", max_documents=400, test_fraction=0.5
