@@ -280,7 +280,7 @@ REFUSALS: dict[str, tuple[dict[str, str], str, str, str]] = {
     "no run": ({"comparison.json": '{"runs": []}'}, "", "a.html", "at least one run"),
     "not a run": ({}, "", "a.html", "holds no run"),
     "missing notes": ({}, "run", "a.html with missing", "missing: cannot be read"),
-    "notes in another encoding": ({"notes": "caf\xe9"}, "run", "a.html with notes", "not UTF-8 at byte 3"),
+    "notes in another encoding": ({"notes": "caf\xe9"}, "run", "a.html with notes", "not UTF-8 text at byte 3"),
     "comparison without runs": ({"comparison.json": "[]"}, "", "a.html", r"comparison\.json: damaged"),
     "comparison with an empty run": (comparison_of({}), "", "a.html", r"comparison\.json: damaged"),
     "comparison with a bad seed": (comparison_of(BAD_SEED), "", "a.html", r"comparison\.json: damaged"),

@@ -23,7 +23,7 @@ from gpt2lab.compare.output import NOTE, table_rows
 from gpt2lab.compare.results import COMPARISON_FILE, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, read_run
-from gpt2lab.files import write_atomically
+from gpt2lab.files import read_text, write_atomically
 from gpt2lab.formatting import GENERATOR, TEMPLATES, page, printable
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.report.content import Report, RunContent, evaluations, gather
@@ -69,7 +69,7 @@ def write_report(
     if not runs:
         raise InputError("a report needs at least one run directory; give the one that gpt2lab train --out wrote")
     _require_replaceable(out)
-    report = gather(runs, "" if notes is None else _read_notes(notes), outcomes)
+    report = gather(runs, "" if notes is None else read_text(notes), outcomes)
     write_atomically(out, render_pdf(report) if out.suffix.lower() == ".pdf" else render_html(report))
     return out
 
@@ -83,15 +83,6 @@ def _require_replaceable(out: Path) -> None:
         raise InputError(f"{out} is a folder; give the name of an HTML file")
     if out.exists() and GENERATOR.encode() not in out.read_bytes():
         raise InputError(f"{out} exists and is not a report that gpt2lab wrote; give another --out")
-
-
-def _read_notes(notes: Path) -> str:
-    try:
-        return notes.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{notes}: cannot be read ({error.strerror}); give a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{notes}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
 def render_html(report: Report) -> str:
