@@ -56,7 +56,8 @@ class DecodingStrategy:
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.greedy and (self.temperature, self.top_k, self.top_p) != (1.0, None, None):
-            raise InputError(f"greedy decoding would ignore {self._settings()}; give one of them")
+            ignored = DecodingStrategy(self.temperature, self.top_k, self.top_p)
+            raise InputError(f"greedy decoding would ignore {ignored}; give one of them")
 
     def require_vocabulary(self, vocab_size: int) -> None:
         """Raise `InputError` if top_k exceeds the vocabulary."""
@@ -64,9 +65,8 @@ class DecodingStrategy:
             raise InputError(f"top_k is {self.top_k}; it must be at most {vocab_size}, the size of the vocabulary")
 
     def __str__(self) -> str:
-        return "greedy" if self.greedy else self._settings()
-
-    def _settings(self) -> str:
+        if self.greedy:
+            return "greedy"
         words = {"top-k": self.top_k, "nucleus": self.top_p}
         given = [f"{name} {value}" for name, value in words.items() if value is not None]
         if self.temperature != 1.0 or not given:
