@@ -28,8 +28,7 @@ from pathlib import Path
 from pyarrow import parquet
 
 from gpt2lab import GPT, Tokenizer, console, runtime
-from gpt2lab.cli.evaluate import fetch_hellaswag
-from gpt2lab.evaluation.hellaswag import STYLES, hellaswag
+from gpt2lab.evaluation.hellaswag import STYLES, fetch_hellaswag, hellaswag
 from gpt2lab.evaluation.measure import Measurement, held_out_text
 from gpt2lab.evaluation.perplexity import perplexity_of
 from gpt2lab.files import write_json

@@ -31,7 +31,7 @@ Checkpoint = Annotated[str, arg(metavar="best|last|STEP")]
 
 
 class Command(ABC):
-    """A command: its fields are the options, `run` executes it and returns the exit code."""
+    """A command: its fields are the options, `run` executes it."""
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
@@ -39,8 +39,8 @@ class Command(ABC):
         return parse(cls, argv, prog)
 
     @abstractmethod
-    def run(self) -> int:
-        """Execute the command. Raises `InputError` on bad input."""
+    def run(self) -> int | None:
+        """Execute the command; return the exit code if it may be other than 0. Raises `InputError` on bad input."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Compare(Command):
             raise InputError(f"{', '.join(given)} cannot be used in a comparison, which sets it; see {prog} --help")
         return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Run the comparison and print what it found, or print its commands."""
         from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations
         from gpt2lab.compare.run import compare, in_own_process
@@ -72,7 +72,7 @@ class Compare(Command):
         if self.dry_run:
             for job in plan.jobs:
                 print(job.command)
-            return 0
+            return
         console.log_to_console()
         try:
             comparison = compare(plan, self.to_loss, self.texts, in_own_process)
@@ -81,7 +81,6 @@ class Compare(Command):
             raise
         _print(comparison)
         print(f"{self.out}: comparison.html comparison.json table.md table.csv, plots and the run directories")
-        return 0
 
     def _base(self, preset: str) -> TrainConfig:
         """Return the options that the runs of a preset have in common."""

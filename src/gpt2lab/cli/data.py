@@ -37,7 +37,7 @@ _WIDTH = 40
 class ListCorpora(Command):
     """List the corpora that are known by name: size, documents, license, purpose."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print them as a table."""
         rows = [("name", "download", "documents", "GPT-2 tokens", "license", "purpose")]
         rows += [(name, *_figures(corpus), corpus.license, corpus.about) for name, corpus in CORPORA.items()]
@@ -46,7 +46,6 @@ class ListCorpora(Command):
             cells = (f"{cell:{align}{width}}" for cell, align, width in zip(row, "<>>><<", widths, strict=True))
             print("  ".join(cells).rstrip())
         print("\nhub:OWNER/NAME [--column text] takes any dataset of the Hugging Face Hub that is available as Parquet")
-        return 0
 
 
 def _figures(corpus: Corpus) -> tuple[str, str, str]:
@@ -74,7 +73,7 @@ class Prepare(PrepareConfig, Command):
     fall_back: bool = False
     """Use wikitext2 if wikipedia cannot be reached."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Prepare the data, as one process or as one of torchrun's, and print what it holds."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         max_disk = None if self.max_disk is None else parse_size(self.max_disk)
@@ -106,7 +105,6 @@ class Prepare(PrepareConfig, Command):
         else:
             _print_splits(dataset)
             _print_left_out(dataset)
-        return 0
 
 
 def _print_splits(dataset: TokenDataset) -> None:
@@ -142,10 +140,9 @@ class ImportShards(Command):
     raw: bool = False
     """The .bin files are plain uint16 without a header, as nanoGPT writes them."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Import the files and print what they hold."""
         _print_splits(import_shards(self.directory, Tokenizer.load(self.tokenizer), raw=self.raw))
-        return 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class ShowData(Command):
     picture: Path | None = None
     """Also plot token frequencies and document lengths to this PNG file, which must not exist."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the statistics, and plot them if asked."""
         for name, number in (("--documents", self.documents), ("--tokens", self.tokens)):
             require(number >= 0, name, number, "0 or more")
@@ -187,7 +184,6 @@ class ShowData(Command):
         if self.picture is not None:
             plots.write_png(self.picture, _draw(counts, lengths, str(self.directory)))
             print(f"\n{self.picture}")
-        return 0
 
 
 def _print_duplicates(found: dict[str, Survey]) -> None:

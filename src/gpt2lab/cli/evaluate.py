@@ -14,15 +14,11 @@ from tyro.conf import arg
 from gpt2lab import console
 from gpt2lab.cli.arguments import Command, Model, Split
 from gpt2lab.errors import InputError
-from gpt2lab.hub import fetch_data
 from gpt2lab.training.config import require
 
 if TYPE_CHECKING:
-    from gpt2lab.evaluation.hellaswag import HellaSwagItem
     from gpt2lab.evaluation.text_quality import TextTable
 
-HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
-"""Commit of the author's data set on the Hub, so that everybody gets the same items."""
 TABLE_WIDTH = 130
 """Columns of the table of texts in a file; a narrower terminal wraps its lines."""
 
@@ -52,7 +48,7 @@ class Sample(Command):
     seed: int = 1337
     """Random seed; the same seed gives the same texts."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Stream one text as it is generated, or print each of several as it ends."""
         from gpt2lab.generation import DecodingStrategy, encode_prompt, outgrows, seeded, stream, stream_text
 
@@ -87,7 +83,6 @@ class Sample(Command):
             print(
                 f"output exceeded the {model.config.n_ctx:,}-token context; older tokens were dropped", file=sys.stderr
             )
-        return 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ class Perplexity(_OnHeldOutText):
     stride: int | None = None
     """Tokens by which the window advances; by default half the context."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the figures with their protocol and add them to the run's evals.csv."""
         from gpt2lab.evaluation.measure import Measurement
         from gpt2lab.evaluation.perplexity import perplexity_of
@@ -128,7 +123,6 @@ class Perplexity(_OnHeldOutText):
         with text as held_out, console.bar("tokens") as progress, run.runtime.autocast():
             found = perplexity_of(run.model, held_out, context, self.stride, by_document, progress)
         run.print_and_record(Measurement("perplexity", held_out.name, found.protocol, found.figures))
-        return 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ class Positions(_OnHeldOutText):
     context: int | None = None
     """Window length in tokens; by default the model's context."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print some of the curve; save all of it, with its plot, in the run directory."""
         from gpt2lab.evaluation.perplexity import loss_by_position, save_positions
 
@@ -154,7 +148,6 @@ class Positions(_OnHeldOutText):
         print(f"protocol: {curve.protocol}")
         for path in save_positions(run.run, run.checkpoint.step, curve):
             print(path)
-        return 0
 
 
 @dataclass(frozen=True)
@@ -169,9 +162,9 @@ class HellaSwag(Command):
     limit: int | None = None
     """Use only the first items."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the figures with their protocol and add them to the run's evals.csv."""
-        from gpt2lab.evaluation.hellaswag import hellaswag, read_hellaswag
+        from gpt2lab.evaluation.hellaswag import fetch_hellaswag, hellaswag, read_hellaswag
         from gpt2lab.evaluation.measure import Measurement
 
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1; leave it out for all items")
@@ -180,18 +173,6 @@ class HellaSwag(Command):
         with console.bar("endings") as progress, run.runtime.autocast():
             found = hellaswag(run.model, run.tokenizer, items, self.style, progress)
         run.print_and_record(Measurement("hellaswag", "val", found.protocol, found.figures))
-        return 0
-
-
-def fetch_hellaswag() -> list[HellaSwagItem]:
-    """Return the 10,042 validation items from the Hub. Raises `InputError` if it cannot be reached."""
-    from gpt2lab.evaluation.hellaswag import hellaswag_item
-
-    file = fetch_data("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", HELLASWAG_REVISION)
-    from pyarrow import parquet  # comes with the extra that fetch_data needs
-
-    rows = parquet.read_table(file).to_pylist()
-    return [hellaswag_item(row, f"Rowan/hellaswag, item {n}", n) for n, row in enumerate(rows)]
 
 
 @dataclass(frozen=True)
@@ -208,9 +189,8 @@ class LMHarness(Command):
     shots: int | None = None
     """Examples before each item; by default the task's own number."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the figures and add them to the run's evals.csv."""
-
         run = self.model.load()
         try:
             from gpt2lab.evaluation.harness import HarnessModel, run_harness
@@ -219,7 +199,6 @@ class LMHarness(Command):
         model = HarnessModel(run.model, run.tokenizer, run.runtime, console.bar)
         for measured in run_harness(model, self.tasks, self.tasks_dir, self.limit, self.shots):
             run.print_and_record(measured)
-        return 0
 
 
 @dataclass(frozen=True)
@@ -240,17 +219,15 @@ class TextQuality(Command):
     seed: int = 1337
     """Random seed; the same seed gives the same texts."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the table; save it, with its plot, in the run directory."""
         from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality, text_table
 
         run = self.model.load()
         dataset = run.dataset(self.data)
         split = run.split_name(dataset, self.split)
-        prompts = choose_prompts(
-            *(dataset, self.split, run.model.config.n_ctx),
-            *(self.samples, self.prompt_tokens, self.max_new_tokens),
-        )
+        size = (self.samples, self.prompt_tokens, self.max_new_tokens)
+        prompts = choose_prompts(dataset, self.split, run.model.config.n_ctx, *size)
         with console.bar("strategies") as progress:
             quality = measure_texts(run.model, run.tokenizer, prompts, run.runtime, self.seed, progress)
         table = table_of(text_table(quality), f"{split}, checkpoint of step {run.checkpoint.step}")
@@ -259,7 +236,6 @@ class TextQuality(Command):
         print(f"protocol: {quality.protocol}")
         for path in save_text_quality(run.run, run.checkpoint.step, split, quality):
             print(path)
-        return 0
 
 
 def table_of(texts: TextTable, title: str) -> Table:

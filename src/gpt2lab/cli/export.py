@@ -27,14 +27,13 @@ class Report(Command):
     notes: Path | None = None
     """A text file with notes of your own, such as what could be improved; empty lines separate paragraphs."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Write the report and print its path."""
         from gpt2lab.report.write import report_on
 
         if not self.runs:
             raise InputError("no run given; give the directory of at least one run")
         print(report_on(self.runs, self.out or self.runs[0] / "report.html", self.notes))
-        return 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class ImportHF(Command):
     tokenizer: Path | None = None
     """Directory of the tokenizer, or a name on the Hub; by default the one beside the model."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Import the model and print what the run holds."""
         from gpt2lab.model.gpt import GPT
         from gpt2lab.model.huggingface import FILES
@@ -63,7 +62,6 @@ class ImportHF(Command):
         vocabulary = f"a vocabulary of {model.config.vocab_size:,}"
         print(f"{path}: {model.n_params:,} parameters, {vocabulary}, imported from {self.source}")
         print(f"next: gpt2lab sample {path}, or gpt2lab train --init {path} --data DIR --out NEW")
-        return 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class ExportHF(Command):
     checkpoint: Checkpoint = "best"
     """Checkpoint to export."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Write the directory and print how to load it."""
         from gpt2lab.model.huggingface import write_hf
         from gpt2lab.report.write import model_card
@@ -97,7 +95,6 @@ class ExportHF(Command):
             write_atomically(folder / "README.md", card)
         print(f"{out}: {model.n_params:,} parameters of step {checkpoint.step:,}, with tokenizer and model card")
         print(f'AutoModelForCausalLM.from_pretrained("{out}"); AutoTokenizer.from_pretrained("{out}")')
-        return 0
 
 
 def _tokenizer_config(eot: str | None, n_ctx: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command | Group], prog: st
     if isinstance(command, Mapping):
         return _dispatch(rest, command, f"{prog} {name}")
     module, _, kind = command[0].partition(":")
-    return getattr(importlib.import_module(f"gpt2lab.cli.{module}"), kind).parse(rest, f"{prog} {name}").run()
+    return getattr(importlib.import_module(f"gpt2lab.cli.{module}"), kind).parse(rest, f"{prog} {name}").run() or 0
 
 
 def _overview(commands: Mapping[str, Command | Group], prog: str) -> str:

@@ -53,7 +53,7 @@ class Plan(Command):
     json: bool = False
     """Print every figure as JSON, in bytes and seconds."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the forecast as a table, or as JSON."""
         from gpt2lab.lab.forecast import forecast
 
@@ -62,7 +62,6 @@ class Plan(Command):
             print(json.dumps(dataclasses.asdict(found), indent=2))
         else:
             _print(found)
-        return 0
 
     def _workload(self) -> Workload:
         from gpt2lab.lab.forecast import Workload, parse_tokens

@@ -76,8 +76,7 @@ def run_quickstart(text: Path | None, out: Path | None, seed: int, resume: bool 
         config = replace(saved_config(Run.open(out)), out=out, resume="last")
     else:
         out = free_path(DEFAULT_OUT) if out is None else out
-        if out.exists():
-            raise InputError(f"{out} exists; give another --out, or --resume to continue it")
+        Run.require_new(out)
         dataset = _prepare(text, free_path(out.with_name(f"{out.name}-data")))
         config = replace(TRAINING, data=dataset.directory, out=out, seed=seed)
     run = LoadedRun.load(_train(config).path, "best", "auto", "auto")

@@ -51,24 +51,19 @@ class TrainTokenizer(Command):
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not UTF-8: reject the file, or replace each and continue."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Train and save the tokenizer."""
         if self.out.exists():
             raise InputError(f"{self.out} exists; give another --out")
-        whole = find_pattern(self.pattern).cut is None
-        corpus = texts(
-            self.input, max_documents=self.max_documents, column=self.column, errors=self.errors, whole=whole
-        )
+        options = {"max_documents": self.max_documents, "column": self.column, "errors": self.errors}
+        corpus = texts(self.input, **options, whole=find_pattern(self.pattern).cut is None)
         with console.merging_bar() as (read, progress):
-            corpus = _counted(corpus, read)
-            tokenizer = Tokenizer.train(
-                corpus, self.vocab_size, self.special_tokens, pattern=self.pattern, progress=progress
-            )
+            corpus, special = _counted(corpus, read), self.special_tokens
+            tokenizer = Tokenizer.train(corpus, self.vocab_size, special, pattern=self.pattern, progress=progress)
         tokenizer.save(self.out)
         if tokenizer.n_vocab < self.vocab_size:
             print(f"no pair occurs twice after {tokenizer.n_vocab:,} entries; the vocabulary is smaller than asked for")
         print(f"{self.out}: {tokenizer.n_vocab:,} entries, fingerprint {tokenizer.fingerprint[:16]}")
-        return 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class ShowTokenizer(_OfTokenizer):
     column: str | None = None
     """Column that holds the text in JSON lines and Parquet; "text" by default."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Print the split, the fit and the longest tokens."""
         require(self.longest >= 0, "--longest", self.longest, "0 or more")
         if not self.input and (self.max_documents, self.column) != (None, None):
@@ -119,7 +114,6 @@ class ShowTokenizer(_OfTokenizer):
             print(f"\nlongest tokens of {self.tokenizer}:")
         for token_id, token in longest_tokens(tokenizer, self.longest):
             print(f'  {token_id:>7,}  {len(token):>3} bytes  "{render_token(token)}"')
-        return 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class ExportTokenizer(_OfTokenizer):
     format: Literal["huggingface", "gpt2", "tiktoken"] = "huggingface"
     """Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, or tiktoken's rank file."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Write the files and print their paths."""
         tokenizer = Tokenizer.load(self.tokenizer)
         for file in tokenizer.export(self.out, self.format):
@@ -140,14 +134,13 @@ class ExportTokenizer(_OfTokenizer):
             print("a rank file holds neither special tokens nor the pattern; pass these to tiktoken.Encoding:")
             print(f"  special_tokens={tokenizer.special_tokens!r}")
             print(f"  pat_str={find_pattern(tokenizer.pattern).published!r}")
-        return 0
 
 
 @dataclass(frozen=True)
 class Encode(_OfTokenizer):
     """Encode text from standard input; each line of text gives a line of ids."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Encode line by line, newlines included."""
         tokenizer = Tokenizer.load(self.tokenizer)
         for number, line in enumerate(sys.stdin.buffer, start=1):
@@ -156,14 +149,13 @@ class Encode(_OfTokenizer):
             except UnicodeDecodeError as error:
                 raise InputError(f"standard input, line {number}: not UTF-8 at byte {error.start}") from error
             sys.stdout.write(" ".join(map(str, tokenizer.encode(text))) + "\n")
-        return 0
 
 
 @dataclass(frozen=True)
 class Decode(_OfTokenizer):
     """Decode ids from standard input, separated by spaces, to text."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Decode line by line."""
         tokenizer = Tokenizer.load(self.tokenizer)
         for number, line in enumerate(sys.stdin.buffer, start=1):
@@ -171,7 +163,6 @@ class Decode(_OfTokenizer):
                 sys.stdout.buffer.write(tokenizer.decode_bytes(map(_as_id, line.split())))
             except InputError as error:
                 raise InputError(f"standard input, line {number}: {error}") from None
-        return 0
 
 
 def _counted(pieces: Iterable[str], read: Callable[[int], None]) -> Iterator[str]:

@@ -91,7 +91,7 @@ class Train(TrainConfig, Command):
         """The options of training."""
         return part_of(self, TrainConfig)
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Train, and print what the run directory holds."""
         from gpt2lab.lab.train import train
         from gpt2lab.training.distributed import Communicator
@@ -102,7 +102,6 @@ class Train(TrainConfig, Command):
             run = train(self.train_config, on_step)
         if main:
             print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
-        return 0
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,11 @@ class Quickstart(Command):
     resume: bool = False
     """Resume an interrupted quickstart: the one in --out, or in runs/quickstart."""
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Run every stage."""
         from gpt2lab.cli.quickstart import run_quickstart
 
         run_quickstart(self.text, self.out, self.seed, self.resume)
-        return 0
 
 
 @dataclass(frozen=True)
@@ -140,4 +138,4 @@ class Check(Command):
         """Run the checks and print a line for each."""
         from gpt2lab.lab.check import run_checks
 
-        return 0 if run_checks(self.data, self.device) else 1
+        return int(not run_checks(self.data, self.device))

@@ -25,10 +25,13 @@ from typing import Any, NamedTuple
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.files import read_text
+from gpt2lab.hub import fetch_data
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 ENDINGS = 4
+REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
+"""Commit of the author's data set on the Hub, so that everybody gets the same items."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,15 @@ def read_hellaswag(path: Path) -> list[HellaSwagItem]:
     if not items:
         raise InputError(f"{path}: has no items; give a HellaSwag .jsonl file")
     return items
+
+
+def fetch_hellaswag() -> list[HellaSwagItem]:
+    """Return the 10,042 validation items from the Hub. Raises `InputError` if it cannot be reached."""
+    file = fetch_data("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", REVISION)
+    from pyarrow import parquet  # comes with the extra that fetch_data needs
+
+    rows = parquet.read_table(file).to_pylist()
+    return [hellaswag_item(row, f"Rowan/hellaswag, item {n}", n) for n, row in enumerate(rows)]
 
 
 def hellaswag_item(values: Any, where: str, number: int) -> HellaSwagItem:
