@@ -20,7 +20,7 @@ class ReportedElsewhere(InputError):
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean "X"?)`` for the nearest allowed name, or nothing if none is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -11,11 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from gpt2lab.cli.arguments import OTHER_NAMES
+from gpt2lab.cli.main import main
+
+OPTIONS = Path(__file__).parents[2] / "docs" / "options.md"
 REFUSALS = [
     ("trian", 'did you mean "train"'),
     ("tokenizer tran", 'did you mean "train"'),
     ("train --data . --step 5", '--step, 5 (did you mean "--steps"?); see gpt2lab train --help'),
     ("train --data . --lr=3", '--lr=3 (did you mean "--optim.lr"?); see'),
+    ("train --data . --learning_rate 3e-4", 'did you mean "--optim.lr"?'),
+    ("train --data . --batch_size 4", 'did you mean "--micro-batch" and "--batch-tokens"?'),
+    ("train --data . --frobnicate 4", "--frobnicate, 4; see gpt2lab train --help"),
+    ("train --data . --config tiny", "there is no file tiny; for the preset, give --preset tiny"),
+    ("data prepare stories --num_train_samples 4", 'did you mean "--max-documents"?'),
+    ("frobnicate", '"gpt2lab frobnicate" is not a command; choose from quickstart'),
     ("train --data . --preset gtp2", 'did you mean "gpt2"'),
     ("train --data . --model.n-lyer 2", "--model.n-layer"),
     ("train --data . --model.n-embd 10 --model.n-head 3", "not divisible by n_head 3"),
@@ -157,3 +169,25 @@ def test_another_tokenizers_data_is_refused(
     said = refused("eval", "perplexity", work / "run", "--data", data)
     for folder in (work / "data", data):
         assert json.loads((folder / "manifest.json").read_text())["tokenizer"]["fingerprint"][:12] in said
+
+
+def test_the_names_of_options_elsewhere_are_documented_and_ours_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = re.findall(r"^\| (`--.*?) \| (`.*`) \|$", OPTIONS.read_text(encoding="utf-8"), re.MULTILINE)
+    documented = {tuple(re.findall(r"`(.*?)`", ours)): tuple(re.findall(r"`(.*?)`", theirs)) for ours, theirs in rows}
+    assert documented == {tuple(ours.split()): theirs for ours, theirs in OTHER_NAMES.items()}
+    for command in (["train"], ["sample"], ["data", "prepare"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+    known = capsys.readouterr().out
+    assert [name for names in documented for name in names if name not in known] == []
+
+
+@pytest.mark.parametrize("words", [["help"], ["version"], ["help", "train"], ["help", "data"]])
+def test_help_and_version_are_understood_without_dashes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"help": ["--help"], "version": ["--version"]}[words[0]]
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 0
+    found = capsys.readouterr().out
+    with contextlib.suppress(SystemExit):
+        assert main([*words[1:], *flags]) == 0
+    assert found == capsys.readouterr().out != ""

@@ -113,20 +113,68 @@ def _flags(command: Callable[..., Any], options: dict[str, Any]) -> list[str]:
     return sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
 
 
+OTHER_NAMES = {
+    "--out": ("out-dir", "output-dir", "save-dir"),
+    "--data": ("dataset", "dataset-name", "train-file", "input-bin", "data-dir"),
+    "--preset": ("model-type", "model-size"),
+    "--init": ("init-from", "model-name-or-path"),
+    "--resume": ("resume-from-checkpoint", "resume-from"),
+    "--steps": ("max-iters", "max-steps", "num-iterations", "num-steps", "lr-decay-iters"),
+    "--epochs": ("num-train-epochs", "num-epochs"),
+    "--micro-batch --batch-tokens": (
+        "batch-size", "device-batch-size", "micro-batch-size", "per-device-train-batch-size",
+        "gradient-accumulation-steps", "grad-accum-steps", "total-batch-size", "global-batch-size",
+    ),
+    "--seq-len --model.n-ctx": ("block-size", "sequence-length", "max-seq-len", "max-seq-length", "context-length"),
+    "--eval-every": ("eval-interval", "eval-steps", "val-loss-every"),
+    "--eval-tokens": ("eval-iters", "val-max-steps", "max-eval-samples"),
+    "--log-every": ("log-interval", "logging-steps"),
+    "--checkpoint-every": ("save-steps", "save-every", "save-interval", "always-save-checkpoint"),
+    "--keep-last": ("save-total-limit",),
+    "--optim.lr": ("learning-rate", "max-lr"),
+    "--optim.warmup-steps": ("warmup-iters", "lr-warmup-steps"),
+    "--optim.schedule": ("lr-scheduler-type", "decay-lr", "lr-scheduler"),
+    "--optim.beta1": ("adam-beta1",),
+    "--optim.beta2": ("adam-beta2",),
+    "--optim.eps": ("adam-epsilon",),
+    "--optim.grad-clip": ("max-grad-norm", "gradient-clip-val", "max-norm"),
+    "--optim.name": ("optimizer", "optim"),
+    "--precision": ("dtype", "bf16", "fp16", "tf32", "mixed-precision", "torch-dtype"),
+    "--activation-checkpointing": ("gradient-checkpointing",),
+    "--parallel": ("fsdp", "strategy"),
+    "--compile": ("torch-compile",),
+    "--tracker": ("report-to", "wandb-log", "wandb-project", "wandb"),
+    "--model.n-layer": ("num-hidden-layers", "depth", "num-layers"),
+    "--model.n-head": ("num-attention-heads", "num-heads"),
+    "--model.n-embd": ("hidden-size", "d-model", "model-dim"),
+    "--model.n-kv-head": ("num-key-value-heads",),
+    "--samples": ("num-samples", "num-return-sequences"),
+    "--prompt": ("start",),
+    "--max-new-tokens": ("max-length",),
+    "--max-documents": ("num-train-samples", "max-train-samples"),
+}  # fmt: skip
+"""Options of ours by their names in nanoGPT, nanochat, llm.c, litgpt and Hugging Face's Trainer (docs/options.md)."""
+
+
 def _suggest(message: str, flags: Callable[[], list[str]]) -> str:
-    """Add the most similar flag, by its whole name or its last part, to a message about an unknown one.
+    """Add the option that was meant to a message about an unknown one: by its name elsewhere, or the most similar.
 
     >>> _suggest("train: Unrecognized options: --step, 5; see ...", lambda: ["--optim.lr", "--steps"])
     'train: Unrecognized options: --step, 5 (did you mean "--steps"?); see ...'
     """
-    match = re.match(r"([^:]*: Unrecognized options: (--[\w.-]+)[^;]*)(?:;.*)?(; see .*)", message)
+    match = re.match(r"([^:]*: )(?:.*; )?(Unrecognized options: (--[\w.-]+)[^;]*)(?:;.*)?(; see .*)", message)
     if match is None:
         return message
-    spellings = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in flags()}
-    spellings |= {flag: flag for flag in spellings.values()}
-    near = difflib.get_close_matches(match[2], spellings, n=1, cutoff=0.5)
-    hint = f' (did you mean "{spellings[near[0]]}"?)' if near else ""
-    return f"{match[1]}{hint}{match[3]}"
+    given, known = match[3].lower().replace("_", "-"), flags()
+    meant = [ours.split() for ours, theirs in OTHER_NAMES.items() if given.removeprefix("--") in theirs]
+    meant = [names for names in meant if names[0] in known] or meant
+    if not meant:
+        spellings = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in known}
+        spellings |= {flag: flag for flag in known}
+        meant = [[spellings[near]] for near in difflib.get_close_matches(given, spellings, n=1, cutoff=0.65)]
+    quoted = " and ".join(f'"{name}"' for name in meant[0]) if meant else ""
+    hint = f" (did you mean {quoted}?)" if quoted else ""
+    return f"{match[1]}{match[2]}{hint}{match[4]}"
 
 
 def _one_line(framed: str, prog: str) -> str:

@@ -82,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str], commands: Mapping[str, Command | Group], prog: str) -> int:
     """Run the command that ``argv`` begins with."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] == ["help"] and len(argv) > 1:
+        return _dispatch([*argv[1:], "--help"], commands, prog)
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(commands, prog))
         return 0 if argv else 2
-    if argv[0] == "--version" and prog == "gpt2lab":
+    if argv[0] in ("--version", "version") and prog == "gpt2lab":
         print(f"gpt2lab {__version__}")
         return 0
     name, rest = argv[0], argv[1:]
