@@ -54,7 +54,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
 
 def asked_of_the_allocator(trainer: Trainer) -> int:
     """The most bytes of tensors that were alive at once in a step, weights and moments included."""
-    trainer.update()  # makes the optimiser's state
+    trainer.update()  # creates the optimizer's state
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         trainer.update()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None

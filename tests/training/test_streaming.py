@@ -285,7 +285,7 @@ def test_bad_options_are_refused_before_a_run(tok: Path, tmp_path: Path, change:
     refused = refusal(lambda: train(streaming(tok, tmp_path / "run", **change)), said)
     assert not (tmp_path / "run").exists()
     began = isinstance(refused, DiskFull) and "--max-disk allows 9,000" in str(refused)
-    assert (tmp_path / "run.stream").exists() is began  # with more room it goes on
+    assert (tmp_path / "run.stream").exists() is began  # with more room it resumes
 
 
 def test_the_column_can_be_named(tok: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Training: configuration, optimiser, schedule, checkpoints, and the loop that brings them together.
+"""Training: configuration, optimizers, schedules, checkpoints, and the loop that uses them.
 
-What happens at an interval besides (sampling, reporting) is passed in as `Hooks`; nothing here imports generation,
-evaluation or the laboratory. Most users want `gpt2lab.train`, which adds those.
+Sampling and evaluation during training are passed in as `Hooks`; nothing here imports generation, evaluation or the
+laboratory. Most users want `gpt2lab.train`, which adds them.
 """

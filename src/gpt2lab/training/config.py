@@ -35,24 +35,24 @@ def require(true: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its schedule; the defaults are those of Brown et al. 2020, appendix B."""
+    """The optimizer and its schedule; the defaults are those of Brown et al. 2020, appendix B."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon on the blocks' matrices with adamw on the rest."""
     lr: float = 6e-4
     """AdamW's learning rate at the end of the warm-up."""
     muon_lr: float | None = None
-    """Muon's learning rate there; None is 0.02. It follows the same schedule."""
+    """Muon's learning rate at the end of the warm-up; None is 0.02. It follows the same schedule."""
     min_lr: float | None = None
     """Learning rate at the last step; None is a tenth of lr."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """After the warm-up: cosine or linear decay to min_lr, constant, or wsd: constant, then decay at the end."""
     decay_fraction: float | None = None
-    """Share of the run in which wsd decays; None is 0.2."""
+    """Fraction of the run in which wsd decays; None is 0.2."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; None is 5 % of the run, at most 2,000."""
     warmup_tokens: int | None = None
-    """The warm-up in tokens, in place of warmup_steps; rounded up to whole steps."""
+    """Warm-up in tokens instead of warmup_steps; rounded up to whole steps."""
     beta1: float = 0.9
     """Decay of the gradient's running mean."""
     beta2: float = 0.95
@@ -128,7 +128,7 @@ LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that set the length of a run; at most one of them is given."""
 LEAST = dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens", "micro_batch"), 1)
 LEAST |= dict.fromkeys(("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"), 0)
-"""The least value of an option."""
+"""The smallest value that an option allows."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class TrainConfig:
             parse_size(self.max_disk)
 
     def recipe(self) -> Recipe:
-        """Return the architecture, optimizer and batch size: those given, and the preset's (or init's) for the rest.
+        """Return the architecture, optimizer and batch size: those given, else those of the preset or of ``init``.
 
         Raises:
             InputError: ``init`` is not a run.
@@ -291,7 +291,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(TrainConfig):
-    """What a `TrainConfig` was resolved to: nothing is left open. This is the ``config.json`` of a run."""
+    """What a `TrainConfig` was resolved to: every value is concrete. A run's ``config.json`` holds it."""
 
     out: Path = field()
     steps: int = field()
@@ -307,7 +307,7 @@ class ResolvedConfig(TrainConfig):
     parallel: Literal["none", "ddp", "fsdp"] = field()
 
     def as_asked(self) -> TrainConfig:
-        """Return the same values as a request, in which options can be opened again."""
+        """Return the same values as a `TrainConfig`, whose options may be None or ``auto`` again."""
         return TrainConfig(**vars(self))
 
 
