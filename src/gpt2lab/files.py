@@ -167,7 +167,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path, taken: InputError, offsets: Sequence[int] = ()) -> Iterator[None]:
-    """Keep other processes out while a block runs; the lock also ends with the process, however that ends.
+    """Hold a lock against other processes during a block; it is also released when this process ends, however it ends.
 
     Some network file systems have no locks; a warning says so.
 

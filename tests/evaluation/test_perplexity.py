@@ -73,29 +73,28 @@ def test_by_document_each_is_read_from_its_start(
 
 
 @pytest.mark.parametrize("stride", [None, 7])
-def test_batch_size_does_not_affect_the_loss(stride: int | None, model: GPT, held_out_of: HeldOutOf) -> None:
-    text = held_out_of(random_ids(500))
-    losses = [perplexity_of(model, text, stride=stride, batch_size=n).loss for n in (1, 2, 8, 1000)]
-    assert max(losses) - min(losses) < 1e-6
-
-
-def test_evaluation_mode_defaults_and_progress(model: GPT, held_out_of: HeldOutOf) -> None:
-    text, seen = held_out_of(random_ids(200)), list[tuple[int, int]]()
-    expected = perplexity_of(model.eval(), text)
-    assert (expected.context, expected.stride) == (CONTEXT, CONTEXT // 2)
-    found = perplexity_of(model.train(), text, batch_size=3, progress=lambda *now: seen.append(now))
+def test_neither_batch_size_nor_training_mode_affects_the_loss(
+    stride: int | None, model: GPT, held_out_of: HeldOutOf
+) -> None:
+    text, seen = held_out_of(random_ids(500)), list[tuple[int, int]]()
+    expected = perplexity_of(model.eval(), text, stride=stride).loss
+    assert perplexity_of(model.train(), text, stride=stride, progress=lambda *now: seen.append(now)).loss == expected
     assert model.training
-    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
-    assert perplexity_of(model.train(), text).loss == expected.loss
-    assert seen == sorted(seen) and len(seen) > 2 and seen[-1] == (199, 199)
-    shorter = perplexity_of(model, text, context=9)
-    assert (shorter.context, shorter.stride) == (9, 5)
+    assert seen == sorted(seen) and len(seen) > 2 and seen[-1] == (499, 499)
+    for batch_size in (1, 2, 3, 1000):
+        found = perplexity_of(model, text, stride=stride, batch_size=batch_size)
+        assert found.loss == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [2, 3, CONTEXT])
-def test_stream_shorter_than_the_context_is_one_window(tokens: int, model: GPT, held_out_of: HeldOutOf) -> None:
-    found = perplexity_of(model, held_out_of(random_ids(tokens)))
-    assert (found.tokens, found.context) == (tokens - 1, tokens - 1)
+@pytest.mark.parametrize(
+    ("tokens", "context", "window", "stride"),
+    [(200, None, CONTEXT, CONTEXT // 2), (200, 9, 9, 5), (2, None, 1, 1), (3, None, 2, 1), (CONTEXT, None, 23, 12)],
+)
+def test_default_window_is_the_context_or_a_shorter_stream_and_the_stride_half_of_it(
+    tokens: int, context: int | None, window: int, stride: int, model: GPT, held_out_of: HeldOutOf
+) -> None:
+    found = perplexity_of(model, held_out_of(random_ids(tokens)), context)
+    assert (found.tokens, found.context, found.stride) == (tokens - 1, window, stride)
 
 
 def test_figures_and_protocol_by_hand(held_out_of: HeldOutOf) -> None:

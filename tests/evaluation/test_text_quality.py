@@ -254,7 +254,7 @@ def row(name: str, strategy: DecodingStrategy | None, perplexity: float, self_bl
     return Row(name, strategy, figures)
 
 
-def test_strategies_as_diverse_as_people_are_held_against_each_other() -> None:
+def test_strategies_as_diverse_as_the_held_out_text_are_compared() -> None:
     rows = (
         row(HELD_OUT, None, 2.0, 70.0, 1.0),
         row("greedy", DecodingStrategy(greedy=True), 1.5, 95.0, 1.0),

@@ -1,4 +1,4 @@
-"""What a run directory holds, for a comparison or a report: a damaged part is left empty and named.
+"""What a run directory holds, for a comparison or a report; a damaged part is left empty and listed in `damage`.
 
 RunData ─┬─ config, environment, metrics, evals, samples      files of the run
          ├─ state, parameters                                 of its newest checkpoint
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
 from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
+from gpt2lab.files import read_json
 from gpt2lab.model.inspection import attention_weights
 from gpt2lab.runs import MetricsRow, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -125,14 +126,14 @@ def read_run(run: Run) -> RunData:
             damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
             return default
 
-    config = attempt(lambda: _mapping(run.config), {})
-    environment = attempt(lambda: _mapping(run.environment), {})
+    config = attempt(lambda: _mapping(run.path / "config.json"), {})
+    environment = attempt(lambda: _mapping(run.path / "environment.json"), {})
     metrics = attempt(run.metrics, [])
     evals = attempt(lambda: [_eval_row(row) for row in run.evals()], [])
     samples = attempt(lambda: [_sample_text(sample) for sample in run.samples()], [])
     state, parameters = {}, None
     if complete := [c for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
-        state = attempt(lambda: _mapping(complete[-1].state), {})
+        state = attempt(lambda: _mapping(complete[-1].path / "state.json"), {})
         parameters = attempt(lambda: _count_parameters(complete[-1].path / "model.safetensors", config), None)
     texts = attempt(lambda: saved_texts(run), None)
     positions = attempt(lambda: saved_positions(run), None)
@@ -141,9 +142,10 @@ def read_run(run: Run) -> RunData:
     )
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
+    value = read_json(path)
     if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object, found {str(value)[:40]!r}; the run directory is damaged")
+        raise InputError(f"{path}: expected a JSON object, found {str(value)[:40]!r}; the run directory is damaged")
     return value
 
 

@@ -42,9 +42,9 @@ SETTINGS = (
     *(DecodingStrategy(top_k=k) for k in (5, 20, 50)),
     *(DecodingStrategy(top_p=p) for p in (0.5, 0.8, 0.9, 0.95)),
 )
-"""What is tried; a top-k beyond the vocabulary is left out."""
+"""The strategies that are measured; a top-k larger than the vocabulary is left out."""
 BATCH = 64
-"""Texts written at once."""
+"""Texts generated at once."""
 EXAMPLES = 4
 """Number of prompts whose continuations are kept for reading."""
 READ = ("greedy", "temperature 1.0", "nucleus 0.9")
@@ -234,7 +234,7 @@ def _write(
 def _text_set(
     model: GPT, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
 ) -> TextSet:
-    """Put texts together with what the model thinks of them."""
+    """Return texts with their probability under the model."""
     contexts = [tuple(row) for row in prompts.tokens.tolist()]
     with where.autocast():
         scores = score(model, [Continuation(*pair) for pair in zip(contexts, rows, strict=True)])
@@ -335,7 +335,7 @@ def _quality(saved: dict[str, Any]) -> TextQuality:
 
 
 def text_table(quality: TextQuality) -> TextTable:
-    """Return the figures as they are read."""
+    """Return the figures as text, for a table."""
     columns = tuple(dict.fromkeys(name for row in quality.rows for name in row.figures))
     rows = tuple(
         (row.name, *(row.number(name) if name in row.figures else "" for name in columns)) for row in quality.rows
