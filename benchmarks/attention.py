@@ -188,12 +188,12 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for dtype, style in zip(DTYPES, ("-", "--"), strict=True):
-        for kind, colour in zip(KINDS, ("C0", "C1", "C2", "C3"), strict=True):
+        for kind, color in zip(KINDS, ("C0", "C1", "C2", "C3"), strict=True):
             mine = sorted((r for r in rows if (r["kind"], r["dtype"]) == (kind, dtype)), key=lambda r: r["T"])
             T = [r["T"] for r in mine]
             label = f"{kind}, {dtype}"
-            axes[0].loglog(T, [r["forward_ms"] + r["backward_ms"] for r in mine], style, color=colour, label=label)
-            axes[1].loglog(T, [max(r["memory_mb"], 0.1) for r in mine], style, color=colour, label=label)
+            axes[0].loglog(T, [r["forward_ms"] + r["backward_ms"] for r in mine], style, color=color, label=label)
+            axes[1].loglog(T, [max(r["memory_mb"], 0.1) for r in mine], style, color=color, label=label)
     for axis, name in zip(axes, ("forward and backward, ms", "peak memory, MiB"), strict=True):
         axis.set_xlabel("T")
         axis.set_ylabel(name)

@@ -629,7 +629,7 @@ PARTS |= {
 
 @part("eval/wikitext")
 def wikitext(root: Path) -> Record:
-    """Perplexity of a text file whose tokenisation is undone."""
+    """Perplexity of a text file whose tokenization is undone."""
     file = new_folder(root) / "wikitext.txt"
     file.write_text(WIKITEXT.read_text(encoding="utf-8")[:30_000], encoding="utf-8")
     return evaluation("perplexity", {"text": file, "detokenize": "wikitext"}, root)

@@ -43,7 +43,7 @@ def work(mode: str, preset: str) -> None:
         runtime.seed_step(1)
         model = GPT(GPTConfig.preset(preset))
         shared = MODES[mode](model, where)
-        optimiser = make_optimizer(model, OptimConfig())
+        optimizer = make_optimizer(model, OptimConfig())
         tokens = torch.randint(model.config.vocab_size, (B, T + 1))
         begin = 0.0
         for update in range(UPDATES + 1):
@@ -55,8 +55,8 @@ def work(mode: str, preset: str) -> None:
                     loss = shared.network(tokens[:, :-1], tokens[:, 1:]).loss
                 (loss / MICRO_STEPS).backward()
             clip_gradients(model, 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if comm.is_main:
             count = UPDATES * MICRO_STEPS * B * T * comm.world_size
             print(f"RESULT {count / (time.perf_counter() - begin)} {where.precision}")

@@ -113,20 +113,20 @@ def training(bench: Bench) -> list[dict[str, Any]]:
     compile_ = "on" if bench.device.startswith("cuda") else "off"
     fused_loss, make_optimizer, padded = network.fused_loss, loop.make_optimizer, GPTConfig.padded_vocab
 
-    def plain_optimiser(*arguments: Any) -> Any:
-        optimiser = make_optimizer(*arguments)
-        for group in optimiser.param_groups:
+    def plain_optimizer(*arguments: Any) -> Any:
+        optimizer = make_optimizer(*arguments)
+        for group in optimizer.param_groups:
             group["fused"], group["foreach"] = False, False
-        return optimiser
+        return optimizer
 
     ways: dict[str, dict[str, Any]] = {
         "everything": {}, "without compile": {"compile": "off"}, "without flash": {"model": {"kernel": "matmul"}},
-        "without fused loss": {}, "without fused optimiser": {}, "without padded vocabulary": {},
+        "without fused loss": {}, "without fused optimizer": {}, "without padded vocabulary": {},
     }  # fmt: skip
     rows = []
     for way, changes in ways.items():
         network.fused_loss = losses.plain_loss if way == "without fused loss" else fused_loss
-        loop.make_optimizer = plain_optimiser if way == "without fused optimiser" else make_optimizer
+        loop.make_optimizer = plain_optimizer if way == "without fused optimizer" else make_optimizer
         if way == "without padded vocabulary":
             setattr(GPTConfig, "padded_vocab", property(lambda self: self.vocab_size))  # noqa: B010
         try:
@@ -259,7 +259,7 @@ def nanogpt(bench: Bench) -> list[dict[str, Any]]:
     config = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.n_embd, "block_size": shape.n_ctx}
     model: Any = GPT(GPTConfig(vocab_size=50304, dropout=0.0, bias=False, **config)).to(bench.device)
     device = torch.device(bench.device).type
-    optimiser = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device)
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # as its train.py allows TF32
         model = torch.compile(model)
@@ -270,8 +270,8 @@ def nanogpt(bench: Bench) -> list[dict[str, Any]]:
             loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[1]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     seconds = seconds_of(step, size["warmup"], size["steps"], bench.device)
     return [

@@ -1,10 +1,11 @@
-"""Muon against AdamW on Tiny Shakespeare by character: the steps to the same validation loss, each with its best rate.
+"""Muon against AdamW on Tiny Shakespeare by character: steps to the same validation loss, each at its best rate.
 
     python benchmarks/muon.py [--text FILE] [--steps 2000] [--quick]
 
-The recipe is the README's (4 layers, 4 heads, 128 wide, T 64, 768 characters a step, no dropout, the last 10 % held
-out). Both optimisers run with every learning rate below; AdamW for all the steps, Muon for half of them, on a schedule
-of that length. What counts is the mean loss over the whole validation split. About 12 minutes on two cores.
+The recipe is the README's: 4 layers, 4 heads, width 128, context 64, 768 characters per step, no dropout, the last 10 %
+held out. Both optimizers run with every learning rate below: AdamW for all steps, Muon for half of them, with a
+schedule of that length. The figure is the mean loss over the whole validation split. It takes about 12 minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 ADAMW_RATES = (1e-3, 3e-3, 6e-3, 1e-2)
 MUON_RATES = (0.01, 0.02, 0.04)
-"""Of the matrices; embeddings, norms and biases keep AdamW's 3e-3."""
+"""For matrices; embeddings, norms and biases use AdamW at 3e-3."""
 RESULTS = Path(__file__).parent / "results" / "muon.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "muon.png"
 
@@ -26,8 +27,8 @@ PICTURE = Path(__file__).parents[1] / "docs" / "images" / "muon.png"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(os.environ.get("GPT2LAB_DATA", "../shared/data"))
-    parser.add_argument("--text", type=Path, default=shared / "tinyshakespeare.txt", help="the text")
-    parser.add_argument("--steps", type=int, default=2_000, help="AdamW's steps (default 2000)")
+    parser.add_argument("--text", type=Path, default=shared / "tinyshakespeare.txt", help="training text")
+    parser.add_argument("--steps", type=int, default=2_000, help="steps of AdamW (default 2000)")
     parser.add_argument("--quick", action="store_true", help="one rate each, to try the script; nothing is written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def prepare_characters(text: Path, folder: Path) -> Path:
-    """Prepare the text byte by byte, its last tenth held out."""
+    """Prepare the text as bytes, with the last tenth held out."""
     from gpt2lab.data.prepare import prepare
     from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -56,7 +57,7 @@ def prepare_characters(text: Path, folder: Path) -> Path:
 
 
 def measure(data: Path, folder: Path, name: Any, rate: float, steps: int) -> dict[str, Any]:
-    """Train once; return the curve of validation losses, each over the whole split."""
+    """Train once; return the validation losses, each over the whole split."""
     from gpt2lab.model.config import GPTConfig
     from gpt2lab.training.config import OptimConfig, TrainConfig
     from gpt2lab.training.loop import Hooks
@@ -77,13 +78,13 @@ def measure(data: Path, folder: Path, name: Any, rate: float, steps: int) -> dic
     )
     rows = [row for row in train(config, lambda run: Hooks()).metrics() if row["val_loss"] is not None]
     curve = [(int(row["step"] or 0), round(row["val_loss"] or 0.0, 4)) for row in rows]
-    return {"optimiser": name, "rate": rate, "steps": steps, "val_loss": curve[-1][1], "curve": curve}
+    return {"optimizer": name, "rate": rate, "steps": steps, "val_loss": curve[-1][1], "curve": curve}
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the best run of each, and the first step at which Muon's is as low as AdamW's last."""
+    """Return the best run of each, and the first step at which Muon reaches the final loss of AdamW."""
     adamw, muon = (
-        min((r for r in runs if r["optimiser"] == name), key=lambda r: r["val_loss"]) for name in ("adamw", "muon")
+        min((r for r in runs if r["optimizer"] == name), key=lambda r: r["val_loss"]) for name in ("adamw", "muon")
     )
     reached = next((step for step, loss in muon["curve"] if loss <= adamw["val_loss"]), None)
     return {
@@ -95,7 +96,7 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(runs: list[dict[str, Any]], found: dict[str, Any]) -> None:
-    """Write the figures with machine and versions, and the picture."""
+    """Write the results, with machine and versions, and the plot."""
     from matplotlib.figure import Figure
 
     from gpt2lab.files import write_json
@@ -105,11 +106,11 @@ def write(runs: list[dict[str, Any]], found: dict[str, Any]) -> None:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     for run in runs:
-        best = run["rate"] == found[run["optimiser"]]["rate"]
-        colour = "#0072B2" if run["optimiser"] == "adamw" else "#D55E00"
+        best = run["rate"] == found[run["optimizer"]]["rate"]
+        color = "#0072B2" if run["optimizer"] == "adamw" else "#D55E00"
         steps, losses = zip(*run["curve"], strict=True)
         label = f"{run['optimiser']} {run['rate']}: {run['val_loss']:.3f}"
-        axes.plot(steps, losses, color=colour, lw=2 if best else 1, alpha=1 if best else 0.4, label=label)
+        axes.plot(steps, losses, color=color, lw=2 if best else 1, alpha=1 if best else 0.4, label=label)
     axes.axhline(found["adamw"]["val_loss"], color="#0072B2", lw=0.8, ls=":")
     axes.set(xlabel="step", ylabel="validation loss, nats per character", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")

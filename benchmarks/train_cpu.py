@@ -1,12 +1,12 @@
-"""Training speed on a CPU: tokens a second, MFU and peak memory of our loop, and of nanoGPT's beside it.
+"""Training speed on a CPU: tokens per second, MFU and peak memory, beside nanoGPT's.
 
     python benchmarks/train_cpu.py [--nanogpt DIR] [--rounds 3]
 
-Two rows: `small` is nanoGPT's documented CPU recipe (4 layers, 4 heads, 128 wide, T 64, B 12, 65 characters), `wide` is
-half of GPT-2 124M (6 layers, 12 heads, 768 wide, T 256, B 4, vocabulary 50,304). Each measurement is a process of its
-own; ours and the peer's take turns, so that a machine that slows down slows both. Ours is the library's own
-`Trainer.update`, as `gpt2lab train` runs it; the peer's is its model and its training step as its train.py does it on a
-CPU (fp32, eager, gradient clipping, its own AdamW). Medians over steps, then over rounds.
+Two rows: `small` is nanoGPT's documented CPU recipe (4 layers, 4 heads, width 128, T 64, B 12, 65 characters); `wide`
+is half of GPT-2 124M (6 layers, 12 heads, width 768, T 256, B 4, vocabulary 50,304). Each measurement has its own
+process. The two sides alternate, so that a machine that slows down slows both. Our side is `Trainer.update`, as
+`gpt2lab train` runs it; nanoGPT's side is its model and the training step of its train.py on a CPU (fp32, eager,
+gradient clipping, its own AdamW). The figures are medians over steps, then over rounds.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ RESULTS = Path(__file__).parent / "results" / "train_cpu.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, to run beside ours")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default 3)")
-    parser.add_argument("--only", choices=ROWS, help="one row")
+    parser.add_argument("--nanogpt", type=Path, help="checkout of nanoGPT, to measure it as well")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per row and side (default 3)")
+    parser.add_argument("--only", choices=ROWS, help="measure one row")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run_child(side: str, row: str, nanogpt: Path | None) -> dict[str, Any]:
-    """Measure in a process of its own."""
+    """Measure in a new process."""
     command = [sys.executable, __file__, "--child", side, row]
     command += ["--nanogpt", str(nanogpt)] if nanogpt else []
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -59,7 +59,7 @@ def run_child(side: str, row: str, nanogpt: Path | None) -> dict[str, Any]:
 
 
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], sides: list[str]) -> None:
-    """Print a table of medians and write it with machine and versions."""
+    """Print the medians and write them with machine and versions."""
     from gpt2lab.runtime import environment
 
     rows = []
@@ -78,12 +78,12 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], sides: list[str]) 
                 entry["ratios"] = [round(r, 2) for r in ratios]
             rows.append(entry)
             print(entry)
-    if len(found) == len(ROWS) and len(sides) == 2:  # a part does not replace the whole
+    if len(found) == len(ROWS) and len(sides) == 2:  # an incomplete measurement does not replace the results
         RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 def timed(step: Callable[[], object], row: dict[str, int]) -> float:
-    """Return the median seconds of a step."""
+    """Return the median duration of a step in seconds."""
     times = []
     for index in range(row["warmup"] + row["steps"]):
         begin = time.perf_counter()
@@ -94,7 +94,7 @@ def timed(step: Callable[[], object], row: dict[str, int]) -> float:
 
 
 def figures(name: str, seconds: float, precision: str) -> dict[str, Any]:
-    """Return a measurement from the median seconds of a step."""
+    """Return the figures that follow from the median duration of a step."""
     import torch
 
     from gpt2lab import runtime
@@ -102,7 +102,7 @@ def figures(name: str, seconds: float, precision: str) -> dict[str, Any]:
     from gpt2lab.model.flops import mfu, peak_flops
 
     row, cpu = ROWS[name], torch.device("cpu")
-    memory = runtime.peak_memory_mb(cpu)  # before the peak rate is measured, which takes some itself
+    memory = runtime.peak_memory_mb(cpu)  # before measuring the peak rate, which needs memory itself
     config = GPTConfig(row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"])
     rate = row["B"] * row["T"] / seconds
     peak = max(peak_flops(cpu, precision)[0] for _ in range(3))
@@ -143,7 +143,7 @@ def measure_ours(name: str) -> dict[str, Any]:
 
     where = runtime.resolve("cpu")
     shape = (row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"])
-    model = GPTConfig(*shape, dropout=0.0, bias=False)  # as the peer's recipe has it
+    model = GPTConfig(*shape, dropout=0.0, bias=False)  # as in nanoGPT's recipe
     steps = row["warmup"] + row["steps"]
     config = ResolvedConfig(
         out=Path(),
@@ -164,7 +164,7 @@ def measure_ours(name: str) -> dict[str, Any]:
 
 
 def measure_nanogpt(name: str, checkout: Path) -> dict[str, Any]:
-    """Time the peer's model and training step."""
+    """Time nanoGPT's model and training step."""
     sys.path.insert(0, str(checkout))
     import torch
 
@@ -174,7 +174,7 @@ def measure_nanogpt(name: str, checkout: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     shape = {"n_layer": row["n_layer"], "n_head": row["n_head"], "n_embd": row["n_embd"], "vocab_size": row["vocab"]}
     model = GPT(GPTConfig(block_size=row["T"], dropout=0.0, bias=False, **shape))
-    optimiser = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     tokens = torch.randint(row["vocab"], (1_000_000,))
 
     def step() -> float:
@@ -184,8 +184,8 @@ def measure_nanogpt(name: str, checkout: Path) -> dict[str, Any]:
         _, loss = model(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
     return figures(name, timed(step, row), "fp32")
