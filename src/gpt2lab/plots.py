@@ -82,8 +82,8 @@ def losses(
     _log_loss_axis(top)
     _frame(top, title="Loss, nats per token (logarithmic)")
     top.legend(frameon=False, loc="upper right", labelcolor=INK, borderaxespad=0.2, handlelength=2.4)
-    _frame(bottom, title="Learning rate")
-    _axes_from_zero(bottom, x_label, y_ticks=3)
+    _frame(bottom, x_label, title="Learning rate")
+    _axes_from_zero(bottom, y_ticks=3)
     return figure
 
 
@@ -95,8 +95,8 @@ def over_tokens(curves: Mapping[str, Points], title: str, legend: bool = False) 
         axes.plot(*_xy(thin(points)), lw=1.1, label=name, **_style(index))
     if legend:
         axes.legend(frameon=False, loc="upper right", labelcolor=INK, fontsize=8.5)
-    _frame(axes, title=title)
-    _axes_from_zero(axes, "tokens trained on", y_ticks=4)
+    _frame(axes, "tokens trained on", title=title)
+    _axes_from_zero(axes, y_ticks=4)
     return figure
 
 
@@ -308,9 +308,8 @@ def _frame(axes: Axes, x_label: str = "", y_label: str = "", title: str = "") ->
     axes.spines["bottom"].set_color(INK)
 
 
-def _axes_from_zero(axes: Axes, x_label: str, y_ticks: int) -> None:
+def _axes_from_zero(axes: Axes, y_ticks: int) -> None:
     axes.set(xlim=(0, None), ylim=(0, None))
-    axes.set_xlabel(x_label, color=INK)
     _few_ticks(axes.xaxis, 5)
     _few_ticks(axes.yaxis, y_ticks)
 

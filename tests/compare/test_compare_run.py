@@ -59,20 +59,16 @@ def contents(folder: Path, pattern: str) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.glob(pattern)}
 
 
-def test_every_combination_and_seed_is_an_ordinary_run(done: Path) -> None:
-    runs = sorted(path.parent for path in done.glob("*/*/config.json"))
-    assert [path.relative_to(done).as_posix() for path in runs] == [
-        f"n_inner={n}/seed_{seed}" for n in (16, 64) for seed in (1337, 1338)
-    ]
-    assert [Run(path).config["model"]["n_inner"] for path in runs] == [16, 16, 64, 64]
-    assert all(Run(path).metrics()[-1]["step"] == 6 for path in runs)
-
-
-def test_files_agree_with_the_runs(done: Path) -> None:
+def test_every_combination_and_seed_is_an_ordinary_run_and_the_files_agree_with_them(done: Path) -> None:
     found = json.loads((done / "comparison.json").read_text(encoding="utf-8"))
     assert (found["reference"], found["seeds"]) == ("n_inner=16", [1337, 1338])
     assert {run["status"] for run in found["runs"]} == {"finished"}
     assert found["runs"][0]["curve"][0].keys() == {"step", "tokens", "seconds", "loss"}
+    paths = sorted(path.parent.relative_to(done).as_posix() for path in done.glob("*/*/config.json"))
+    assert paths == [f"n_inner={n}/seed_{seed}" for n in (16, 64) for seed in (1337, 1338)]
+    assert paths == sorted(run["path"] for run in found["runs"])
+    assert [Run(done / path).config["model"]["n_inner"] for path in paths] == [16, 16, 64, 64]
+    assert all(Run(done / path).metrics()[-1]["step"] == 6 for path in paths)
     rows = {row["metric"]: row["arms"] for row in found["metrics"]}
     runs = [Run(done / "n_inner=64" / f"seed_{seed}") for seed in (1337, 1338)]
     rows_of_runs = [row for run in runs for row in run.evals()]

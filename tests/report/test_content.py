@@ -30,14 +30,12 @@ def judgments(run: Run, good: bool) -> list[str]:
     return [text for kind, text in facts.judgments(read_run(run)) if kind == good]
 
 
-def test_best_validation_loss_is_the_lowest_with_its_step(run: Run) -> None:
-    best = next(figure for figure in content_of(run).key_figures if figure.label == "Best validation loss")
+def test_best_validation_loss_has_its_step_and_the_floor_is_the_loss_less_the_gap(run: Run) -> None:
+    content = content_of(run)
+    best = next(figure for figure in content.key_figures if figure.label == "Best validation loss")
     loss, step = min((row["val_loss"], row["step"]) for row in run.metrics() if row["val_loss"] is not None)
     assert best.value == f"{loss:.4f}" and best.note.endswith(f"step {step:.0f}")
-
-
-def test_entropy_floor_in_nats_is_the_loss_less_the_gap(run: Run) -> None:
-    assert content_of(run).floor == pytest.approx(0.9123 * 0.30162 / 0.33178, rel=1e-4)
+    assert content.floor == pytest.approx(0.9123 * 0.30162 / 0.33178, rel=1e-4)
 
 
 def test_figures_of_different_protocols_are_not_mixed(run: Run) -> None:
@@ -202,12 +200,12 @@ def test_batch_is_divided_among_the_processes(run: Run) -> None:
         assert named(facts.training_facts(read_run(run)))["Batch"].note == expected
 
 
-def test_a_stream_counts_shards_instead_of_epochs(run: Run, tmp_path: Path) -> None:
+def test_a_stream_counts_segments_instead_of_epochs(run: Run, tmp_path: Path) -> None:
     stream = Run.create(tmp_path / "run", {**CONFIG, "data": "stream:stories"}, ENVIRONMENT)
     log_steps(stream, 300)
     data = read_run(stream)
-    assert named(facts.training_facts(data))["Length"].value == "300 steps, 1.50 shards of the stream"
-    assert "(stream:stories)" in facts.task(data)[1] and "in shards during training" in facts.task(data)[1]
+    assert named(facts.training_facts(data))["Length"].value == "300 steps, 1.50 segments of the stream"
+    assert "(stream:stories)" in facts.task(data)[1] and "in segments during training" in facts.task(data)[1]
     assert facts.passes(read_run(run)) == "1.50 epochs"
     assert "Validation and test documents are those of the corpus" in facts.task(read_run(run))[1]
 

@@ -150,7 +150,7 @@ def draw(comparison: Comparison) -> dict[str, Picture]:
     """
     if not comparison.per_token:
         return {}
-    arms = {arm: comparison.of(arm) for arm in comparison.arms}
+    arms = {arm: [o for o in comparison.outcomes if o.arm == arm and o.usable] for arm in comparison.arms}
     pictures: dict[str, Picture] = {}
     if any(o.curve for o in comparison.outcomes):
         panels = {

@@ -338,10 +338,6 @@ class Comparison:
         """The arm that the others are compared with."""
         return self.arms[0]
 
-    def of(self, arm: str) -> list[Outcome]:
-        """Return the usable runs of an arm."""
-        return [outcome for outcome in self.outcomes if outcome.arm == arm and outcome.usable]
-
     @property
     def one_scale(self) -> bool:
         """Whether losses per token compare among all runs that have begun, including those that are left out."""

@@ -28,7 +28,7 @@ from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of, save_positions
 from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
-from gpt2lab.evaluation.text_quality import Prompts, choose_prompts, measure_texts, save_text_quality
+from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality
 from gpt2lab.files import free_path, write_json
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
@@ -71,7 +71,7 @@ def compare(
     """
     jobs = plan.jobs
     for config in plan.arms.values() if texts else ():
-        _prompts(TokenDataset(config.data), config.recipe().model.n_ctx)
+        choose_prompts(TokenDataset(config.data), "test", config.recipe().model.n_ctx, SAMPLES)
     for job in jobs:
         if _has_checkpoint(Run(job.path)):
             require_same_options(job, saved_config(Run(job.path)))
@@ -191,15 +191,11 @@ def measure(run: Run, texts: bool) -> None:
         saved = {"step": step, "protocol": recall.protocol, "chance": recall.chance} | dataclasses.asdict(recall)
         write_json(run.evaluations(step) / RECALL_FILE, saved)  # last: its presence says that the others are there
     if texts and run.latest_evaluation(TEXT_FILE) is None:
-        quality = measure_texts(model, dataset.tokenizer(), _prompts(dataset, model.config.n_ctx), where, config.seed)
+        prompts = choose_prompts(dataset, "test", model.config.n_ctx, SAMPLES)
+        quality = measure_texts(model, dataset.tokenizer(), prompts, where, config.seed)
         save_text_quality(run, step, "test", quality)
 
 
 def _is_measured(run: Run, texts: bool) -> bool:
     files = [RECALL_FILE, TEXT_FILE] if texts else [RECALL_FILE]
     return all(run.latest_evaluation(file) for file in files)
-
-
-def _prompts(dataset: TokenDataset, n_ctx: int) -> Prompts:
-    """Return the held-out prompts that a run continues. Raises `InputError` if its test split is too short."""
-    return choose_prompts(dataset, "test", n_ctx, SAMPLES)

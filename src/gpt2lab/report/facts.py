@@ -118,8 +118,8 @@ def task(data: RunData) -> tuple[str, ...]:
     )
     if data.streamed:
         reading = (
-            "It is prepared in shards during training; validation and test documents are held out of the first one. A "
-            f"training step reads sequences of {seq_len} tokens of one shard, in an order drawn anew for each shard."
+            "It is prepared in segments during training; validation and test documents are held out of the first one. "
+            f"A training step reads sequences of {seq_len} tokens of one segment, in an order drawn anew for each."
         )
     return (
         "The task is to predict each token of a text from the tokens before it. A good model gives the text a high "
@@ -236,7 +236,7 @@ def _length(data: RunData) -> str:
 def passes(data: RunData) -> str:
     """Return how often the training set was read; an empty string if that is unknown."""
     epochs = data.column("epoch")
-    unit = "shards of the stream" if data.streamed else "epochs"
+    unit = "segments of the stream" if data.streamed else "epochs"
     return f"{number(epochs[-1], 3)} {unit}" if epochs else ""
 
 
@@ -406,7 +406,7 @@ def _judge_texts(data: RunData) -> Iterator[tuple[bool, str]]:
     if "relevance" in both:
         ours, theirs = both["relevance"]
         if ours < (1 - LOST_RELEVANCE) * theirs:
-            text = "It takes up less of what a prompt names than the held-out text does"
+            text = "Its texts refer less to what the prompt mentions than the held-out text does"
             yield False, f"{text}: relevance {said['relevance']}."
 
 
