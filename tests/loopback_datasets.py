@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback_hub import serving
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 PAGE = 3
@@ -104,14 +105,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()
-            if fault == "half":  # the connection ends in the midst of the answer
-                self.wfile.write(part[: len(part) // 2])
-                self.close_connection = True
-                return None
-            if fault == "drop":
-                self.close_connection = True
-                return None
-            self.wfile.write(part)
+            self.close_connection = fault in ("half", "drop")  # in the midst of the answer, or before it
+            self.wfile.write(part[: {"half": len(part) // 2, "drop": 0}.get(fault, len(part))])
             return None
 
         def _answer(self, body: bytes, status: int, headers: dict[str, str]) -> None:
@@ -128,14 +123,5 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 def loopback_hub() -> Iterator[Hub]:
     """Serve a hub on a free port of this machine."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(_handler(hub)) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

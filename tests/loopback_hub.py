@@ -20,6 +20,21 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests on a free port of this machine; yield its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def loopback_hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
     """Serve files by NAME, OWNER/NAME or datasets/OWNER/NAME, then file name; yield the address for ``HF_ENDPOINT``."""
 
@@ -44,15 +59,8 @@ def loopback_hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             """Keep the tests' output quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as address:
+        yield address
 
 
 @contextmanager
