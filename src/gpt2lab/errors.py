@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Unusable input. The message is one line: what was given, what is allowed, what to do."""
 
 
+class TemporaryError(InputError):
+    """An error that the same command may not raise again: what it has done so far is kept."""
+
+
 class ReportedElsewhere(InputError):
     """An error that another process of the same run reports, so that this one need not."""
 

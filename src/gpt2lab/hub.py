@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from gpt2lab.errors import InputError, did_you_mean
+from gpt2lab.errors import InputError, TemporaryError, did_you_mean
 from gpt2lab.files import is_full, neighbors, sha256_of, sync
 
 PREFIX = "hub:"
@@ -106,7 +106,7 @@ def _cached(problem: str, download: Callable[[Any], str]) -> Path:
         raise InputError(f"{problem}, and the download from the Hub failed: {reason}") from error
 
 
-class Unreachable(InputError):
+class Unreachable(TemporaryError):
     """A server did not respond as it should within the limits of the `RetryPolicy`; a later attempt may succeed."""
 
 

@@ -130,18 +130,17 @@ def test_damaged_data_is_refused(copy: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"format": 2}, "format 2; this version reads format 1"),
-        ({"shards": []}, "train has 7921 tokens, but its files hold 0"),
-        ({"splits": {"train": {"tokens": 3}}}, "damaged"),
-        ({"tokenizer": None}, "damaged"),
-        ({"source": {}}, "damaged"),
+        ({"format": 2}, "manifest.json: format 2; this version reads format 1"),
+        ({"shards": []}, "manifest.json: train has 7921 tokens, but its files hold 0"),
+        ({"splits": {"train": {"tokens": 3}}}, "manifest.json: damaged (TypeError: "),
+        ({"splits": {"train": {"tokens": 7921}}}, "manifest.json: damaged (TypeError: "),
+        ({"tokenizer": None}, "manifest.json: damaged (TypeError: "),
+        ({"source": {}}, "manifest.json: damaged (KeyError: "),
     ],
 )
 def test_a_damaged_manifest_is_refused(copy: Path, edit: dict[str, Any], message: str) -> None:
     edit_manifest(copy, edit)
-    told = refused(copy)
-    assert "manifest.json" in told
-    assert message in told
+    assert message in refused(copy)
 
 
 def test_only_the_tokenizer_of_the_data_is_accepted(copy: Path, tokenizer: Tokenizer) -> None:

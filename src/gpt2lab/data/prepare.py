@@ -32,6 +32,7 @@ from gpt2lab.data.dataset import TOKENIZER, TokenDataset
 from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
 from gpt2lab.data.shards import (
     MANIFEST,
+    NOTHING,
     DataManifest,
     LeftOut,
     ShardInfo,
@@ -51,9 +52,8 @@ from gpt2lab.data.writing import (
     PreparePlan,
     explaining_full_disk,
 )
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, locked
-from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_FRACTION = 0.05
@@ -73,7 +73,7 @@ ProgressCallback: TypeAlias = Callable[[int, int, int, int], None]
 """Called with the documents, bytes of text and tokens written so far, and the estimated bytes of text in total."""
 
 
-class AlreadyPreparing(InputError):
+class AlreadyPreparing(TemporaryError):
     """Another process is preparing the same directory."""
 
 
@@ -166,11 +166,10 @@ def prepare_shards(
             _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
         with explaining_full_disk(out, _SMALL_FILES):
             return finish(plan, journal, tokenizer, config, out)
-    except (DiskFull, Unreachable, AlreadyPreparing):
-        raise
-    except InputError:
-        if is_new and world == 1 and not any(map(journal.is_complete, own)):
-            shutil.rmtree(out, ignore_errors=True)  # created by this call, and nothing in it is of use
+    except InputError as error:
+        is_useless = is_new and world == 1 and not any(map(journal.is_complete, own))
+        if is_useless and not isinstance(error, TemporaryError):
+            shutil.rmtree(out, ignore_errors=True)
         raise
 
 
@@ -221,7 +220,7 @@ class _Preparation:
 
     def _advance(self, index: int, progress: ProgressCallback) -> Callable[[SplitInfo], None]:
         """Return a callback that adds the counts of the chunks before ``index`` to those of its own."""
-        before = sum((split for record in self._done for split in record.splits.values()), SplitInfo())
+        before = sum((split for record in self._done for split in record.splits.values()), NOTHING)
         after = sum(self._plan.chunks[i].text_bytes for i in self._own if i > index)
         this = self._plan.chunks[index].text_bytes
 
@@ -244,8 +243,10 @@ def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None,
     if max_disk is not None and max_disk < 1:
         raise InputError(f"max_disk is {max_disk}; it must be at least 1 byte")
     chunks = tuple(resolve(config))
-    if any(chunk.cut == "tokens" for chunk in chunks):
-        _refuse_for_tokens(config)
+    unusable = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
+    given = ["--" + name.replace("_", "-") for name in unusable if getattr(config, name)]
+    if given and any(chunk.cut == "tokens" for chunk in chunks):
+        raise InputError(f"{', '.join(config.sources)}: comes as tokens, used unchanged; leave out {given[0]}")
     rule, chunks = _split(config, chunks)
     needed = world * max(chunk.download for chunk in chunks) + output_bytes(chunks, tokenizer)
     if max_disk is not None and config.max_documents is None and needed > max_disk:
@@ -262,13 +263,6 @@ def output_bytes(chunks: Sequence[Chunk], tokenizer: Tokenizer) -> int:
     rate = len(tokenizer.encode(_SAMPLE)) / len(_SAMPLE.encode())
     text = sum(chunk.text_bytes for chunk in chunks if chunk.cut != "tokens")
     return int(text * rate) * size + sum(chunk.download for chunk in chunks if chunk.cut == "tokens")
-
-
-def _refuse_for_tokens(config: PrepareConfig) -> None:
-    names = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
-    if given := [name for name in names if getattr(config, name)]:
-        option = "--" + given[0].replace("_", "-")
-        raise InputError(f"{', '.join(config.sources)}: comes as tokens, which are used unchanged; leave out {option}")
 
 
 def _split(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule, tuple[Chunk, ...]]:
@@ -288,7 +282,8 @@ def _split(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule,
             return SplitRule("given", 0.0, 0.0), chunks
         # the split that is missing is held out of the training text
         chunks = tuple(replace(chunk, split="") if chunk.split == "train" else chunk for chunk in chunks)
-    val, test = (default if given is None else given for given in (config.val_fraction, config.test_fraction))
+    val = default if config.val_fraction is None else config.val_fraction
+    test = default if config.test_fraction is None else config.test_fraction
     return SplitRule("position" if _are_few(chunks, config.max_documents) else "hash", val, test), chunks
 
 
@@ -343,7 +338,7 @@ def finish(
         return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process completed it
     try:
         records = [journal.record(index) for index in indices]
-        infos = {s: sum((r.splits[s] for r in records if s in r.splits), SplitInfo()) for s in SPLITS}
+        infos = {s: sum((r.splits[s] for r in records if s in r.splits), NOTHING) for s in SPLITS}
         splits = {split: info for split, info in infos.items() if info.documents}
         _require_all(splits, plan.rule, out)
         given = any(chunk.split for chunk in plan.chunks)

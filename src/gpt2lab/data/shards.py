@@ -316,10 +316,10 @@ class SplitInfo:
     probabilities of the documents, if all are known: the lowest loss any model can reach on average.
     """
 
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    entropy_bits: float | None = 0.0
+    documents: int
+    tokens: int
+    bytes: int
+    entropy_bits: float | None
 
     def __add__(self, other: SplitInfo) -> SplitInfo:
         bits = (self.entropy_bits, other.entropy_bits)
@@ -329,6 +329,9 @@ class SplitInfo:
             self.bytes + other.bytes,
             None if bits[0] is None or bits[1] is None else bits[0] + bits[1],
         )
+
+
+NOTHING = SplitInfo(0, 0, 0, 0.0)
 
 
 @dataclass(frozen=True)

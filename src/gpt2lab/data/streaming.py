@@ -51,9 +51,8 @@ from gpt2lab.data.writing import (
     PreparePlan,
     explaining_full_disk,
 )
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, read_json, remove_temporary, write_json
-from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 SEGMENTS_AHEAD = 2
@@ -309,10 +308,8 @@ class StreamingDataset:
         existed = self.directory.exists()
         try:
             yield
-        except (DiskFull, Unreachable):
-            raise
-        except InputError:
-            if not existed:
+        except InputError as error:
+            if not existed and not isinstance(error, TemporaryError):
                 shutil.rmtree(self.directory, ignore_errors=True)
             raise
 

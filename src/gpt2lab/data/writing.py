@@ -28,6 +28,7 @@ from gpt2lab.data.dataset import text_bytes
 from gpt2lab.data.documents import SPLITS, Document, Part, SplitRule, hash_of, write_hashes
 from gpt2lab.data.shards import (
     JOURNAL,
+    NOTHING,
     ShardInfo,
     ShardWriter,
     SplitInfo,
@@ -37,7 +38,7 @@ from gpt2lab.data.shards import (
     open_shard,
 )
 from gpt2lab.data.sources import Chunk, files_of, read_chunk
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, is_full, read_json, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ _GPT2 = "7e6b205346b649bbd0f3dc1b6c593f259ffeeca9fa9f0ada295c1438faa431f3"
 """Fingerprint of GPT-2's tokenizer."""
 
 
-class DiskFull(InputError):
+class DiskFull(TemporaryError):
     """The disk, or the part of it that may be used, is full; with more space the same command resumes."""
 
 
@@ -164,7 +165,7 @@ class ChunkWriter:
             return self._take_tokens(paths[0])
         self._read = self._short = self._duplicates = 0
         self._hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
-        self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, SplitInfo())
+        self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, NOTHING)
         variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
         shards = {split: ShardWriter(self.folder, split, variant, size, self.budget.reserve) for split in SPLITS}
         try:
@@ -190,7 +191,7 @@ class ChunkWriter:
                 self._written[split] += SplitInfo(
                     int(first), len(ids), len(text.encode("utf-8")), bits if first else 0.0
                 )
-            self.advance(sum(self._written.values(), SplitInfo()))
+            self.advance(sum(self._written.values(), NOTHING))
         for writer in shards.values():
             writer.finish()
 
