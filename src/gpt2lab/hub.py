@@ -124,13 +124,13 @@ DEFAULT_RETRY = RetryPolicy()
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """A file of a dataset: its path, size in bytes, SHA-256 if the Hub states it, and URL."""
+class SourceFile:
+    """A file to read, or to download if it has a ``url``; ``version`` is its SHA-256, if known, or time of change."""
 
-    path: str
+    name: str
     size: int
-    sha256: str | None
-    url: str
+    version: str
+    url: str = ""
 
 
 def endpoint() -> str:
@@ -143,7 +143,7 @@ def endpoint() -> str:
 
 def list_files(
     dataset: str, folder: str = "", revision: str = "main", retry: RetryPolicy = DEFAULT_RETRY
-) -> list[HubFile]:
+) -> list[SourceFile]:
     """Return the files below a folder of a dataset, sorted by path, at the current commit of the revision.
 
     Raises:
@@ -160,12 +160,12 @@ def list_files(
             entries += [entry for entry in part if entry["type"] == "file"]
         files = f"{endpoint()}/datasets/{dataset}/resolve/{commit}"
         found = [
-            HubFile(e["path"], e["size"], (e.get("lfs") or {}).get("oid"), f"{files}/{quote(e['path'])}")
+            SourceFile(e["path"], e["size"], (e.get("lfs") or {}).get("oid") or "", f"{files}/{quote(e['path'])}")
             for e in entries
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{base}: not the response of a Hub; check that HF_ENDPOINT names one") from error
-    return sorted(found, key=lambda file: file.path)
+    return sorted(found, key=lambda file: file.name)
 
 
 def get_json(url: str, retry: RetryPolicy = DEFAULT_RETRY) -> tuple[Any, str | None]:
@@ -184,14 +184,12 @@ def get_json(url: str, retry: RetryPolicy = DEFAULT_RETRY) -> tuple[Any, str | N
     return _until_it_succeeds(url, retry, once, lambda: 0)
 
 
-def fetch(url: str, target: Path, size: int, sha256: str | None, retry: RetryPolicy = DEFAULT_RETRY) -> None:
+def fetch(file: SourceFile, target: Path, retry: RetryPolicy = DEFAULT_RETRY) -> None:
     """Download a file, or resume its download; it gets its name when it is complete.
 
     Args:
-        url: Its address.
+        file: What to download; its bytes must have its SHA-256, if that is known.
         target: Its local path; ``.partial`` is appended until it is complete.
-        size: Its size in bytes.
-        sha256: Its SHA-256, if known.
         retry: The limits of attempts and waiting.
 
     Raises:
@@ -204,12 +202,13 @@ def fetch(url: str, target: Path, size: int, sha256: str | None, retry: RetryPol
         return partial.stat().st_size if partial.exists() else 0
 
     def once() -> None:
-        _receive(url, partial, received(), size, retry)
-        if sha256 is not None and (found := sha256_of(partial)) != sha256:
+        _receive(file.url, partial, received(), file.size, retry)
+        if file.version and (found := sha256_of(partial)) != file.version:
             partial.unlink()
-            raise ConnectionError(f"the bytes are not those published: SHA-256 {found[:12]}..., not {sha256[:12]}...")
+            why = f"SHA-256 {found[:12]}..., not {file.version[:12]}..."
+            raise ConnectionError(f"the bytes are not those published: {why}")
 
-    _until_it_succeeds(url, retry, once, received)
+    _until_it_succeeds(file.url, retry, once, received)
     sync(partial)
     partial.replace(target)
 

@@ -15,7 +15,7 @@ import pytest
 from gpt2lab import hub as client
 from gpt2lab.data.sources import CONVERTED, find_dataset
 from gpt2lab.errors import InputError
-from gpt2lab.hub import RetryPolicy, Unreachable, fetch, get_json
+from gpt2lab.hub import RetryPolicy, SourceFile, Unreachable, fetch, get_json
 from loopback_datasets import COMMIT, Hub
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -30,9 +30,9 @@ def hub(hub: Hub) -> Hub:
     return hub
 
 
-def get(hub: Hub, folder: Path, sha256: str | None = SHA256, retry: RetryPolicy = QUICK) -> Path:
+def get(hub: Hub, folder: Path, retry: RetryPolicy = QUICK) -> Path:
     url = f"{hub.address}/datasets/o/n/resolve/{COMMIT}/data/a.bin"
-    fetch(url, folder / "a.bin", len(CONTENT), sha256, retry=retry)
+    fetch(SourceFile("data/a.bin", len(CONTENT), SHA256, url), folder / "a.bin", retry=retry)
     return folder / "a.bin"
 
 
@@ -110,8 +110,8 @@ def test_the_listing_is_pinned_to_a_commit_and_read_page_by_page(hub: Hub) -> No
     for number in range(8):
         hub.add("o/n", f"set/train-{number}.parquet", bytes([number]))
     files = client.list_files("o/n", "set", retry=QUICK)
-    assert [file.path for file in files] == [f"set/train-{number}.parquet" for number in range(8)]
-    assert files[3].sha256 == hashlib.sha256(b"\3").hexdigest() and files[3].size == 1
+    assert [file.name for file in files] == [f"set/train-{number}.parquet" for number in range(8)]
+    assert files[3].version == hashlib.sha256(b"\3").hexdigest() and files[3].size == 1
     assert files[3].url == f"{hub.address}/datasets/o/n/resolve/{COMMIT}/set/train-3.parquet"
 
 

@@ -57,6 +57,7 @@ _HELD_COMPRESSED = 1 << 26
 """Bytes up to which a document of a compressed file is held: reading it again decompresses everything before it."""
 _ROWS = 256
 """Rows of Parquet that are decoded at once."""
+_Decoder = codecs.getincrementaldecoder("utf-8")
 _BOM = b"\xef\xbb\xbf"
 _BOUNDARY = re.compile(r".*(?:\S(?= )|[0-9A-Za-z](?=\n))", re.DOTALL)
 _HASHES = "{split}.hashes"
@@ -146,7 +147,7 @@ def _decoded(blocks: Iterable[bytes], path: Path, start: int, stop: int, errors:
     Raises:
         InputError: ``errors`` is strict and a byte is zero or not UTF-8 (with its offset), or the blocks end early.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    decoder = _Decoder(errors)
     for block in blocks:
         if errors == "strict" and (zero := block.find(0)) >= 0:
             raise InputError(f"{path}: not a text file: a zero byte at offset {start + zero}; give UTF-8 text")

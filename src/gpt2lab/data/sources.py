@@ -34,7 +34,7 @@ from gpt2lab.data.documents import (
 )
 from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.files import neighbors
-from gpt2lab.hub import DEFAULT_RETRY, NAME, PREFIX, HubFile, RetryPolicy, endpoint, fetch, list_files
+from gpt2lab.hub import DEFAULT_RETRY, NAME, PREFIX, RetryPolicy, SourceFile, endpoint, fetch, list_files
 from gpt2lab.stories.corpus import stories
 
 log = logging.getLogger("gpt2lab")
@@ -67,16 +67,6 @@ class SourceConfig:
     """Name of the text column of JSON lines and Parquet files. Default: "text"."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to read, or to download if it has a ``url``; ``version`` is its time of change, or its SHA-256."""
-
-    name: str
-    size: int
-    version: str
-    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +158,7 @@ def files_of(chunk: Chunk, folder: Path) -> list[Path]:
         path = folder / Path(file.name).name if file.url else Path(file.name)
         if file.url and not path.exists():
             log.info("downloading %s, %s MB", file.name, f"{file.size / 1e6:,.1f}")
-            fetch(file.url, path, file.size, file.version or None)
+            fetch(file, path)
         elif not file.url and _source_file(path) != file:
             raise InputError(f"{path}: changed since preparing began; delete the incomplete output and start again")
         paths.append(path)
@@ -253,7 +243,7 @@ def _chunks(source: str, config: SourceConfig) -> list[Chunk]:
     splits = {}
     for split, pattern in corpus.files.items():
         found = list_files(corpus.repository, str(PurePosixPath(pattern).parent).removeprefix("."))
-        splits[split] = [file for file in found if _matches(file.path, pattern)]
+        splits[split] = [file for file in found if _matches(file.name, pattern)]
         if not splits[split]:
             raise InputError(f"{endpoint()}: {corpus.repository} has no file {pattern} any more; it was changed")
     return _of_hub(splits, cut=corpus.cut, **how)
@@ -264,17 +254,17 @@ def _matches(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
 
 
-def _of_hub(splits: dict[str, list[HubFile]], **how: Any) -> list[Chunk]:
+def _of_hub(splits: dict[str, list[SourceFile]], **how: Any) -> list[Chunk]:
     if list(splits) == ["train"]:  # nothing is held out, so the split rule decides
         splits = {"": splits["train"]}
     return [
-        Chunk((SourceFile(file.path, file.size, file.sha256 or "", file.url),), split=split, **how)
+        Chunk((file,), split=split, **how)
         for split in ("test", "val", "train", "")  # held out first, so that its duplicates are dropped from train
         for file in splits.get(split, ())
     ]
 
 
-def find_dataset(name: str, retry: RetryPolicy = DEFAULT_RETRY) -> dict[str, list[HubFile]]:
+def find_dataset(name: str, retry: RetryPolicy = DEFAULT_RETRY) -> dict[str, list[SourceFile]]:
     """Return the Parquet files of ``OWNER/NAME`` or ``OWNER/NAME/FOLDER`` by split ("" if their names do not tell it).
 
     Raises:
@@ -286,7 +276,7 @@ def find_dataset(name: str, retry: RetryPolicy = DEFAULT_RETRY) -> dict[str, lis
     if not NAME.fullmatch(repository):
         raise InputError(f'"hub:{name}" names no dataset; give hub:OWNER/NAME or hub:OWNER/NAME/FOLDER')
     for revision in ("main",) if folder else ("main", CONVERTED):
-        found = [file for file in list_files(repository, folder, revision, retry) if file.path.endswith(".parquet")]
+        found = [file for file in list_files(repository, folder, revision, retry) if file.name.endswith(".parquet")]
         if found:
             return _by_split(name, found)
     raise InputError(
@@ -294,10 +284,10 @@ def find_dataset(name: str, retry: RetryPolicy = DEFAULT_RETRY) -> dict[str, lis
     )
 
 
-def _by_split(name: str, files: list[HubFile]) -> dict[str, list[HubFile]]:
+def _by_split(name: str, files: list[SourceFile]) -> dict[str, list[SourceFile]]:
     subsets, splits = set(), {}
     for file in files:
-        path = PurePosixPath(file.path)
+        path = PurePosixPath(file.name)
         folders = [part.removeprefix("partial-") for part in path.parent.parts]
         words = [re.split(r"[-_.\d]", path.name)[0], *reversed(folders)]
         split = next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "")  # the rule of the Hub
