@@ -217,9 +217,7 @@ def test_a_full_disk_is_reported_at_once_with_the_bytes_needed_and_free_and_resu
         *before, said = capsys.readouterr().err.splitlines()
         assert not before or source == ["hub:o/large"]  # which logs its downloads
         assert "the disk is full" in said and "bytes are needed" in said and "are free" in said
-        assert hub.asked["000.parquet"] == int(
-            source == ["hub:o/large"]
-        )  # a server is not asked again for what does not fit
+        assert hub.asked["000.parquet"] == int(source == ["hub:o/large"])  # and not again
         assert main([*command, str(out)]) == 0, capsys.readouterr().err
         assert main([*command, str(unbroken)]) == 0
         assert files_below(out) == files_below(unbroken)
