@@ -17,6 +17,7 @@ from gpt2lab.cli.arguments import OTHER_NAMES
 from gpt2lab.cli.main import main
 
 OPTIONS = Path(__file__).parents[2] / "docs" / "options.md"
+Output = Callable[..., str]
 REFUSALS = [
     ("trian", 'did you mean "train"'),
     ("tokenizer tran", 'did you mean "train"'),
@@ -87,12 +88,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("command", "expected"), REFUSALS, ids=[command for command, _ in REFUSALS])
 def test_bad_input_is_one_line_and_changes_nothing(
-    command: str,
-    expected: str,
-    work: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Callable[..., str],
+    command: str, expected: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Output
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("TOK", "DATA", "RUN"):
@@ -113,7 +109,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     ],
 )
 def test_what_is_no_id_is_refused_with_its_line(
-    given: str, said: str, work: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    given: str, said: str, work: Path, monkeypatch: pytest.MonkeyPatch, refused: Output
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
     assert said in refused("tokenizer", "decode", work / "tok")
@@ -130,7 +126,7 @@ def test_what_is_no_id_is_refused_with_its_line(
     ],
 )
 def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
-    content: bytes, said: str, tmp_path: Path, refused: Callable[..., str]
+    content: bytes, said: str, tmp_path: Path, refused: Output
 ) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(content)
@@ -138,7 +134,7 @@ def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_damaged_shard_is_named_before_training(work: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_damaged_shard_is_named_before_training(work: Path, tmp_path: Path, refused: Output) -> None:
     shutil.copytree(work / "data", tmp_path / "data")
     shard = tmp_path / "data" / "train_000000.bin"
     content = bytearray(shard.read_bytes())
@@ -151,7 +147,7 @@ def test_a_damaged_shard_is_named_before_training(work: Path, tmp_path: Path, re
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_is_named(run: Path, refused: Callable[..., str]) -> None:
+def test_a_damaged_checkpoint_is_named(run: Path, refused: Output) -> None:
     weights = run / "checkpoints" / "step_00000020" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -160,9 +156,7 @@ def test_a_damaged_checkpoint_is_named(run: Path, refused: Callable[..., str]) -
         assert said in refused("sample", run, "--checkpoint", "20")
 
 
-def test_another_tokenizers_data_is_refused(
-    work: Path, tmp_path: Path, output: Callable[..., str], refused: Callable[..., str]
-) -> None:
+def test_another_tokenizers_data_is_refused(work: Path, tmp_path: Path, output: Output, refused: Output) -> None:
     tok, data = tmp_path / "tok", tmp_path / "data"
     output("tokenizer", "train", "--input", "stories", "--vocab-size", 300, "--out", tok, "--max-documents", 50)
     output("data", "prepare", "stories", "--tokenizer", tok, "--out", data, "--max-documents", 120)

@@ -12,6 +12,7 @@ import pytest
 from gpt2lab import Tokenizer
 from gpt2lab.data.prepare import prepare
 
+Output = Callable[..., str]
 WORDS = ["low lower", "the sea " * 9, "a cat\n", "low lower"]
 
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_show_counts_documents_tokens_and_duplicates(folder: Path, output: Callable[..., str]) -> None:
+def test_show_counts_documents_tokens_and_duplicates(folder: Path, output: Output) -> None:
     said = output("data", "show", folder, "--tokens", "3")
     documents = dict(re.findall(r"^(\w+) +(\d+) documents", said, re.MULTILINE))
     assert sum(map(int, documents.values())) == 240
@@ -37,7 +38,7 @@ def test_show_counts_documents_tokens_and_duplicates(folder: Path, output: Calla
     assert len(re.findall(r"^ +[\d,]+ +\d+\.\d\d% +#+ +\"", said, re.MULTILINE)) == 3
 
 
-def test_show_cuts_documents_in_their_tokens(folder: Path, output: Callable[..., str]) -> None:
+def test_show_cuts_documents_in_their_tokens(folder: Path, output: Output) -> None:
     said = output("data", "show", folder, "--documents", "240")
     tokenizer = Tokenizer.load(folder / "tokenizer")
     for text in ("low lower", "a cat\n"):
@@ -45,7 +46,7 @@ def test_show_cuts_documents_in_their_tokens(folder: Path, output: Callable[...,
         assert f"tokens:\n{shown}\n" in said
 
 
-def test_show_draws_the_lengths_of_documents(folder: Path, output: Callable[..., str]) -> None:
+def test_show_draws_the_lengths_of_documents(folder: Path, output: Output) -> None:
     said = output("data", "show", folder)
     bars = re.findall(r"^ +([\d,]+) to +([\d,]+) +([\d,]+) ?(?: (#*))?$", said, re.MULTILINE)
     assert sum(int(number) for _, _, number, _ in bars) == 240
@@ -54,14 +55,14 @@ def test_show_draws_the_lengths_of_documents(folder: Path, output: Callable[...,
     assert all(bool(bar) == (number != "0") for _, _, number, bar in bars)
 
 
-def test_show_draws_a_picture(folder: Path, tmp_path: Path, output: Callable[..., str]) -> None:
+def test_show_draws_a_picture(folder: Path, tmp_path: Path, output: Output) -> None:
     picture = tmp_path / "p.png"
     assert str(picture) in output("data", "show", folder, "--picture", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_imported_files_are_shown_and_trained_on(
-    folder: Path, small: list[str], tmp_path: Path, output: Callable[..., str], refused: Callable[..., str]
+    folder: Path, small: list[str], tmp_path: Path, output: Output, refused: Output
 ) -> None:
     tokens = np.random.default_rng(0).integers(0, 257, 3000).astype("<u2")
     for name in ("train.bin", "val.bin"):

@@ -21,6 +21,8 @@ from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.loop import StepReport
 
+Output = Callable[..., str]
+
 
 @pytest.fixture(autouse=True)
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +43,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stories_become_a_run_with_figures_samples_and_report_and_again_with_a_number(
-    tmp_path: Path, output: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = output("quickstart")
@@ -62,7 +64,7 @@ def test_stories_become_a_run_with_figures_samples_and_report_and_again_with_a_n
     assert second.samples() == run.samples()  # by the same seed
 
 
-def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path, output: Callable[..., str]) -> None:
+def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path, output: Output) -> None:
     text = tmp_path / "text.txt"
     text.write_text(tinyshakespeare.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
     output("quickstart", "--text", text, "--out", tmp_path / "run")
@@ -72,9 +74,7 @@ def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path, outp
     assert Tokenizer.load(run.tokenizer).decode([0]) == "!"
 
 
-def test_a_text_too_short_to_be_measured_is_refused_before_training(
-    tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_a_text_too_short_to_be_measured_is_refused_before_training(tmp_path: Path, refused: Output) -> None:
     text = tmp_path / "text.txt"
     text.write_text("One day a fox went to the river. " * 30, encoding="utf-8")
     assert "too short" in refused("quickstart", "--text", text, "--out", tmp_path / "run")
@@ -82,7 +82,7 @@ def test_a_text_too_short_to_be_measured_is_refused_before_training(
 
 
 def test_a_signal_saves_and_says_how_to_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
     def stop_at_step_3() -> Iterator[Callable[[StepReport], None]]:

@@ -16,6 +16,8 @@ from tiktoken.load import load_tiktoken_bpe
 
 from gpt2lab import Tokenizer, console
 
+Output = Callable[..., str]
+
 
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,15 +26,14 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_show_parts_the_tokens_of_a_text_by_bars(tok: Path, output: Callable[..., str]) -> None:
-    said = output("tokenizer", "show", tok, "--text", "lower low\nél")
+def test_show_splits_a_text_by_bars_and_lists_the_longest_tokens(tok: Path, output: Output) -> None:
+    said = output("tokenizer", "show", tok, "--text", "lower low\nél", "--longest", 2)
     assert "262 entries, 256 bytes and 5 merges" in said and "<|endoftext|> = 261" in said
     assert f"{tok}:\nlow|er| low|\\n\n\\xc3|\\xa9|l\n" in said
+    assert said.splitlines()[-2:] == ['      260    6 bytes  " lower"', '      258    4 bytes  " low"']
 
 
-def test_show_colors_the_tokens_in_a_terminal(
-    tok: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[..., str]
-) -> None:
+def test_show_colors_the_tokens_in_a_terminal(tok: Path, monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system="standard", highlight=False, soft_wrap=True)
     monkeypatch.setattr(console, "console", terminal)
@@ -44,7 +45,7 @@ def test_show_colors_the_tokens_in_a_terminal(
 
 
 def test_show_measures_the_fit_beside_gpt2s_own(
-    tok: Path, gpt2_vocabulary: Path, tmp_path: Path, output: Callable[..., str]
+    tok: Path, gpt2_vocabulary: Path, tmp_path: Path, output: Output
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text("lower low <|endoftext|>lower", encoding="utf-8")
@@ -55,13 +56,8 @@ def test_show_measures_the_fit_beside_gpt2s_own(
     assert "longest" not in said
 
 
-def test_show_lists_the_longest_tokens(tok: Path, output: Callable[..., str]) -> None:
-    said = output("tokenizer", "show", tok, "--longest", "2")
-    assert said.splitlines()[-2:] == ['      260    6 bytes  " lower"', '      258    4 bytes  " low"']
-
-
 def test_exports_are_read_by_the_programs_they_are_for(
-    tok: Path, tmp_path: Path, output: Callable[..., str], refused: Callable[..., str]
+    tok: Path, tmp_path: Path, output: Output, refused: Output
 ) -> None:
     text = "lower low, slower"
     expected = Tokenizer.load(tok).encode(text)
@@ -85,7 +81,7 @@ def test_exports_are_read_by_the_programs_they_are_for(
 
 
 def test_training_shows_merges_a_second_and_the_time_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[..., str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Output
 ) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True, width=120))

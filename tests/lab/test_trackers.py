@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,6 +14,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.lab import train as train_module
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
+
+Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +27,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-def config(data: Path, out: Path, **changes: object) -> TrainConfig:
-    return dataclasses.replace(
-        TrainConfig(
-            data=data, out=out, steps=6, batch_tokens=64, log_every=2, eval_every=6, checkpoint_every=4, device="cpu",
-            model=GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0),
-        ),
-        **changes,
-    )  # fmt: skip
+def config(data: Path, out: Path, tracker: Tracker = "none") -> TrainConfig:
+    model = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
+    config = TrainConfig(data, out, model=model, steps=6, batch_tokens=64, device="cpu", tracker=tracker)
+    return dataclasses.replace(config, log_every=2, eval_every=6, checkpoint_every=4)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the trackers' own imports

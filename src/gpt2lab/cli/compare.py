@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Compare(Command):
     """Compare variants of a model fairly: same seeds, same batches, paired differences with confidence intervals.
 
-    Every option of gpt2lab train may be given too and holds for all runs. Each combination of the varied options is
-    trained with each seed, as an ordinary run in its own directory; the first combination is the reference. If it is
-    interrupted, run the same command again: finished runs are not repeated.
+    Every option of gpt2lab train may be given too and holds for all runs. Each --arm is combined with every value of
+    each --vary, and each combination is trained with each seed, as an ordinary run in its own directory; the first
+    combination is the reference. If interrupted, run the same command again: finished runs are not repeated.
     """
 
     data: Path
@@ -34,17 +34,15 @@ class Compare(Command):
     out: Path
     """Directory of the comparison, which will hold the runs."""
     vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OPTION=VALUE,VALUE")] = ()
-    """An option of gpt2lab train and its values, such as model.n_kv_head=4,1; preset=nano,tiny compares sizes. May be
-    given several times."""
+    """An option of gpt2lab train and its values, such as model.n_kv_head=4,1 or preset=nano,tiny for sizes."""
     arm: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar='"NAME: OPTION=VALUE ..."')] = ()
-    """A variant that changes several options, such as "window: model.mask=window model.window=64"; "baseline:" changes
-    none. May be given several times; each is combined with every value of --vary."""
+    """A variant of several options, such as "window: model.mask=window model.window=64", or of none: "baseline:"."""
     base: str = "nano"
     """Preset that the runs start from."""
     seeds: int = 3
-    """Runs per combination: --seed and those that follow it. At least three are needed for an interval."""
+    """Runs per combination, with the seeds --seed, --seed + 1, ...; an interval needs at least three."""
     to_loss: float | None = None
-    """Validation loss for steps and seconds to a loss; by default the lowest that every run reached."""
+    """Validation loss to count steps and seconds to; by default the lowest that every run reached."""
     texts: bool = False
     """Also measure the texts of each run as gpt2lab eval text does, which takes time."""
     dry_run: bool = False

@@ -58,12 +58,11 @@ def _figures(corpus: Corpus) -> tuple[str, str, str]:
 class Prepare(PrepareConfig, Command):
     """Tokenize text into shards with a manifest, split into train, validation and test.
 
-    If it is interrupted, run the same command again to resume. Under torchrun, the processes share the work.
+    If interrupted, run the same command again to resume. Under torchrun, the processes share the work.
     """
 
     sources: Positional[tuple[str, ...]]
-    """Files (.txt .jsonl .parquet, also .gz or .zst), directories, quoted glob patterns, corpora (see data list), or
-    hub:OWNER/NAME."""
+    """Files (.txt .jsonl .parquet, also .gz .zst), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
     tokenizer: Path
     """Directory of the tokenizer, or a name on the Hub: gpt2, hub:OWNER/NAME."""
     out: Path
@@ -133,8 +132,7 @@ class ImportShards(Command):
     """Use token files of another project as prepared data: check them and write a manifest beside them."""
 
     directory: Positional[Path]
-    """Directory of .bin files in the format of llm.c (also modded-nanogpt) or .npy files (build-nanogpt), each with
-    train, val or test in its name."""
+    """Directory of .bin (llm.c, modded-nanogpt) or .npy files (build-nanogpt) with train, val or test in the name."""
     tokenizer: Path
     """Directory of the tokenizer that the tokens belong to, or a name on the Hub."""
     raw: bool = False

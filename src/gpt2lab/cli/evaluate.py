@@ -152,11 +152,11 @@ class Positions(_OnHeldOutText):
 
 @dataclass(frozen=True)
 class HellaSwag(Command):
-    """Measure how often the model prefers the right one of four endings."""
+    """Measure accuracy on HellaSwag: how often the model prefers the right one of four endings."""
 
     model: Model
     items: Path | None = None
-    """HellaSwag's .jsonl file; by default the validation split is fetched from the Hub (extra hub)."""
+    """HellaSwag's .jsonl file; by default the validation split, downloaded from the Hub (needs the extra hub)."""
     style: Literal["completion", "harness"] = "completion"
     """completion (GPT-2 124M: 29.55 %), or the wording of lm-evaluation-harness (31.14 %)."""
     limit: int | None = None
@@ -177,7 +177,7 @@ class HellaSwag(Command):
 
 @dataclass(frozen=True)
 class LMHarness(Command):
-    """Evaluate the model with EleutherAI's lm-evaluation-harness (extra harness)."""
+    """Evaluate the model with EleutherAI's lm-evaluation-harness (needs the extra harness)."""
 
     model: Model
     tasks: Annotated[tuple[str, ...], arg(metavar="TASK")]
@@ -187,7 +187,7 @@ class LMHarness(Command):
     limit: int | None = None
     """Use only the first items of each task."""
     shots: int | None = None
-    """Examples before each item; by default the task's own number."""
+    """Number of examples before each item; by default the task's own."""
 
     def run(self) -> None:
         """Print the figures and add them to the run's evals.csv."""

@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "eval": {
         "perplexity": ("evaluate:Perplexity", "Measure perplexity per token and per word, and bits per byte."),
         "positions": ("evaluate:Positions", "Measure the loss by position in the context, and plot it."),
-        "hellaswag": ("evaluate:HellaSwag", "Measure how often the model prefers the right one of four endings."),
+        "hellaswag": ("evaluate:HellaSwag", "Measure accuracy on HellaSwag, with two ways of scoring the endings."),
         "harness": ("evaluate:LMHarness", "Evaluate the model with EleutherAI's lm-evaluation-harness."),
         "text": ("evaluate:TextQuality", "Compare the texts of each decoding strategy with held-out continuations."),
     },

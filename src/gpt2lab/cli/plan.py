@@ -29,9 +29,9 @@ class Plan(Command):
     preset: str | None = None
     """Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; by default gpt2."""
     gpu: str | None = None
-    """H100 or another GPU by name, or cpu for this machine; by default H100, or the run's with --from."""
+    """Name of a GPU such as H100, or cpu for this machine; by default H100, or the run's with --from."""
     gpus: int | None = None
-    """Number of GPUs (of cpu: machines, or processes with --from); by default 1, or the run's with --from."""
+    """Number of GPUs, or with --gpu cpu of machines (with --from: of processes); by default 1, or as the run had."""
     tokens: Annotated[str | None, arg(metavar="N")] = None
     """Training tokens, such as 10B or 300M; by default 20 per parameter."""
     seq_len: int | None = None
@@ -41,13 +41,11 @@ class Plan(Command):
     micro_batch: int | None = None
     """Sequences per forward pass of one GPU; by default the largest that fits and divides the batch."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp replicates the model on each GPU, fsdp shards it; auto does as the run of --from did, otherwise it shards if
-    weights, gradients and optimizer state would fill more than half of a GPU."""
+    """ddp replicates the model, fsdp shards it; auto is what training would choose, or what the run of --from had."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None = None
     """Precision of the matrix products; auto, the default, is what training would choose."""
     mfu: float | None = None
-    """Model FLOPs utilization without activation checkpointing, communication included; by default 0.4, which is a
-    guess. The metrics.csv of a short run has the value of your machine, and --from uses it."""
+    """Model FLOPs utilization without activation checkpointing; 0.4 is a guess, --from measures it in a short run."""
     from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
     """Take architecture, batch and measured speed from a short run."""
     json: bool = False

@@ -34,8 +34,7 @@ class TrainTokenizer(Command):
     """Train a byte-level BPE tokenizer on text."""
 
     input: Files
-    """Files (.txt .jsonl .parquet, also .gz or .zst), directories, quoted glob patterns, corpora (see data list), or
-    hub:OWNER/NAME."""
+    """Files (.txt .jsonl .parquet, also .gz .zst), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
     vocab_size: int
     """Vocabulary size: 256 bytes, the merges and the special tokens. 257 gives a byte tokenizer."""
     out: Path

@@ -114,8 +114,7 @@ class Quickstart(Command):
     text: Path | None = None
     """Text file to train on; by default stories that the program generates itself."""
     out: Path | None = None
-    """Directory of the run, which must not exist; by default runs/quickstart, numbered if that exists. The prepared
-    data is written beside it."""
+    """Run directory, which must not exist; by default runs/quickstart, or a numbered one. Its data goes beside it."""
     seed: int = 1337
     """Random seed of the initial weights, the data order and the samples."""
     resume: bool = False
