@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from gpt2lab.errors import InputError
 
 log = logging.getLogger("gpt2lab")
+CHECKSUM = "sha256"
+"""Name of the entry of a JSON object that holds the SHA-256 of the others."""
 _WINDOWS_BYTE = 2**30
 """The byte that stands for a whole file on Windows, whose locks keep others from reading: far beyond the end."""
 
@@ -157,6 +159,34 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON at line {error.lineno} ({error.msg}); it is damaged") from error
+
+
+def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, with its own SHA-256 as the last entry."""
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
+
+
+def read_checked_json(path: Path) -> Any:
+    """Read JSON that `write_checked_json` wrote, without its checksum. A file without one is read as it is.
+
+    Raises:
+        InputError: It cannot be read, is not JSON, or does not match its checksum.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or CHECKSUM not in value:
+        return value
+    stated = value.pop(CHECKSUM)
+    if stated != _checksum(value):
+        raise InputError(
+            f"{path}: does not match its checksum, so it was altered since it was written; restore it from a copy, or "
+            f'remove its "{CHECKSUM}" if the change is meant'
+        )
+    return value
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    content = json.dumps(json.loads(json.dumps(value)), sort_keys=True, separators=(",", ":"))  # as it will be read
+    return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, read_text, write_atomically, write_json
+from gpt2lab.files import read_checked_json, read_json, read_text, write_atomically, write_checked_json, write_json
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Run:
         write_json(path / "environment.json", environment)
         write_atomically(path / "metrics.csv", ",".join(METRICS_COLUMNS) + "\n")
         write_atomically(path / "evals.csv", ",".join(EVALS_COLUMNS) + "\n")
-        write_json(path / "config.json", config)
+        write_checked_json(path / "config.json", config)
         return run
 
     @classmethod
@@ -107,7 +107,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """Every option of the run."""
-        return read_json(self.path / "config.json")
+        return read_checked_json(self.path / "config.json")
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gpt2lab.data import shards
 from gpt2lab.data.dataset import TokenDataset, split_documents, survey
 from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
+from gpt2lab.files import read_checked_json
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 END = 4
@@ -47,7 +48,7 @@ def refused(directory: Path, split: str = "train") -> str:
 
 def edit_manifest(directory: Path, edit: dict[str, Any]) -> None:
     path = directory / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **edit}), encoding="utf-8")
+    path.write_text(json.dumps({**read_checked_json(path), **edit}), encoding="utf-8")
 
 
 def test_a_copy_is_the_same_data_and_only_the_split_asked_for_is_read(prepared: Path, copy: Path) -> None:

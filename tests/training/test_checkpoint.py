@@ -16,7 +16,7 @@ from support import PLAIN, assert_same_run, flip, go_on, log_of, refusal, saved_
 from support import checkpoint as folder_of
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import sha256_of
+from gpt2lab.files import read_checked_json, sha256_of, write_checked_json
 from gpt2lab.runs import Run
 from gpt2lab.training import checkpoint, loop
 from gpt2lab.training.checkpoint import load_model
@@ -163,9 +163,9 @@ def test_hostile_content_is_not_executed(copied: Copied, name: str, write: Calla
     run, config = copied
     folder = folder_of(run, 16)
     write(folder / name)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_checked_json(folder / "manifest.json")
     manifest["files"][name] = {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_checked_json(folder / "manifest.json", manifest)
     refusal(lambda: go_on(config, 16), said)
     assert not (folder / "hit").exists()
 

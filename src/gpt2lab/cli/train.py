@@ -17,7 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from gpt2lab import console
 from gpt2lab.cli.arguments import Command, Device, parse, parse_known, part_of
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json
+from gpt2lab.files import read_checked_json
 from gpt2lab.model.config import PRESETS
 from gpt2lab.runs import Run
 from gpt2lab.training.config import LENGTHS, TrainConfig, from_dict, saved_config
@@ -64,7 +64,7 @@ class Start:
         elif self.config is not None:
             if self.config.name in PRESETS and not self.config.exists():
                 raise InputError(f"there is no file {self.config}; for the preset, give --preset {self.config}")
-            saved = from_dict(read_json(self.config), where=str(self.config))
+            saved = from_dict(read_checked_json(self.config), where=str(self.config))
             follows = saved.model is not None and saved.seq_len == saved.model.n_ctx  # then --model.n-ctx sets both
             start = dataclasses.replace(saved, out=None, resume=None, seq_len=None if follows else saved.seq_len)
         else:

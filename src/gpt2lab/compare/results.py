@@ -206,7 +206,7 @@ def outcomes_by_options(runs: Sequence[Run]) -> list[Outcome]:
 
 def _saved_options(run: Run) -> dict[str, str]:
     try:
-        tree = read_json(run.path / "config.json")
+        tree = run.config
     except InputError:
         return {}
     return {name: str(value) for name, value in flatten(tree).items()} if isinstance(tree, dict) else {}

@@ -26,7 +26,7 @@ import numpy as np
 
 from gpt2lab.data.documents import SPLITS, SplitRule
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, sync_directory, write_json
+from gpt2lab.files import read_checked_json, sync_directory, write_checked_json
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 HEADER_BYTES = 1024
@@ -374,7 +374,7 @@ class DataManifest:
 
     def save(self, directory: Path) -> None:
         """Write ``manifest.json``."""
-        write_json(directory / MANIFEST, {"format": MANIFEST_VERSION, **asdict(self)})
+        write_checked_json(directory / MANIFEST, {"format": MANIFEST_VERSION, **asdict(self)})
         sync_directory(directory)
 
     @classmethod
@@ -387,7 +387,7 @@ class DataManifest:
         path = directory / MANIFEST
         if not path.is_file():
             raise InputError(_why_no_manifest(directory))
-        tree = read_json(path)
+        tree = read_checked_json(path)
         try:
             return _parse(tree)
         except InputError as error:

@@ -35,7 +35,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path, read_json, sha256_of, sync, sync_directory, temporary_name, write_json
+from gpt2lab.files import (
+    free_path,
+    read_checked_json,
+    sha256_of,
+    sync,
+    sync_directory,
+    temporary_name,
+    write_checked_json,
+)
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
@@ -63,7 +71,7 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """The scalars of the training state."""
-        return read_json(self.path / "state.json")
+        return read_checked_json(self.path / "state.json")
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -89,7 +97,7 @@ def save(
         _save_tensors(weights, folder / "model.safetensors")
         if not sharded:
             _save_tensors({name: value.contiguous().cpu() for name, value in tensors.items()}, folder / FULL_STATE)
-        write_json(folder / "state.json", state)
+        write_checked_json(folder / "state.json", state)
 
     try:
         comm.run_on_main(folder.mkdir)
@@ -127,7 +135,7 @@ def _describe_files(folder: Path, comm: Communicator) -> dict[str, dict[str, str
 
 def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
     """Turn a folder whose files are written into a checkpoint: write its manifest, sync, rename."""
-    write_json(folder / "manifest.json", manifest)
+    write_checked_json(folder / "manifest.json", manifest)
     for directory in (*(path for path in folder.iterdir() if path.is_dir()), folder):
         sync_directory(directory)
     folder.rename(final)
@@ -229,7 +237,7 @@ def list_checkpoints(run: Run) -> list[Checkpoint]:
 
 def _val_loss(folder: Path) -> float | None:
     try:
-        loss = read_json(folder / "state.json")["val_loss"]
+        loss = read_checked_json(folder / "state.json")["val_loss"]
     except (InputError, KeyError, TypeError):
         return None
     return loss if isinstance(loss, float) else None
@@ -256,6 +264,8 @@ def find(run: Run, which: str) -> Checkpoint:
     if which == "last":
         return checkpoints[-1]
     if which == "best":
+        for checkpoint in checkpoints:
+            _ = checkpoint.state  # a damaged one might have been the best
         return best(checkpoints) or checkpoints[-1]
     for checkpoint in checkpoints:
         if which == str(checkpoint.step):
@@ -308,7 +318,7 @@ def verify(checkpoint: Checkpoint) -> None:
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     """Return the size and SHA-256 of each file of a checkpoint."""
-    manifest = read_json(path)
+    manifest = read_checked_json(path)
     try:
         if manifest["format"] != FORMAT:
             raise InputError(f"{path}: format {manifest['format']}; this version reads format {FORMAT}")

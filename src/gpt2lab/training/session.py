@@ -13,7 +13,7 @@ from typing import Any
 from gpt2lab import runtime
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path, locked, remove_temporary, write_json
+from gpt2lab.files import free_path, locked, remove_temporary, write_checked_json, write_json
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
@@ -344,7 +344,7 @@ def _go_back(run: Run, step: int, config: ResolvedConfig, comm: Communicator) ->
     for name in checkpoint.set_aside(run, step):
         log.warning("a later checkpoint is kept as %s", name)
     run.truncate(step)
-    write_json(run.path / "config.json", _to_save(config))
+    write_checked_json(run.path / "config.json", _to_save(config))
     if comm.launched:
         write_json(run.path / "environment.json", run.environment | _launch(comm))
 

@@ -210,7 +210,7 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
 
 
 def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communicator) -> Setup:
-    """Return the setup of all processes, with the smallest micro-batch that any of them chose.
+    """Return the setup of all processes: the smallest micro-batch that any of them chose, and rank 0's precision.
 
     Raises:
         InputError: A process has other options, versions or data.
@@ -218,7 +218,8 @@ def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communic
     if comm.world_size == 1:
         return setup
     smallest = -comm.all_reduce_max(-setup.config.micro_batch)
-    setup = resolve(dataclasses.replace(asked, micro_batch=smallest), dataset, comm)
+    precision = comm.broadcast(setup.config.precision)  # auto is decided by timing, which may differ between ranks
+    setup = resolve(dataclasses.replace(asked, micro_batch=smallest, precision=precision), dataset, comm)
     comm.require_same("data set", Data.fingerprints_of(dataset))
     versions = {name: runtime.environment()[name] for name in ("gpt2lab", "torch")}
     options = flat(setup.config)
