@@ -540,7 +540,7 @@ def tokenizers(root: Path) -> Record:
     found |= under("stories", tokenizer_record(Tokenizer.load(root / "words")))
     own = Tokenizer.train(
         *([SHAKESPEARE.read_text(encoding="utf-8")[:200_000]], 500, ("<|a|>", "<|b|>")),
-        pattern=r"\w+|\W",
+        pattern=r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_]",
         min_frequency=3,
         processes=1,
     )
