@@ -19,10 +19,11 @@ from tiktoken.load import load_tiktoken_bpe
 from transformers import PreTrainedTokenizerFast
 
 from gpt2lab import Tokenizer
+from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode
 from gpt2lab.tokenizer.pretokenize import GPT2
-from loopback_hub import gpt2lab_with, loopback_hub
+from loopback_hub import hub_client, loopback_hub
 
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
 MIXED = st.text(st.one_of(KNOWN, st.sampled_from(" \t\n'sdmtlvraeéA19=-你😀")), max_size=40)
@@ -238,29 +239,28 @@ def test_tiktokens_cache_is_found(
     assert Tokenizer.gpt2("tiktoken").n_vocab == Tokenizer.gpt2(tmp_path).n_vocab == 50257
 
 
-def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(tiny: Tokenizer, tmp_path: Path) -> None:
+def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(
+    tiny: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = {file.name: file.read_bytes() for file in tiny.export(tmp_path / "files", "gpt2")}
     export = ["tokenizer", "export", "hub:owner/tiny", "--out"]
-    with loopback_hub({"owner/tiny": files, "gpt2": files, "owner/empty": {"README.md": b"nothing"}}) as endpoint:
-        done = gpt2lab_with(endpoint, tmp_path / "home", *export, str(tmp_path / "first"))
-        assert done.returncode == 0, done.stderr
-        prepared = ["data", "prepare", "stories", "--max-documents", "9", "--tokenizer", "gpt2"]
-        done = gpt2lab_with(endpoint, tmp_path / "home", *prepared, "--out", str(tmp_path / "data"))
-        assert done.returncode == 0, done.stderr
+    prepare = ["data", "prepare", "stories", "--max-documents", "9", "--tokenizer", "gpt2", "--out"]
+    models = {"owner/tiny": files, "gpt2": files, "owner/empty": {"README.md": b"nothing"}}
+    with loopback_hub(models) as endpoint, hub_client(endpoint, tmp_path / "hub"):
+        assert main([*export, str(tmp_path / "first")]) == main([*prepare, str(tmp_path / "data")]) == 0
         for name, message in {
             "owner/tin": '"owner/tin" is not a local directory, and the Hub has no such public model',
             "owner/empty": "holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt",
         }.items():
-            done = gpt2lab_with(endpoint, tmp_path / "home", "tokenizer", "show", f"hub:{name}")
-            assert done.returncode == 2
-            assert message in done.stderr.splitlines()[-1]
-            assert "Traceback" not in done.stderr
+            capsys.readouterr()
+            assert main(["tokenizer", "show", f"hub:{name}"]) == 2
+            assert message in capsys.readouterr().err.splitlines()[-1]
     assert Tokenizer.load(tmp_path / "first").merges == tiny.merges
     assert Tokenizer.load(tmp_path / "data").fingerprint == tiny.fingerprint
-    # The server is gone, its cache is not.
-    done = gpt2lab_with("http://127.0.0.1:9", tmp_path / "home", *export, str(tmp_path / "second"), offline=True)
-    assert done.returncode == 0, done.stderr
-    done = gpt2lab_with("http://127.0.0.1:9", tmp_path / "none", *export, str(tmp_path / "third"), offline=True)
-    assert done.returncode == 2
-    assert '"owner/tiny" is not a local directory, is not in the cache, and the Hub is unreachable' in done.stderr
-    assert done.stderr.count("\n") == 1
+    with hub_client("http://127.0.0.1:9", tmp_path / "hub"):  # the server is gone, its cache is not
+        assert main([*export, str(tmp_path / "second")]) == 0
+    with hub_client("http://127.0.0.1:9", tmp_path / "none"):
+        capsys.readouterr()
+        assert main([*export, str(tmp_path / "third")]) == 2
+    message = '"owner/tiny" is not a local directory, is not in the cache, and the Hub is unreachable'
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -89,7 +89,7 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     "invalid pattern": (pattern("("), "'\\(' is not a regular expression: missing \\)"),
     "pattern of nothing": (pattern(r"\d*"), "matches the empty text; each match must take a character"),
     "pattern of another dialect": (pattern("[[a-z]&&[aeiou]]+"), "which engines read differently; list characters"),
-    "pattern unknown to tiktoken": (pattern(r"\p{L}{5000000}|b"), "cannot be read by tiktoken"),
+    "pattern unknown to tiktoken": (pattern(r"\p{L}{1000}|b"), "cannot be read by tiktoken"),
     # encoding and decoding
     "negative id": (decode(-1), "the id -1 is outside the vocabulary; ids are 0 to 261"),
     "id after the last": (decode(262), "the id 262 is outside the vocabulary"),
