@@ -1,6 +1,7 @@
 """The run directory: its files, their columns, reading and writing them.
 
     config.json        every option of the run, each `auto` resolved
+    segments/          step_00000000/config.json ...: options and versions from each step at which the options changed
     environment.json   versions and machine
     train.log          what was printed
     metrics.csv        one row per logged step (METRICS_COLUMNS)
@@ -30,7 +31,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_checked_json, read_json, read_text, write_atomically, write_checked_json, write_json
+from gpt2lab.files import (
+    free_path,
+    read_checked_json,
+    read_json,
+    read_text,
+    write_atomically,
+    write_checked_json,
+    write_json,
+)
 
 T = TypeVar("T")
 
@@ -39,7 +48,7 @@ METRICS_COLUMNS = (
     "seconds",
 )  # fmt: skip
 """Columns of metrics.csv. Losses are in nats per token; a cell without a value is empty."""
-EVALUATIONS = "evaluations"
+EVALUATIONS, SEGMENTS = "evaluations", "segments"
 EVALS_COLUMNS = ("step", "task", "split", "protocol", "metric", "value")
 """Columns of evals.csv; the protocol says in words how the value was measured."""
 
@@ -65,6 +74,7 @@ class Run:
         except OSError as error:
             raise InputError(f"{path} cannot be created ({error.strerror}); give another --out") from error
         run = cls(path)
+        run.add_segment(0, config, environment)
         write_json(path / "environment.json", environment)
         write_atomically(path / "metrics.csv", ",".join(METRICS_COLUMNS) + "\n")
         write_atomically(path / "evals.csv", ",".join(EVALS_COLUMNS) + "\n")
@@ -113,6 +123,28 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions and machine."""
         return read_json(self.path / "environment.json")
+
+    @property
+    def segments(self) -> dict[int, Path]:
+        """The configuration file of each segment, by the step after which it began. A resumed run has several."""
+        files = sorted(self.path.glob(f"{SEGMENTS}/step_*/config.json"))
+        return {int(file.parent.name.removeprefix("step_")): file for file in files if "." not in file.parent.name}
+
+    def add_segment(self, step: int, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Record with which options and versions a run goes on after a step, unless they are the present ones.
+
+        Segments that began at this step or later are set aside, since the run has gone back.
+        """
+        for begun, file in self.segments.items():
+            if begun >= step:
+                folder = file.parent
+                folder.rename(free_path(folder.with_name(f"{folder.name}.before_resume_at_{step}")))
+        last = next(reversed(self.segments.values()), None)
+        if last is None or read_checked_json(last) != json.loads(json.dumps(config)):
+            folder = self.path / SEGMENTS / f"step_{step:08d}"
+            folder.mkdir(parents=True)
+            write_checked_json(folder / "config.json", config)
+            write_json(folder / "environment.json", environment)
 
     def evaluations(self, step: int) -> Path:
         """Return the folder for evaluations of a step's weights, created if missing."""

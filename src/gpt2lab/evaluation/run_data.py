@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
 from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
-from gpt2lab.files import read_json
+from gpt2lab.files import read_checked_json
 from gpt2lab.model.inspection import attention_weights
 from gpt2lab.runs import MetricsRow, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ def read_run(run: Run) -> RunData:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    value = read_json(path)
+    value = read_checked_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {str(value)[:40]!r}; the run directory is damaged")
     return value

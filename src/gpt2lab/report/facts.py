@@ -10,11 +10,14 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.evaluation.text_quality import HELD_OUT
+from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
 from gpt2lab.training.config import flatten
 
@@ -216,6 +219,7 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
         Fact("Data", data_name(data), fingerprints.get("data", "")),
         Fact("Tokenizer", f"byte-level BPE, vocabulary of {vocabulary}", fingerprints.get("tokenizer", "")),
         Fact("Length", _length(data), f"finished: {finished}" if finished else "not finished"),
+        *_segments(data),
         Fact("Batch", f"{setting(config.get('batch_tokens'))} tokens per step", _batch(data)),
         Fact("Optimizer", optimizer, f"weight decay {decay}, on matrices only"),
         Fact("Learning rate", f"peak {setting(optim.get('lr'))}", _schedule(optim)),
@@ -231,6 +235,15 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
 def _length(data: RunData) -> str:
     steps = data.column("step")
     return f"{plural(steps[-1], 'step')}, {passes(data)}".removesuffix(", ") if steps else MISSING
+
+
+def _segments(data: RunData) -> list[Fact]:
+    """Return how a run was resumed with other options, if it was."""
+    segments = segments_of(data)
+    if len(segments) < 2:
+        return []
+    starts = ", ".join(f"from step {begin + 1:,} with {options.get('steps'):,} planned" for begin, options in segments)
+    return [Fact("Segments", starts, "each followed the schedule of its own planned steps")]
 
 
 def passes(data: RunData) -> str:
@@ -286,14 +299,46 @@ def environment(data: RunData) -> tuple[Fact, ...]:
 
 def commands(data: RunData) -> tuple[Fact, ...]:
     """Return the commands that reproduce a run and its report."""
-    path = data.run.path.as_posix()
-    run, config, again = (shlex.quote(p) for p in (path, f"{path}/config.json", f"{path}-again"))
+    run = shlex.quote(data.run.path.as_posix())
+    again = _commands_of_training(data)
     return (
-        Fact("Train it again", f"gpt2lab train --config {config} --out {again}"),
+        *(Fact("Train it again" if n == 1 else "then", command) for n, command in enumerate(again, start=1)),
         Fact("Evaluate it", f"gpt2lab eval perplexity {run}"),
         Fact("Sample from it", f'gpt2lab sample {run} --prompt "Once upon a time"'),
         Fact("Make this report", f"gpt2lab report {run} --out report.pdf"),
     )
+
+
+def _commands_of_training(data: RunData) -> list[str]:
+    """Return the commands that train a run again, one for each segment.
+
+    A segment that ended before its planned steps is trained to its end, so that its schedule is the same, and keeps
+    the checkpoint from which the next one resumes.
+    """
+    path = data.run.path.as_posix()
+    config, again = (shlex.quote(p) for p in (f"{path}/config.json", f"{path}-again"))
+    segments = segments_of(data)
+    if len(segments) < 2:
+        return [f"gpt2lab train --config {config} --out {again}"]
+    commands = [f"gpt2lab train --config {shlex.quote(data.run.segments[0].as_posix())} --out {again}"]
+    for (_, before), (begin, options) in pairwise(segments):
+        if begin != before["steps"]:
+            commands[-1] += f" --checkpoint-every {begin} --keep-last {before['steps'] // begin + 1}"
+        changed = [
+            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+            for name, value in options.items()
+            if value != before.get(name)
+        ]
+        commands.append(" ".join([f"gpt2lab train --out {again} --resume {begin}", *changed]))
+    return commands
+
+
+def segments_of(data: RunData) -> list[tuple[int, dict[str, Any]]]:
+    """Return the step after which each segment of a run began, and its options by the names of their flags."""
+    try:
+        return [(step, flatten(read_checked_json(file))) for step, file in data.run.segments.items()]
+    except InputError:
+        return []
 
 
 SHAKESPEARE_BY_CHARACTER = "333f749b4571300043e02025556b66bb1e50d858561445ea7b40312e99c4c6eb"

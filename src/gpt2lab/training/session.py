@@ -344,6 +344,7 @@ def _go_back(run: Run, step: int, config: ResolvedConfig, comm: Communicator) ->
     for name in checkpoint.set_aside(run, step):
         log.warning("a later checkpoint is kept as %s", name)
     run.truncate(step)
+    run.add_segment(step, _to_save(config), runtime.environment() | _launch(comm))
     write_checked_json(run.path / "config.json", _to_save(config))
     if comm.launched:
         write_json(run.path / "environment.json", run.environment | _launch(comm))
