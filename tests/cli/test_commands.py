@@ -184,6 +184,35 @@ def test_a_bad_hellaswag_line_stops_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_hellaswag_leaves_out_an_ending_longer_than_the_context(
+    work: Path, run: Path, small: list[str], tmp_path: Path, output: Output
+) -> None:
+    items = hellaswag_file(tmp_path, 0, 2)
+    long = json.loads(items.read_text(encoding="utf-8").splitlines()[0]) | {"ind": 580, "endings": ["z" * 40, *"bcd"]}
+    items.write_text(items.read_text(encoding="utf-8") + "\n" + json.dumps(long), encoding="utf-8")
+    said = output("eval", "hellaswag", run, "--items", items)
+    assert "2 items of 4 endings" in said and "longer than the model's context: 1 item (580)." in said
+    train = ("train", "--data", work / "data", "--out", tmp_path / "new", "--steps", 2, *small)
+    assert "longer than the model's context: 1 item (580)." in output(*train, "--hellaswag", items)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--hellaswag ITEMS --model.n-ctx 4 --batch-tokens 64", "none of the 1 HellaSwag items can be scored"),
+        ("--hellaswag ITEMS --model.mask bidirectional", "mask bidirectional lets tokens attend to later ones"),
+    ],
+)
+def test_what_cannot_be_done_during_training_is_refused_before_anything_is_made(
+    options: str, said: str, work: Path, small: list[str], tmp_path: Path, refused: Output
+) -> None:
+    items = hellaswag_file(tmp_path, 0)
+    items.write_text(items.read_text(encoding="utf-8").replace("boat.", "zzzzzz."), encoding="utf-8")
+    train = ("train", "--data", work / "data", "--out", tmp_path / "run", "--steps", 2, *small)
+    assert said in refused(*train, *options.replace("ITEMS", str(items)).split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_quality_of_texts_is_printed_and_kept(run: Path, output: Output) -> None:
     said = output("eval", "text", run, "--samples", 3)
     assert all(part in said for part in ("held-out text", "nucleus 0.95", "repetition", "protocol: 3 prompts"))

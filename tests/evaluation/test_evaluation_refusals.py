@@ -107,9 +107,9 @@ REFUSALS: dict[str, tuple[Callable[[Setup], object], str]] = {
     ),
     "no items": (lambda s: s.choose(), "there are no HellaSwag items"),
     "unknown style": (lambda s: s.choose(ITEM, style="completions"), 'unknown style "completions" .*mean "completion"'),
-    "long ending": (
+    "long endings only": (
         lambda s: s.choose({**ITEM, "endings": ["zq" * 100, "b", "c", "d"]}),
-        "item 24: an ending has 201 tokens, but the context length of the model is 24",
+        "none of the 1 HellaSwag items can be scored: each has an ending longer than the model's context of 24 tokens",
     ),
     "empty file": (lambda s: s.read(b"", b""), "items.jsonl: has no items"),
     "missing file": (lambda s: read_hellaswag(s.folder / "none.jsonl"), "none.jsonl: cannot be read"),

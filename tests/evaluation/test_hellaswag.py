@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -169,6 +171,52 @@ def test_hellaswag_equals_the_harness_item_by_item(wrapped: Any, tmp_path: Path)
     ours = hellaswag(wrapped.model, wrapped.model_tokenizer, read_hellaswag(items), "harness")
     assert {metric: [bool(s[metric]) for s in theirs] for metric in ("acc", "acc_norm")} == ours.correct
     assert 0 < ours.figures["acc_norm"] < 1
+
+
+def test_contexts_are_cut_as_by_the_model_class_of_the_harness(
+    wrapped: Any, tmp_path: Path, hugging_face_twin: Callable[[GPT], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Endings of up to a whole context, scored by lm-evaluation-harness on Hugging Face's model."""
+    for name in ("accelerate", "accelerate.utils"):  # imported at the top, and not used for a loaded model
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, n_ctx = wrapped.model_tokenizer, wrapped.model.config.n_ctx
+    found = random_items(12)
+    for item in found[:6]:
+        item["ctx"] = " ".join([item["ctx"]] * 20)
+    found[1]["endings"][2] = "z" * (n_ctx - 1)  # a token for each letter and the space
+    items = written(tmp_path, found)
+    wrap: Any = HFLM
+    tokenizer.save(tmp_path / "tok")
+    file = str(tmp_path / "tok" / "tokenizer.json")
+    fast = PreTrainedTokenizerFast(tokenizer_file=file, eos_token="<|endoftext|>")
+    harness = wrap(hugging_face_twin(wrapped.model), tokenizer=fast, device="cpu", max_length=n_ctx)
+    manager = TaskManager(include_path=str(local_task(tmp_path, items)), include_defaults=False)
+    evaluate: Any = lm_eval.simple_evaluate
+    samples = evaluate(model=harness, tasks=["local_hellaswag"], task_manager=manager, bootstrap_iters=0)["samples"]
+    theirs = sorted(samples["local_hellaswag"], key=lambda sample: sample["doc_id"])
+    ours = hellaswag(wrapped.model, tokenizer, read_hellaswag(items), "harness")
+    assert {metric: [bool(s[metric]) for s in theirs] for metric in ("acc", "acc_norm")} == ours.correct
+    assert ours.cut == 6 and "The context of 6 items was cut from the left" in ours.protocol
+
+
+def test_item_with_an_ending_longer_than_the_context_is_left_out_and_named(
+    wrapped: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The harness's own model class stops there: "assert len(continuation_enc) <= self.max_length"."""
+    n_ctx = wrapped.model.config.n_ctx
+    longest, longer = (
+        {**ITEM, "ind": ind, "endings": ["z" * n, "b", "c", "d"]} for ind, n in ((7, n_ctx - 1), (8, n_ctx))
+    )
+    without = hellaswag(wrapped.model, tokenizer, read_hellaswag(written(tmp_path, [ITEM, longest])))
+    found = hellaswag(wrapped.model, tokenizer, read_hellaswag(written(tmp_path, [ITEM, longer, longest])))
+    assert (found.correct, found.left_out, without.left_out) == (without.correct, (8,), ())
+    assert "2 items of 4 endings" in found.protocol
+    assert found.protocol.endswith("Left out, with an ending longer than the model's context: 1 item (8).")
 
 
 def test_task_yields_figures_with_their_protocol(wrapped: Any, tmp_path: Path) -> None:

@@ -78,6 +78,23 @@ def test_a_tracker_that_is_not_installed_names_what_to_install(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_tracker_that_does_not_start_leaves_no_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def init(**settings: object) -> None:
+        raise wandb.Error("No API key configured. Use `wandb login` to log in.\nMore.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(
+        InputError, match=r"tracker wandb: No API key configured.* to log in; or set WANDB_MODE=offline"
+    ):
+        train(config(data, tmp_path / "run", tracker="wandb"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_is_tracked_unless_asked_for(data: Path, tmp_path: Path) -> None:
     run: Run = train(config(data, tmp_path / "run"))
     assert not (run.path / "tensorboard").exists() and not (run.path / "wandb").exists()

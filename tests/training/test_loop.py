@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from support import (
     PLAIN,
     assert_same_run,
+    at_step,
     checkpoint,
     copy_of,
     digests,
@@ -34,6 +35,7 @@ from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.loader import Batch, Loader
 from gpt2lab.data.prepare import prepare
+from gpt2lab.errors import InputError
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
@@ -212,6 +214,17 @@ def test_what_is_not_finite_stops_the_run_before_the_update(data: Path, tmp_path
     assert saved_steps(run) == [5]
     assert [int(row["step"]) for row in rows(run)] == [5]
     assert all(bool(t.isfinite().all()) for t in load_file(checkpoint(run, 5) / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_run_that_fails_before_its_first_step_leaves_no_directory(data: Path, tmp_path: Path, step: int) -> None:
+    def fail(*_: object) -> Any:
+        raise InputError("no memory")
+
+    hooks = at_step(step, fail) if step else fail
+
+    refusal(lambda: train(small(data, tmp_path / "run", model=PLAIN), hooks), "no memory")
+    assert (tmp_path / "run").exists() == (step > 0)
 
 
 @pytest.mark.parametrize("folder", ["data", "without_val"])

@@ -161,7 +161,7 @@ AGREED = {
     "nan": ("ddp", 0, "step 3: loss nan.* on rank 1 in micro-step 2, windows"),
 }
 """The same where the ranks exchange what failed: both know it, and rank 0 says it."""
-NOT_STARTED = ("second resolve", "options", "other data", "no data")
+NOT_STARTED = ("second resolve", "options", "other data", "no data", "hooks")
 
 
 def fail(each: TrainConfig, changes: dict[str, dict[str, Any]], what: str) -> None:

@@ -152,7 +152,10 @@ class Positions(_OnHeldOutText):
 
 @dataclass(frozen=True)
 class HellaSwag(Command):
-    """Measure accuracy on HellaSwag: how often the model prefers the right one of four endings."""
+    """Measure accuracy on HellaSwag: how often the model prefers the right one of four endings.
+
+    Contexts are cut from the left to fit the model. Items with an ending longer than its context are left out, by name.
+    """
 
     model: Model
     items: Path | None = None

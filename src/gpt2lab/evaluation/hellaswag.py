@@ -9,7 +9,9 @@ Results depend on how context and endings are worded and on what counts as lengt
     harness       "activity: context", the markers of WikiHow pages replaced, length in characters, as in EleutherAI's
                   lm-evaluation-harness; published for GPT-2 124M: 28.92 / 31.14
 
-Chance is 25 %. The context of an item is read once for its four endings; see `likelihood.py`.
+Chance is 25 %. The context of an item is read once for its four endings; see `likelihood.py`. Contexts are cut from the
+left to fit the model, as in the harness. An item with an ending longer than the model's context is left out; the
+harness stops there.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from typing import Any, NamedTuple
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.files import read_text
+from gpt2lab.formatting import plural
 from gpt2lab.hub import fetch_data
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 ENDINGS = 4
+NAMED = 10
+"""Items that a protocol names at most."""
 REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 """Commit of the author's data set on the Hub, so that everybody gets the same items."""
 
@@ -58,6 +63,10 @@ class HellaSwag:
     """The ending of each item with the highest summed log-probability."""
     by_mean: tuple[int, ...]
     """The ending of each item with the highest summed log-probability per length."""
+    cut: int = 0
+    """Items whose context was cut to fit the model."""
+    left_out: tuple[int, ...] = ()
+    """``ind`` of the items that cannot be scored: an ending is longer than the model's context."""
 
     @property
     def correct(self) -> dict[str, list[bool]]:
@@ -72,12 +81,21 @@ class HellaSwag:
 
     @property
     def protocol(self) -> str:
-        """How the accuracies were measured, in two sentences."""
+        """How the accuracies were measured, in a few sentences."""
         margin = 1.96 * math.sqrt(0.25 * 0.75 / len(self.labels))
         return (
-            f"{STYLES[self.style].about} {len(self.labels):,} items of 4 endings, zero-shot; chance is 0.25, with a "
-            f"95 % margin of error of {margin:.3f}."
+            f"{STYLES[self.style].about} {plural(len(self.labels), 'item')} of 4 endings, zero-shot; chance is 0.25, "
+            f"with a 95 % margin of error of {margin:.3f}.{self.fit}"
         )
+
+    @property
+    def fit(self) -> str:
+        """What did not fit the model's context, with a leading space; an empty string if everything did."""
+        named = ", ".join(map(str, self.left_out[:NAMED])) + (", ..." if len(self.left_out) > NAMED else "")
+        cut = f" The context of {plural(self.cut, 'item')} was cut from the left to fit the model."
+        left_out = f"{plural(len(self.left_out), 'item')} ({named})"
+        out = f" Left out, with an ending longer than the model's context: {left_out}."
+        return (cut if self.cut else "") + (out if self.left_out else "")
 
 
 def hellaswag(
@@ -97,35 +115,53 @@ def hellaswag(
         progress: Called with the number of endings scored so far and their total.
 
     Raises:
-        InputError: No items, an unknown style, an ending longer than the model's context, or what `score` refuses.
+        InputError: No items that can be scored, an unknown style, or what `score` refuses.
     """
-    encoded = encode_items(tokenizer, items, style, model.config.n_ctx)
-    scores = score(model, [ending for endings, _ in encoded for ending in endings], progress)
+    n_ctx = model.config.n_ctx
+    encoded = encode_items(tokenizer, items, style, n_ctx)
+    scores = score(model, [ending for each in encoded for ending in each.endings], progress)
     by_sum, by_mean = [], []
-    for index, (_, lengths) in enumerate(encoded):
+    for index, each in enumerate(encoded):
         nats = [s.nats for s in scores[index * ENDINGS : (index + 1) * ENDINGS]]
-        means = [n / length if length else math.inf for n, length in zip(nats, lengths, strict=True)]
+        means = [n / length if length else math.inf for n, length in zip(nats, each.lengths, strict=True)]
         by_sum.append(nats.index(min(nats)))  # the first of equals
         by_mean.append(means.index(min(means)))
-    return HellaSwag(style, tuple(item.label for item in items), tuple(by_sum), tuple(by_mean))
+    scored = {each.item for each in encoded}
+    return HellaSwag(
+        style,
+        tuple(each.item.label for each in encoded),
+        tuple(by_sum),
+        tuple(by_mean),
+        cut=sum(any(not ending.fits(n_ctx) for ending in each.endings) for each in encoded),
+        left_out=tuple(item.ind for item in items if item not in scored),
+    )
 
 
-def encode_items(
-    tokenizer: Tokenizer, items: Sequence[HellaSwagItem], style: str, n_ctx: int
-) -> list[tuple[list[Continuation], list[int]]]:
-    """Return the four continuations of each item and their lengths. Raises what `hellaswag` does, without scoring."""
+class EncodedItem(NamedTuple):
+    """An item with its four continuations, and their lengths for ``acc_norm``."""
+
+    item: HellaSwagItem
+    endings: list[Continuation]
+    lengths: list[int]
+
+
+def encode_items(tokenizer: Tokenizer, items: Sequence[HellaSwagItem], style: str, n_ctx: int) -> list[EncodedItem]:
+    """Encode the items whose endings a model with this context length can score.
+
+    Raises:
+        InputError: The style is unknown, or there are no such items.
+    """
     one_of("style", style, STYLES)
     if not items:
         raise InputError("there are no HellaSwag items; give at least one")
-    encoded = [STYLES[style].encode(tokenizer, item) for item in items]
-    for item, (endings, _) in zip(items, encoded, strict=True):
-        longest = max(len(ending.ids) for ending in endings)
-        if longest > n_ctx:
-            raise InputError(
-                f"HellaSwag item {item.ind}: an ending has {longest} tokens, but the context length of the model is "
-                f"{n_ctx}; use a model with a longer context or a tokenizer with a larger vocabulary"
-            )
-    return encoded
+    encoded = [EncodedItem(item, *STYLES[style].encode(tokenizer, item)) for item in items]
+    scorable = [each for each in encoded if max(len(ending.ids) for ending in each.endings) <= n_ctx]
+    if not scorable:
+        raise InputError(
+            f"none of the {len(items):,} HellaSwag items can be scored: each has an ending longer than the model's "
+            f"context of {n_ctx} tokens; use a model with a longer context or a tokenizer with a larger vocabulary"
+        )
+    return scorable
 
 
 class Style(NamedTuple):

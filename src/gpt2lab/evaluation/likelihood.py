@@ -42,6 +42,10 @@ class Continuation:
     context: tuple[int, ...]
     ids: tuple[int, ...]
 
+    def fits(self, n_ctx: int) -> bool:
+        """Whether a model with this context length reads all of it; the last token is only a target and is not read."""
+        return len(self.context) + len(self.ids) <= n_ctx + 1
+
 
 @dataclass(frozen=True)
 class Score:

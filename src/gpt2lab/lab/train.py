@@ -17,15 +17,17 @@ from functools import partial
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.hellaswag import HellaSwagItem, encode_items, hellaswag, read_hellaswag
+from gpt2lab.evaluation.likelihood import require_causal_mask
 from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.files import write_atomically
 from gpt2lab.generation import STRATEGIES, generate_texts
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import session
-from gpt2lab.training.config import TrainConfig, saved_model
+from gpt2lab.training.config import TrainConfig
 from gpt2lab.training.loop import Hooks, StepReport
 
 log = logging.getLogger("gpt2lab")
@@ -53,12 +55,13 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
         raise InputError(f"tracker {tracker} is not installed; install it with: pip install gpt2lab[{tracker}]")
     with ExitStack() as opened:
 
+        def check(tokenizer: Tokenizer, model: GPTConfig) -> None:
+            if items is not None:
+                require_causal_mask(model)
+                encode_items(tokenizer, items, "completion", model.n_ctx)
+
         def hooks(run: Run) -> Hooks:
             tokenizer, where = Tokenizer.load(run.tokenizer), runtime.resolve(config.device, config.precision)
-            if items is not None:
-                encode_items(
-                    tokenizer, items, "completion", saved_model(run).n_ctx
-                )  # refuses endings that are too long
             return Hooks(
                 on_step=on_step,
                 on_row=None if tracker == "none" else TRACKERS[tracker](run, opened),
@@ -66,7 +69,7 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
                 hellaswag=None if items is None else partial(_hellaswag, run, items, tokenizer, where),
             )
 
-        return session.train(config, hooks)
+        return session.train(config, hooks, check)
 
 
 def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime, model: GPT, step: int) -> None:
@@ -83,7 +86,8 @@ def _hellaswag(
     with where.autocast():
         found = hellaswag(model, tokenizer, items)
     Measurement("hellaswag", "val", found.protocol, found.figures).record(run, step)
-    log.info("hellaswag at step %d: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in found.figures.items()))
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in found.figures.items())
+    log.info("hellaswag at step %d: %s.%s", step, figures, found.fit)
 
 
 def _tensorboard(run: Run, opened: ExitStack) -> Callable[[Row], None]:
@@ -112,15 +116,19 @@ def _wandb(run: Run, opened: ExitStack) -> Callable[[Row], None]:
     file = run.path / "wandb.id"
     if not file.exists():
         write_atomically(file, uuid.uuid4().hex[:12])
-    logged = wandb.init(
-        project="gpt2lab",
-        name=run.path.name,
-        dir=str(run.path),
-        id=file.read_text(encoding="utf-8"),
-        resume="allow",
-        config=run.config,
-        settings=wandb.Settings(silent=True),
-    )
+    try:
+        logged = wandb.init(
+            project="gpt2lab",
+            name=run.path.name,
+            dir=str(run.path),
+            id=file.read_text(encoding="utf-8"),
+            resume="allow",
+            config=run.config,
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.Error as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"tracker wandb: {reason}; or set WANDB_MODE=offline, or leave out --tracker") from error
     opened.callback(logged.finish)
 
     def write(row: Row) -> None:

@@ -31,9 +31,11 @@ import torch.utils.checkpoint
 from gpt2lab import runtime
 from gpt2lab.data.loader import Prefetcher, StreamLoader, count_windows, within_documents
 from gpt2lab.data.shards import TokenStream
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.flops import mfu, peak_flops
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint, monitoring
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupted, catch_signals
 from gpt2lab.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -79,6 +81,8 @@ class Hooks:
 
 HooksFor = Callable[[Run], Hooks]
 """Makes the hooks of a run once its directory exists."""
+HooksCheck = Callable[[Tokenizer, GPTConfig], None]
+"""Raises `InputError`, before the directory exists, if the hooks cannot work with this tokenizer and model."""
 
 
 @dataclass

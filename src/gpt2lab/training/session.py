@@ -22,7 +22,7 @@ from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.config import OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
-from gpt2lab.training.loop import Hooks, HooksFor, Progress, Trainer
+from gpt2lab.training.loop import Hooks, HooksCheck, HooksFor, Progress, Trainer
 from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.setup import (
     AnyDataset,
@@ -46,11 +46,16 @@ MAY_MOVE = ("device", "precision", "compile", "micro_batch", "parallel")
 """Options that may differ as well, so that a run can move to another machine; its numbers then differ by rounding."""
 
 
-def train(config: TrainConfig, hooks_for: HooksFor) -> Run:
+def train(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck = lambda tokenizer, model: None) -> Run:
     """Train a new run to its end, or resume the run in ``config.out`` if ``config.resume`` is given; return it.
 
     ``config.resume`` is ``last``, ``best`` or a step. The last is the newest that is not damaged. Checkpoints of later
     steps are kept under another name. A finished run is left as it is, unless it was given more steps.
+
+    Args:
+        config: Every option.
+        hooks_for: Makes the hooks, once the run directory exists.
+        check: Called before that, with the tokenizer and the model.
 
     Raises:
         InputError: An option cannot be honored or would make it another run, the directory exists or is in use, there
@@ -63,18 +68,19 @@ def train(config: TrainConfig, hooks_for: HooksFor) -> Run:
         try:
             if config.resume is None and (run := _run_before_restart(config, comm)) is not None:
                 config = dataclasses.replace(config, out=run.path, resume="last")
-            return (_start if config.resume is None else _resume)(config, hooks_for, comm)
+            return (_start if config.resume is None else _resume)(config, hooks_for, check, comm)
         finally:
             log.disabled = disabled
 
 
-def _start(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
+def _start(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Communicator) -> Run:
     path = Path(comm.broadcast(str(config.out or free_path(default_path(config)))))
     config, run = dataclasses.replace(config, out=path), Run(path)
     with comm.raise_on_all_ranks():
         dataset = open_data(config, path, comm)
         begin = initial_weights(config, dataset)
         setup = resolve(config, dataset, comm)
+        check(dataset.tokenizer(), setup.config.model)
     setup = agreed(setup, config, dataset, comm)
     comm.run_on_main(lambda: Run.require_new(path))
     data = _open_checked(dataset, setup.config, comm)
@@ -89,24 +95,31 @@ def _start(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
     comm.run_on_main(create)
     if isinstance(dataset, StreamingDataset):
         data = Data.open(dataset, setup.config)  # at its new path
-    with held(run, comm), _training(run, setup, data, hooks_for, comm) as trainer:
-        _describe(trainer)
-        _load_initial(begin, trainer, comm)
-        trainer.fit()
+    trainer: Trainer | None = None
+    try:
+        with held(run, comm), _training(run, setup, data, hooks_for, comm) as trainer:
+            _describe(trainer)
+            _load_initial(begin, trainer, comm)
+            trainer.fit()
+    except BaseException:
+        untrained = trainer is None or trainer.progress.step == 0
+        if comm.is_main and untrained and not isinstance(dataset, StreamingDataset):  # keep what was prepared
+            shutil.rmtree(run.path, ignore_errors=True)  # so that the corrected command can have it
+        raise
     return run
 
 
-def _resume(config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> Run:
+def _resume(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Communicator) -> Run:
     with comm.raise_on_all_ranks():
         if config.out is None:
             raise InputError("--resume needs --out RUN, the directory of the run to resume")
         run = Run.open(config.out)
     with held(run, comm):
-        _resume_held(run, config, hooks_for, comm)
+        _resume_held(run, config, hooks_for, check, comm)
     return run
 
 
-def _resume_held(run: Run, config: TrainConfig, hooks_for: HooksFor, comm: Communicator) -> None:
+def _resume_held(run: Run, config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Communicator) -> None:
     with comm.raise_on_all_ranks():
         saved = saved_config(run)
         merged = merge_for_resume(config, saved, comm)
@@ -131,6 +144,7 @@ def _resume_held(run: Run, config: TrainConfig, hooks_for: HooksFor, comm: Commu
                 f"profile_steps is {setup.config.profile_steps}, but the run resumes after step {step}; give later "
                 "steps"
             )
+        check(Tokenizer.load(run.tokenizer), setup.config.model)
     data = _open_checked(dataset, setup.config, comm)
     with _training(run, setup, data, hooks_for, comm) as trainer:
         _load_initial(begin, trainer, comm)
