@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import csv
 import gzip
+import io
 import json
+import lzma
 import os
 import sys
+import tarfile
 import tracemalloc
+import zipfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,11 +38,60 @@ SPLITTING = {  # as published with tiktoken
     "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
 }
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+}
 
 
 def lines(*values: Any) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+def table(rows: list[list[str]], **options: Any) -> bytes:
+    """A CSV file."""
+    sink = io.StringIO(newline="")
+    csv.writer(sink, **options).writerows(rows)
+    return sink.getvalue().encode()
+
+
+def utf16(content: bytes, order: str) -> bytes:
+    """UTF-8 as UTF-16 with a byte order mark."""
+    return ("\ufeff" + content.decode()).encode(f"utf-16-{order}")
+
+
+def arrow(columns: dict[str, Any]) -> bytes:
+    """A Parquet file of some columns."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    """A tar archive with a directory."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return sink.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    """A zip archive with a directory."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/", b"")
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return sink.getvalue()
 
 
 def refusal(*sources: Path | str, **options: Any) -> str:
@@ -74,15 +130,94 @@ def test_every_format_gives_back_any_text(
     given: list[str], suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder, given = tmp_path_factory.mktemp("any"), ["first", *given]
+    objects, rows = [{"n": 1, "body": text} for text in given], [["n", "body"], *(["1", text] for text in given)]
     content = {
-        "a.jsonl": b"\xef\xbb\xbf" + lines(*({"n": 1, "body": text} for text in given)),
+        "a.jsonl": b"\xef\xbb\xbf" + lines(*objects),
         "b.parquet": parquet(given, "body"),
+        "categories.parquet": arrow({"body": pa.array(given).dictionary_encode()}),
+        "little.jsonl": utf16(lines(*objects), "le"),
+        "array.json": json.dumps(objects, ensure_ascii=False).encode(),
+        "indented.json": b"\xef\xbb\xbf" + json.dumps(objects, indent=2).encode(),
+        "a.csv": b"\xef\xbb\xbf" + table(rows),
+        "big.csv": utf16(table(rows, lineterminator="\r", quoting=csv.QUOTE_ALL), "be"),
+        "a.tsv": table(rows, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC),
     }
     if "\0" not in "".join(given):
-        content["c.txt"] = "<|endoftext|>".join(given).encode()
-    for name, data in content.items():
-        write(folder / f"{name}{suffix}", PACK[suffix](data))
-    assert read(folder, column="body") == [text for text in given if text.strip()] * len(content)
+        text = "<|endoftext|>".join(given).encode()
+        content |= {"c.txt": text, "big.txt": utf16(text, "be"), "little.log": utf16(text, "le")}
+    content |= {"all.tar": tar(content), "all.zip": zipped(content)}
+    files = [write(folder / f"{name}{suffix}", PACK[suffix](data)) for name, data in content.items()]
+    expected = [text for text in given if text.strip()]
+    assert read(*files[:-2], column="body") == expected * (len(files) - 2)
+    assert read(*files[-2:], column="body") == expected * (len(files) - 2) * 2
+
+
+@pytest.mark.parametrize("cut", [*range(60), MIB - 1])
+def test_items_of_an_array_are_found_wherever_the_read_blocks_end(tmp_path: Path, cut: int) -> None:
+    items = b'[ {"text": "%s"} , {"n": [-1.5e3, true, null], "text": "\\ud83d\\ude00, \\"]"} , {"text": "b"} ] '
+    before = "a" * (MIB - cut)
+    assert read(write(tmp_path / "a.json", items % before.encode())) == [before, '\U0001f600, "]', "b"]
+
+
+def test_a_column_in_nested_objects_is_named_by_its_path(tmp_path: Path) -> None:
+    values = [{"meta": {"text": "a", "by": {"name": "x"}}}, {"meta": None}, {"meta": {"text": None, "by": None}}]
+    files = [
+        write(tmp_path / "a.jsonl", lines(*values)),
+        write(tmp_path / "a.parquet", arrow({"id": [1, 2, 3], "meta": [value["meta"] for value in values]})),
+    ]
+    for file in files:
+        assert read(file, column="meta.text") == ["a"]
+        assert read(file, column="meta.by.name") == ["x"]
+        assert 'no column "meta.texts" (did you mean "meta.text"?)' in refusal(file, column="meta.texts")
+        assert "meta.text, meta.by" in refusal(file, column="text")
+        assert "not text" in refusal(file, column="meta")
+    write(files[0], lines({"meta.text": "exact", "meta": {"text": "nested"}}))
+    assert read(files[0], column="meta.text") == ["exact"]
+
+
+def test_two_columns_of_one_name_are_refused_only_if_they_are_meant(tmp_path: Path) -> None:
+    twice = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "text", "body"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    assert 'a.parquet: has 2 columns "text"; rename one of them' in refusal(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", column="body") == ["c"]
+
+
+def test_categories_of_many_row_groups_keep_their_rows(tmp_path: Path) -> None:
+    rows = [None if n % 7 == 0 else f"category {n % 40}" for n in range(3000)]
+    column = pa.array(rows).dictionary_encode()
+    pq.write_table(pa.table({"text": column, "id": range(3000)}), tmp_path / "a.parquet", row_group_size=500)
+    assert read(tmp_path / "a.parquet") == [row for row in rows if row]
+
+
+def test_hidden_files_in_an_archive_are_left_out(tmp_path: Path) -> None:
+    members = {"./a.txt": b"a", "./._a.txt": b"\xff", "__MACOSX/b.txt": b"\xff", "../c.txt": b"c"}
+    assert "c.txt" not in members
+    assert read(write(tmp_path / "a.zip", zipped({**members, "d/a.txt": b"d"}))) == ["a", "d"]
+    assert not (tmp_path.parent / "c.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
+def test_an_archive_that_was_cut_off_or_damaged_is_refused_wherever(tmp_path: Path, name: str) -> None:
+    content = {f"{n}.txt": os.urandom(200).hex().encode() for n in range(4)}
+    whole = zipped(content) if name == "a.zip" else PACK[name.removeprefix("a.tar")](tar(content))
+    ends = len(whole) if name != "a.tar" else 512 * 9  # then come zeros only
+    for cut in range(1, ends, 97):
+        assert "damaged or truncated" in refusal(write(tmp_path / name, whole[:cut]))
+    if name == "a.tar":
+        changed = bytearray(whole)
+        changed[512 * 3] ^= 1  # in a header
+        assert "damaged or truncated (bad checksum)" in refusal(write(tmp_path / name, bytes(changed)))
+
+
+def test_a_directory_without_the_usual_formats_gives_its_other_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.csv", b"text\na\n")
+    write(tmp_path / "b.txt.xz", lzma.compress(b"b"))
+    assert read(tmp_path) == ["a", "b"] and not caplog.messages
+    write(tmp_path / "c.txt", b"c")
+    assert read(tmp_path) == ["c"]
+    assert "left out 2 files of other formats" in caplog.text and "name them by a pattern" in caplog.text
 
 
 def test_directories_and_patterns_give_their_files_in_the_order_of_paths(tmp_path: Path) -> None:
@@ -131,7 +266,7 @@ def test_pieces_have_the_words_of_the_whole_text(pattern: str, snippet: str) -> 
     assert len(pieces) > 1 or snippet != "some words \n"
 
 
-@pytest.mark.parametrize(("suffix", "size", "limit"), [("", 12, 4), (".gz", 66, 8), (".zst", 66, 8)])
+@pytest.mark.parametrize(("suffix", "size", "limit"), [("", 12, 4), *((f".{s}", 66, 8) for s in ("gz", "zst", "xz"))])
 def test_a_long_document_stays_in_its_file_and_memory_stays_small(
     tmp_path: Path, suffix: str, size: int, limit: int
 ) -> None:
@@ -156,7 +291,10 @@ BAD = {
     "not UTF-8": ("a.txt", b"caf\xe9 au lait", "not UTF-8: byte 0xe9 at offset 3"),
     "cut character": ("a.txt", "na\u00efve caf\u00e9".encode()[:-1], "not UTF-8: byte 0xc3 at offset 10"),
     "cut before a separator": ("a.txt", b"caf\xc3<|endoftext|>", "not UTF-8: byte 0xc3 at offset 3"),
-    "UTF-16": ("a.txt", "\ufeffabc".encode("utf-16-le"), "zero byte at offset 3"),
+    "UTF-16 without its mark": ("a.txt", "abc".encode("utf-16-le"), "zero byte at offset 1"),
+    "only the mark of UTF-16": ("a.txt", codecs.BOM_UTF16_LE, "the file is empty"),
+    "half a character of UTF-16": ("a.txt", utf16(b"abc", "le")[:-1], "not UTF-16 at offset 6"),
+    "zero character": ("a.txt", utf16(b"abc\0", "be"), "a zero byte at offset 6"),
     "late byte": ("a.txt", b"a " * MIB + b"\xff", f"not UTF-8: byte 0xff at offset {2 * MIB}"),
     "late zero": ("a.txt", "\u20ac".encode() * MIB + b"\0", f"zero byte at offset {3 * MIB}"),
     "not JSON": ("a.jsonl.gz", lines({"text": "a"}) + b"{text: 1}\n", "line 2: not JSON"),
@@ -168,6 +306,26 @@ BAD = {
     "half a pair": ("a.jsonl.gz", b'{"text": "ab\\ud800"}\n', "line 1: half a surrogate pair at character 2"),
     "too deep": ("a.jsonl.gz", b'{"text": ' + b"[" * 200_000 + b"\n", "line 1: "),
     "endless number": ("a.jsonl.gz", b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", "line 1: holds a number with too"),
+    "item not an object": ("a.json", b'[{"text": "a"}, "b"]', "item 2: a string, not a JSON object"),
+    "array cut": ("a.json", b'[{"text": "a"}, {"text": "b', "item 2: not JSON (Unterminated string"),
+    "array without its end": ("a.json", b'[{"text": "a"}\n', "item 2: not JSON (Expecting ',' or ']'"),
+    "array without a comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "item 2: not JSON (Expecting ',' or ']'"),
+    "array with more": ("a.json", b'[{"text": "a"}] {"text": "b"}', "follows the end of the array"),
+    "array not UTF-8": ("a.json", b'[{"text": "caf\xe9"}]', "not UTF-8 at byte 14"),
+    "empty array": ("a.json", b"[]", "nothing but white space"),
+    "no such path": ("a.json", lines({"id": 1, "a": {"b": "c"}}), 'no column "text"; there are: id, a.b'),
+    "no header": ("a.csv", b"One, two.\nThree.\n", 'no column "text"; there are: One, two.'),
+    "long header": ("a.csv", b'"a\n' + b"b" * 999 + b'"\n', "there are: a " + "b" * 58),
+    "too many fields": ("a.csv", b"id,text\n1,a\n2,b, and c\n", "line 3: 3 fields, but the header has 2"),
+    "open quote": ("a.csv", b'id,text\n1,"a\n2,b\n', "line 3: not CSV (unexpected end of data)"),
+    "text after a quote": ("a.csv", b'id,text\n1,"a" b\n', "line 2: not CSV"),
+    "two columns of CSV": ("a.csv", b"text,text\n1,a\n", 'has 2 columns "text"; rename one'),
+    "CSV not UTF-8": ("a.tsv", b"id\ttext\n1\tcaf\xe9\n", "line 2: not UTF-8 at byte 5"),
+    "member not UTF-8": ("a.zip", zipped({"a.txt": b"a", "b.txt": b"\xff"}), "a.zip/b.txt: not UTF-8: byte 0xff"),
+    "late byte of a member": ("a.tar", tar({"b.txt": b"a " * MIB + b"\xff"}), "a.tar/b.txt: not UTF-8: byte 0xff"),
+    "empty member": ("a.tar.gz", tar({"a.txt": b"a", "b/c.txt": b""}), "a.tar.gz/b/c.txt: the file holds nothing but"),
+    "archive in an archive": ("a.zip", zipped({"b.zip": zipped({})}), "a.zip/b.zip: an archive in an archive"),
+    "empty archive": ("a.zip", zipped({}), "the archive holds no file"),
     "only blanks": ("a.jsonl.gz", lines({"text": " "}), "nothing but white space"),
 }
 
@@ -215,7 +373,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "corpus misspelt": (["storys"], {}, '"storys" is not a file, directory or corpus (did you mean "stories"?)'),
     "another": (["fineweb-edo"], {}, 'did you mean "fineweb-edu"?'),
     "file misspelt": (["shakespear.txt"], {}, 'did you mean "shakespeare.txt"?'),
-    "no text below": (["folder"], {}, "holds no .txt or .jsonl or .parquet file"),
+    "no text below": (["folder"], {}, "holds no .txt, .jsonl, .csv,"),
     "no match": (["*.json"], {}, "no file has such a name"),
     "column missing": (["a.parquet"], {}, 'no column "text" (did you mean "texts"?); there are: id, texts'),
     "column of numbers": (["a.parquet"], {"column": "id"}, 'column "id" holds int64, not text'),
@@ -243,7 +401,13 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     assert "not a regular file" in refusal(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.zst", "a.jsonl.zst", "a.parquet", "a.parquet.gz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.txt.gz", "a.jsonl.gz", "a.txt.zst", "a.jsonl.zst", "a.txt.xz", "a.csv.bz2"),
+        *("a.parquet", "a.parquet.gz", "a.parquet.xz"),
+    ],
+)
 def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path: Path, name: str) -> None:
     suffix = "" if name == "a.parquet" else Path(name).suffix
     text = parquet(["a"] * 9) if "parquet" in name else lines(*({"text": str(n) * 9} for n in range(9000)))

@@ -16,6 +16,7 @@ from gpt2lab.cli.arguments import Command, part_of
 from gpt2lab.data.corpora import CORPORA, Corpus
 from gpt2lab.data.dataset import Survey, TokenDataset, import_shards, split_documents, survey
 from gpt2lab.data.prepare import PrepareConfig, prepare_shards
+from gpt2lab.data.shards import MANIFEST
 from gpt2lab.errors import InputError
 from gpt2lab.files import parse_size
 from gpt2lab.hub import Unreachable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 80
 """Tokens shown of a document."""
+_SKIPPED = 20
+"""Skipped files that are printed."""
 _BINS = 12
 """Bins of the length histogram."""
 _WIDTH = 40
@@ -125,6 +128,10 @@ def _print_left_out(dataset: TokenDataset) -> None:
     ):
         if count:
             print(f"{count:,} documents {what}")
+    for name, why in islice(left_out.skipped.items(), _SKIPPED):
+        print(f"skipped {name}: {why}")
+    if (more := len(left_out.skipped) - _SKIPPED) > 0:
+        print(f"skipped {more:,} more files; see {dataset.directory / MANIFEST}")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import TOKENIZER, TokenDataset
@@ -52,7 +52,7 @@ from gpt2lab.data.writing import (
     PreparePlan,
     explaining_full_disk,
 )
-from gpt2lab.errors import InputError, TemporaryError
+from gpt2lab.errors import InputError, TemporaryError, one_of
 from gpt2lab.files import bytes_below, locked
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -92,10 +92,17 @@ class PrepareConfig(SourceConfig):
     """Drop documents that are exact copies of an earlier one; needs 8 bytes of memory per document."""
     shard_tokens: int = 100_000_000
     """Tokens per shard file."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A file that cannot be read: stop, or skip it and record it in the manifest."""
 
     def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return what the plan records: the options and the tokenizer's fingerprint."""
-        return {**asdict(self), "sources": list(self.sources), "tokenizer": tokenizer.fingerprint}
+        """Return what the plan records: the tokenizer's fingerprint and the options, with which alone it resumes.
+
+        What ``on_error`` stopped may resume by skipping, so this is not recorded.
+        """
+        options = {**asdict(self), "sources": list(self.sources), "tokenizer": tokenizer.fingerprint}
+        del options["on_error"]
+        return options
 
 
 def prepare(
@@ -163,7 +170,8 @@ def prepare_shards(
         unfinished = [index for index in own if not journal.is_complete(index)]
         # with nothing left to do here, whoever completes the others may already be deleting the journal
         with locked(journal.folder / "lock", taken, unfinished) if unfinished else nullcontext():
-            _Preparation(plan, journal, tokenizer, max_disk and max_disk // world, own).run(progress)
+            budget = max_disk and max_disk // world
+            _Preparation(plan, journal, tokenizer, budget, own, config.on_error == "skip").run(progress)
         with explaining_full_disk(out, _SMALL_FILES):
             return finish(plan, journal, tokenizer, config, out)
     except InputError as error:
@@ -177,9 +185,9 @@ class _Preparation:
     """The chunks that one process writes."""
 
     def __init__(
-        self, plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, max_disk: int | None, own: range
+        self, plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, max_disk: int | None, own: range, skip: bool
     ) -> None:
-        self._plan, self._journal, self._tokenizer, self._own = plan, journal, tokenizer, own
+        self._plan, self._journal, self._tokenizer, self._own, self._skip = plan, journal, tokenizer, own, skip
         for index in own:  # what a kill left
             if journal.is_complete(index):
                 journal.delete_downloads(index)
@@ -203,7 +211,7 @@ class _Preparation:
         chunk, limit = plan.chunks[index], plan.arguments["max_documents"]
         if limit is not None and (limit := limit - self._documents_of(chunk.split)) == 0:
             return ChunkRecord(0, 0, 0, {}, ())
-        writer = ChunkWriter(chunk, folder, self._tokenizer, plan, self._budget)
+        writer = ChunkWriter(chunk, folder, self._tokenizer, plan, self._budget, self._skip)
         if deduplicate := plan.arguments["deduplicate"]:
             writer.seen = read_hashes([journal.chunk(i) for i in range(index)], SPLITS)
         writer.keep_hashes = deduplicate or any(chunk.split for chunk in plan.chunks)
@@ -242,7 +250,8 @@ def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None,
         raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
     if max_disk is not None and max_disk < 1:
         raise InputError(f"max_disk is {max_disk}; it must be at least 1 byte")
-    chunks = tuple(resolve(config))
+    one_of("way with files that cannot be read", config.on_error, ("stop", "skip"))
+    chunks = tuple(resolve(config, check=config.on_error == "stop"))
     unusable = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
     given = ["--" + name.replace("_", "-") for name in unusable if getattr(config, name)]
     if given and any(chunk.cut == "tokens" for chunk in chunks):
@@ -284,7 +293,7 @@ def _split(config: PrepareConfig, chunks: tuple[Chunk, ...]) -> tuple[SplitRule,
         chunks = tuple(replace(chunk, split="") if chunk.split == "train" else chunk for chunk in chunks)
     val = default if config.val_fraction is None else config.val_fraction
     test = default if config.test_fraction is None else config.test_fraction
-    return SplitRule("position" if _are_few(chunks, config.max_documents) else "hash", val, test), chunks
+    return SplitRule("position" if _are_few(chunks, config) else "hash", val, test), chunks
 
 
 def _default_fraction(config: PrepareConfig) -> float:
@@ -295,14 +304,15 @@ def _default_fraction(config: PrepareConfig) -> float:
     return min(DEFAULT_FRACTION, max(default, _ENOUGH_HELD_OUT / config.max_documents))
 
 
-def _are_few(chunks: Sequence[Chunk], limit: int | None) -> bool:
+def _are_few(chunks: Sequence[Chunk], config: PrepareConfig) -> bool:
     """Return whether there are fewer than `FEW_DOCUMENTS` documents; a download other than text is taken for many."""
-    if limit is not None and limit < FEW_DOCUMENTS:
+    if config.max_documents is not None and config.max_documents < FEW_DOCUMENTS:
         return True
     downloads = [file.name for chunk in chunks for file in chunk.files if file.url]
     if not all(name.endswith(".txt") for name in downloads):
         return False
-    local = (read_chunk(chunk, files_of(chunk, Path())) for chunk in chunks if not chunk.download)
+    skipped = {} if config.on_error == "skip" else None
+    local = (read_chunk(chunk, files_of(chunk, Path()), skipped) for chunk in chunks if not chunk.download)
     return len(downloads) + sum(1 for _ in islice(chain.from_iterable(local), FEW_DOCUMENTS)) < FEW_DOCUMENTS
 
 
@@ -340,12 +350,18 @@ def finish(
         records = [journal.record(index) for index in indices]
         infos = {s: sum((r.splits[s] for r in records if s in r.splits), NOTHING) for s in SPLITS}
         splits = {split: info for split, info in infos.items() if info.documents}
+        skipped = {name: why for record in records for name, why in record.skipped.items()}
+        if skipped and not splits:
+            shutil.rmtree(out, ignore_errors=True)
+            name, why = next(iter(skipped.items()))
+            raise InputError(f"none of the files can be read, {len(skipped)} were skipped; {name}: {why}")
         _require_all(splits, plan.rule, out)
         given = any(chunk.split for chunk in plan.chunks)
         left_out = LeftOut(
             sum(record.short for record in records),
             sum(record.duplicates for record in records),
             overlap([journal.chunk(index) for index in indices]) if given and not config.deduplicate else 0,
+            skipped,
         )
         tokenizer.save(out / TOKENIZER)
         shards = tuple(_move_shards(journal, records, out))

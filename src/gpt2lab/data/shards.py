@@ -18,7 +18,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -348,11 +348,12 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Documents dropped on request, and held-out documents that also occur in train."""
+    """Documents dropped on request, held-out documents that also occur in train, and why files were skipped."""
 
     short: int = 0
     duplicates: int = 0
     held_out_in_train: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

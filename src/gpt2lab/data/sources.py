@@ -20,18 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from gpt2lab.data.corpora import CORPORA, Cut
-from gpt2lab.data.documents import (
-    COMPRESSED,
-    DEFAULT_COLUMN,
-    ERRORS,
-    Document,
-    TextDocument,
-    format_of,
-    is_compressed,
-    open_bytes,
-    read_documents,
-    read_rows,
-)
+from gpt2lab.data.documents import COMPRESSED, Document, TextDocument, is_compressed, open_bytes
+from gpt2lab.data.formats import DEFAULT_COLUMN, ERRORS, format_of, read_documents, read_rows, unreadable
 from gpt2lab.errors import InputError, did_you_mean, one_of
 from gpt2lab.files import neighbors
 from gpt2lab.hub import DEFAULT_RETRY, NAME, PREFIX, RetryPolicy, SourceFile, endpoint, fetch, list_files
@@ -45,9 +35,14 @@ _TOGETHER = 1 << 28
 _STORIES = 100_000
 """Stories in a chunk."""
 _STORY_BYTES = 800
-_EXPANSION = {".txt": 1.0, ".jsonl": 1.0, ".parquet": 1.7}
+_EXPANSION = {".txt": 1.0, ".jsonl": 1.0, ".csv": 1.0, ".tsv": 1.0, ".parquet": 1.7, ".tar": 1.0, ".zip": 3.0}
 """Bytes of text per byte of a file; Parquet's as in OpenWebText, Wikipedia and FineWeb."""
 _COMPRESSED = 3.0
+_IN_DIRECTORIES = tuple(
+    tuple(plain + packed for plain in formats for packed in ("", *compressed))
+    for formats, compressed in (((".txt", ".jsonl", ".parquet"), (".gz", ".zst")), (_EXPANSION, COMPRESSED))
+)
+"""Suffixes of the files that are read in a directory; the second set where there are none of the first."""
 _HEADING = re.compile(r" = (?!= ).* = \n")
 _SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 
@@ -159,14 +154,19 @@ def files_of(chunk: Chunk, folder: Path) -> list[Path]:
         if file.url and not path.exists():
             log.info("downloading %s, %s MB", file.name, f"{file.size / 1e6:,.1f}")
             fetch(file, path)
-        elif not file.url and _source_file(path) != file:
+        elif not file.url and _source_file(path, check=False) != file:
             raise InputError(f"{path}: changed since preparing began; delete the incomplete output and start again")
         paths.append(path)
     return paths
 
 
-def read_chunk(chunk: Chunk, paths: Iterable[Path]) -> Iterator[Document]:
+def read_chunk(chunk: Chunk, paths: Iterable[Path], skipped: dict[str, str] | None = None) -> Iterator[Document]:
     """Yield the documents of a chunk, whose files are at ``paths``.
+
+    Args:
+        chunk: What to read.
+        paths: From `files_of`.
+        skipped: If given, files that cannot be read are left out and added to it, with the reason.
 
     Raises:
         InputError: It holds tokens instead of text, or a file cannot be read (see `read_documents`).
@@ -178,7 +178,16 @@ def read_chunk(chunk: Chunk, paths: Iterable[Path]) -> Iterator[Document]:
         return (TextDocument(story.text, story.bits) for story in generated)
     if chunk.cut == "articles":
         return chain.from_iterable(_articles(read_rows(path, chunk.column, chunk.errors)) for path in paths)
-    return chain.from_iterable(read_documents(path, chunk.column, chunk.errors) for path in paths)
+    files = zip(chunk.files, paths, strict=True)
+    return chain.from_iterable(_documents_in(path, file.name, chunk, skipped) for file, path in files)
+
+
+def _documents_in(path: Path, name: str, chunk: Chunk, skipped: dict[str, str] | None) -> Iterator[Document]:
+    bad = {}
+    if skipped is not None:
+        bad = unreadable(path, chunk.column, chunk.errors)
+        skipped |= {file.replace(str(path), name, 1): why for file, why in bad.items()}
+    yield from read_documents(path, chunk.column, chunk.errors, skip=bad)
 
 
 def _articles(rows: Iterable[str]) -> Iterator[Document]:
@@ -196,8 +205,13 @@ def _articles(rows: Iterable[str]) -> Iterator[Document]:
         yield TextDocument("".join(article))
 
 
-def resolve(config: SourceConfig) -> list[Chunk]:
-    """Return the chunks of all sources, after checking that each exists. Raises what `documents` raises at once."""
+def resolve(config: SourceConfig, check: bool = True) -> list[Chunk]:
+    """Return the chunks of all sources, after checking that each exists. Raises what `documents` raises at once.
+
+    Args:
+        config: The sources and options.
+        check: Whether to raise if a local file is empty or cannot be read.
+    """
     if not config.sources:
         raise InputError(f"no source given: name files, directories or a corpus ({', '.join(CORPORA)})")
     if config.max_documents is not None and config.max_documents < 1:
@@ -207,7 +221,7 @@ def resolve(config: SourceConfig) -> list[Chunk]:
         raise InputError(f"seed {config.seed} is given, but only stories have a seed; leave --seed out")
     groups: list[Chunk] = []
     has_columns = False
-    for chunk in chain.from_iterable(_chunks(source, config) for source in config.sources):
+    for chunk in chain.from_iterable(_chunks(source, config, check) for source in config.sources):
         has_columns |= any(format_of(Path(file.name)) != ".txt" for file in chunk.files)
         if groups and _fit(groups[-1], chunk):
             groups[-1] = replace(chunk, files=groups[-1].files + chunk.files)
@@ -225,13 +239,13 @@ def _fit(one: Chunk, other: Chunk) -> bool:
     return sum(file.size for file in one.files + other.files) <= _TOGETHER
 
 
-def _chunks(source: str, config: SourceConfig) -> list[Chunk]:
+def _chunks(source: str, config: SourceConfig, check: bool) -> list[Chunk]:
     how: dict[str, Any] = {"column": config.column or DEFAULT_COLUMN, "errors": config.errors}
     if source.startswith(PREFIX):
         return _of_hub(find_dataset(source.removeprefix(PREFIX)), **how)
     corpus = CORPORA.get(source)
     if corpus is None:
-        return [Chunk((_source_file(path),), **how) for path in find_files(source)]
+        return [Chunk((_source_file(path, check),), **how) for path in find_files(source)]
     if corpus.cut == "stories":
         count = config.max_documents or corpus.documents
         starts = range(0, count, _STORIES)
@@ -301,11 +315,15 @@ def _by_split(name: str, files: list[SourceFile]) -> dict[str, list[SourceFile]]
     return splits
 
 
-def _source_file(path: Path) -> SourceFile:
-    with open_bytes(path) as file:
-        if not file.read(4).removeprefix(b"\xef\xbb\xbf"):
-            raise InputError(f"{path}: the file is empty; give a file that holds text, or leave it out")
-    found = path.stat()
+def _source_file(path: Path, check: bool = True) -> SourceFile:
+    if check:
+        with open_bytes(path) as file:
+            if not file.read(4).removeprefix(b"\xef\xbb\xbf"):
+                raise InputError(f"{path}: the file is empty; give a file that holds text, or leave it out")
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
     return SourceFile(str(path), found.st_size, str(found.st_mtime_ns))
 
 
@@ -318,11 +336,7 @@ def find_files(source: str) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        suffixes = tuple(plain + packed for plain in _EXPANSION for packed in ("", *COMPRESSED))
-        below = [file for file in path.rglob("*") if file.name.lower().endswith(suffixes) and file.is_file()]
-        if not below:
-            raise InputError(f"{path}: the directory holds no {' or '.join(_EXPANSION)} file; name one that does")
-        return sorted(below, key=lambda file: file.relative_to(path).parts)
+        return _files_below(path)
     if path.is_file():
         return [path]
     if path.exists():
@@ -336,6 +350,25 @@ def find_files(source: str) -> list[Path]:
     raise InputError(
         f'"{source}" is not a file, directory or corpus{hint}; corpora: {", ".join(CORPORA)}, {PREFIX}OWNER/NAME'
     )
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the files of text in a directory, in the order of their paths; say which of the formats are left out."""
+    usual, all_of_them = (
+        [file for file in folder.rglob("*") if file.name.lower().endswith(suffixes) and file.is_file()]
+        for suffixes in _IN_DIRECTORIES
+    )
+    if not all_of_them:
+        raise InputError(
+            f"{folder}: the directory holds no {', '.join(_EXPANSION)} file; name one that does, or a pattern such as "
+            f"'{folder}/*.md'"
+        )
+    if left_out := len(all_of_them) - len(usual) if usual else 0:
+        log.warning(
+            "%s: left out %d files of other formats, because it holds .txt, .jsonl or .parquet; name them by a pattern",
+            *(folder, left_out),
+        )
+    return sorted(usual or all_of_them, key=lambda file: file.relative_to(folder).parts)
 
 
 def _standard_library() -> Iterator[Path]:

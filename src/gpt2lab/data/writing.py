@@ -115,13 +115,14 @@ class PreparePlan:
 
 @dataclass(frozen=True)
 class ChunkRecord:
-    """What a finished chunk holds. ``documents`` counts those read, including the dropped ones."""
+    """What a finished chunk holds. ``documents`` counts those read, including the dropped; ``skipped`` are files."""
 
     documents: int
     short: int
     duplicates: int
     splits: dict[str, SplitInfo]
     shards: tuple[ShardInfo, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class _Piece(NamedTuple):
@@ -140,6 +141,7 @@ class ChunkWriter:
     Attributes:
         folder: Where they are written; downloads go to its subdirectory `SOURCE`, which the caller deletes.
         budget: Limits the bytes of downloads and shards.
+        skip: Whether to skip files that cannot be read.
         keep_hashes: Whether to also write the hashes of the documents.
         seen: Hashes of earlier documents, sorted, of which no copies are kept.
         advance: Called with what is written so far.
@@ -150,6 +152,7 @@ class ChunkWriter:
     tokenizer: Tokenizer
     plan: PreparePlan
     budget: DiskBudget
+    skip: bool = False
     keep_hashes: bool = False
     seen: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
     advance: Callable[[SplitInfo], None] = lambda written: None
@@ -168,8 +171,10 @@ class ChunkWriter:
         self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, NOTHING)
         variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
         shards = {split: ShardWriter(self.folder, split, variant, size, self.budget.reserve) for split in SPLITS}
+        skipped: dict[str, str] = {}
+        documents = read_chunk(self.chunk, paths, skipped if self.skip else None)
         try:
-            self._write_documents(islice(read_chunk(self.chunk, paths), limit), shards)
+            self._write_documents(islice(documents, limit), shards)
         finally:
             for writer in shards.values():
                 writer.abandon()
@@ -177,7 +182,7 @@ class ChunkWriter:
             write_hashes(self.folder, self._hashes)
         infos = [self._describe(path, split) for split, writer in shards.items() for path in writer.paths]
         splits = {split: info for split, info in self._written.items() if info.documents}
-        return ChunkRecord(self._read, self._short, self._duplicates, splits, tuple(infos))
+        return ChunkRecord(self._read, self._short, self._duplicates, splits, tuple(infos), skipped)
 
     def _write_documents(self, documents: Iterable[Document], shards: dict[str, ShardWriter]) -> None:
         batches, texts = tee(self._batches(documents))
