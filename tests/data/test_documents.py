@@ -266,7 +266,7 @@ def test_pieces_have_the_words_of_the_whole_text(pattern: str, snippet: str) -> 
     assert len(pieces) > 1 or snippet != "some words \n"
 
 
-@pytest.mark.parametrize(("suffix", "size", "limit"), [("", 12, 4), *((f".{s}", 66, 8) for s in ("gz", "zst", "xz"))])
+@pytest.mark.parametrize(("suffix", "size", "limit"), [("", 12, 4), (".gz", 66, 8), (".zst", 66, 8), (".xz", 66, 12)])
 def test_a_long_document_stays_in_its_file_and_memory_stays_small(
     tmp_path: Path, suffix: str, size: int, limit: int
 ) -> None:

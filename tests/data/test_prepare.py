@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
+import sys
 import tracemalloc
+import zipfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -14,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import files_below, ids_of, parquet, read, texts_of, write
 
+from gpt2lab.cli.main import main
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.documents import SPLITS, SplitRule, TextDocument
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import documents
@@ -175,11 +181,57 @@ def test_a_folder_that_exists_is_left_as_it_is(tmp_path: Path, tokenizer: Tokeni
     assert files_below(tmp_path / "out") == {"mine.txt": b"mine"}
 
 
+def test_files_that_cannot_be_read_are_skipped_whole_on_request_and_listed(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, sink = tmp_path / "in", io.BytesIO()
+    good = [write(folder / f"{n:03}.txt", f"text {n}\n") for n in range(150)]
+    good.append(write(folder / "a.jsonl", b'{"text": "json"}\n'))
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("good.txt", "zipped")
+        archive.writestr("bad.txt", b"\xff")
+    bad = {
+        write(folder / "empty.txt", b""): "the file holds nothing but white space; ",
+        write(folder / "late.jsonl", b'{"text": "good"}\n{"text": 5}\n'): 'line 2: "text" is a number, not text; ',
+        write(folder / "long.txt", b"good<|endoftext|>" + b"good " * 300_000 + b"\xff"): "not UTF-8: byte 0xff at ",
+        write(folder / "damaged.txt.gz", gzip.compress(b"good " * 99)[:-9]): "damaged or truncated (",
+        write(folder / "other.parquet", parquet(["good"], "body")): 'has no column "text"; there are: id, body',
+    }
+    zipped = write(tmp_path / "a.zip", sink.getvalue())
+    sources = [str(folder), str(zipped)]
+    with pytest.raises(InputError, match=r"empty\.txt: the file is empty"):
+        prepare(sources, tokenizer, tmp_path / "out")
+    tokenizer.save(tmp_path / "tok")
+    command = ["data", "prepare", *sources, "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--on-error", "skip"]) == 0
+    dataset, said = TokenDataset(tmp_path / "out"), capsys.readouterr().out
+    skipped = dataset.manifest.left_out.skipped
+    assert list(skipped) == [*map(str, sorted(bad)), f"{zipped}/bad.txt"]
+    assert all(skipped[str(file)].startswith(why) for file, why in bad.items())
+    assert all(f"skipped {file}: {why}\n" in said for file, why in skipped.items())
+    expected = [*sorted(good), write(tmp_path / "good.txt", "zipped")]
+    clean = prepare([str(file) for file in expected], tokenizer, tmp_path / "clean", on_error="skip")
+    assert dataset.fingerprint == clean.fingerprint and not clean.manifest.left_out.skipped
+
+
+def test_nothing_but_files_that_cannot_be_read_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(write(tmp_path / f"{n}.txt", b"\xff")) for n in range(2)]
+    with pytest.raises(InputError, match=r"none of the files can be read, 2 were skipped; .*0\.txt: not UTF-8"):
+        prepare(files, tokenizer, tmp_path / "out", on_error="skip")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match="needs pyarrow"):  # which is not the file's fault
+        prepare([str(write(tmp_path / "a.parquet", b""))], tokenizer, tmp_path / "out", on_error="skip")
+
+
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "broken text": (["many.txt", "broken.txt"], {}, "0xff at offset 7"),
     "no val": (["tiny.txt"], {"val_fraction": 0.1, "test_fraction": 0.1}, r"too short .* nothing is left for val;"),
     "no test": (["many.txt"], {"val_fraction": 0.5, "test_fraction": 1e-6}, r"too short .* nothing is left for test;"),
     "min_length": (["many.txt"], {"min_length": -1}, "min_length is -1; it must be 0 or more characters"),
+    "on_error": (["many.txt"], {"on_error": "ask"}, 'unknown way .* "ask"; choose from stop, skip'),
     "max_disk": (["many.txt"], {"max_disk": 0}, "max_disk is 0; it must be at least 1 byte"),
 }
 

@@ -73,6 +73,19 @@ def test_a_failed_download_keeps_finished_chunks_and_resumes_with_the_same_argum
     assert hub.asked["002.parquet"] == 0 and hub.ranges  # nothing was fetched twice
 
 
+def test_what_stopped_at_a_file_resumes_by_skipping_it(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    hub.add("o/n", "data/003.parquet", parquet(["cut off"])[:-9])
+    with pytest.raises(InputError, match=r"003\.parquet: not a complete Parquet file"):
+        prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS)
+    resumed = prepare(["hub:o/n"], tokenizer, tmp_path / "out", **ARGUMENTS, on_error="skip")
+    config, out = PrepareConfig(("hub:o/n",), **ARGUMENTS, on_error="skip"), tmp_path / "shared"
+    for rank in range(3):
+        prepare_shards(config, tokenizer, out, rank=rank, world=3)
+    assert files_below(resumed.directory) == files_below(out)
+    [(name, why)] = resumed.manifest.left_out.skipped.items()
+    assert name == "data/003.parquet" and why.startswith("not a complete Parquet file (")
+
+
 @pytest.mark.parametrize("world", [2, 4, 9])
 def test_several_processes_make_the_same_files_in_any_order(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes], world: int

@@ -34,7 +34,7 @@ class TrainTokenizer(Command):
     """Train a byte-level BPE tokenizer on text."""
 
     input: Files
-    """Files (.txt .jsonl .parquet, also .gz .zst), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
+    """Files (.txt .jsonl .csv .parquet .zip .gz .xz ...), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
     vocab_size: int
     """Vocabulary size: 256 bytes, the merges and the special tokens. 257 gives a byte tokenizer."""
     out: Path
@@ -46,7 +46,7 @@ class TrainTokenizer(Command):
     max_documents: int | None = None
     """Train on at most this many documents."""
     column: str | None = None
-    """Column that holds the text in JSON lines and Parquet; "text" by default."""
+    """Column that holds the text in JSON, CSV and Parquet; "text" by default."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not UTF-8: reject the file, or replace each and continue."""
 
@@ -88,7 +88,7 @@ class ShowTokenizer(_OfTokenizer):
     max_documents: int | None = None
     """Measure at most this many documents."""
     column: str | None = None
-    """Column that holds the text in JSON lines and Parquet; "text" by default."""
+    """Column that holds the text in JSON, CSV and Parquet; "text" by default."""
 
     def run(self) -> None:
         """Print the split, the fit and the longest tokens."""

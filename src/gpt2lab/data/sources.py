@@ -52,14 +52,14 @@ class SourceConfig:
     """What is read: the fields are the options of `documents`."""
 
     sources: tuple[str, ...]
-    """Files (.txt, .jsonl or .parquet, also as .gz or .zst), directories, quoted patterns of names, corpora (see
-    data list), or hub:OWNER/NAME."""
+    """Files (.txt, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .zst, .xz or .bz2, or in a .tar or .zip),
+    directories, quoted patterns of names, corpora (see data list), or hub:OWNER/NAME."""
     seed: int = 0
     """Seed of "stories"."""
     max_documents: int | None = None
     """Use only the first N documents (of each split, for a corpus that comes in splits)."""
     column: str | None = None
-    """Name of the text column of JSON lines and Parquet files. Default: "text"."""
+    """Name of the text column of JSON, CSV and Parquet files; meta.text is inside meta. Default: "text"."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
 
@@ -109,8 +109,9 @@ def documents(sources: Sequence[str], **options: Any) -> Iterator[Document]:
     Files of the Hub are downloaded one at a time to a temporary directory and deleted after they are read.
 
     Args:
-        sources: Files of text, JSON lines or Parquet (see `read_documents`), directories (every ``.txt``, ``.jsonl``
-            and ``.parquet`` below them is read, also if compressed), patterns such as ``logs/*.jsonl.gz``, names of
+        sources: Files of text, JSON, CSV or Parquet, or archives of them (see `read_documents`), directories (every
+            ``.txt``, ``.jsonl`` and ``.parquet`` below them is read, also as ``.gz`` or ``.zst``; other formats only if
+            there are none of these), patterns such as ``logs/*.jsonl.gz``, names of
             `CORPORA`, and datasets of the Hub as ``hub:OWNER/NAME``. A file named like a corpus is ``./stories``.
         options: Other fields of `SourceConfig`. ``max_documents`` is 10,000 by default for the endless stories.
 
