@@ -65,7 +65,7 @@ class Prepare(PrepareConfig, Command):
     """
 
     sources: Positional[tuple[str, ...]]
-    """Files (.txt .jsonl .csv .parquet .zip .gz .xz ...), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
+    """Files (.txt .jsonl .csv .parquet .gz ...), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
     tokenizer: Path
     """Directory of the tokenizer, or a name on the Hub: gpt2, hub:OWNER/NAME."""
     out: Path

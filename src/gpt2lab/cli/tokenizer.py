@@ -34,7 +34,7 @@ class TrainTokenizer(Command):
     """Train a byte-level BPE tokenizer on text."""
 
     input: Files
-    """Files (.txt .jsonl .csv .parquet .zip .gz .xz ...), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
+    """Files (.txt .jsonl .csv .parquet .gz ...), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
     vocab_size: int
     """Vocabulary size: 256 bytes, the merges and the special tokens. 257 gives a byte tokenizer."""
     out: Path
