@@ -76,7 +76,7 @@ def build(root: Path) -> None:
         ["eval", "perplexity", run],
         ["export-hf", run, out],
     ):
-        code, said = call(words)
+        code, said = call(words, seconds=600)
         if code != 0:
             raise RuntimeError(f"{' '.join(words)}: {said}")
     item = {"ind": 1, "activity_label": "Play", "ctx": "A", "ctx_a": "A cat", "ctx_b": "it", "label": 0}
@@ -84,15 +84,15 @@ def build(root: Path) -> None:
     (root / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def call(words: list[str]) -> tuple[int | str, str]:
+def call(words: list[str], seconds: int = SECONDS) -> tuple[int | str, str]:
     """Run a command here; return its exit code, or the traceback that it ended with, and what it printed."""
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"no end after {SECONDS} seconds")
+        raise TimeoutError(f"no end after {seconds} seconds")
 
     out = io.StringIO()
     signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    signal.alarm(seconds)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             return gpt2lab(words), out.getvalue()
