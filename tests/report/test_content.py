@@ -260,3 +260,12 @@ def test_published_figures_are_shown_only_for_the_same_text_and_style(run: Run) 
     update_state(run, fingerprints={"data": facts.SHAKESPEARE_BY_CHARACTER, "tokenizer": "t"})
     assert [fact.value for fact in facts.published(read_run(run))] == ["1.880", "1.470", "0.2955"]
     assert list(facts.published_losses(read_run(run)).values()) == [1.88, 1.4697]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_what_is_used_is_referenced(tmp_path: Path, optimizer: str) -> None:
+    run = Run.create(tmp_path / "run", {**CONFIG, "optim": {**CONFIG["optim"], "name": optimizer}}, ENVIRONMENT)
+    references = gather([run]).references
+    assert any("Muon" in text for text in references) == (optimizer == "muon")
+    assert not any("Student" in text for text in references)
+    assert optimizer == "adamw" or "Muon" in references[int(facts.CITE["muon"].strip("[]")) - 1]

@@ -180,7 +180,10 @@ def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | N
         comparison=comparison,
         pictures={} if comparison is None else draw(comparison),
         notes=tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip()),
-        references=facts.references(comparison is not None),
+        references=facts.references(
+            any(fact.name == "Learning rate of Muon" for content in contents for fact in content.training),
+            comparison is not None,
+        ),
     )
 
 

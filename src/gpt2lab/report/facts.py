@@ -40,21 +40,20 @@ _REFERENCES = {
     "tied": "Press & Wolf 2017, Using the Output Embedding to Improve Language Models.",
     "schedule": "Brown et al. 2020, Language Models are Few-Shot Learners, appendix B.",
     "adamw": "Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.",
-    "muon": "Jordan et al. 2024, Muon: An Optimizer for Hidden Layers in Neural Networks.",
     "nucleus": "Holtzman, Buys, Du, Forbes & Choi 2020, The Curious Case of Neural Text Degeneration.",
     "self_bleu": "Zhu et al. 2018, Texygen: A Benchmarking Platform for Text Generation Models (self-BLEU).",
     "distinct": "Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models (distinct-n).",
+    "muon": "Jordan et al. 2024, Muon: An Optimizer for Hidden Layers in Neural Networks.",
     "recall": "Olsson et al. 2022, In-context Learning and Induction Heads; Arora et al. 2023, Zoology (recall).",
     "student": "Student 1908, The Probable Error of a Mean (the confidence interval of a comparison).",
 }
-_OF_COMPARISONS = ("recall", "student")
-"""The last ones, so that leaving them out does not renumber the others."""
 CITE = {name: f"[{n}]" for n, name in enumerate(_REFERENCES, start=1)}
 
 
-def references(comparison: bool) -> tuple[str, ...]:
-    """Return the references in the order of their numbers; those of comparisons only if there is one."""
-    return tuple(text for name, text in _REFERENCES.items() if comparison or name not in _OF_COMPARISONS)
+def references(muon: bool, comparison: bool) -> tuple[str, ...]:
+    """Return the references that a report uses, in the order of their numbers: leaving out the last renumbers none."""
+    used = {"muon": muon, "recall": comparison, "student": comparison}
+    return tuple(text for name, text in _REFERENCES.items() if used.get(name, True))
 
 
 def summary(data: RunData) -> str:
