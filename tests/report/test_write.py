@@ -15,6 +15,7 @@ import pytest
 from pypdf import PdfReader
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, save_curve, save_texts, update_state
 
+from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
 from gpt2lab.files import write_json
 from gpt2lab.report.write import report_on, write_report
@@ -147,6 +148,15 @@ def test_what_was_not_measured_or_is_unknown_is_said_or_left_out(tmp_path: Path)
     text = page_of([run], tmp_path / "report.html").text
     assert "Above the entropy floor" not in text
     assert re.search("Tokens seen *410 k *0.500 epochs", text)
+
+
+def test_title_author_and_date_stand_at_the_top(run: Run, tmp_path: Path) -> None:
+    options = ["--title", "A & B", "--author", "Ada <ada>", "--date", "May 2026"]
+    for name in ("r.html", "r.pdf"):
+        assert main(["report", str(run.path), "--out", str(tmp_path / name), *options]) == 0
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.within("h1") == ["A & B"] and "Ada <ada>, May 2026" in page.text
+    assert text_of(tmp_path / "r.pdf")[0].startswith("GPT2LAB REPORT A & B Ada <ada>, May 2026")
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,24 @@ class Report(Command):
     """Directories of runs, or of a comparison."""
     out: Path | None = None
     """File to write, .pdf or .html; by default report.html in the first directory."""
+    title: str = ""
+    """Title of the report; by default the name of the run."""
+    author: str = ""
+    """Author, shown below the title."""
+    date: str = ""
+    """Date, shown below the title."""
     notes: Path | None = None
     """A text file with notes of your own, such as what could be improved; empty lines separate paragraphs."""
 
     def run(self) -> None:
         """Write the report and print its path."""
+        from gpt2lab.report.content import Cover
         from gpt2lab.report.write import report_on
 
         if not self.runs:
             raise InputError("no run given; give the directory of at least one run")
-        print(report_on(self.runs, self.out or self.runs[0] / "report.html", self.notes))
+        cover = Cover(self.title, self.author, self.date)
+        print(report_on(self.runs, self.out or self.runs[0] / "report.html", self.notes, cover))
 
 
 @dataclass(frozen=True)

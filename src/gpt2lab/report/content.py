@@ -138,10 +138,28 @@ class RunContent:
 
 
 @dataclass(frozen=True)
+class Cover:
+    """What the author of a report writes at its top; an empty title is the name of the run."""
+
+    title: str = ""
+    author: str = ""
+    date: str = ""
+
+    @property
+    def byline(self) -> str:
+        """Author and date, as far as they are given."""
+        return ", ".join(filter(None, (self.author, self.date)))
+
+
+NO_COVER = Cover()
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report says."""
 
     title: str
+    cover: Cover
     runs: tuple[RunContent, ...]
     comparison: Comparison | None
     """Of several runs."""
@@ -157,13 +175,16 @@ class Report:
         return len(self.runs) == 1 or self.comparison is None or self.comparison.one_scale
 
 
-def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | None = None) -> Report:
+def gather(
+    runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | None = None, cover: Cover = NO_COVER
+) -> Report:
     """Read run directories and return what a report says about them.
 
     Args:
         runs: Runs, in the order of the report.
         notes: Paragraphs by the author, separated by empty lines.
         outcomes: What is compared; by default several runs, by the options in which they differ.
+        cover: Title, author and date.
     """
     names = _names(runs, outcomes or ())
     if outcomes is None and len(runs) > 1:
@@ -175,7 +196,8 @@ def gather(runs: Sequence[Run], notes: str = "", outcomes: Sequence[Outcome] | N
         _run_content(read_run(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
     ]
     return Report(
-        title=names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}",
+        title=cover.title or (names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"),
+        cover=cover,
         runs=tuple(contents),
         comparison=comparison,
         pictures={} if comparison is None else draw(comparison),

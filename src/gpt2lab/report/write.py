@@ -26,7 +26,7 @@ from gpt2lab.evaluation.run_data import RunData, read_run
 from gpt2lab.files import read_text, write_atomically
 from gpt2lab.formatting import GENERATOR, TEMPLATES, page, printable
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.report.content import Report, RunContent, evaluations, gather
+from gpt2lab.report.content import NO_COVER, Cover, Report, RunContent, evaluations, gather
 from gpt2lab.report.facts import CITE, data_name, model_facts, training_facts
 from gpt2lab.runs import Run
 
@@ -34,7 +34,7 @@ MAX_CHARACTERS = 420
 """Characters shown of a text in a PDF."""
 
 
-def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None) -> Path:
+def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None, cover: Cover = NO_COVER) -> Path:
     """Write the report of run directories; the directory of a comparison stands for its runs, with their arms.
 
     A run of a comparison that was never started is named in the remarks.
@@ -48,12 +48,13 @@ def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None) -> Pa
         loose = [dataclasses.replace(outcome, arm=outcome.path) for outcome in loose]
     outcomes = [*(outcome for path in comparisons for outcome in recorded_outcomes(path)), *loose]
     started = [Run(Path(o.path)) for o in outcomes if (Path(o.path) / "config.json").is_file()]
-    return write_report(started, out, notes, outcomes if len(outcomes) > 1 else None)
+    return write_report(started, out, notes, outcomes if len(outcomes) > 1 else None, cover)
 
 
 def write_report(
-    runs: Sequence[Run], out: Path, notes: Path | None = None, outcomes: Sequence[Outcome] | None = None
-) -> Path:
+    runs: Sequence[Run], out: Path, notes: Path | None = None, outcomes: Sequence[Outcome] | None = None,
+    cover: Cover = NO_COVER,
+) -> Path:  # fmt: skip
     """Write the report of one run, or of several side by side; return its path.
 
     Args:
@@ -61,6 +62,7 @@ def write_report(
         out: A file that ends in .html or .pdf. An earlier report there is replaced.
         notes: A text file by the author, such as what could be improved; empty lines separate its paragraphs.
         outcomes: What is compared; by default the runs, by the options in which they differ.
+        cover: Title, author and date.
 
     Raises:
         InputError: There is no run; ``out`` is neither .html nor .pdf, its folder is missing, or it exists and is not
@@ -69,7 +71,7 @@ def write_report(
     if not runs:
         raise InputError("a report needs at least one run directory; give the one that gpt2lab train --out wrote")
     _require_replaceable(out)
-    report = gather(runs, "" if notes is None else read_text(notes), outcomes)
+    report = gather(runs, "" if notes is None else read_text(notes), outcomes, cover)
     write_atomically(out, render_pdf(report) if out.suffix.lower() == ".pdf" else render_html(report))
     return out
 
@@ -153,6 +155,7 @@ def _pdf_values(report: Report) -> dict[str, Any]:
     values = dataclasses.asdict(dataclasses.replace(report, runs=(), comparison=None, pictures={})) | {
         "version": gpt2lab.__version__,
         "generator": GENERATOR,
+        "byline": report.cover.byline,
         "run": dataclasses.asdict(dataclasses.replace(run, curves={}, pictures={})) | {"pictures": _captions(run)},
         "headline": [dataclasses.asdict(figure) for figure in run.headline],
         "points_per_mean": _points_per_mean([run]),
@@ -162,7 +165,7 @@ def _pdf_values(report: Report) -> dict[str, Any]:
         "cite": CITE,
     }
     if comparison is not None:
-        values["title"] = f"{len(comparison.outcomes)} runs compared"
+        values["title"] = report.cover.title or f"{len(comparison.outcomes)} runs compared"
         values["comparison"] = dataclasses.asdict(dataclasses.replace(comparison, outcomes=())) | {
             "rows": [row._asdict() | {"cells": [c._asdict() for c in row.cells]} for row in table_rows(comparison)],
             "note": NOTE,
