@@ -17,7 +17,7 @@ measure() { # RUN SPLIT: what context brings, and what each way of sampling make
 }
 
 quickstart() {
-    [ -d "$work/quickstart" ] || gpt2lab quickstart --out "$work/quickstart" | tee "$work/quickstart.txt"
+    [ -d "$work/quickstart" ] || gpt2lab quickstart --steps 1500 --out "$work/quickstart" | tee "$work/quickstart.txt"
     python "$gallery/terminal.py" "$work/quickstart.txt" docs/images/terminal.svg
     measure "$work/quickstart" test
     report "$work/quickstart" quickstart
@@ -46,7 +46,7 @@ shakespeare_by_character() {
 }
 
 shakespeare_by_bpe() {
-    [ -d "$work/shakespeare" ] || gpt2lab quickstart --text "$text" --out "$work/shakespeare"
+    [ -d "$work/shakespeare" ] || gpt2lab quickstart --text "$text" --steps 1500 --out "$work/shakespeare"
     measure "$work/shakespeare" test
     report "$work/shakespeare" shakespeare-bpe
 }

@@ -40,7 +40,7 @@ def main() -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
     lines = output.read_text(encoding="utf-8").splitlines()
     run = next(line.split()[-1] for line in lines if line.startswith("3. "))
-    console.print(Text(f"$ gpt2lab quickstart --out {run}", style="bold"))
+    console.print(Text(f"$ gpt2lab quickstart --steps 1500 --out {run}", style="bold"))
     for line in shown(lines):
         style = next((style for pattern, style in LOOKS.items() if re.match(pattern, line)), "")
         console.print(Text(line, style=style))

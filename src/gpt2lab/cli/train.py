@@ -117,6 +117,10 @@ class Quickstart(Command):
     """Run directory, which must not exist; by default runs/quickstart, or a numbered one. Its data goes beside it."""
     seed: int = 1337
     """Random seed of the initial weights, the data order and the samples."""
+    minutes: float | None = None
+    """What the whole command is to take, 3 by default: model and steps are chosen by the measured speed."""
+    steps: int | None = None
+    """Train the small model for this many steps instead, the same on every machine."""
     resume: bool = False
     """Resume an interrupted quickstart: the one in --out, or in runs/quickstart."""
 
@@ -124,7 +128,7 @@ class Quickstart(Command):
         """Run every stage."""
         from gpt2lab.cli.quickstart import run_quickstart
 
-        run_quickstart(self.text, self.out, self.seed, self.resume)
+        run_quickstart(self.text, self.out, self.seed, self.resume, self.minutes, self.steps)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 
 from gpt2lab import runtime
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.hellaswag import HellaSwagItem, encode_items, hellaswag, read_hellaswag
 from gpt2lab.evaluation.likelihood import require_causal_mask
@@ -28,7 +30,8 @@ from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import session
 from gpt2lab.training.config import TrainConfig
-from gpt2lab.training.loop import Hooks, StepReport
+from gpt2lab.training.loop import Hooks, StepReport, Trainer
+from gpt2lab.training.setup import Data, explain_out_of_memory, resolve
 
 log = logging.getLogger("gpt2lab")
 Row = Mapping[str, float | None]
@@ -70,6 +73,29 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
             )
 
         return session.train(config, hooks, check)
+
+
+def step_seconds(config: TrainConfig, warmup_steps: int = 3, seconds: float = 3.0) -> float:
+    """Return the mean time of an optimizer step of ``config`` here; the model that is trained for it is thrown away.
+
+    Args:
+        config: With ``data`` and ``out``; nothing is written there.
+        warmup_steps: Steps before the measured ones.
+        seconds: Measure for this long, and for two steps at least.
+    """
+    dataset = TokenDataset(config.data)
+    setup = resolve(config, dataset)
+    data = Data.open(dataset, setup.config, every_byte=False)
+    with explain_out_of_memory(setup.config), setup.runtime.numerics(setup.config.deterministic):
+        trainer = Trainer(setup, data, Run(setup.config.out), Hooks())
+        with trainer.batches:
+            for _ in range(warmup_steps):
+                trainer.update()
+            begin, steps = time.perf_counter(), 0
+            while steps < 2 or time.perf_counter() - begin < seconds:
+                trainer.update()
+                steps += 1
+            return (time.perf_counter() - begin) / steps
 
 
 def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime, model: GPT, step: int) -> None:
