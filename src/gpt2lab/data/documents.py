@@ -37,7 +37,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, cast
 import numpy as np
 
 from gpt2lab.errors import InputError, TemporaryError
-from gpt2lab.files import write_atomically
+from gpt2lab.files import is_full, write_atomically
 
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 BLOCK = 1 << 20
@@ -71,17 +71,25 @@ def open_bytes(path: Path, start: int = 0, errors: str = "strict") -> Iterator[B
     Raises:
         InputError: The file cannot be read or is damaged, when it is opened or while it is read.
     """
+    with explaining_damage(path), _open(path) as packed:
+        encoding = _UTF16.get(packed.peek(2)[:2])
+        file = io.BufferedReader(_AsUtf8(packed, path, encoding, errors), BLOCK) if encoding else packed
+        if is_direct(file):
+            file.seek(start)
+        else:
+            while start and (skipped := file.read(min(BLOCK, start))):
+                start -= len(skipped)
+        yield file
+
+
+@contextmanager
+def explaining_damage(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into `InputError`; that of a full disk is of a copy, and is raised."""
     try:
-        with _open(path) as packed:
-            encoding = _UTF16.get(packed.peek(2)[:2])
-            file = io.BufferedReader(_AsUtf8(packed, path, encoding, errors), BLOCK) if encoding else packed
-            if is_direct(file):
-                file.seek(start)
-            else:
-                while start and (skipped := file.read(min(BLOCK, start))):
-                    start -= len(skipped)
-            yield file
+        yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
         if why := getattr(error, "strerror", None):
             raise InputError(f"{path}: cannot be read ({why}); give a file that you may read") from error
         raise InputError(f"{path}: damaged or truncated ({error}); download or compress it again") from error

@@ -15,7 +15,6 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, count, islice
@@ -29,6 +28,7 @@ from gpt2lab.data.documents import (
     FileDocument,
     TextDocument,
     decoded,
+    explaining_damage,
     is_compressed,
     is_direct,
     needed,
@@ -144,27 +144,32 @@ def _members(path: Path) -> Generator[tuple[str, Path]]:
                 inside = PurePosixPath(name)
                 if not any(part.startswith((".", "__MACOSX")) for part in inside.parts):
                     copy = Path(folder) / inside.name
-                    with copy.open("wb") as file:
+                    with explaining_damage(path), copy.open("wb") as file:
                         shutil.copyfileobj(packed, file, BLOCK)
                     is_empty = False
                     yield f"{path}/{inside}", copy
                     copy.unlink()
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{path}: damaged or truncated ({error}); download or pack it again") from error
+        except InputError:
+            raise
+        except (tarfile.TarError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+            why = str(error)[:_SHOWN]  # damaged, or compressed by an unknown method
+            raise InputError(
+                f"{path}: cannot be unpacked ({why}); download it again, or unpack it and name the directory"
+            ) from error
     if is_empty:
         raise InputError(f"{path}: the archive holds no file; give one that does, or leave it out")
 
 
 def _zip_members(path: Path) -> Generator[tuple[str, IO[bytes]]]:
-    with _seekable(path) as whole, zipfile.ZipFile(whole) as archive:
+    opened = _seekable(path) if is_compressed(path) else open_bytes(path)
+    with explaining_damage(path), opened as whole, zipfile.ZipFile(whole) as archive:
         for member in archive.infolist():
-            if not member.is_dir():
-                try:
-                    file = archive.open(member)
-                except RuntimeError as error:  # encrypted, or compressed by an unknown method
-                    raise InputError(f"{path}: {error}; unpack it and name the directory") from error
-                with file:
-                    yield member.filename, file
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                raise InputError(f"{path}: {member.filename} is encrypted; unpack it and name the directory")
+            with archive.open(member) as file:
+                yield member.filename, file
 
 
 def _tar_members(path: Path) -> Generator[tuple[str, IO[bytes]]]:
@@ -409,7 +414,7 @@ def read_rows(path: Path, column: str, errors: str) -> Iterator[str]:
             values = chain.from_iterable(batch.cast("large_binary").to_pylist() for batch in batches)
             for row, value in enumerate(values):
                 yield _decoded_row(value or b"", f"{path}: row {row} is", errors)
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not a complete Parquet file ({why}); download it again") from error
 

@@ -318,7 +318,7 @@ def _by_split(name: str, files: list[SourceFile]) -> dict[str, list[SourceFile]]
 
 def _source_file(path: Path, check: bool = True) -> SourceFile:
     if check:
-        with open_bytes(path) as file:
+        with open_bytes(path, errors="replace") as file:
             if not file.read(4).removeprefix(b"\xef\xbb\xbf"):
                 raise InputError(f"{path}: the file is empty; give a file that holds text, or leave it out")
     try:
