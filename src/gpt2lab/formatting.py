@@ -133,6 +133,15 @@ def page(template: str, **values: Any) -> str:
     return printable(environment.get_template(template).render())
 
 
+def folded(text: str) -> str:
+    """Replace each run of more than four line breaks by their number: a model that loops must not fill a page.
+
+    >>> folded("The end" + 96 * chr(10) + "x")
+    'The end\\n↵ × 96\\nx'
+    """
+    return re.sub(r"\n(?:[ \t]*\n){4,}", lambda run: f"\n↵ × {run[0].count(chr(10))}\n", text)
+
+
 def printable(text: str) -> str:
     """Replace characters that a page cannot hold: control characters by their symbols, lone surrogates by U+FFFD."""
     visible = _CONTROL.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", text)

@@ -262,6 +262,12 @@ def test_published_figures_are_shown_only_for_the_same_text_and_style(run: Run) 
     assert list(facts.published_losses(read_run(run)).values()) == [1.88, 1.4697]
 
 
+def test_loops_of_line_breaks_are_folded(run: Run) -> None:
+    run.add_sample(300, "greedy", "One", "One day" + 96 * "\n" + "he" + 4 * "\n" + "ran")
+    texts = [sample.continuation for strategy in content_of(run).strategies for sample in strategy.samples]
+    assert " day\n↵ × 96\nhe\n\n\n\nran" in texts
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_only_what_is_used_is_referenced(tmp_path: Path, optimizer: str) -> None:
     run = Run.create(tmp_path / "run", {**CONFIG, "optim": {**CONFIG["optim"], "name": optimizer}}, ENVIRONMENT)

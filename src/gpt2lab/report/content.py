@@ -25,7 +25,7 @@ from gpt2lab.evaluation.text_quality import (
     draw_text_quality,
     text_table,
 )
-from gpt2lab.formatting import count, duration, memory, number, percent, setting, short
+from gpt2lab.formatting import count, duration, folded, memory, number, percent, setting, short
 from gpt2lab.plots import Picture, Points
 from gpt2lab.report import facts
 from gpt2lab.report.facts import Fact
@@ -385,7 +385,7 @@ def _other_steps(samples: Sequence[SampleText]) -> tuple[StrategySamples, ...]:
 def _strategy(samples: Sequence[SampleText], longest: int) -> StrategySamples:
     shown = []
     for s in samples[:SHOWN_SAMPLES]:
-        rest = s.text.removeprefix(s.prompt)
+        rest = folded(s.text.removeprefix(s.prompt))
         cut = len(rest) > longest or len(s.prompt) > longest
         shown.append(Sample(s.prompt[:longest], rest[:longest], s.verdict, cut))
     return StrategySamples(samples[0].strategy, count(samples[0].step), len(samples), tuple(shown))
