@@ -144,7 +144,8 @@ def _change_value(tree: Any, chance: random.Random) -> str:
 
 def numbers(said: str) -> list[str]:
     """Return the numbers of an output, without times and speeds."""
-    kept = [line for line in said.splitlines() if not re.search(r"tokens/s|seconds|MiB| s\b|[0-9]:[0-9]", line)]
+    losses = re.sub(r" data +[\d.]+ %.*tokens/s", "", said)
+    kept = [line for line in losses.splitlines() if not re.search(r"FLOP/s|seconds|MiB| s\b|[0-9]:[0-9]", line)]
     return re.findall(r"\d[\d,.]*", "\n".join(kept))
 
 

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
     free_path,
+    new_directory,
     read_checked_json,
     read_json,
     read_text,
@@ -131,20 +132,21 @@ class Run:
         return {int(file.parent.name.removeprefix("step_")): file for file in files if "." not in file.parent.name}
 
     def add_segment(self, step: int, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Record with which options and versions a run goes on after a step, unless they are the present ones.
+        """Record with which options and versions a run continues after a step, unless they are those of the last.
 
-        Segments that began at this step or later are set aside, since the run has gone back.
+        Segments that began later are set aside, since the run has gone back.
         """
-        for begun, file in self.segments.items():
-            if begun >= step:
+        present = self.segments
+        last = max((begun for begun in present if begun <= step), default=None)
+        same = last is not None and _segment(present[last].parent) == _continuing(config, environment)
+        for begun, file in present.items():
+            if begun > step or (begun == step and not same):
                 folder = file.parent
                 folder.rename(free_path(folder.with_name(f"{folder.name}.before_resume_at_{step}")))
-        last = next(reversed(self.segments.values()), None)
-        if last is None or read_checked_json(last) != json.loads(json.dumps(config)):
-            folder = self.path / SEGMENTS / f"step_{step:08d}"
-            folder.mkdir(parents=True)
-            write_checked_json(folder / "config.json", config)
-            write_json(folder / "environment.json", environment)
+        if not same:
+            with new_directory(self.path / SEGMENTS / f"step_{step:08d}") as folder:
+                write_checked_json(folder / "config.json", config)
+                write_json(folder / "environment.json", environment)
 
     def evaluations(self, step: int) -> Path:
         """Return the folder for evaluations of a step's weights, created if missing."""
@@ -244,6 +246,16 @@ def _append(path: Path, line: str) -> None:
             file.write(line.encode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space or check permissions") from error
+
+
+def _segment(folder: Path) -> dict[str, Any]:
+    return _continuing(read_checked_json(folder / "config.json"), read_json(folder / "environment.json"))
+
+
+def _continuing(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for a resumed run to continue its segment: the options, and two versions."""
+    values = {**config, "out": None, "versions": [environment.get(name) for name in ("gpt2lab", "torch")]}
+    return json.loads(json.dumps(values))
 
 
 def _append_once(path: Path, line: str) -> None:

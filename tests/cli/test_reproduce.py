@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def test_the_commands_of_the_report_make_the_run_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = shlex.quote(str(work / "data"))
-    begin = f"train --data {data} --out run --steps 6 --checkpoint-every 1 --keep-last 9 {SHAPE}"
-    for command in (begin, *(f"train --out run {more}" for more in resumed)):
+    begin = f"train --data {data} --out run --steps 6 --checkpoint-every 1 --keep-last 9 --eval-every 1 {SHAPE}"
+    for command in (begin, *(f"train --out {tmp_path / 'run'} {more}" for more in resumed)):
         assert main(shlex.split(command)) == 0
     found = read_run(Run(Path("run")))
     segments = list(found.run.segments)
@@ -45,11 +46,23 @@ def test_the_commands_of_the_report_make_the_run_again(
     last = max(weights(Path("run")))
     assert weights(Path("run-again"))[last] == weights(Path("run"))[last]
     assert list(Run(Path("run-again")).segments) == segments
-    assert [fact.name for fact in training_facts(found)].count("Segments") == (len(segments) > 1)
+    names = [fact.name for fact in training_facts(found)]
+    assert names.count("Resumed with other options") == (len(segments) > 1)
 
 
 def test_resuming_with_the_same_options_begins_no_segment(work: Path, tmp_path: Path) -> None:
     run, data = str(tmp_path / "run"), str(work / "data")
     assert main(["train", "--data", data, "--out", run, "--steps", "4", "--checkpoint-every", "2", *SHAPE.split()]) == 0
-    assert main(["train", "--out", run, "--resume", "2"]) == 0
-    assert list(Run(Path(run)).segments) == [0]
+    for step in ("2", "0", "2"):
+        with contextlib.suppress(SystemExit):
+            main(["train", "--out", run, "--resume", step])
+    assert [path.name for path in (tmp_path / "run" / "segments").iterdir()] == ["step_00000000"]
+
+
+def test_a_kill_while_a_segment_is_recorded_does_not_keep_the_run_from_resuming(work: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", str(work / "data")
+    assert main(["train", "--data", data, "--out", str(run), "--steps", "2", *SHAPE.split()]) == 0
+    (run / "segments" / ".step_00000002.17.tmp").mkdir()
+    (run / "segments" / "step_00000002").mkdir()
+    assert main(["train", "--out", str(run), "--resume", "--steps", "4"]) == 0
+    assert sorted(path.name for path in (run / "segments").iterdir()) == ["step_00000000", "step_00000002"]

@@ -125,8 +125,8 @@ ALONE: dict[str, Death] = {
     "within the weights": (0, checkpoint, "save_file", 3, "within"),
     "after the weights": (0, checkpoint, "save_file", 3, "after"),
     "after the optimizer": (0, checkpoint, "save_file", 4, "after"),
-    "after the state": (0, checkpoint, "write_json", 3, "after"),
-    "before the manifest": (0, checkpoint, "write_json", 4, "before"),
+    "after the state": (0, checkpoint, "write_checked_json", 3, "after"),
+    "before the manifest": (0, checkpoint, "write_checked_json", 4, "before"),
     "before the rename": (0, checkpoint, "sync_directory", 3, "after"),
     "after the rename": (0, checkpoint, "sync_directory", 4, "before"),
     "before pruning": (0, checkpoint, "prune", 2, "before"),
@@ -136,7 +136,7 @@ ALONE: dict[str, Death] = {
 SHARDED: dict[str, Death] = {
     "shard": (1, checkpoint, "write_sharded_state", 2, "before"),
     "weights": (0, checkpoint, "save_file", 2, "before"),
-    "state": (0, checkpoint, "write_json", 3, "before"),
+    "state": (0, checkpoint, "write_checked_json", 3, "before"),
     "manifest": (0, checkpoint, "_publish", 2, "before"),
     "rename": (0, checkpoint, "sync_directory", 5, "before"),  # each save syncs two folders, renames, syncs one
 }

@@ -167,7 +167,7 @@ def _suggest(message: str, flags: Callable[[], list[str]]) -> str:
         return message
     given, known = match[3].lower().replace("_", "-"), flags()
     meant = [ours.split() for ours, theirs in OTHER_NAMES.items() if given.removeprefix("--") in theirs]
-    meant = [names for names in meant if names[0] in known] or meant
+    meant = [names for names in meant if names[0] in known]
     if not meant:
         spellings = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in known}
         spellings |= {flag: flag for flag in known}

@@ -51,7 +51,7 @@ CITE = {name: f"[{n}]" for n, name in enumerate(_REFERENCES, start=1)}
 
 
 def references(muon: bool, comparison: bool) -> tuple[str, ...]:
-    """Return the references that a report uses, in the order of their numbers: leaving out the last renumbers none."""
+    """Return the references that a report uses, in the order of their numbers; the last two are not cited by number."""
     used = {"muon": muon, "recall": comparison, "student": comparison}
     return tuple(text for name, text in _REFERENCES.items() if used.get(name, True))
 
@@ -238,11 +238,8 @@ def _length(data: RunData) -> str:
 
 def _segments(data: RunData) -> list[Fact]:
     """Return how a run was resumed with other options, if it was."""
-    segments = segments_of(data)
-    if len(segments) < 2:
-        return []
-    starts = ", ".join(f"from step {begin + 1:,} with {options.get('steps'):,} planned" for begin, options in segments)
-    return [Fact("Segments", starts, "each followed the schedule of its own planned steps")]
+    starts = [f"at step {begin:,} ({plural(options['steps'], 'step')} planned)" for begin, options in segments_of(data)]
+    return [Fact("Resumed with other options", ", ".join(starts[1:]))] if starts[1:] else []
 
 
 def passes(data: RunData) -> str:
@@ -314,30 +311,33 @@ def _commands_of_training(data: RunData) -> list[str]:
     A segment that ended before its planned steps is trained to its end, so that its schedule is the same, and keeps
     the checkpoint from which the next one resumes.
     """
-    path = data.run.path.as_posix()
-    config, again = (shlex.quote(p) for p in (f"{path}/config.json", f"{path}-again"))
+    if "optim" not in data.config:  # an imported model
+        return []
+    path, world = data.run.path.as_posix(), data.state.get("world")
+    launcher = f"torchrun --standalone --nproc-per-node {world} -m gpt2lab train" if world in range(2, 1 << 20) else ""
+    train, again = launcher or "gpt2lab train", shlex.quote(f"{path}-again")
     segments = segments_of(data)
-    if len(segments) < 2:
-        return [f"gpt2lab train --config {config} --out {again}"]
-    commands = [f"gpt2lab train --config {shlex.quote(data.run.segments[0].as_posix())} --out {again}"]
+    first = f"{path}/config.json" if len(segments) < 2 else data.run.segments[0].as_posix()
+    commands = [f"{train} --config {shlex.quote(first)} --out {again}"]
     for (_, before), (begin, options) in pairwise(segments):
         if begin != before["steps"]:
-            commands[-1] += f" --checkpoint-every {begin} --keep-last {before['steps'] // begin + 1}"
+            commands[-1] += f" --checkpoint-every {begin} --keep-last {before['steps']}"
         changed = [
             f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
             for name, value in options.items()
-            if value != before.get(name)
+            if value != before.get(name) and name not in ("out", "resume", "profile_steps")
         ]
-        commands.append(" ".join([f"gpt2lab train --out {again} --resume {begin}", *changed]))
+        commands.append(" ".join([f"{train} --out {again} --resume {begin}", *changed]))
     return commands
 
 
 def segments_of(data: RunData) -> list[tuple[int, dict[str, Any]]]:
-    """Return the step after which each segment of a run began, and its options by the names of their flags."""
+    """Return the step after which each segment of a run began, and its options by name; nothing if one is damaged."""
     try:
-        return [(step, flatten(read_checked_json(file))) for step, file in data.run.segments.items()]
-    except InputError:
+        segments = [(step, flatten(read_checked_json(file))) for step, file in data.run.segments.items()]
+    except (InputError, AttributeError):
         return []
+    return segments if all(isinstance(options.get("steps"), int) for _, options in segments) else []
 
 
 SHAKESPEARE_BY_CHARACTER = "333f749b4571300043e02025556b66bb1e50d858561445ea7b40312e99c4c6eb"

@@ -264,8 +264,14 @@ def find(run: Run, which: str) -> Checkpoint:
     if which == "last":
         return checkpoints[-1]
     if which == "best":
-        for checkpoint in checkpoints:
-            _ = checkpoint.state  # a damaged one might have been the best
+        for checkpoint in checkpoints:  # a damaged one might have been the best
+            try:
+                _ = checkpoint.state
+            except InputError as error:
+                raise InputError(
+                    f"{checkpoint.path}/state.json is damaged, so the best checkpoint is not known: give --checkpoint "
+                    "last or a step, or move this checkpoint away"
+                ) from error
         return best(checkpoints) or checkpoints[-1]
     for checkpoint in checkpoints:
         if which == str(checkpoint.step):

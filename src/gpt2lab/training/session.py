@@ -16,7 +16,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import free_path, locked, remove_temporary, write_checked_json, write_json
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.gpt import GPT
-from gpt2lab.runs import Run
+from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
@@ -353,11 +353,13 @@ def _warn_if_moved(saved: ResolvedConfig, setup: Setup, found: Checkpoint | None
 
 def _go_back(run: Run, step: int, config: ResolvedConfig, comm: Communicator) -> None:
     """Return a run's files to their state at a step, without losing later checkpoints, and save its configuration."""
-    for folder in (run.path, run.checkpoints):
+    for folder in (run.path, run.checkpoints, run.path / SEGMENTS):
         remove_temporary(folder)
     for name in checkpoint.set_aside(run, step):
         log.warning("a later checkpoint is kept as %s", name)
     run.truncate(step)
+    if not run.segments:
+        run.add_segment(0, run.config, run.environment)
     run.add_segment(step, _to_save(config), runtime.environment() | _launch(comm))
     write_checked_json(run.path / "config.json", _to_save(config))
     if comm.launched:

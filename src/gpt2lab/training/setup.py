@@ -121,14 +121,17 @@ def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
     return StreamingDataset(config.stream, Tokenizer.load(tokenizer), directory, max_disk, config.column)
 
 
-def resolve(asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE_PROCESS) -> Setup:
+def resolve(
+    asked: TrainConfig, dataset: AnyDataset, comm: Communicator = SINGLE_PROCESS, why_precision: str | None = None
+) -> Setup:
     """Resolve a configuration for a dataset, this machine and the processes of the run.
 
     Raises:
         InputError: An option cannot be honored here, or does not fit the data.
     """
     where = runtime.resolve(asked.device, asked.precision)
-    where = dataclasses.replace(where, rank=comm.rank, world=comm.world_size)
+    reason = why_precision or where.precision_reason
+    where = dataclasses.replace(where, precision_reason=reason, rank=comm.rank, world=comm.world_size)
     recipe = asked.recipe()
     model, batch_tokens = _with_vocabulary(recipe.model, asked.preset, dataset), recipe.batch_tokens
     seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
@@ -218,8 +221,9 @@ def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communic
     if comm.world_size == 1:
         return setup
     smallest = -comm.all_reduce_max(-setup.config.micro_batch)
-    precision = comm.broadcast(setup.config.precision)  # auto is decided by timing, which may differ between ranks
-    setup = resolve(dataclasses.replace(asked, micro_batch=smallest, precision=precision), dataset, comm)
+    # auto is decided by timing, which may differ between ranks
+    precision, why = comm.broadcast((setup.config.precision, setup.runtime.precision_reason))
+    setup = resolve(dataclasses.replace(asked, micro_batch=smallest, precision=precision), dataset, comm, why)
     comm.require_same("data set", Data.fingerprints_of(dataset))
     versions = {name: runtime.environment()[name] for name in ("gpt2lab", "torch")}
     options = flat(setup.config)
