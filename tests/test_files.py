@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
+    CHECKSUM,
     free_path,
     locked,
     new_directory,
+    read_checked_json,
     read_json,
     remove_temporary,
     sha256_of,
     sync_directory,
     temporary_name,
     write_atomically,
+    write_checked_json,
     write_json,
 )
 
@@ -131,6 +134,21 @@ def test_a_directory_is_synced_and_closed(tmp_path: Path, monkeypatch: pytest.Mo
     (handle,) = synced
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(handle)
+
+
+@given(value=st.dictionaries(text, values | st.floats()))
+@settings(max_examples=50)
+def test_checked_json_comes_back_and_any_change_is_noticed(value: dict[str, Any], tmp_path_factory: Any) -> None:
+    value.pop(CHECKSUM, None)
+    path = tmp_path_factory.getbasetemp() / "checked.json"
+    write_checked_json(path, value)
+    assert json.dumps(read_checked_json(path)) == json.dumps(json.loads(json.dumps(value)))
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**tree, "another": 1}), encoding="utf-8")
+    with pytest.raises(InputError, match=r'checked\.json: does not match its checksum.*; .* remove its "sha256"'):
+        read_checked_json(path)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert json.dumps(read_checked_json(path)) == json.dumps(json.loads(json.dumps(value)))
 
 
 def test_a_new_directory_appears_complete_or_not_at_all_and_replaces_nothing(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def parse_size(text: str) -> int:
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
     found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
     if found is None or found[2] not in units:
-        raise InputError(f'"{text}" is no size; give one such as 20GB, 500MB or 5GiB')
+        raise InputError(f'"{text}" is not a size; give one such as 20GB, 500MB or 5GiB')
     return int(float(found[1]) * units[found[2]])
 
 

@@ -200,7 +200,7 @@ def test_a_bound_that_is_no_size_is_refused(
     tokenizer.save(tmp_path / "tok")
     command = ["data", "prepare", "stories", "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "out")]
     assert main([*command, "--max-disk", size]) == 2
-    assert f'"{size}" is no size; give one such as 20GB' in capsys.readouterr().err
+    assert f'"{size}" is not a size; give one such as 20GB' in capsys.readouterr().err
     assert main([*command, "--max-disk", "0.5 kB"]) == 2
     assert "--max-disk allows 500" in capsys.readouterr().err
 

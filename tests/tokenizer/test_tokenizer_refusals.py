@@ -134,9 +134,18 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     ),
     "a space before each text": (
         with_file("tokenizer_config.json", b'{"add_prefix_space": true}', load_saved),
-        r"tokenizer_config.json puts a space before each text \(add_prefix_space\)",
+        r"tokenizer_config.json: it puts a space before each text \(add_prefix_space\)",
     ),
-    "settings that are no object": (with_file("tokenizer_config.json", b"[1]", load_saved), "not a tokenizer.json as"),
+    "an added token that strips": (
+        with_file(
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"9": {"content": "<m>", "lstrip": 1}}}',
+            load_saved,
+        ),
+        r"tokenizer_config.json: its added token '<m>' has lstrip",
+    ),
+    "settings that are no object": (with_file("tokenizer_config.json", b"[1]", load_saved), "tokenizer_config.json or"),
+    "added tokens that are no object": (with_file("added_tokens.json", b"[1]", load_saved), "added_tokens.json in"),
     "none of GPT-2's files": (gpt2_with(), GPT2_NEEDS),
     "GPT-2's ids only": (gpt2_with("encoder.json"), GPT2_NEEDS),
     "GPT-2's merges only": (gpt2_with("merges.txt"), GPT2_NEEDS),

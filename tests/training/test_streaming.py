@@ -272,7 +272,7 @@ def test_stories_never_end(tok: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ({"corpus": "fineweeb"}, r'"fineweeb" is not a file, directory or corpus \(did you mean "fineweb"\?\)'),
         ({"corpus": "hub:o/none"}, "HTTP 404"),
         ({"max_disk": "1kB"}, r"hub:o/three: about [\d,]+ bytes are needed .* but --max-disk allows 1,000"),
-        ({"max_disk": "much"}, '"much" is no size'),
+        ({"max_disk": "much"}, '"much" is not a size'),
         ({"max_disk": "9kB"}, r"take [\d,]+ bytes or more, but --max-disk allows 9,000"),
         ({"tokenizer": None}, "data stream:hub:o/three needs --tokenizer DIR"),
         ({"steps": None, "epochs": 1.0}, "epochs 1.0: stream:hub:o/three has no known length; give steps"),

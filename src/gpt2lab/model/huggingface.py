@@ -250,7 +250,7 @@ def _require_same(theirs: Mapping[str, torch.Tensor], expected: Mapping[str, tup
         "missing": missing,
         "not GPT-2's": extra,
         "of another shape": misshapen,
-        "no floats": integer,
+        "not floating-point": integer,
         "NaN or infinite": not_finite,
     }
     if wrong := [f"{what}: {_listed(names)}" for what, names in parts.items() if names]:

@@ -29,7 +29,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,8 @@ def read_tokenizer(path: Path) -> Vocabulary:
         return read_gpt2(path)
     if not file.exists():
         raise InputError(f"{path} holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt")
-    tree = read_json(file)
+    tree, more = read_json(file), _added_beside(file.parent)
     try:
-        more = _added_beside(path) if path.is_dir() else {}
         if ignored := [name for name in ("truncation", "padding", "post_processor") if _changes_ids(tree.get(name))]:
             log.warning("%s: %s ignored; ids are those of the text itself", file, ", ".join(ignored))
         return _from_json(tree, more)
@@ -168,14 +167,24 @@ def _changes_ids(setting: Any) -> bool:
 def _added_beside(directory: Path) -> dict[str, int]:
     """Return the special tokens that the files beside a ``tokenizer.json`` add, with their ids."""
     added, config = directory / "added_tokens.json", directory / "tokenizer_config.json"
-    tokens = dict(read_json(added)) if added.exists() else {}
+    tokens = read_json(added) if added.exists() else {}
     settings = read_json(config) if config.exists() else {}
-    if settings.get("add_prefix_space"):
-        raise InputError(f"{config.name} puts a space before each text (add_prefix_space), which is not supported")
+    try:
+        more = dict(settings.get("added_tokens_decoder", {}))
+        _refuse_stripping(more.values())
+        tokens = {**tokens, **{token["content"]: int(number) for number, token in more.items()}}
+        if settings.get("add_prefix_space"):
+            raise InputError("it puts a space before each text (add_prefix_space), which is not supported")
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{config.name} or {added.name} in {directory} is not as Hugging Face writes it ({error!r}); save it again"
+        ) from None
     for name in ("add_bos_token", "add_eos_token"):
         if settings.get(name):
             log.warning("%s: %s ignored; ids are those of the text itself", config, name)
-    return tokens | {token["content"]: int(id) for id, token in settings.get("added_tokens_decoder", {}).items()}
+    return tokens
 
 
 def _from_json(tree: Any, more_specials: Mapping[str, int]) -> Vocabulary:
@@ -211,7 +220,11 @@ def _refuse_unless_plain(tree: Mapping[str, Any], model: Mapping[str, Any]) -> N
     decoder = (tree.get("decoder") or {"type": "ByteLevel"})["type"]
     if decoder != "ByteLevel":
         raise InputError(f"its decoder is {decoder}, not ByteLevel; only byte-level BPE can be read")
-    for token in tree.get("added_tokens") or []:
+    _refuse_stripping(tree.get("added_tokens") or [])
+
+
+def _refuse_stripping(added_tokens: Iterable[Mapping[str, Any]]) -> None:
+    for token in added_tokens:
         for option in ("single_word", "lstrip", "rstrip"):
             if token.get(option):
                 raise InputError(f"its added token {token['content']!r} has {option}, which is not supported")
