@@ -170,6 +170,16 @@ def test_items_of_an_array_are_found_wherever_the_read_blocks_end(tmp_path: Path
     assert read(write(tmp_path / "a.json", items % before.encode())) == [before, '\U0001f600, "]', "b"]
 
 
+def test_an_array_is_not_held_in_memory(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", json.dumps([{"text": f"{n} " + "word " * 400} for n in range(11_000)]))
+    tracemalloc.start()
+    count = sum(1 for _ in documents([str(file)]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 11_000 and file.stat().st_size > 20 * MIB
+    assert peak < 8 * MIB
+
+
 def test_a_column_in_nested_objects_is_named_by_its_path(tmp_path: Path) -> None:
     values = [{"meta": {"text": "a", "by": {"name": "x"}}}, {"meta": None}, {"meta": {"text": None, "by": None}}]
     files = [

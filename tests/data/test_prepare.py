@@ -218,7 +218,7 @@ def test_nothing_but_files_that_cannot_be_read_is_refused(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [str(write(tmp_path / f"{n}.txt", b"\xff")) for n in range(2)]
-    with pytest.raises(InputError, match=r"none of the files can be read, 2 were skipped; .*0\.txt: not UTF-8"):
+    with pytest.raises(InputError, match=r"none of the files can be read \(2 skipped\): .*0\.txt: not UTF-8"):
         prepare(files, tokenizer, tmp_path / "out", on_error="skip")
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -269,10 +269,11 @@ def _array_items(file: BinaryIO, path: Path, errors: str) -> Iterator[tuple[str,
                     item, at = _DECODER.raw_decode(text, found.end())
                 break
             except (RecursionError, ValueError) as error:
-                more = "".join(islice(pieces, 1 + len(text) // BLOCK)) if _may_be_cut(error) else ""
+                left = text[at:]
+                more = "".join(islice(pieces, 1 + len(left) // BLOCK)) if _may_be_cut(error) else ""
                 if not more:
                     raise _not_json(error, where, at) from error
-                text, at = text[at:] + more, 0
+                text, at = left + more, 0
         if found["end"]:
             if rest := "".join([text[found.end() :], *pieces]).strip():
                 raise InputError(f"{path}: {rest[:20]!r} follows the end of the array; correct or remove it")
@@ -354,7 +355,9 @@ def _look_up(values: Mapping[str, Any], column: str, where: str) -> Any:
             return None
     names = [*chain.from_iterable(_in_full(name, value) for name, value in values.items())]
     known = ", ".join(" ".join(name.split())[:_SHOWN] for name in names[:20]) or "none"
-    raise InputError(f'{where}: has no column "{column}"{did_you_mean(column, names)}; there are: {known}')
+    raise InputError(
+        f'{where}: has no column "{column}"{did_you_mean(column, names)}; there are: {known}; name one with --column'
+    )
 
 
 def _in_full(name: str, value: Any) -> list[str]:

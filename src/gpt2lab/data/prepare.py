@@ -354,7 +354,7 @@ def finish(
         if skipped and not splits:
             shutil.rmtree(out, ignore_errors=True)
             name, why = next(iter(skipped.items()))
-            raise InputError(f"none of the files can be read, {len(skipped)} were skipped; {name}: {why}")
+            raise InputError(f"none of the files can be read ({len(skipped)} skipped): {name}: {why}")
         _require_all(splits, plan.rule, out)
         given = any(chunk.split for chunk in plan.chunks)
         left_out = LeftOut(
