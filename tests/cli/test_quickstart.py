@@ -127,15 +127,15 @@ SIZES: tuple[str, ...] = ("small", "medium", "large")
 @pytest.mark.parametrize(
     ("minutes", "milliseconds", "size", "steps"),
     [
-        (3, (52, 200, 1000), "small", 2_980),  # two cores with bf16: (180 - 10 - 15) / 0.052
-        (3, (90, 350, 2000), "small", 1_722),  # and without
+        (3, (52, 200, 1000), "small", 2_885),  # two cores with bf16: (180 - 10 - 20) / 0.052
+        (3, (90, 350, 2000), "small", 1_667),  # and without
         (3, (900, 3000, 9000), "small", 400),  # the fewest, which takes longer
         (0.2, (52, 200, 1000), "small", 400),
-        (3, (30, 100, 600), "medium", 1_550),
-        (3, (30, 170, 600), "small", 5_166),  # the medium model would get too few
-        (3, (10, 20, 150), "medium", 7_750),
-        (3, (6, 10, 15), "large", 10_333),  # a GPU
-        (30, (52, 200, 1000), "large", 1_775),
+        (3, (30, 100, 600), "medium", 1_500),
+        (3, (30, 170, 600), "small", 5_000),  # the medium model would get too few
+        (3, (10, 20, 150), "medium", 7_500),
+        (3, (6, 10, 15), "large", 10_000),  # a GPU
+        (30, (52, 200, 1000), "large", 1_770),
     ],
 )
 def test_the_choice_fills_the_time_with_the_largest_model_that_gets_enough_steps(

@@ -65,8 +65,9 @@ LEAST_STEPS_OF_LARGER = 1_000
 MANY_STEPS = 4_500
 """A model that gets more is replaced by a larger one, which learns more in the same time."""
 VALIDATIONS, VALIDATION_TOKENS = 6, 65_536
-OTHER_SECONDS = 15.0
-"""Of what does not depend on the speed of a step: importing torch, plots, checkpoints, samples, report."""
+OTHER_SECONDS = 20.0
+"""Of what does not depend on the speed of a step: importing torch, plots, checkpoints, samples, report. They take
+about 13 on two idle cores; the rest is for other work on the machine."""
 STRIDE = 64
 """Stride of the test windows: small, so that nearly every token is predicted from its whole story."""
 JUDGED_STORIES = 100
