@@ -236,10 +236,11 @@ def test_a_directory_without_the_usual_formats_gives_its_other_files(
 ) -> None:
     write(tmp_path / "a.csv", b"text\na\n")
     write(tmp_path / "b.txt.xz", lzma.compress(b"b"))
-    assert read(tmp_path) == ["a", "b"] and not caplog.messages
+    write(tmp_path / "b2.tgz", tar({"a.txt": b"b2"}))
+    assert read(tmp_path) == ["a", "b", "b2"] and not caplog.messages
     write(tmp_path / "c.txt", b"c")
     assert read(tmp_path) == ["c"]
-    assert "left out 2 files of other formats" in caplog.text and "name them by a pattern" in caplog.text
+    assert "left out 3 files of other formats" in caplog.text and "name them by a pattern" in caplog.text
 
 
 def test_directories_and_patterns_give_their_files_in_the_order_of_paths(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ _STORY_BYTES = 800
 _EXPANSION = {".txt": 1.0, ".jsonl": 1.0, ".csv": 1.0, ".tsv": 1.0, ".parquet": 1.7, ".tar": 1.0, ".zip": 3.0}
 """Bytes of text per byte of a file; Parquet's as in OpenWebText, Wikipedia and FineWeb."""
 _COMPRESSED = 3.0
-_IN_DIRECTORIES = tuple(
-    tuple(plain + packed for plain in formats for packed in ("", *compressed))
-    for formats, compressed in (((".txt", ".jsonl", ".parquet"), (".gz", ".zst")), (_EXPANSION, COMPRESSED))
+_IN_DIRECTORIES = (
+    tuple(plain + packed for plain in (".txt", ".jsonl", ".parquet") for packed in ("", ".gz", ".zst")),
+    (*(plain + packed for plain in _EXPANSION for packed in ("", *COMPRESSED)), ".tgz", ".tbz2", ".txz"),
 )
 """Suffixes of the files that are read in a directory; the second set where there are none of the first."""
 _HEADING = re.compile(r" = (?!= ).* = \n")
