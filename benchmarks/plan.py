@@ -87,7 +87,7 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
     import numpy as np
 
     from gpt2lab.runs import Run
-    from gpt2lab.training.config import OptimConfig, ResolvedConfig
+    from gpt2lab.training.config import OptimConfig, ResolvedConfig, TrainConfig
     from gpt2lab.training.loop import Hooks
     from gpt2lab.training.setup import Setup
 
@@ -107,7 +107,7 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
         "out": Path(), "steps": 100, "model": model, "optim": OptimConfig(lr=3e-3),
         "batch_tokens": B * T, "micro_batch": B, "seq_len": T, "compile": "off",
         "parallel": "none", "device": str(where.device), "precision": where.precision,
-        "activation_checkpointing": checkpointed,
+        "activation_checkpointing": checkpointed, **TrainConfig().intervals(100),
     }  # fmt: skip
     loop.peak_flops = lambda device, precision: (1e12, "not measured")  # its product would take memory of its own
     config = ResolvedConfig(**(options | changes))

@@ -157,6 +157,9 @@ def measure_ours(name: str) -> dict[str, Any]:
         precision=where.precision,  # type: ignore[arg-type]
         compile="off",
         parallel="none",
+        log_every=steps,
+        eval_every=steps,
+        checkpoint_every=steps,
     )
     data = Data(RandomStream(), None, {})  # type: ignore[arg-type]
     trainer = Trainer(Setup(config, where, ()), data, Run(Path()), Hooks())

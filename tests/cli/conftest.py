@@ -41,7 +41,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def small() -> list[str]:
     """Options of a training that takes a second."""
     model = ["--model.n-layer=1", "--model.n-head=2", "--model.n-embd=16", "--model.n-ctx=32"]
-    return [*model, "--batch-tokens=128", "--log-every=5", "--eval-tokens=512", "--checkpoint-every=10"]
+    return [
+        *model,
+        "--batch-tokens=128",
+        "--log-every=5",
+        "--eval-every=50",
+        "--eval-tokens=512",
+        "--checkpoint-every=10",
+    ]
 
 
 @pytest.fixture(scope="session")

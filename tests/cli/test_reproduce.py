@@ -52,7 +52,8 @@ def test_the_commands_of_the_report_make_the_run_again(
 
 def test_resuming_with_the_same_options_begins_no_segment(work: Path, tmp_path: Path) -> None:
     run, data = str(tmp_path / "run"), str(work / "data")
-    assert main(["train", "--data", data, "--out", run, "--steps", "4", "--checkpoint-every", "2", *SHAPE.split()]) == 0
+    intervals = ["--eval-every", "4", "--checkpoint-every", "2"]
+    assert main(["train", "--data", data, "--out", run, "--steps", "4", *intervals, *SHAPE.split()]) == 0
     for step in ("2", "0", "2"):
         with contextlib.suppress(SystemExit):
             main(["train", "--out", run, "--resume", step])

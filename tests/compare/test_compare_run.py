@@ -77,7 +77,8 @@ def test_every_combination_and_seed_is_an_ordinary_run_and_the_files_agree_with_
     assert rows["test_loss"]["n_inner=64"]["mean"] == pytest.approx(sum(losses) / 2)
     bytes_per_value = 2 if runs[0].config["precision"] == "bf16" else 4
     assert rows["cache_bytes"]["n_inner=16"]["mean"] == 2 * 16 * bytes_per_value
-    assert {"steps_to_loss", "seconds_to_loss", "tokens_per_s", "peak_memory_mb", "parameters"} <= rows.keys()
+    assert {"tokens_per_s", "peak_memory_mb", "parameters"} <= rows.keys()
+    assert "steps_to_loss" not in rows and any("left out for 4 runs with fewer" in text for text in found["remarks"])
     with (done / "table.csv").open(encoding="utf-8", newline="") as file:
         line = next(row for row in csv.DictReader(file) if (row["metric"], row["arm"]) == ("test_loss", "n_inner=64"))
     difference = rows["test_loss"]["n_inner=64"]["difference"]
@@ -112,6 +113,15 @@ def test_finished_runs_are_not_repeated_and_interrupted_ones_resume(done: Path, 
     found = [(o.seed, o.arm, o.figures["test_loss"]) for o in comparison.outcomes]
     first = json.loads((done / "comparison.json").read_text(encoding="utf-8"))["runs"]
     assert found == [(run["seed"], run["arm"], run["figures"]["test_loss"]) for run in first]
+
+
+def test_intervals_that_follow_from_the_length_do_not_change_when_it_runs_again(
+    base: TrainConfig, tmp_path: Path
+) -> None:
+    plan = make_plan(replace(base, log_every=None, eval_every=None, checkpoint_every=None), VARY, 1, tmp_path / "out")
+    before = compare(plan)
+    assert [len(outcome.curve) for outcome in before.outcomes] == [6, 6]
+    assert compare(plan).outcomes == before.outcomes
 
 
 def test_texts_are_measured_if_asked_for_and_nothing_else_again(

@@ -116,9 +116,19 @@ def test_only_bits_per_byte_compare_between_tokenizers_or_data(differing: str) -
 
 
 def test_steps_to_a_loss_are_interpolated_between_validations() -> None:
-    curve = (Validation(10, 100, 1.0, 5.0), Validation(20, 200, 3.0, 4.0), Validation(30, 300, 5.0, 3.0))
-    run = dataclasses.replace(outcome("a", 1, 3.0), curve=curve)
-    assert to_loss(run, 3.5) == {"steps_to_loss": 25.0, "seconds_to_loss": 4.0}
-    assert to_loss(run, 6.0) == {"steps_to_loss": 10, "seconds_to_loss": 1.0}
-    assert to_loss(run, 2.0) == {}
-    assert "a, seed 1: never reached a loss of 2." in compare_outcomes([run, outcome("b", 1, 3.0)], 2.0).remarks
+    curve = tuple(Validation(10 * n, 100 * n, 2.0 * n - 1, 9.0 - n) for n in range(1, 8))
+    run = dataclasses.replace(outcome("a", 1, 2.0), curve=curve)
+    assert to_loss(run, 2.5) == {"steps_to_loss": 65.0, "seconds_to_loss": 12.0}
+    assert to_loss(run, 3.0) == {"steps_to_loss": 60.0, "seconds_to_loss": 11.0}
+    assert to_loss(run, 1.5) == {}
+    assert "a, seed 1: never reached a loss of 1.5." in compare_outcomes([run, outcome("b", 1, 3.0)], 1.5).remarks
+
+
+@pytest.mark.parametrize(("loss", "known"), [(3.5, True), (4.5, False), (9.0, False)])
+def test_steps_to_a_loss_with_few_validations_before_it_are_left_out(loss: float, known: bool) -> None:
+    curve = tuple(Validation(10 * n, 100 * n, 1.0 * n, 9.0 - n) for n in range(1, 8))
+    comparison = compare_outcomes([dataclasses.replace(outcome(arm, 1, 2.0), curve=curve) for arm in "ab"], loss)
+    assert any(row.metric.name == "steps_to_loss" for row in comparison.rows) == known
+    left_out = "Steps and seconds to the loss are left out for 2 runs with fewer than 5 validations before it"
+    assert any(remark.startswith(left_out) for remark in comparison.remarks) != known
+    assert not any("never reached" in remark for remark in comparison.remarks)

@@ -35,7 +35,7 @@ def measured_run(path: Path, gpus: str = "none", speeds: tuple[float, ...] = (10
     options: dict[str, Any] = {
         "preset": "tiny", "batch_tokens": 2048, "micro_batch": 4, "seq_len": 256, "steps": 30, "out": path,
         "model": GPTConfig.preset("tiny"), "optim": OptimConfig(), "device": "cpu", "precision": "fp32",
-        "compile": "off", "parallel": "none",
+        "compile": "off", "parallel": "none", "log_every": 10, "eval_every": 10, "checkpoint_every": 10,
     }  # fmt: skip
     run = Run.create(path, to_dict(ResolvedConfig(**(options | changes))), {"gpus": gpus})
     for step, speed in enumerate(speeds, 1):

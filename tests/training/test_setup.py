@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import SMALL, copy_of, flip, go_on, refusal, saved_steps, small, snapshot, train
+from support import PLAIN, SMALL, copy_of, flip, go_on, refusal, saved_steps, small, snapshot, train
 from support import checkpoint as folder_of
 
 from gpt2lab import runtime
@@ -18,7 +18,7 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
+from gpt2lab.training.config import INTERVALS, OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import Communicator, process_group
 from gpt2lab.training.memory import Shape
 from gpt2lab.training.parallel import MODES
@@ -27,6 +27,32 @@ from gpt2lab.training.setup import Setup, choose_micro_batch, explain_out_of_mem
 
 def plan(data: Path, **changes: Any) -> Setup:
     return resolve(small(data, Path("unused"), **changes), TokenDataset(data))
+
+
+UNSET = dict.fromkeys(INTERVALS)
+
+
+@pytest.mark.parametrize(
+    ("steps", "log_every", "eval_every", "checkpoint_every"),
+    [(1, 1, 1, 1), (19, 1, 1, 1), (100, 5, 10, 10), (1_000, 10, 100, 100), (10_000, 10, 250, 1_000)],
+)
+def test_a_short_run_has_a_curve_and_a_long_one_the_usual_intervals(
+    data: Path, steps: int, log_every: int, eval_every: int, checkpoint_every: int
+) -> None:
+    config = plan(data, **UNSET, steps=steps).config
+    assert (config.log_every, config.eval_every, config.checkpoint_every) == (log_every, eval_every, checkpoint_every)
+    assert plan(data, **(UNSET | {"eval_every": 7}), steps=steps).config.eval_every == 7
+
+
+def test_intervals_are_kept_by_a_resumed_run(data: Path, tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", model=PLAIN, **UNSET, steps=20)
+    run = train(config)
+    assert [row["step"] for row in run.metrics() if row["val_loss"]] == list(range(2, 21, 2))
+    assert {name: run.config[name] for name in INTERVALS} == {"log_every": 1, "eval_every": 2, "checkpoint_every": 2}
+    go_on(config, steps=100)
+    assert (run.config["steps"], run.config["eval_every"], run.config["log_every"]) == (100, 2, 1)
+    go_on(config, steps=110, eval_every=50)
+    assert (run.config["eval_every"], run.config["log_every"]) == (50, 1)
 
 
 @pytest.mark.parametrize(

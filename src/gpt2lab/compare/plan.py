@@ -169,7 +169,8 @@ def require_same_options(job: Job, saved: ResolvedConfig) -> None:
     recipe = config.recipe()
     seq_len = recipe.model.n_ctx if config.seq_len is None else config.seq_len
     steps = total_steps(config, recipe.batch_tokens, seq_len, DataManifest.load(config.data))
-    asked = dataclasses.replace(config, seq_len=seq_len, steps=steps, epochs=None, max_tokens=None)
+    chosen = {"seq_len": seq_len, "steps": steps, "epochs": None, "max_tokens": None, **config.intervals(steps)}
+    asked = dataclasses.replace(config, **chosen)
     before = flat(saved)
     for name, value in flat(asked).items():
         free = name in ("data", "out", "resume", "model.vocab_size") or value == "auto"

@@ -36,6 +36,8 @@ STRATEGY = "nucleus 0.9"
 """The decoding strategy whose texts are compared, if text quality was measured."""
 NOT_COMPARED = {"seed", "out", "resume"}
 """Options in which runs of one arm differ."""
+LEAST_VALIDATIONS = 5
+"""Validations before the one that reached a loss, for steps and seconds to it to be compared."""
 MAX_OPTIONS = 6
 """Runs that differ in more options are not variants of each other, and each is called by its path."""
 
@@ -366,8 +368,13 @@ def compare_outcomes(
         if any(by_arm) and not (metric.per_token and incomparable):
             rows.append(MetricRow(metric, tuple(_cell(values, by_arm[0]) for values in by_arm)))
     left_out = [f"{o.arm}, seed {o.seed}: {o.status}. Left out." for o in outcomes if not o.usable]
-    too_high = [o for o in usable if target_loss is not None and not to_loss(o, target_loss)]
+    too_high = [o for o in usable if target_loss is not None and validations_before(o, target_loss) is None]
     never = [f"{o.arm}, seed {o.seed}: never reached a loss of {target_loss:g}." for o in too_high]
+    coarse = [o for o in usable if (n := validations_before(o, target)) is not None and n < LEAST_VALIDATIONS]
+    too_few = (
+        f"Steps and seconds to the loss are left out for {formatting.plural(len(coarse), 'run')} with fewer than "
+        f"{LEAST_VALIDATIONS} validations before it; a smaller --eval-every gives more."
+    )
     return Comparison(
         arms=arms,
         seeds=tuple(sorted({o.seed for o in outcomes})),
@@ -376,7 +383,7 @@ def compare_outcomes(
         target_loss=target,
         per_token=not incomparable,
         findings=tuple(_findings(arms, rows)),
-        remarks=(*remarks, *left_out, *filter(None, [incomparable]), *never),
+        remarks=(*remarks, *left_out, *filter(None, [incomparable]), *never, *([too_few] if coarse else [])),
     )
 
 
@@ -402,14 +409,22 @@ def _common_loss(outcomes: Sequence[Outcome]) -> float | None:
     return math.ceil(max(lowest) * 1000) / 1000 if lowest and len(lowest) == len(outcomes) else None
 
 
+def validations_before(outcome: Outcome, target: float | None) -> int | None:
+    """Return the number of validations before the first that reached a loss; None if none did."""
+    return next((n for n, p in enumerate(outcome.curve) if target is not None and p.loss <= target), None)
+
+
 def to_loss(outcome: Outcome, target: float | None) -> dict[str, float]:
-    """Return steps and seconds to a validation loss, linear between two validations; empty if it was not reached."""
-    curve = outcome.curve
-    reached = next((n for n, point in enumerate(curve) if target is not None and point.loss <= target), None)
-    if reached is None or target is None:
+    """Return steps and seconds to a validation loss, linear between two validations.
+
+    Empty if it was not reached, or after fewer than `LEAST_VALIDATIONS` others: the loss falls fastest at first, and a
+    straight line between two points far apart says little.
+    """
+    reached = validations_before(outcome, target)
+    if reached is None or target is None or reached < LEAST_VALIDATIONS:
         return {}
-    before, point = curve[max(reached - 1, 0)], curve[reached]
-    part = (before.loss - target) / (before.loss - point.loss) if reached else 0.0
+    before, point = outcome.curve[reached - 1 : reached + 1]
+    part = (before.loss - target) / (before.loss - point.loss)
     return {
         "steps_to_loss": before.step + part * (point.step - before.step),
         "seconds_to_loss": before.seconds + part * (point.seconds - before.seconds),

@@ -126,6 +126,8 @@ T = TypeVar("T")
 STREAM = "stream:"
 LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that set the length of a run; at most one of them is given."""
+INTERVALS = {"log_every": (20, 10), "eval_every": (10, 250), "checkpoint_every": (10, 1_000)}
+"""Options that default to a part of the run: how many parts it has, and the most steps."""
 LEAST = dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "keep_last", "batch_tokens", "micro_batch"), 1)
 LEAST |= dict.fromkeys(("eval_tokens", "sample_every", "hellaswag_every", "patience", "loader_workers"), 0)
 """The smallest value that an option allows."""
@@ -196,10 +198,10 @@ class TrainConfig:
     """Log metrics here as well as to metrics.csv; WANDB_MODE=offline keeps Weights & Biases off the network."""
     profile_steps: str | None = None
     """Steps to trace with torch.profiler into the run directory, such as 10:15 (inclusive)."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
-    eval_every: int = 250
-    """Steps between validations."""
+    log_every: int | None = None
+    """Steps between rows of metrics.csv; None is a twentieth of the run, at most 10."""
+    eval_every: int | None = None
+    """Steps between validations; None is a tenth of the run, at most 250."""
     eval_tokens: int = 65_536
     """Validation tokens to use, spread evenly over the split; 0 uses all."""
     sample_every: int = 0
@@ -210,8 +212,8 @@ class TrainConfig:
     """HellaSwag .jsonl file to evaluate on during training."""
     hellaswag_every: int = 0
     """Steps between HellaSwag evaluations; 0 evaluates at the end only."""
-    checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None is a tenth of the run, at most 1,000."""
     keep_last: int = 2
     """Checkpoints to keep in addition to the best."""
     patience: int = 0
@@ -275,6 +277,12 @@ class TrainConfig:
         """Return the configuration with ``model``, ``optim`` and ``batch_tokens`` given, as `recipe` has them."""
         return dataclasses.replace(self, **vars(self.recipe()))
 
+    def intervals(self, steps: int) -> dict[str, int]:
+        """Return the options in `INTERVALS` as given, or else their defaults for a run of this length."""
+        return {
+            name: getattr(self, name) or max(1, min(most, steps // parts)) for name, (parts, most) in INTERVALS.items()
+        }
+
     @property
     def stream(self) -> str | None:
         """The corpus of ``--data stream:CORPUS``; None if the data is a directory."""
@@ -305,6 +313,9 @@ class ResolvedConfig(TrainConfig):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = field()
     compile: Literal["on", "off"] = field()
     parallel: Literal["none", "ddp", "fsdp"] = field()
+    log_every: int = field()
+    eval_every: int = field()
+    checkpoint_every: int = field()
 
     def as_asked(self) -> TrainConfig:
         """Return the same values as a `TrainConfig`, whose options may be None or ``auto`` again."""

@@ -20,7 +20,7 @@ from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.config import OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
+from gpt2lab.training.config import INTERVALS, OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
 from gpt2lab.training.loop import Hooks, HooksCheck, HooksFor, Progress, Trainer
 from gpt2lab.training.optim import make_optimizer
@@ -169,6 +169,7 @@ def merge_for_resume(asked: TrainConfig, saved: ResolvedConfig, comm: Communicat
         InputError: An option differs that would make it another run (named, with both values).
     """
     changes = {name: getattr(asked, name) for name in MAY_CHANGE_ON_RESUME}
+    changes |= {name: getattr(asked, name) or getattr(saved, name) for name in INTERVALS}
     changes |= {name: value for name in MAY_MOVE if (value := getattr(asked, name)) != "auto"}
     if asked.steps is asked.epochs is asked.max_tokens is None:
         changes["steps"] = saved.steps

@@ -154,7 +154,7 @@ def resolve(
         "model": model, "optim": recipe.optim, "seq_len": seq_len, "batch_tokens": batch_tokens,
         "micro_batch": micro_batch, "steps": steps, "epochs": None, "max_tokens": None, "resume": None,
         "device": str(where.device), "precision": where.precision, "parallel": parallel,
-        "compile": "on" if compiled else "off",
+        "compile": "on" if compiled else "off", **asked.intervals(steps),
     }  # fmt: skip
     config = ResolvedConfig(**(vars(asked) | chosen))
     shared = f"{where.world} processes x " if where.world > 1 else ""
