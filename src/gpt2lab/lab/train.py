@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -76,7 +77,7 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
 
 
 def step_seconds(config: TrainConfig, warmup_steps: int = 3, seconds: float = 3.0) -> float:
-    """Return the mean time of an optimizer step of ``config`` here; the model that is trained for it is thrown away.
+    """Return the median time of an optimizer step of ``config`` here; the model that is trained for it is thrown away.
 
     Args:
         config: With ``data`` and ``out``; nothing is written there.
@@ -91,11 +92,12 @@ def step_seconds(config: TrainConfig, warmup_steps: int = 3, seconds: float = 3.
         with trainer.batches:
             for _ in range(warmup_steps):
                 trainer.update()
-            begin, steps = time.perf_counter(), 0
-            while steps < 2 or time.perf_counter() - begin < seconds:
+            times: list[float] = []
+            while len(times) < 2 or sum(times) < seconds:
+                begin = time.perf_counter()
                 trainer.update()
-                steps += 1
-            return (time.perf_counter() - begin) / steps
+                times.append(time.perf_counter() - begin)
+            return statistics.median(times)
 
 
 def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime, model: GPT, step: int) -> None:
