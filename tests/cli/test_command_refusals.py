@@ -56,6 +56,7 @@ REFUSALS = [
     ("sample RUN --top-p 1.5", "top_p is 1.5"),
     ("sample RUN --top-k 0", "top_k is 0"),
     ("sample RUN --temperature 0", "temperature is 0"),
+    ("train --data DATA --out new --sample-prompt \udcff", "text in the encoding of the terminal"),
     ("sample RUN --samples 0", "samples is 0"),
     ("sample RUN --checkpoint 7", "choose best, last or a step: 10, 20"),
     ("eval perplexity RUN --detokenize wikitext", "give --text FILE"),

@@ -23,7 +23,7 @@ from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode
 from gpt2lab.tokenizer.pretokenize import GPT2
-from loopback_hub import hub_client, loopback_hub
+from loopback_hub import gpt2lab_with, hub_client, loopback_hub
 
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
 MIXED = st.text(st.one_of(KNOWN, st.sampled_from(" \t\n'sdmtlvraeéA19=-你😀")), max_size=40)
@@ -257,8 +257,9 @@ def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(
             assert message in capsys.readouterr().err.splitlines()[-1]
     assert Tokenizer.load(tmp_path / "first").merges == tiny.merges
     assert Tokenizer.load(tmp_path / "data").fingerprint == tiny.fingerprint
-    with hub_client("http://127.0.0.1:9", tmp_path / "hub"):  # the server is gone, its cache is not
-        assert main([*export, str(tmp_path / "second")]) == 0
+    # The server is gone, its cache is not; the client of a new process reads its environment.
+    done = gpt2lab_with("http://127.0.0.1:9", tmp_path, *export, str(tmp_path / "second"), offline=True)
+    assert done.returncode == 0, done.stderr
     with hub_client("http://127.0.0.1:9", tmp_path / "none"):
         capsys.readouterr()
         assert main([*export, str(tmp_path / "third")]) == 2

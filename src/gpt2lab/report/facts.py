@@ -314,8 +314,9 @@ def _commands_of_training(data: RunData) -> list[str]:
     if "optim" not in data.config:  # an imported model
         return []
     path, world = data.run.path.as_posix(), data.state.get("world")
-    launcher = f"torchrun --standalone --nproc-per-node {world} -m gpt2lab train" if world in range(2, 1 << 20) else ""
-    train, again = launcher or "gpt2lab train", shlex.quote(f"{path}-again")
+    train, again = "gpt2lab train", shlex.quote(f"{path}-again")
+    if isinstance(world, int) and world > 1:
+        train = f"torchrun --standalone --nproc-per-node {world} -m {train}"
     segments = segments_of(data)
     first = f"{path}/config.json" if len(segments) < 2 else data.run.segments[0].as_posix()
     commands = [f"{train} --config {shlex.quote(first)} --out {again}"]

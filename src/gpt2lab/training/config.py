@@ -232,6 +232,8 @@ class TrainConfig:
             require(value in (None, "auto") or value >= least, name, value, f"at least {least}")
         require(self.hellaswag is not None or not self.hellaswag_every, "hellaswag", None, "a file to evaluate on")
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
+        prompt = ascii(self.sample_prompt)
+        require(not re.search(r"\\ud[89a-f]", prompt), "sample_prompt", prompt, "text in the encoding of the terminal")
         traced = self.profile_steps is None or self.profiled is not None
         require(traced, "profile_steps", self.profile_steps, "FIRST:LAST, such as 10:15, with 1 <= FIRST <= LAST")
         model = PRESETS[self.preset] if self.model is None and self.init is None else self.model
