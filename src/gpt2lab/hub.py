@@ -239,7 +239,7 @@ def _open(url: str, retry: RetryPolicy, start: int = 0) -> http.client.HTTPRespo
 
 
 def _until_it_succeeds(url: str, retry: RetryPolicy, once: Callable[[], T], received: Callable[[], int]) -> T:
-    """Call ``once`` until it succeeds; attempts are counted anew whenever more bytes are received."""
+    """Call ``once`` until it succeeds; the count of attempts restarts whenever more bytes are received."""
     began, attempt, most = time.monotonic(), 0, received()
     while True:
         wait = None

@@ -396,8 +396,8 @@ def svg(figure: Figure, salt: str = "report", **options: Any) -> str:
 def page_svg(figure: Figure, prefix: str) -> str:
     """Return a figure as an SVG element that takes its size, font and colors from the style sheet of its page.
 
-    Each color becomes a variable of the style sheet, with the fixed color where there is none, so that one drawing
-    is right on light, dark and paper.
+    Each color becomes a variable of the style sheet that falls back to the fixed color, so that one drawing suits
+    light mode, dark mode and paper.
 
     Args:
         figure: The figure.

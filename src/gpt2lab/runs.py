@@ -159,7 +159,7 @@ class Run:
         return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
     def saved_evaluation(self, name: str, read: Callable[[Any], T]) -> T | None:
-        """Return what ``read`` makes of the values of `latest_evaluation`; None if there are none.
+        """Parse the values of `latest_evaluation` with ``read``; None if nothing was saved.
 
         Raises:
             InputError: The file is damaged.

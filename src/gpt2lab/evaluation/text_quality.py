@@ -200,7 +200,7 @@ def measure_texts(
         tokenizer: Its tokenizer.
         prompts: From `choose_prompts`.
         where: Device and precision.
-        seed: Each strategy draws from a generator of its own, made from it.
+        seed: Seed of the random generator of each strategy.
         progress: Called with the strategies done and their number.
     """
     strategies = [s for s in SETTINGS if s.top_k is None or s.top_k <= model.config.vocab_size]

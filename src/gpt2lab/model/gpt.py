@@ -127,8 +127,7 @@ class GPT(nn.Module):
 
         Args:
             tokens: Ids, shape (B, T), T at most n_ctx.
-            targets: The token that follows each, shape (B, T); -100 where there is none: that position is left out of
-                the mean.
+            targets: The token that follows each, shape (B, T). Positions with target -100 are left out of the mean.
             mask: Boolean or 0/1, True where query q may attend to key k, in place of the configuration's mask; shape
                 (T, T), (B, T, T) or (B, H, T, T). A query that may attend to nothing gives zeros.
             documents: Number of the document that each token belongs to, (B, T), integers: attention stays within

@@ -67,7 +67,7 @@ class Mask:
 
     @property
     def span(self) -> int:
-        """The reach, or 0 if there is none."""
+        """The reach; 0 if it is unlimited."""
         return self.reach or 0
 
     @property

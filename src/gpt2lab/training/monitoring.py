@@ -42,7 +42,7 @@ class Spike(NamedTuple):
 
 
 def find_spike(loss: float, recent: Sequence[float], threshold: float) -> Spike | None:
-    """Return the spike that a loss is; None if it is none, or too few losses came before it."""
+    """Return the spike if a loss is one; None otherwise, or if too few losses came before it."""
     if len(recent) < SPIKE_FROM:
         return None
     mean = statistics.fmean(recent)
