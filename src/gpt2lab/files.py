@@ -1,24 +1,33 @@
-"""Writing files so that a crash at any moment leaves the old file or the new one, never half of it; locking them."""
+"""Writing files so that a crash at any moment leaves the old file or the new one, never half of it; locking them.
+
+JSON becomes dataclasses by their type hints (`from_json`), and an error names the file and the field.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
+import reprlib
 import shutil
 import sys
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, did_you_mean
 
 log = logging.getLogger("gpt2lab")
+T = TypeVar("T")
 CHECKSUM = "sha256"
 """Name of the entry of a JSON object that holds the SHA-256 of the others."""
 _WINDOWS_BYTE = 2**30
@@ -187,6 +196,69 @@ def read_checked_json(path: Path) -> Any:
 def _checksum(value: Mapping[str, Any]) -> str:
     content = json.dumps(json.loads(json.dumps(value)), sort_keys=True, separators=(",", ":"))  # as it will be read
     return hashlib.sha256(content.encode("utf-8")).hexdigest()
+
+
+def from_json(kind: type[T], value: Any, where: object, name: str = "") -> T:
+    """Return what a JSON value stands for: a dataclass from the object of its fields, whose types are checked.
+
+    Args:
+        kind: The dataclass.
+        value: From `read_json`; fields that are left out have their defaults.
+        where: The file it comes from, for messages.
+        name: The field of the file that holds it.
+
+    Raises:
+        InputError: A field is unknown (the nearest is suggested), missing, or of another type than its hint allows.
+    """
+    try:
+        return _parse(kind, value, name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _parse(hint: Any, value: Any, name: str) -> Any:
+    """Return a value as its type hint wants it; JSON knows neither paths nor tuples nor the difference of 1 and 1.0."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        origin, inner = typing.get_origin(option), typing.get_args(option)
+        if option is Any or (origin is Literal and value in inner) or type(value) is option:
+            return value
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return _build(option, value, f"{name}." if name else "")
+        if origin is dict and isinstance(value, dict):
+            return {key: _parse(inner[1], item, f"{name}.{key}") for key, item in value.items()}
+        if origin is tuple and isinstance(value, list):
+            return tuple(_parse(inner[0], item, f"{name}[{index}]") for index, item in enumerate(value))
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if option is float and type(value) is int and abs(value) < 2**53:
+            return float(value)
+    found = reprlib.repr(value)
+    raise InputError(f"{name or 'the content'} is {found}; it must be {' or '.join(map(_type_name, options))}")
+
+
+def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
+    hints = _type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise InputError(f'unknown field "{prefix}{name}"{did_you_mean(name, hints)}')
+    given = {name: _parse(hints[name], value, prefix + name) for name, value in values.items()}
+    required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory}  # both MISSING
+    if missing := sorted(required - given.keys()):
+        raise InputError(f"{prefix}{missing[0]} is missing; the file was written by another version of gpt2lab")
+    return kind(**given)
+
+
+_type_hints = functools.cache(typing.get_type_hints)
+
+
+def _type_name(option: Any) -> str:
+    """Return what a type is called in a message."""
+    if typing.get_origin(option) is Literal:
+        return ", ".join(map(str, typing.get_args(option)))
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+    names |= {type(None): "null", tuple: "a list"}
+    return names.get(typing.get_origin(option) or option, "an object")
 
 
 def sha256_of(path: Path) -> str:

@@ -133,10 +133,12 @@ def test_damaged_data_is_refused(copy: Path, case: str) -> None:
     [
         ({"format": 2}, "manifest.json: format 2; this version reads format 1"),
         ({"shards": []}, "manifest.json: train has 7921 tokens, but its files hold 0"),
-        ({"splits": {"train": {"tokens": 3}}}, "manifest.json: damaged (TypeError: "),
-        ({"splits": {"train": {"tokens": 7921}}}, "manifest.json: damaged (TypeError: "),
-        ({"tokenizer": None}, "manifest.json: damaged (TypeError: "),
-        ({"source": {}}, "manifest.json: damaged (KeyError: "),
+        ({"splits": {"train": {"tokens": 3}}}, "manifest.json: splits.train.bytes is missing; the file was written by"),
+        ({"splits": {"train": 7921}}, "manifest.json: splits.train is 7921; it must be an object"),
+        ({"tokenizer": None}, "manifest.json: tokenizer is None; it must be an object"),
+        ({"source": {}}, "manifest.json: source.max_documents is missing"),
+        ({"source": {"names": ["a", 1]}}, "manifest.json: source.names[1] is 1; it must be text"),
+        ({"left_out": {"shirt": 1}}, 'manifest.json: unknown field "left_out.shirt" (did you mean "short"?)'),
     ],
 )
 def test_a_damaged_manifest_is_refused(copy: Path, edit: dict[str, Any], message: str) -> None:

@@ -20,13 +20,13 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from gpt2lab.data.documents import SPLITS, SplitRule
+from gpt2lab.data.documents import SplitRule
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_checked_json, sync_directory, write_checked_json
+from gpt2lab.files import from_json, read_checked_json, sync_directory, write_checked_json
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 HEADER_BYTES = 1024
@@ -389,12 +389,19 @@ class DataManifest:
         if not path.is_file():
             raise InputError(_why_no_manifest(directory))
         tree = read_checked_json(path)
-        try:
-            return _parse(tree)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the data again") from error
+        version = tree.pop("format", None) if isinstance(tree, dict) else MANIFEST_VERSION
+        if version != MANIFEST_VERSION:
+            raise InputError(
+                f"{path}: format {version}; this version reads format {MANIFEST_VERSION}: prepare the data again"
+            )
+        manifest = from_json(cls, tree, path)
+        for name, split in manifest.splits.items():
+            held = sum(shard.tokens for shard in manifest.shards if shard.split == name)
+            if held != split.tokens:
+                raise InputError(
+                    f"{path}: {name} has {split.tokens} tokens, but its files hold {held}; prepare the data again"
+                )
+        return manifest
 
 
 def is_incomplete(directory: Path) -> bool:
@@ -418,24 +425,3 @@ def _why_no_manifest(directory: Path) -> str:
             f"gpt2lab data import {directory} --tokenizer TOKENIZER"
         )
     return f"{directory}: holds no prepared data (no {MANIFEST}); create it with: gpt2lab data prepare"
-
-
-def _parse(tree: dict[str, Any]) -> DataManifest:
-    if tree["format"] != MANIFEST_VERSION:
-        raise InputError(
-            f"format {tree['format']}; this version reads format {MANIFEST_VERSION}: prepare the data again"
-        )
-    source = {**tree["source"], "names": tuple(tree["source"]["names"])}
-    manifest = DataManifest(
-        source=SourceInfo(**source),
-        tokenizer=TokenizerInfo(**tree["tokenizer"]),
-        split_rule=SplitRule(**tree["split_rule"]),
-        splits={name: SplitInfo(**tree["splits"][name]) for name in SPLITS if name in tree["splits"]},
-        shards=tuple(ShardInfo(**shard) for shard in tree["shards"]),
-        left_out=LeftOut(**tree.get("left_out", {})),
-    )
-    for name, split in manifest.splits.items():
-        held = sum(shard.tokens for shard in manifest.shards if shard.split == name)
-        if held != split.tokens:
-            raise InputError(f"{name} has {split.tokens} tokens, but its files hold {held}; prepare the data again")
-    return manifest

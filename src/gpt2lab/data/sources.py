@@ -92,11 +92,6 @@ class Chunk:
         """Estimated bytes of text."""
         return (self.stop - self.start) * _STORY_BYTES + sum(map(_text_bytes, self.files))
 
-    @classmethod
-    def parse(cls, tree: dict[str, Any]) -> Chunk:
-        """Return the chunk that `dataclasses.asdict` turned into ``tree``."""
-        return cls(**{**tree, "files": tuple(SourceFile(**file) for file in tree["files"])})
-
 
 def _text_bytes(file: SourceFile) -> int:
     path = Path(file.name)

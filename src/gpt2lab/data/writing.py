@@ -39,7 +39,7 @@ from gpt2lab.data.shards import (
 )
 from gpt2lab.data.sources import Chunk, files_of, read_chunk
 from gpt2lab.errors import InputError, TemporaryError
-from gpt2lab.files import bytes_below, is_full, read_json, temporary_name, write_json
+from gpt2lab.files import bytes_below, from_json, is_full, read_json, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -294,8 +294,7 @@ class Journal:
 
     def load(self) -> PreparePlan:
         """Return the plan. Raises `InputError` if there is none."""
-        tree = read_json(self._plan)
-        return PreparePlan(tree["arguments"], SplitRule(**tree["rule"]), tuple(map(Chunk.parse, tree["chunks"])))
+        return from_json(PreparePlan, read_json(self._plan), self._plan)
 
     def _write_unless_there(self, tree: dict[str, Any]) -> None:
         """Write the plan, unless another process writes one first, which then applies to both."""
@@ -338,10 +337,7 @@ class Journal:
 
     def record(self, index: int) -> ChunkRecord:
         """Return what a finished chunk holds."""
-        tree = read_json(self._record(index))
-        splits = {name: SplitInfo(**split) for name, split in tree["splits"].items()}
-        shards = tuple(ShardInfo(**shard) for shard in tree["shards"])
-        return ChunkRecord(**{**tree, "splits": splits, "shards": shards})
+        return from_json(ChunkRecord, read_json(self._record(index)), self._record(index))
 
     def _record(self, index: int) -> Path:
         return self.chunk(index) / "record.json"

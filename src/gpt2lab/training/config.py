@@ -14,15 +14,13 @@ import dataclasses
 import json
 import math
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from gpt2lab.errors import InputError, did_you_mean, one_of
-from gpt2lab.files import parse_size
+from gpt2lab.files import from_json, parse_size
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 
@@ -122,7 +120,6 @@ RECIPES: dict[str, Recipe] = {
 FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS = OptimConfig(lr=5e-5), 8_192
 """For a run that starts from trained weights: small steps (GPT-1 was fine-tuned at 6.25e-5, Radford et al. 2018)."""
 
-T = TypeVar("T")
 STREAM = "stream:"
 LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that set the length of a run; at most one of them is given."""
@@ -332,12 +329,12 @@ def saved_config(run: Run) -> ResolvedConfig:
     """
     if run.config.keys() == {"model"}:
         raise InputError(f"{run.path} holds an imported model, not a training run; train it with --init {run.path}")
-    return _from_json(ResolvedConfig, run.config, str(run.path / "config.json"))
+    return from_json(ResolvedConfig, run.config, run.path / "config.json")
 
 
 def saved_model(run: Run) -> GPTConfig:
     """Return the architecture in a run's ``config.json``; an imported model has one, too."""
-    return _from_json(GPTConfig, run.config.get("model"), str(run.path / "config.json"), "model.")
+    return from_json(GPTConfig, run.config.get("model"), run.path / "config.json", "model")
 
 
 def held_out_data(run: Run, config: TrainConfig) -> Path:
@@ -364,56 +361,7 @@ def from_dict(values: Any, where: str = "config.json") -> TrainConfig:
     Raises:
         InputError: An option is unknown (the nearest is suggested), or has a value that it does not allow.
     """
-    return _from_json(TrainConfig, values, where)
-
-
-def _from_json(kind: type[T], values: Any, where: str, prefix: str = "") -> T:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} holds {type(values).__name__}, not the options of a run by name; it is damaged")
-    try:
-        return _build(kind, values, prefix)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise InputError(f'unknown option "{prefix}{name}"{did_you_mean(name, hints)}')
-    given = {name: _parse(hints[name], value, prefix + name) for name, value in values.items()}
-    required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory}  # both MISSING
-    if missing := sorted(required - given.keys()):
-        raise InputError(f"{prefix}{missing[0]} is missing; the file was written by another version of gpt2lab")
-    return kind(**given)
-
-
-def _parse(hint: Any, value: Any, name: str) -> Any:
-    """Return a value as its type hint wants it; JSON knows neither paths nor the difference of 1 and 1.0."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return _build(option, value, f"{name}.")
-        if option is Path and isinstance(value, str):
-            return Path(value)
-        if option is float and type(value) is int and abs(value) < 2**53:
-            return float(value)
-        if typing.get_origin(option) is Literal and value in typing.get_args(option):
-            return value
-        if isinstance(option, type) and type(value) is option:
-            return value
-    raise InputError(f"{name} is {value!r}; it must be {' or '.join(map(_type_name, options))}")
-
-
-def _type_name(option: Any) -> str:
-    """Return what a type is called in a message."""
-    if typing.get_origin(option) is Literal:
-        return ", ".join(map(str, typing.get_args(option)))
-    if dataclasses.is_dataclass(option):
-        return "options by name"
-    return {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}.get(
-        option, "null"
-    )
+    return from_json(TrainConfig, values, where)
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:
