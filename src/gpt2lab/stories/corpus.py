@@ -1,7 +1,7 @@
 """Short children's stories: generated in any number, the same everywhere, each with its exact probability.
 
 A seeded probabilistic grammar writes them (the graph in `grammar.py`, the notation in `notation.py`, the contents in
-`plots.py` and `lexicon.py`), in the manner of TinyStories (Eldan & Li 2023). Every story carries its information
+`plots.toml` and `lexicon.toml`), in the manner of TinyStories (Eldan & Li 2023). Every story carries its information
 content, -log2 p. The mean over stories is the entropy of the corpus, which is the lowest loss that any model can reach.
 :func:`parse` tells whether the grammar can write a text, and where it first breaks.
 
@@ -12,18 +12,18 @@ corpus.
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from math import log2
+from pathlib import Path
 from typing import NoReturn
 
 from gpt2lab.errors import InputError
 from gpt2lab.stories.grammar import END, Choice, Draw, Reference, Trie, Walk, Word
-from gpt2lab.stories.lexicon import POOLS
-from gpt2lab.stories.notation import Grammar
-from gpt2lab.stories.plots import PLOTS
+from gpt2lab.stories.notation import Grammar, read_pool
 
 _MASK = (1 << 64) - 1
 _MAX_SHOWN = 5  # expected words named in a message
@@ -76,7 +76,11 @@ def stories(seed: int = 0, start: int = 0) -> Iterator[Story]:
 @cache
 def grammar() -> Grammar:
     """The grammar of the stories, compiled at the first call."""
-    return Grammar(PLOTS, POOLS)
+    plots, lexicon = (
+        tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+        for name in ("plots.toml", "lexicon.toml")
+    )
+    return Grammar(plots, {name: read_pool(pool) for name, pool in lexicon.items()})
 
 
 def splitmix64(seed: int, index: int) -> Callable[[int], int]:

@@ -1,4 +1,4 @@
-"""The language in which plots are written, compiled to the graph of `grammar.py`.
+"""The language of the plots and the words (`plots.toml`, `lexicon.toml`), compiled to the graph of `grammar.py`.
 
     {hero:girl} had {color.a:color} {thing:toy}.       draw a word of a pool and remember it under a name
     One (day|morning), the {thing} was gone.           choose; refer to what was drawn
@@ -9,6 +9,13 @@
 ``{slot.form}`` takes another form of the word (``{hero.his}``, ``{color.a}``), ``{:pool}`` draws without remembering,
 ``{slot:one/other}`` draws among the words that the named slots hold. Words drawn from one pool under names are all
 different. Lines are joined by spaces; an empty line starts a paragraph.
+
+The words of a pool are separated by commas. Their notation, the second part of its key, says which forms they have::
+
+    word       apple, dog: said barked           a, A (with the article), s (the plural), and one of its own
+    she, he    Lily/Lil                          short, and pronouns: he, him, his, He, His
+    phrase     the river                         A (at the start of a sentence)
+    deed       fly/flew/flying kites             did, doing
 """
 
 from __future__ import annotations
@@ -19,6 +26,33 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from gpt2lab.stories.grammar import Choice, Draw, Literal, Node, Reference, SurfaceForms, Word
+
+_PRONOUNS = {
+    "she": {"he": "she", "him": "her", "his": "her", "He": "She", "His": "Her"},
+    "he": {"he": "he", "him": "him", "his": "his", "He": "He", "His": "His"},
+}
+
+
+def read_pool(pool: Mapping[str, str]) -> tuple[Word, ...]:
+    """Return the words of a pool of `lexicon.toml`: lists of words by their notation."""
+    return tuple(Word(_forms(item.strip(), notation)) for notation, items in pool.items() for item in items.split(","))
+
+
+def _forms(item: str, notation: str) -> dict[str, str]:
+    match notation:
+        case "she" | "he":
+            name, _, short = item.partition("/")
+            return {"": name, "short": short or name, **_PRONOUNS[notation]}
+        case "phrase":
+            return {"": item, "A": item[0].upper() + item[1:]}
+        case "deed":
+            verb, rest = item.split(" ", 1)
+            return {form: f"{verb} {rest}" for form, verb in zip(("", "did", "doing"), verb.split("/"), strict=True)}
+        case _:
+            word, *own = re.split(r": (\w+) ", item)
+            a = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+            forms = {"": word, "a": a, "A": a.capitalize(), "s": word + ("es" if word.endswith("ch") else "s")}
+            return forms | dict([own] if own else [])
 
 
 @dataclass(frozen=True)
