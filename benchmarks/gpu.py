@@ -144,18 +144,16 @@ def training_figures(bench: Bench, trainer: Any) -> dict[str, Any]:
     import torch
 
     from gpt2lab import runtime
-    from gpt2lab.model import flops
-    from gpt2lab.model.flops import mfu
 
     size, device = bench.size, trainer.runtime.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = seconds_of(trainer.update, size["warmup"], size["steps"], bench.device)
     speed = size["B"] * size["T"] / seconds
-    peak, source = flops.peak_flops(device, trainer.runtime.precision)
+    peak, source = runtime.peak_flops(device, trainer.runtime.precision)
     return {
         "tokens_per_s": round(speed), "ms_per_step": round(1e3 * seconds, 2),
-        "mfu": round(mfu(trainer.config.model, size["T"], speed, peak), 4),
+        "mfu": round(trainer.config.model.flops_per_token(size["T"]) * speed / peak, 4),
         "peak_memory_mb": round(runtime.peak_memory_mb(device)), "peak_rate": source,
     }  # fmt: skip
 

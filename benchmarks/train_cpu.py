@@ -99,17 +99,16 @@ def figures(name: str, seconds: float, precision: str) -> dict[str, Any]:
 
     from gpt2lab import runtime
     from gpt2lab.model.config import GPTConfig
-    from gpt2lab.model.flops import mfu, peak_flops
 
     row, cpu = ROWS[name], torch.device("cpu")
     memory = runtime.peak_memory_mb(cpu)  # before measuring the peak rate, which needs memory itself
     config = GPTConfig(row["n_layer"], row["n_head"], row["n_embd"], row["T"], row["vocab"])
     rate = row["B"] * row["T"] / seconds
-    peak = max(peak_flops(cpu, precision)[0] for _ in range(3))
+    peak = max(runtime.peak_flops(cpu, precision)[0] for _ in range(3))
     return {
         "tokens_per_s": rate,
         "ms_per_step": 1e3 * seconds,
-        "mfu": mfu(config, row["T"], rate, peak),
+        "mfu": config.flops_per_token(row["T"]) * rate / peak,
         "peak_memory_mb": memory,
     }
 

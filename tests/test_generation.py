@@ -31,7 +31,6 @@ from gpt2lab.generation import (
 )
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.flops import cache_bytes
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -349,7 +348,7 @@ def test_the_cache_of_a_window_is_constant_over_ten_thousand_tokens() -> None:
     model = small(n_ctx=64, vocab_size=11, position="rope", mask="window", window=16).eval()
     cache = KVCache(model.config, 1, CPU, torch.float32)
     assert cache.nbytes == 2 * 2 * 16 * 24 * 4  # keys and values, layers, positions, width, bytes
-    assert cache.nbytes == cache_bytes(model.config, 10_000, torch.float32)
+    assert cache.nbytes == model.config.cache_bytes(10_000, torch.float32)
     for start in range(0, 10_000, 100):
         next_logits(model, torch.arange(start, start + 100)[None] % 11, cache)
     assert next_logits(model, torch.tensor([[5]]), cache).isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import platform
 import subprocess
@@ -172,14 +173,53 @@ def test_peak_memory_is_that_of_this_process() -> None:
     assert after >= held.nbytes / 2**20
 
 
+@pytest.mark.parametrize(("threads", "said"), [(1, "(1 thread)"), (4, "(4 threads)")])
+def test_a_processor_is_named_with_its_threads(threads: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert said in runtime.device_name(CPU)
+
+
 def test_the_environment_describes_the_machine() -> None:
     assert 2**24 < runtime.available_memory(CPU) < 2**45
-    assert f"({torch.get_num_threads()} threads)" in runtime.device_name(CPU)
     found = runtime.environment()
     assert found["gpt2lab"] == gpt2lab.__version__
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert {"python", "numpy", "platform", "processor", "gpus", "malloc"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "rate", "sheet"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12, "H100"),
+        ("NVIDIA H100 PCIe", "bf16", 756e12, "H100 PCIe"),
+        ("NVIDIA H100 NVL", "bf16", 835e12, "H100 NVL"),
+        ("NVIDIA H200", "fp16", 989e12, "H200"),
+        ("NVIDIA A100-SXM4-40GB", "bf16", 312e12, "A100"),
+        ("Tesla T4", "fp16", 65e12, "T4"),
+        ("Tesla V100-SXM2-16GB", "fp32", 15.7e12, "V100"),
+        ("NVIDIA L4", "bf16", 121e12, "L4"),
+        ("NVIDIA L40S", "bf16", 362e12, "L40S"),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165e12, "RTX 4090"),
+    ],
+)
+def test_known_gpus_have_their_data_sheets_rate(
+    name: str, precision: str, rate: float, sheet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert runtime.peak_flops(torch.device("cuda"), precision) == (rate, f"{sheet} data sheet, {precision}")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA RTX A4000", "NVIDIA L40", "NVIDIA T400", "NVIDIA GeForce GTX 1080"])
+def test_a_gpu_whose_name_only_looks_alike_has_no_data_sheet(name: str) -> None:
+    assert runtime.data_sheet(name) is None
+
+
+def test_a_cpu_is_measured() -> None:
+    rate, source = runtime.peak_flops(CPU, "fp32")
+    assert source == "measured matrix product on cpu, fp32"
+    assert 1e8 < rate < 1e15
+    assert math.isfinite(rate)
 
 
 def test_eager_does_not_compile() -> None:

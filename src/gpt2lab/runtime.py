@@ -1,4 +1,4 @@
-"""Where a program runs: device, precision, compiler, seeds, allocator.
+"""Where a program runs: device, precision and its peak rate, compiler, seeds, allocator.
 
 `Runtime` is a frozen value that is passed in, never a global. Every ``auto`` is resolved here, once, together with the
 reason, so that a run can record what it used and why.
@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from gpt2lab.errors import InputError, one_of
+from gpt2lab.formatting import plural
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -34,6 +35,24 @@ DTYPES: dict[str, torch.dtype] = {
 }
 FAST_BF16 = 1.2
 """bf16 is chosen on a CPU if its products are at least this many times as fast as those of fp32."""
+PEAK_FLOPS: dict[str, dict[str, float]] = {
+    # Dense matrix products, vendor's data sheets; no sparsity. The first that is a word of torch's device name counts.
+    "GB200": {"bf16": 2500e12, "fp16": 2500e12, "tf32": 1250e12},
+    "B200": {"bf16": 2250e12, "fp16": 2250e12, "tf32": 1125e12},
+    "H200": {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12},
+    "H100 PCIe": {"bf16": 756e12, "fp16": 756e12, "tf32": 378e12, "fp32": 51e12},
+    "H100 NVL": {"bf16": 835e12, "fp16": 835e12, "tf32": 418e12, "fp32": 60e12},
+    "H100": {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "A10G": {"bf16": 70e12, "fp16": 70e12, "tf32": 35e12, "fp32": 31.5e12},
+    "A40": {"bf16": 150e12, "fp16": 150e12, "tf32": 75e12, "fp32": 37.4e12},
+    "L40S": {"bf16": 362e12, "fp16": 362e12, "tf32": 183e12, "fp32": 91.6e12},
+    "L4": {"bf16": 121e12, "fp16": 121e12, "tf32": 60e12, "fp32": 30.3e12},
+    "RTX 4090": {"bf16": 165e12, "fp16": 165e12, "tf32": 82.6e12, "fp32": 82.6e12},
+    "RTX 3090": {"bf16": 71e12, "fp16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12},
+    "V100": {"fp16": 125e12, "fp32": 15.7e12},
+    "T4": {"fp16": 65e12, "fp32": 8.1e12},
+}
 COMPILE_FROM_STEPS = 5_000
 """Steps from which compiling pays off on a CPU: it costs some 10 s and saves about 2 ms per step of a small model."""
 
@@ -153,6 +172,45 @@ def bf16_speedup() -> float:
         torch.set_num_threads(threads)
 
 
+def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
+    """Return the peak rate for a precision (``bf16 fp16 tf32 fp32``) in operations a second, and where it is from.
+
+    A GPU in the table has its data sheet's figure; any other device is measured with a large matrix product.
+    """
+    if device.type == "cuda":
+        known = data_sheet(torch.cuda.get_device_name(device))
+        if known is not None and precision in PEAK_FLOPS[known]:
+            return PEAK_FLOPS[known][precision], f"{known} data sheet, {precision}"
+    return _measured(device, precision), f"measured matrix product on {device.type}, {precision}"
+
+
+def data_sheet(device_name: str) -> str | None:
+    """Return the entry of `PEAK_FLOPS` for a GPU as torch names it ("NVIDIA H100 80GB HBM3"); None if unknown."""
+    return next((known for known in PEAK_FLOPS if re.search(rf"\b{known}\b", device_name)), None)
+
+
+@functools.cache
+def _measured(device: torch.device, precision: str) -> float:
+    """Return the best of a few square matrix products, which is what a model's products could reach."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    n = 1536 if device.type == "cpu" else 4096
+    a = torch.rand(n, n, device=device).to(dtype)
+    out = torch.empty_like(a)
+    rates = []
+
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    for _ in range(6):
+        wait()
+        begin = time.perf_counter()
+        torch.mm(a, a, out=out)
+        wait()
+        rates.append(2.0 * n**3 / (time.perf_counter() - begin))
+    return max(rates)
+
+
 def can_compile(device: torch.device) -> tuple[bool, str]:
     """Return whether ``torch.compile`` has what it needs on a device, and the reason."""
     if sys.version_info >= (3, 14):
@@ -259,7 +317,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = str(torch.cpu.get_capabilities().get("cpu_name", "")) or platform.processor() or platform.machine()
-    return f"{name} ({torch.get_num_threads()} threads)" if device.type == "cpu" else name
+    return f"{name} ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else name
 
 
 def environment() -> dict[str, str | int]:

@@ -19,15 +19,14 @@ import pytest
 import gpt2lab
 from gpt2lab.cli.main import main
 from gpt2lab.compare import run as run_module
-from gpt2lab.compare.plan import ComparisonPlan, make_plan
 from gpt2lab.compare.results import outcome_of
-from gpt2lab.compare.run import compare, in_this_process
+from gpt2lab.compare.run import ComparisonPlan, compare, in_this_process, make_plan
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import attention_map, read_run
 from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run
 from gpt2lab.training import loop, monitoring
-from gpt2lab.training.config import TrainConfig, flags
+from gpt2lab.training.config import TrainConfig, flags, saved_config
 
 VARY = {"model.n_inner": [16, 64]}
 
@@ -69,6 +68,9 @@ def test_every_combination_and_seed_is_an_ordinary_run_and_the_files_agree_with_
     assert paths == sorted(run["path"] for run in found["runs"])
     assert [Run(done / path).config["model"]["n_inner"] for path in paths] == [16, 16, 64, 64]
     assert all(Run(done / path).metrics()[-1]["step"] == 6 for path in paths)
+    config, row = saved_config(Run(done / paths[0])), Run(done / paths[0]).metrics()[-1]
+    share_of_peak = config.model.flops_per_token(16) * (row["tokens_per_s"] or 0.0) / 1e12
+    assert row["mfu"] == pytest.approx(share_of_peak, abs=1e-4)
     rows = {row["metric"]: row["arms"] for row in found["metrics"]}
     runs = [Run(done / "n_inner=64" / f"seed_{seed}") for seed in (1337, 1338)]
     rows_of_runs = [row for run in runs for row in run.evals()]

@@ -9,7 +9,7 @@ import pytest
 
 from gpt2lab.cli.arguments import parse
 from gpt2lab.cli.main import main
-from gpt2lab.compare.plan import make_plan, parse_arms, parse_variations
+from gpt2lab.compare.run import make_plan, parse_arms, parse_variations
 from gpt2lab.training.config import TrainConfig, flags
 
 

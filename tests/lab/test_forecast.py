@@ -15,8 +15,8 @@ from gpt2lab.cli.main import main
 from gpt2lab.files import write_json
 from gpt2lab.lab.forecast import GPU_MEMORY
 from gpt2lab.model.config import PRESETS, GPTConfig
-from gpt2lab.model.flops import PEAK_FLOPS, flops_per_token
 from gpt2lab.runs import Run
+from gpt2lab.runtime import PEAK_FLOPS
 from gpt2lab.training.config import OptimConfig, ResolvedConfig, to_dict
 from gpt2lab.training.memory import n_params
 
@@ -97,7 +97,7 @@ TINY = PRESETS["tiny"]
 TINY_SIZE = n_params(TINY) + (TINY.padded_vocab - TINY.vocab_size) * TINY.n_embd
 FROM_RUN = [  # of 1,100 tokens per second: changes to the run, more options, what is planned
     ({}, "--tokens 11000000", {"plain.tokens_per_s": 1100, "plain.days": 11e6 / 1100 / 86_400, "steps": 5372}),
-    ({}, "--tokens 11000000", {"plain.micro_batch": 4, "flops": flops_per_token(TINY, 256) * 11e6}),
+    ({}, "--tokens 11000000", {"plain.micro_batch": 4, "flops": TINY.flops_per_token(256) * 11e6}),
     ({}, "--gpus 2", {"plain.tokens_per_s": 2200, "parallel": "ddp", "plain.memory.weights": 4 * TINY_SIZE}),
     ({}, "--gpus 2 --parallel fsdp", {"parallel": "fsdp", "plain.memory.weights": 2 * TINY_SIZE}),
     # 24 sequences per step are 12 for each of two GPUs, which 8 does not divide but 6 does.

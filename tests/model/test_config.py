@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import PRESETS, GPTConfig
@@ -104,3 +105,25 @@ def test_impossible_values_are_refused_in_one_line(values: dict[str, Any], messa
 def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r'unknown preset "gpt2-meduim" \(did you mean "gpt2-medium"\?\); choose from'):
         GPTConfig.preset("gpt2-meduim")
+
+
+@pytest.mark.parametrize("kernel", ["reference", "matmul"])
+@pytest.mark.parametrize("n_inner", [None, 50])
+@pytest.mark.parametrize(("B", "T"), [(1, 16), (3, 7)])
+def test_the_formula_equals_a_count_of_the_products_of_a_training_step(
+    B: int, T: int, n_inner: Any, kernel: Any
+) -> None:
+    config = GPTConfig(
+        n_layer=3, n_head=2, n_embd=32, n_ctx=16, vocab_size=192, n_inner=n_inner, dropout=0.0, kernel=kernel
+    )
+    model = GPT(config)
+    tokens = torch.zeros(B, T, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, tokens).loss.backward()
+    assert counter.get_total_flops() == config.flops_per_token(T) * B * T
+
+
+def test_operations_of_gpt2_124m_by_hand() -> None:
+    # 124,439,808 parameters without the 786,432 of wpe, the biases and the norms; attention over 1,024 positions
+    products = 12 * 12 * 768**2 + 50257 * 768
+    assert PRESETS["gpt2"].flops_per_token(1024) == 6 * products + 12 * 12 * 768 * 1024

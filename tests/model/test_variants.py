@@ -23,9 +23,7 @@ from gpt2lab.model.attention import (
     sinusoidal,
 )
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.flops import cache_bytes, flops_per_token
-from gpt2lab.model.gpt import GPT
-from gpt2lab.model.inspection import attention_weights, pool_heads
+from gpt2lab.model.gpt import GPT, attention_weights, pool_heads
 from gpt2lab.model.masks import causal, sliding_window
 from gpt2lab.runtime import can_compile
 
@@ -171,12 +169,12 @@ def test_parameters_of_the_variants_by_hand() -> None:
 def test_operations_and_cache_of_the_variants_by_hand() -> None:
     plain = GPTConfig(2, 4, 32, 64, 100)
     grouped, window = dataclasses.replace(plain, n_kv_head=1), dataclasses.replace(plain, mask="window", window=16)
-    assert flops_per_token(plain, 64) - flops_per_token(grouped, 64) == 6 * 2 * (32 * 2 * 3 * 8)
-    assert flops_per_token(plain, 64) - flops_per_token(window, 64) == 12 * 2 * 32 * (64 - 16)
-    assert flops_per_token(plain, 8) == flops_per_token(window, 8)
-    assert cache_bytes(plain, 1, torch.bfloat16) == 2 * 2 * 4 * 8 * 2
-    assert cache_bytes(grouped, 1, torch.bfloat16) * 4 == cache_bytes(plain, 1, torch.bfloat16)
-    assert cache_bytes(window, 64, torch.float32) == cache_bytes(plain, 16, torch.float32)
+    assert plain.flops_per_token(64) - grouped.flops_per_token(64) == 6 * 2 * (32 * 2 * 3 * 8)
+    assert plain.flops_per_token(64) - window.flops_per_token(64) == 12 * 2 * 32 * (64 - 16)
+    assert plain.flops_per_token(8) == window.flops_per_token(8)
+    assert plain.cache_bytes(1, torch.bfloat16) == 2 * 2 * 4 * 8 * 2
+    assert grouped.cache_bytes(1, torch.bfloat16) * 4 == plain.cache_bytes(1, torch.bfloat16)
+    assert window.cache_bytes(64, torch.float32) == plain.cache_bytes(16, torch.float32)
 
 
 def test_the_automatic_choice() -> None:

@@ -39,11 +39,11 @@ COMMANDS: Mapping[str, Command | Group] = {
         "harness": ("evaluate:LMHarness", "Evaluate the model with EleutherAI's lm-evaluation-harness."),
         "text": ("evaluate:TextQuality", "Compare the texts of each decoding strategy with held-out continuations."),
     },
-    "compare": ("compare:Compare", "Compare variants of a model fairly, with paired seeds and confidence intervals."),
-    "plan": ("plan:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
-    "report": ("export:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
-    "import-hf": ("export:ImportHF", "Import a GPT-2 in Hugging Face's format as a run."),
-    "export-hf": ("export:ExportHF", "Export a run for Hugging Face's transformers."),
+    "compare": ("train:Compare", "Compare variants of a model fairly, with paired seeds and confidence intervals."),
+    "plan": ("train:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
+    "report": ("evaluate:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
+    "import-hf": ("evaluate:ImportHF", "Import a GPT-2 in Hugging Face's format as a run."),
+    "export-hf": ("evaluate:ExportHF", "Export a run for Hugging Face's transformers."),
 }
 
 

@@ -1,4 +1,4 @@
-"""``gpt2lab train``, ``quickstart`` and ``check``.
+"""``gpt2lab train``, ``compare``, ``plan``, ``quickstart`` and ``check``.
 
 The options of training are those of `TrainConfig`, on top of a preset, a saved configuration or an earlier run.
 """
@@ -6,21 +6,29 @@ The options of training are those of `TrainConfig`, on top of a preset, a saved 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from tyro.conf import arg
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Suppress, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from gpt2lab import console
+from gpt2lab import console, formatting
 from gpt2lab.cli.arguments import Command, Device, parse, parse_known, part_of
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_checked_json
 from gpt2lab.model.config import PRESETS
 from gpt2lab.runs import Run
 from gpt2lab.training.config import LENGTHS, TrainConfig, from_dict, saved_config
+
+if TYPE_CHECKING:
+    from gpt2lab.compare.results import Comparison
+    from gpt2lab.lab.forecast import Forecast, Scenario, Workload
 
 Resume = Annotated[
     str | None,
@@ -105,6 +113,186 @@ class Train(TrainConfig, Command):
             run = train(self.train_config, on_step)
         if main:
             print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
+
+
+@dataclass(frozen=True)
+class Compare(Command):
+    """Compare variants of a model fairly: same seeds, same batches, paired differences with confidence intervals.
+
+    Every option of gpt2lab train may be given too and holds for all runs. Each --arm is combined with every value of
+    each --vary, and each combination is trained with each seed, as an ordinary run in its own directory; the first
+    combination is the reference. If interrupted, run the same command again: finished runs are not repeated.
+    """
+
+    data: Path
+    """Directory of prepared data."""
+    out: Path
+    """Directory of the comparison, which will hold the runs."""
+    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OPTION=VALUE,VALUE")] = ()
+    """An option of gpt2lab train and its values, such as model.n_kv_head=4,1 or preset=nano,tiny for sizes."""
+    arm: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar='"NAME: OPTION=VALUE ..."')] = ()
+    """A variant of several options, such as "window: model.mask=window model.window=64", or of none: "baseline:"."""
+    base: str = "nano"
+    """Preset that the runs start from."""
+    seeds: int = 3
+    """Runs per combination, with the seeds --seed, --seed + 1, ...; an interval needs at least three."""
+    to_loss: float | None = None
+    """Validation loss to count steps and seconds to; by default the lowest that every run reached."""
+    texts: bool = False
+    """Also measure the texts of each run as gpt2lab eval text does, which takes time."""
+    dry_run: bool = False
+    """Print the command of each run, for the scheduler of a cluster, and run nothing."""
+    train_options: Suppress[tuple[str, ...]] = ()
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> Self:
+        """Build the options of the comparison; the others are those of training."""
+        compare, rest = parse_known(cls, argv, prog)
+        start, _ = parse_known(Start, rest, prog, help=False)
+        if given := [f"--{name}" for name in ("preset", "config", "resume") if getattr(start, name) is not None]:
+            raise InputError(f"{', '.join(given)} cannot be used in a comparison, which sets it; see {prog} --help")
+        return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
+
+    def run(self) -> None:
+        """Run the comparison and print what it found, or print its commands."""
+        from gpt2lab.compare.run import compare, in_own_process, make_plan, parse_arms, parse_variations
+        from gpt2lab.training.distributed import Interrupted
+
+        varied, named = parse_variations(self.vary), parse_arms(self.arm)
+        bases = [self._base(str(preset)) for preset in varied.pop("preset", [self.base])]
+        plan = make_plan(bases, varied, self.seeds, self.out, named)
+        if self.dry_run:
+            for job in plan.jobs:
+                print(job.command)
+            return
+        console.log_to_console()
+        try:
+            comparison = compare(plan, self.to_loss, self.texts, in_own_process)
+        except Interrupted:
+            print("interrupted; run the same command again to resume: finished runs are not repeated")
+            raise
+        _print_comparison(comparison)
+        print(f"{self.out}: comparison.html comparison.json table.md table.csv, plots and the run directories")
+
+    def _base(self, preset: str) -> TrainConfig:
+        """Return the options that the runs of a preset have in common."""
+        prog, argv = "gpt2lab compare", ["--data", str(self.data), *self.train_options]
+        return parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset).filled_in())
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from gpt2lab.compare.output import NOTE, table_rows
+
+    title = f"{len(comparison.arms)} variants, seeds {', '.join(map(str, comparison.seeds))}"
+    table = Table(title=title, caption=NOTE, caption_justify="left")
+    table.add_column("")
+    for arm in comparison.arms:
+        table.add_column(Text(f"{arm}\n(reference)" if arm == comparison.reference else arm), justify="right")
+    for row in table_rows(comparison):
+        parts = [(f"{c.value} {c.spread}".strip(), c.difference, c.interval, c.verdict) for c in row.cells]
+        cells = [Text("\n".join(filter(None, part))) for part in parts]
+        table.add_row(f"{row.title}\n{row.unit}".strip(), *cells, end_section=True)
+    console.console.print(table)
+    for text in (*comparison.findings, *comparison.remarks):
+        console.console.print(f"- {text}", markup=False)
+
+
+@dataclass(frozen=True)
+class Plan(Command):
+    """Estimate what a training run takes: memory, time, floating-point operations, disk."""
+
+    preset: str | None = None
+    """Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; by default gpt2."""
+    gpu: str | None = None
+    """Name of a GPU such as H100, or cpu for this machine; by default H100, or the run's with --from."""
+    gpus: int | None = None
+    """Number of GPUs, or with --gpu cpu of machines (with --from: of processes); by default 1, or as the run had."""
+    tokens: Annotated[str | None, arg(metavar="N")] = None
+    """Training tokens, such as 10B or 300M; by default 20 per parameter."""
+    seq_len: int | None = None
+    """Sequence length in tokens; by default the model's context."""
+    batch_tokens: int | None = None
+    """Tokens per optimizer step; by default the recipe's."""
+    micro_batch: int | None = None
+    """Sequences per forward pass of one GPU; by default the largest that fits and divides the batch."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp replicates the model, fsdp shards it; auto is what training would choose, or what the run of --from had."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None = None
+    """Precision of the matrix products; auto, the default, is what training would choose."""
+    mfu: float | None = None
+    """Model FLOPs utilization without activation checkpointing; 0.4 is a guess, --from measures it in a short run."""
+    from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
+    """Take architecture, batch and measured speed from a short run."""
+    json: bool = False
+    """Print every figure as JSON, in bytes and seconds."""
+
+    def run(self) -> None:
+        """Print the forecast as a table, or as JSON."""
+        from gpt2lab.lab.forecast import forecast
+
+        found = forecast(self._workload())
+        if self.json:
+            print(json.dumps(dataclasses.asdict(found), indent=2))
+        else:
+            _print_forecast(found)
+
+    def _workload(self) -> Workload:
+        from gpt2lab.lab.forecast import Workload, parse_tokens
+
+        tokens = None if self.tokens is None else parse_tokens(self.tokens)
+        names = ("preset", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
+        recipe = {name: value for name in names if (value := getattr(self, name)) is not None}
+        machine = {name: value for name in ("gpu", "gpus") if (value := getattr(self, name)) is not None}
+        if self.from_ is None:
+            return Workload.from_preset(parallel=self.parallel, tokens=tokens, **machine, **recipe)
+        if recipe:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in recipe)
+            raise InputError(f"--from takes {given} from the run; leave out one of them")
+        return Workload.from_run(Run.open(self.from_), parallel=self.parallel, tokens=tokens, **machine)
+
+
+def _print_forecast(found: Forecast) -> None:
+    workload = found.workload
+    source = "at the measured speed" if workload.measured else f"at an assumed MFU of {workload.mfu:.0%}"
+    console.console.print(
+        f"{found.n_params:,} parameters on {workload.gpus} x {workload.gpu} ({found.parallel}, {workload.precision}), "
+        f"{workload.tokens:,} tokens in sequences of {workload.T:,}, {source}"
+    )
+    table = Table(show_edge=False)
+    for title in ("", "without activation\ncheckpointing", "with activation\ncheckpointing"):
+        table.add_column(title, justify="left" if not title else "right")
+    for name, cell in _rows(found).items():
+        table.add_row(name, *map(cell, (found.plain, found.checkpointed)))
+    console.console.print(table)
+    console.console.print(
+        f"{found.steps:,} steps of {workload.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
+        f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}"
+    )
+
+
+def _rows(found: Forecast) -> dict[str, Callable[[Scenario], str]]:
+    """Return the table's rows: the text of a cell for either way, by the row's name."""
+    unit = "GPU"
+    if found.workload.gpu == "cpu":  # a run tells how many processes it had, but not on how many machines
+        unit = "machine" if found.workload.measured is None else "process"
+    return {
+        f"weights, per {unit}": lambda way: formatting.size(way.memory.weights),
+        "gradients": lambda way: formatting.size(way.memory.gradients),
+        "optimizer state": lambda way: formatting.size(way.memory.optimizer),
+        "activations of a micro-batch": lambda way: formatting.size(way.memory.activations),
+        f"peak, of {formatting.size(found.usable_memory)} available": lambda way: (
+            formatting.size(way.memory.peak) + ("" if way.fits else " (does not fit)")
+        ),
+        "largest micro-batch that fits": lambda way: str(way.largest_micro_batch),
+        "micro-batch x micro-steps": lambda way: f"{way.micro_batch} x {way.micro_steps}",
+        "MFU": lambda way: f"{way.mfu:.1%}",
+        "time per step": lambda way: (
+            f"{way.step_seconds:.3g} s" if way.step_seconds < 100 else f"{way.step_seconds:,.0f} s"
+        ),
+        "tokens per second": lambda way: f"{way.tokens_per_s:,.0f}",
+        "total time": lambda way: f"{way.days:.2f} days" if way.days >= 1 else f"{24 * way.days:.2f} hours",
+        f"{unit}-hours": lambda way: f"{way.gpu_hours:,.1f}",
+    }
 
 
 @dataclass(frozen=True)

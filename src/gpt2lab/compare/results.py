@@ -24,7 +24,6 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, read_run
 from gpt2lab.files import read_json
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.flops import cache_bytes
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
 from gpt2lab.training.config import flatten
@@ -185,7 +184,7 @@ def _cache_bytes_per_token(config: dict[str, Any]) -> float | None:
     """Return the size of the key-value cache of a full context, in the precision of the run, over its tokens."""
     try:
         model = GPTConfig(**config["model"])
-        return cache_bytes(model, model.n_ctx, DTYPES[config["precision"]]) / model.n_ctx
+        return model.cache_bytes(model.n_ctx, DTYPES[config["precision"]]) / model.n_ctx
     except (KeyError, TypeError, InputError):
         return None
 

@@ -20,7 +20,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
 from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
 from gpt2lab.files import read_checked_json
-from gpt2lab.model.inspection import attention_weights
+from gpt2lab.model.gpt import attention_weights
 from gpt2lab.runs import MetricsRow, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import list_checkpoints, load_model

@@ -19,7 +19,6 @@ from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.flops import peak_flops
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
@@ -90,7 +89,7 @@ def _machine(context: Context) -> str:
 
 
 def _precision(context: Context) -> str:
-    rate, source = peak_flops(context.runtime.device, context.runtime.precision)
+    rate, source = runtime.peak_flops(context.runtime.device, context.runtime.precision)
     return f"{context.runtime.precision} ({context.runtime.precision_reason}); {rate / 1e12:.2f} TFLOP/s, {source}"
 
 

@@ -1,6 +1,6 @@
 """What a training run takes, computed before a machine is rented: memory per rank, operations, time, disk space.
 
-    FLOPs          flops_per_token(model, T) * tokens          6 N + 12 L C T per token (Chowdhery et al. 2022, app. B)
+    FLOPs          model.flops_per_token(T) * tokens          6 N + 12 L C T per token (Chowdhery et al. 2022, app. B)
     step time      FLOPs of a step / (GPUs * peak rate * MFU). The second forward pass of activation checkpointing is no
                    useful work, so the same machine reaches 3/4 of the MFU. Communication lowers the MFU and is not
                    modeled
@@ -28,8 +28,8 @@ from gpt2lab import runtime
 from gpt2lab.data.loader import micro_steps
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.flops import PEAK_FLOPS, data_sheet, flops_per_token, peak_flops
 from gpt2lab.runs import Run
+from gpt2lab.runtime import PEAK_FLOPS, data_sheet, peak_flops
 from gpt2lab.training.checkpoint import list_checkpoints
 from gpt2lab.training.config import TrainConfig, require, saved_config
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params
@@ -246,7 +246,7 @@ def forecast(workload: Workload) -> Forecast:
     return Forecast(
         *(workload, n_params(model), room, parallel),
         steps=math.ceil(workload.tokens / workload.batch_tokens),
-        flops=flops_per_token(model, workload.T) * workload.tokens,
+        flops=model.flops_per_token(workload.T) * workload.tokens,
         dataset_bytes=workload.tokens * (2 if model.vocab_size <= 65_536 else 4),
         checkpoint_bytes=whole.weights + whole.optimizer,
         plain=_scenario(workload, shape, room, rate),
@@ -280,4 +280,4 @@ def _tokens_per_s(workload: Workload) -> float:
         peak = peak_flops(torch.device("cpu"), workload.precision)[0]
     else:
         peak = PEAK_FLOPS[workload.gpu][workload.precision]
-    return workload.gpus * peak * workload.mfu / flops_per_token(workload.model, workload.T)
+    return workload.gpus * peak * workload.mfu / workload.model.flops_per_token(workload.T)

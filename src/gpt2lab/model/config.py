@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    import torch
 
 VOCAB_MULTIPLE = 64
 """The embedding is padded to a multiple of this many rows: matrix units are faster so; padding rows never count."""
@@ -142,6 +145,30 @@ class GPTConfig:
     def padded_vocab(self) -> int:
         """Rows of the token embedding: vocab_size rounded up to a multiple of 64."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def flops_per_token(self, T: int) -> float:
+        """Return the operations of one training token (forward and backward) in sequences of T tokens.
+
+        Those that the model needs, not those that an implementation repeats, as in Chowdhery et al. 2022 (PaLM,
+        appendix B): 6 per parameter that takes part in a matrix product (2 forward, 4 backward), and for attention's
+        two products over the whole context 12 * n_layer * n_embd * T. Lookups in the embeddings cost nothing; the tied
+        head does. As there, a causal mask counts as the whole context; a window of W counts as min(T, W), and a mask
+        without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in
+        attention. Over the peak rate this is model FLOPs utilization (MFU).
+        """
+        c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
+        block = c_attn + self.n_embd**2 + 2 * self.n_embd * self.inner  # attn.c_proj, the feed-forward
+        products = self.n_layer * block + self.vocab_size * self.n_embd
+        keys = self.attention_mask.keys_per_query(T)
+        return 6.0 * products + 12.0 * self.n_layer * self.n_embd * keys
+
+    def cache_bytes(self, T: int, dtype: torch.dtype) -> int:
+        """Return the bytes of keys and values that T tokens of a row keep in the cache (T = 1: the bytes of a token).
+
+        Grouped heads store n_kv_head; a mask of limited reach keeps no more than it reaches.
+        """
+        kept = min(T, self.attention_mask.keys_per_query(self.n_ctx))
+        return 2 * self.n_layer * self.kv_heads * self.head_dim * kept * dtype.itemsize
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:

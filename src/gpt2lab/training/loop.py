@@ -32,9 +32,9 @@ from gpt2lab import runtime
 from gpt2lab.data.loader import Prefetcher, StreamLoader, count_windows, within_documents
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.flops import mfu, peak_flops
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
+from gpt2lab.runtime import peak_flops
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint, monitoring
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupted, catch_signals
@@ -260,6 +260,7 @@ class Trainer:
     def _log(self, update: Update, tokens_per_s: float) -> None:
         """Write a row of metrics.csv and a line of the log."""
         progress, config = self.progress, self.config
+        flops = config.model.flops_per_token(config.seq_len)
         row = {
             "step": progress.step,
             "tokens": progress.step * config.batch_tokens,
@@ -269,7 +270,7 @@ class Trainer:
             "lr": update.lr,
             "grad_norm": update.grad_norm,
             "tokens_per_s": round(tokens_per_s, 1),
-            "mfu": round(mfu(config.model, config.seq_len, tokens_per_s, self.peak * self.runtime.world), 4),
+            "mfu": round(flops * tokens_per_s / (self.peak * self.runtime.world), 4),
             "peak_memory_mb": round(runtime.peak_memory_mb(self.runtime.device), 1),
             "seconds": round(progress.seconds, 3),
         }
