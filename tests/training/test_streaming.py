@@ -32,11 +32,13 @@ from gpt2lab.data.loader import StreamLoader, permute
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.streaming import SegmentStore, StreamingDataset
 from gpt2lab.data.writing import DiskFull
+from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import TrainConfig, to_dict
 from gpt2lab.training.distributed import Communicator, Interrupted
+from gpt2lab.training.loop import Hooks
 from gpt2lab.training.setup import open_data
 from loopback_datasets import Hub, loopback_hub
 
@@ -135,7 +137,7 @@ def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_pa
             assert torch.equal(torch.cat([batch.targets for batch in asked]), read[:, 1:])
             assert loader.epoch_of(step) == number + within / (count // 8)
             step += 1
-        assert loader.begins_segment(step) and loader.epoch_of(step) == number + 1
+        assert loader.begins_section(step) and loader.epoch_of(step) == number + 1
         segments.keep_from(number + 1)
         assert not segments.is_ready(number)
     assert step == BORDERS[-1] + BORDERS[0]
@@ -246,6 +248,20 @@ def test_after_a_failed_first_download_the_same_command_works(
     refusal(lambda: train(config), "HTTP 404")
     assert not (tmp_path / "run").exists()
     assert_same_run(train(config), unbroken, STEPS)
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_only_what_was_prepared(
+    hub: Hub, tok: Path, tmp_path: Path
+) -> None:
+    def fail(run: Run) -> Hooks:
+        raise InputError("no such tracker")
+
+    config = streaming(tok, tmp_path / "run", steps=10)
+    refusal(lambda: train(config, fail), "no such tracker")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.stream"]
+    hub.asked.clear()
+    train(config)
+    assert not hub.asked["000.parquet"] and not (tmp_path / "run.stream").exists()
 
 
 def test_a_segment_with_other_bytes_than_the_first_time_is_refused(tok: Path, tmp_path: Path) -> None:

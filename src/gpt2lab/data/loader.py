@@ -28,17 +28,19 @@ and its position in that document. A document begins at ``<|endoftext|>``; one t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -114,12 +116,25 @@ class Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in parts if part is not None))
 
 
+Source = TypeVar("Source", TokenStream, SegmentStore)
+
+
+class Section(NamedTuple):
+    """Windows that are read in permutations of their own: ``windows`` of a stream, from step ``first_step`` on."""
+
+    stream: TokenStream
+    windows: int
+    first_step: int = 0
+    first_epoch: int = 0
+    """Number of the first permutation."""
+
+
 @dataclass(eq=False)
-class Loader:
+class BatchLoader(ABC, Generic[Source]):
     """The training batches of one process; the module docstring says which windows a batch holds.
 
     Attributes:
-        stream: The training split.
+        source: The training split.
         seq_len: Tokens in a sequence.
         sequences_per_step: Sequences in a step over all processes.
         micro_batch: Sequences in a micro-step of one process.
@@ -127,13 +142,12 @@ class Loader:
         world: Processes.
         rank: This process.
         eot: The id that documents begin with, to set `Batch.documents`; None leaves them out.
-        first_epoch: Number of the first permutation.
 
     Raises:
-        InputError: The stream is shorter than a window, or the step is not divisible (see `micro_steps`).
+        InputError: The step is not divisible (see `micro_steps`).
     """
 
-    stream: TokenStream
+    source: Source
     seq_len: int
     sequences_per_step: int
     micro_batch: int
@@ -141,20 +155,25 @@ class Loader:
     world: int = 1
     rank: int = 0
     eot: int | None = None
-    first_epoch: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise InputError(f"rank {self.rank} of {self.world} processes; ranks go from 0 to {self.world - 1}")
-        self.windows_per_epoch = count_windows(self.stream, self.seq_len)
-        self.micro_steps = micro_steps(
-            self.sequences_per_step * self.seq_len, self.seq_len, self.micro_batch, self.world
-        )
+        self.batch_tokens = self.sequences_per_step * self.seq_len
+        self.micro_steps = micro_steps(self.batch_tokens, self.seq_len, self.micro_batch, self.world)
+
+    @abstractmethod
+    def section(self, step: int) -> Section:
+        """Return the section that a step reads; wait until it is ready."""
+
+    @abstractmethod
+    def epoch_of(self, step: int) -> float:
+        """Return the epochs completed after ``step`` steps."""
 
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
         starts = self.windows(step, micro_step) * self.seq_len
-        rows = self.stream.read(starts, self.seq_len + 1)  # (B, T + 1)
+        rows = self.section(step).stream.read(starts, self.seq_len + 1)  # (B, T + 1)
         tokens, targets = (torch.from_numpy(part.astype(np.int64)) for part in (rows[:, :-1], rows[:, 1:]))
         if self.eot is None:
             return Batch(tokens, targets)
@@ -163,25 +182,62 @@ class Loader:
     def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
         """Return the indices of the windows in that batch, (B,), or in the batch of another rank.
 
-        Window k starts at token k * seq_len.
+        Window k of a section starts at token k * seq_len.
         """
         rank = self.rank if rank is None else rank
         if step < 0 or not 0 <= micro_step < self.micro_steps:
             raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
-        first = step * self.sequences_per_step + (micro_step * self.world + rank) * self.micro_batch
-        epochs, positions = np.divmod(np.arange(first, first + self.micro_batch), self.windows_per_epoch)
+        _, n, first_step, first_epoch = self.section(step)
+        first = (step - first_step) * self.sequences_per_step + (micro_step * self.world + rank) * self.micro_batch
+        epochs, positions = np.divmod(np.arange(first, first + self.micro_batch), n)
         windows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            windows[rows] = permute(positions[rows], self.windows_per_epoch, self.seed, self.first_epoch + int(epoch))
+            windows[rows] = permute(positions[rows], n, self.seed, first_epoch + int(epoch))
         return windows
 
     def is_ready(self, step: int) -> bool:
-        """Return whether the batches of a step can be read now: always, since all the data is on disk."""
-        return step >= 0
+        """Return whether the batches of a step can be read now."""
+        return True
+
+    def begins_section(self, step: int) -> bool:
+        """Return whether the section before a step can be deleted once the state at that step is saved."""
+        return False
+
+    @contextmanager
+    def preparing_ahead(self, step: int, check: Callable[[], None]) -> Iterator[None]:
+        """Prepare sections in the background, starting with that of ``step``, within the block.
+
+        Args:
+            step: The first step that will be read.
+            check: Called repeatedly while a batch waits for its section; an exception from it ends the wait.
+        """
+        yield
+
+    def release(self, step: int, over: bool) -> None:
+        """Delete the sections before that of ``step``, or all of them if the run is ``over``.
+
+        Call this once the state after ``step`` steps is saved.
+        """
+
+
+class Loader(BatchLoader[TokenStream]):
+    """The batches of data that is all on disk: one section, in a new permutation each epoch.
+
+    Raises:
+        InputError: The stream is shorter than a window.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.windows_per_epoch = count_windows(self.source, self.seq_len)
+
+    def section(self, step: int) -> Section:
+        """Return all the data."""
+        return Section(self.source, self.windows_per_epoch)
 
     def epoch_of(self, step: int) -> float:
-        """Return the epochs completed after ``step`` steps."""
+        """Return the passes over the data after ``step`` steps."""
         return step * self.sequences_per_step / self.windows_per_epoch
 
 
@@ -242,48 +298,33 @@ def _other_micro_batches(batch_tokens: int, row_tokens: int, micro_batch: int) -
     return f", or a micro_batch of {' or '.join(map(str, [below, *above]))}"
 
 
-@dataclass(eq=False)
-class StreamLoader:
-    """The training batches of a streamed corpus; the other attributes are those of `Loader`.
+class StreamLoader(BatchLoader[SegmentStore]):
+    """The batches of a streamed corpus, whose segments are the sections.
 
-    Within a segment, windows are visited in a permutation of its own, as in an epoch of a `Loader`. A step reads one
-    segment only; the windows left over at its end, fewer than a step, are skipped.
+    A step reads one segment only; the windows left over at its end, fewer than a step, are skipped.
     """
 
-    segments: SegmentStore
-    seq_len: int
-    sequences_per_step: int
-    micro_batch: int
-    seed: int
-    world: int = 1
-    rank: int = 0
-    eot: int | None = None
-
     def __post_init__(self) -> None:
-        self._batch_tokens = self.sequences_per_step * self.seq_len
-        self.micro_steps = micro_steps(self._batch_tokens, self.seq_len, self.micro_batch, self.world)
+        super().__post_init__()
         self._first_steps = [0]  # of each segment whose size is known, and of the one after
-        self._open: dict[int, Loader] = {}
+        self._stream = functools.cache(self.source.stream)  # which checks every byte
         self._guard = threading.RLock()  # batches are prefetched by threads
         self._preparer: Preparer | None = None
         self._check: Callable[[], None] = lambda: None
         self._over = False
 
-    def batch(self, step: int, micro_step: int) -> Batch:
-        """Return the batch of a micro-step; wait until its segment is ready.
+    def section(self, step: int) -> Section:
+        """Return the segment that a step reads; wait until it is ready.
 
         Raises:
             InputError: The helper process has ended, or the segment is smaller than a step.
         """
         if not self.is_ready(step):
             self._wait_for(step)
-        loader, first = self._loader(step)
-        return loader.batch(step - first, micro_step)
-
-    def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
-        """Return the indices of the windows of that batch within its segment, (B,)."""
-        loader, first = self._loader(step)
-        return loader.windows(step - first, micro_step, rank)
+        number = self.segment_of(step)
+        with self._guard:
+            stream = self._stream(number)
+        return Section(stream, count_windows(stream, self.seq_len), self._first_steps[number], number)
 
     def epoch_of(self, step: int) -> float:
         """Return the segments completed after ``step`` steps."""
@@ -298,65 +339,45 @@ class StreamLoader:
         with self._guard:
             while step >= self._first_steps[-1]:
                 number = len(self._first_steps) - 1
-                steps = ((self.segments.tokens(number) or 1) - 1) // self.seq_len // self.sequences_per_step
+                steps = ((self.source.tokens(number) or 1) - 1) // self.seq_len // self.sequences_per_step
                 if not steps:
                     return number
                 self._first_steps.append(self._first_steps[-1] + steps)
             return bisect_right(self._first_steps, step) - 1
 
     def is_ready(self, step: int) -> bool:
-        """Return whether the batches of a step can be read now."""
+        """Return whether the segment of a step is prepared."""
         number = self.segment_of(step)
-        return number + 1 < len(self._first_steps) and self.segments.is_ready(number)
+        return number + 1 < len(self._first_steps) and self.source.is_ready(number)
 
-    def begins_segment(self, step: int) -> bool:
+    def begins_section(self, step: int) -> bool:
         """Return whether a step is the first of its segment."""
         self.segment_of(step)
         return step in self._first_steps
 
     @contextmanager
     def preparing_ahead(self, step: int, check: Callable[[], None]) -> Iterator[None]:
-        """Run the helper process that prepares segments, starting with that of ``step``, within the block.
-
-        Args:
-            step: The first step that will be read.
-            check: Called repeatedly while a batch waits for its segment; an exception from it ends the wait.
-        """
-        with Preparer(self.segments, self.segment_of(step)) as preparer:
+        """Run the helper process that prepares segments."""
+        with Preparer(self.source, self.segment_of(step)) as preparer:
             self._preparer, self._check = preparer, check
             yield
         if self._over:
-            self.segments.remove_all()
+            self.source.remove_all()
 
     def release(self, step: int, over: bool) -> None:
-        """Delete the segments before that of ``step``, or all of them if the run is ``over``.
-
-        Call this once the state after ``step`` steps is saved.
-        """
-        number, self._over = self.segment_of(step), over
-        with self._guard:
-            for old in [n for n in self._open if n < number]:
-                del self._open[old]
+        """Have the helper process delete segments."""
+        self._over = over
         assert self._preparer is not None
-        self._preparer.keep_from(number)
+        self._preparer.keep_from(self.segment_of(step))
 
     def _wait_for(self, step: int) -> None:
         log.info("waiting for segment %d of the data to be prepared", self.segment_of(step))
         assert self._preparer is not None
         while not self.is_ready(step):
             self._check()
-            self.segments.require_one_step(self.segment_of(step), self._batch_tokens)
+            self.source.require_one_step(self.segment_of(step), self.batch_tokens)
             self._preparer.require_running()
             time.sleep(_POLL_SECONDS)
-
-    def _loader(self, step: int) -> tuple[Loader, int]:
-        number = self.segment_of(step)
-        with self._guard:
-            if number not in self._open:
-                how = (self.seq_len, self.sequences_per_step, self.micro_batch, self.seed)
-                stream, rest = self.segments.stream(number), (self.world, self.rank, self.eot, number)
-                self._open[number] = Loader(stream, *how, *rest)
-            return self._open[number], self._first_steps[number]
 
 
 _BATCHES_AHEAD = 2
@@ -366,7 +387,7 @@ _BATCHES_AHEAD = 2
 class Prefetcher:
     """Batches of a loader, prefetched by ``workers`` threads within a ``with`` block (without prefetching outside)."""
 
-    def __init__(self, loader: Loader | StreamLoader, workers: int) -> None:
+    def __init__(self, loader: BatchLoader[Any], workers: int) -> None:
         if workers < 0:
             raise InputError(f"workers is {workers}; it must be 0 or more")
         self._loader = loader

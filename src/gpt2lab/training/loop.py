@@ -29,7 +29,7 @@ import torch
 import torch.utils.checkpoint
 
 from gpt2lab import runtime
-from gpt2lab.data.loader import Prefetcher, StreamLoader, count_windows, within_documents
+from gpt2lab.data.loader import Prefetcher, count_windows, within_documents
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, evaluating
@@ -311,7 +311,7 @@ class Trainer:
         progress = self.progress
         improved = progress.val_loss is not None and progress.evals_since_best == 0
         # A segment of a stream may only be deleted once no resumed run can need it again.
-        segment_ends = isinstance(self.loader, StreamLoader) and self.loader.begins_segment(progress.step)
+        segment_ends = self.loader.begins_section(progress.step)
         return progress.step % self.config.checkpoint_every == 0 or improved or segment_ends
 
     def save(self) -> None:
@@ -322,8 +322,7 @@ class Trainer:
         state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
         checkpoint.save(self.run, self.model, self.optimizer, state, self.comm)
         self.comm.run_on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
-        if isinstance(self.loader, StreamLoader):
-            self.loader.release(self.progress.step, over=self.progress.finished is not None)
+        self.loader.release(self.progress.step, over=self.progress.finished is not None)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Load the state of a verified checkpoint."""
@@ -341,8 +340,6 @@ class Trainer:
             if signal := received():
                 raise Interrupted(signal, self.run, self.progress.step)  # saved when the segment began
 
-        if not isinstance(self.loader, StreamLoader):
-            return nullcontext()
         return self.loader.preparing_ahead(self.progress.step, stop_if_interrupted)
 
     def _require_finite(self, loss: float, losses: list[list[float]], grad_norm: float, step: int) -> None:

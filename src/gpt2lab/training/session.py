@@ -83,7 +83,7 @@ def _start(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Co
         check(dataset.tokenizer(), setup.config.model)
     setup = agreed(setup, config, dataset, comm)
     comm.run_on_main(lambda: Run.require_new(path))
-    data = _open_checked(dataset, setup.config, comm)
+    data, directory = _open_checked(dataset, setup.config, comm), dataset.directory
 
     def create() -> None:
         tokenizer = dataset.tokenizer()
@@ -103,7 +103,9 @@ def _start(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Co
             trainer.fit()
     except BaseException:
         untrained = trainer is None or trainer.progress.step == 0
-        if comm.is_main and untrained and not isinstance(dataset, StreamingDataset):  # keep what was prepared
+        if comm.is_main and untrained:
+            if isinstance(dataset, StreamingDataset):
+                dataset.move_to(directory)  # keep what was prepared
             shutil.rmtree(run.path, ignore_errors=True)  # so that the corrected command can have it
         raise
     return run

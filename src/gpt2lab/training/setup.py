@@ -14,7 +14,7 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.loader import Loader, StreamLoader, count_windows, micro_steps
+from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps
 from gpt2lab.data.shards import DataManifest, TokenStream
 from gpt2lab.data.streaming import SegmentStore, StreamingDataset
 from gpt2lab.errors import InputError
@@ -79,7 +79,7 @@ class Data:
             eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
             return cls(train, val, cls.fingerprints_of(dataset), eot)
 
-    def loader(self, config: ResolvedConfig, where: Runtime) -> Loader | StreamLoader:
+    def loader(self, config: ResolvedConfig, where: Runtime) -> BatchLoader[Any]:
         """Return the loader of one process's batches."""
         sequences = config.batch_tokens // config.seq_len
         how = (config.seq_len, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
