@@ -70,6 +70,11 @@ def test_values_are_parsed_as_their_types() -> None:
     assert parse_variations(given) == expected
 
 
+def test_runs_that_exist_are_referred_to_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "runs/a", "runs/b c", "--seeds", "2"]) == 2
+    assert "to compare runs that exist: gpt2lab report runs/a 'runs/b c'" in capsys.readouterr().err
+
+
 REFUSALS = {
     "--arm window": "is not NAME: OPTION=VALUE",
     "--arm window: model.window": "is not NAME: OPTION=VALUE",

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from gpt2lab.compare.output import draw, table_rows
+from gpt2lab.compare.output import column_groups, draw, table_rows
 from gpt2lab.compare.results import (
     Outcome,
     Validation,
@@ -101,6 +101,48 @@ def test_arm_that_was_not_measured_or_has_no_pair_is_named() -> None:
     of_b, of_c = compare_outcomes([outcome("a", 1, 3.0), unmeasured, outcome("c", 2, 3.0)]).findings
     assert of_b == "Test loss of b: not measured."
     assert of_c == "Test loss of c: it shares no seed with a."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [((284.0, 300.0, 290.0), True), ((120.0, 1671.0, 370.0), False), ((5.0,), True)]
+)
+def test_a_time_with_an_interval_wider_than_itself_is_left_out_with_the_reason(
+    seconds: tuple[float, ...], shown: bool
+) -> None:
+    runs = [
+        dataclasses.replace(run, figures=run.figures | {"seconds": time, "recall_gain": (-1) ** seed})
+        for seed, time in enumerate(seconds)
+        for run in (outcome("a", seed, 3.0), outcome("b", seed, 3.0))
+    ]
+    comparison = compare_outcomes(runs)
+    names = {row.metric.name for row in comparison.rows}
+    assert ("seconds" in names) == shown and {"recall_gain", "test_loss"} <= names
+    assert any("wider than the mean: Training time." in remark for remark in comparison.remarks) != shown
+
+
+def test_each_arm_names_the_options_that_it_changes() -> None:
+    options = {"model.position": "learned", "model.bias": True, "model.window": None, "seed": 1, "out": "x"}
+    changes = {"a": {}, "b": {"model.position": "rope", "seed": 2}, "c": {"model.window": 8, "model.bias": False}}
+    runs = [dataclasses.replace(outcome(arm, 1, 3.0), options=options | own) for arm, own in changes.items()]
+    assert compare_outcomes(runs).options == {
+        "a": ("model.position=learned", "model.bias=true", "model.window=none"),
+        "b": ("model.position=rope",),
+        "c": ("model.bias=false", "model.window=8"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arms", "groups"),
+    [
+        (1, [[0]]),
+        (2, [[0, 1]]),
+        (5, [[0, 1, 2, 3, 4]]),
+        (6, [[0, 1, 2, 3], [0, 4, 5]]),
+        (9, [[0, 1, 2, 3, 4], [0, 5, 6, 7, 8]]),
+    ],
+)
+def test_many_arms_make_several_tables_each_with_the_reference(arms: int, groups: list[list[int]]) -> None:
+    assert column_groups(arms) == groups
 
 
 @pytest.mark.parametrize("differing", ["tokenizer", "data"])

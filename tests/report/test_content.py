@@ -109,11 +109,12 @@ def test_damaged_file_is_named_and_the_rest_is_reported(run: Run, name: str, con
     assert len([part for part in (report.configuration, report.environment, report.strategies) if part]) >= 2
 
 
-def test_runs_of_the_same_name_are_called_by_their_paths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "seed_1337"])
+def test_runs_of_the_same_name_are_called_by_their_folders_too(tmp_path: Path, name: str) -> None:
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
-    runs = [make_run(tmp_path / parent / "run", steps=10) for parent in ("a", "b")]
-    assert [content.name for content in gather(runs).runs] == [str(run.path) for run in runs]
+    runs = [make_run(tmp_path / parent / name, steps=10) for parent in ("a", "b")]
+    assert [content.name for content in gather(runs).runs] == [f"a/{name}", f"b/{name}"]
 
 
 def test_texts_without_the_metrics_of_the_plot_have_no_plot(run: Run) -> None:

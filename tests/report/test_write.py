@@ -231,6 +231,32 @@ def test_several_runs_are_compared_by_the_option_that_differs(tmp_path: Path) ->
     text, _ = text_of(write_report(runs, tmp_path / "report.pdf"))
     assert "4 runs compared" in text and "lr=0.003" in text and "lr=0.001" in text
     assert "the same" in text
+    page = page_of(runs, tmp_path / "report.html")
+    assert {"lr=0.003, the referencea1, a2", "lr=0.001b1, b2"} <= set(page.within("th"))
+    assert {"a1", "a2", "b1", "b2"} <= set(page.within("h2"))
+
+
+@pytest.mark.parametrize("many", [2, 7])
+def test_runs_of_different_options_are_called_by_their_names_in_tables_that_fit(tmp_path: Path, many: int) -> None:
+    runs = [make_variant(tmp_path / f"run-{n}", 1, optim={"lr": n / 1000}) for n in range(1, many + 1)]
+    page, (text, _) = page_of(runs, tmp_path / "a.html"), text_of(write_report(runs, tmp_path / "a.pdf"))
+    for found in (page.text, text):
+        assert "Test loss of run-2 is 0 nats per token against run-1" in found
+        assert (
+            "optim.lr=0.001" in found and "optim.lr=0.002" in found and "arm" not in found.lower().replace("warm", "")
+        )
+    tables = [table for table in page.root.iter("table") if "side" in table.attrib.get("class", "")]
+    compared = [
+        [label for cell in table.iter("th") if (label := cell.text)]
+        for table in tables
+        if "fixed" in table.attrib["class"]
+    ]
+    assert len(compared) == (1 if many <= 5 else 2) and all(names[0] == "run-1" for names in compared)
+    for table in tables:  # on a phone, each cell stands below its row with the name of its column
+        for row in table.iter("tr"):
+            assert len(list(row)) <= 11 and all(
+                cell.attrib["data-label"] for cell in row.findall("td")[row.find("th") is None or row[0].tag == "td" :]
+            )
 
 
 def test_report_of_a_comparison_keeps_its_arms_and_names_runs_without_results(tmp_path: Path) -> None:

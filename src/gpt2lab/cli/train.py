@@ -6,7 +6,9 @@ The options of training are those of `TrainConfig`, on top of a preset, a saved 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -147,6 +149,11 @@ class Compare(Command):
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
         """Build the options of the comparison; the others are those of training."""
+        if words := list(itertools.takewhile(lambda word: not word.startswith("-"), argv)):
+            raise InputError(
+                f'{prog} trains variants of one model and takes no "{words[0]}"; to compare runs that exist: '
+                f"gpt2lab report {shlex.join(words)}"
+            )
         compare, rest = parse_known(cls, argv, prog)
         start, _ = parse_known(Start, rest, prog, help=False)
         if given := [f"--{name}" for name in ("preset", "config", "resume") if getattr(start, name) is not None]:

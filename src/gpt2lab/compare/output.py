@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from gpt2lab.plots import Picture
 
 COLUMNS = ("metric", "unit", "arm", "runs", "mean", "half_width", "difference", "low", "high", "pairs", "verdict")
 """Columns of table.csv; differences are to the first arm."""
+MAX_COLUMNS = 5
+"""Arms side by side in a table of a page; more make several tables."""
 NOTE = (
     "Mean over the seeds ± half its 95 % interval; below it, the mean difference to the reference, paired by seed, "
     "with its 95 % interval (Student's t) in brackets. An interval that contains 0 shows no difference."
@@ -25,14 +28,27 @@ NOTE = (
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write every file of a comparison into its directory, replacing earlier ones."""
-    pictures, rows = draw(comparison), table_rows(comparison)
+    pictures = draw(comparison)
     for name, picture in pictures.items():
         write_atomically(out / f"{name}.png", picture.png)
-    write_atomically(out / "table.md", _markdown(comparison, rows))
+    write_atomically(out / "table.md", _markdown(comparison))
     write_atomically(out / "table.csv", _csv(comparison))
-    html = page("comparison.html.jinja", comparison=comparison, rows=rows, pictures=pictures, note=NOTE)
+    html = page("comparison.html.jinja", **page_values(comparison), pictures=pictures)
     write_atomically(out / "comparison.html", html)
     write_json(out / COMPARISON_FILE, _as_json(comparison, out))
+
+
+def page_values(comparison: Comparison) -> dict[str, Any]:
+    """Return what a page says about a comparison besides its plots."""
+    groups = column_groups(len(comparison.arms))
+    return {"comparison": comparison, "rows": table_rows(comparison), "groups": groups, "note": NOTE}
+
+
+def column_groups(arms: int) -> list[list[int]]:
+    """Return the arms of each table, by their places: as many as a page is wide, and the reference in each."""
+    tables = max(1, math.ceil((arms - 1) / (MAX_COLUMNS - 1)))
+    size = math.ceil((arms - 1) / tables)
+    return [[0, *range(1 + n * size, min(1 + (n + 1) * size, arms))] for n in range(tables)]
 
 
 class CellText(NamedTuple):
@@ -87,11 +103,11 @@ def _number(x: float) -> str:
     return formatting.count(x) if x == round(x) or x >= 1e3 else plain(x)
 
 
-def _markdown(comparison: Comparison, table: list[TableRow]) -> str:
-    """Return the findings and the table as a page of Markdown."""
+def _markdown(comparison: Comparison) -> str:
+    """Return the findings, the options of each arm and the table as a page of Markdown."""
     head = ["", *(f"{arm} (reference)" if arm == comparison.reference else arm for arm in comparison.arms)]
     rows = [head, ["---", *["---:"] * len(comparison.arms)]]
-    for row in table:
+    for row in table_rows(comparison):
         cells = [f"{row.title}, {row.unit}" if row.unit else row.title]
         for cell in row.cells:
             parts = (cell.value, cell.spread), (cell.difference, cell.interval, cell.verdict)
@@ -99,7 +115,10 @@ def _markdown(comparison: Comparison, table: list[TableRow]) -> str:
         rows.append(cells)
     lines = "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |" for row in rows)
     listed = "\n".join(f"- {text}" for text in (*comparison.findings, *comparison.remarks))
-    return f"# Comparison\n\n{listed}\n\n{lines}\n\n{NOTE}\n"
+    variants = "\n".join(
+        f"- {arm}: `{' '.join(changed) or 'no change'}`" for arm, changed in comparison.options.items()
+    )
+    return f"# Comparison\n\n{listed}\n\n{variants}\n\n{lines}\n\n{NOTE}\n"
 
 
 def _csv(comparison: Comparison) -> str:
@@ -121,7 +140,9 @@ def _as_json(comparison: Comparison, out: Path) -> dict[str, Any]:
         arms = {arm: dataclasses.asdict(cell) for arm, cell in zip(comparison.arms, cells, strict=True)}
         metrics.append({"metric": metric.name, "unit": metric.unit, "better": metric.better, "arms": arms})
     runs = [dataclasses.asdict(o) | {"path": Path(o.path).relative_to(out).as_posix()} for o in comparison.outcomes]
-    names = ("reference", "arms", "seeds", "target_loss", "findings", "remarks")
+    for run in runs:
+        del run["options"], run["own_name"]  # its config.json has them
+    names = ("reference", "arms", "seeds", "target_loss", "options", "findings", "remarks")
     found = {name: getattr(comparison, name) for name in names}
     return {"version": gpt2lab.__version__, **found, "metrics": metrics, "runs": runs}
 

@@ -35,10 +35,13 @@ STRATEGY = "nucleus 0.9"
 """The decoding strategy whose texts are compared, if text quality was measured."""
 NOT_COMPARED = {"seed", "out", "resume"}
 """Options in which runs of one arm differ."""
+TIMES = {"steps_to_loss", "seconds_to_loss", "seconds", "tokens_per_s"}
+"""Metrics that are left out if they vary by more than their mean: by the load of the machine, or at a loss that some
+runs hardly reach."""
 LEAST_VALIDATIONS = 5
 """Validations before the one that reached a loss, for steps and seconds to it to be compared."""
 MAX_OPTIONS = 6
-"""Runs that differ in more options are not variants of each other, and each is called by its path."""
+"""Runs that differ in more options are not variants of each other, and each is called by its name."""
 
 
 class Metric(NamedTuple):
@@ -104,11 +107,20 @@ class Outcome:
     """Distance between two occurrences of a token, and the loss on the second."""
     positions: tuple[tuple[float, float], ...] = ()
     """Position in the context, and the loss there."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its configuration by the names of the flags, such as ``model.n_layer``."""
+    own_name: str = ""
+    """The name of its directory, if that says more than its arm and seed."""
 
     @property
     def usable(self) -> bool:
         """Whether its figures are compared."""
         return self.status == "finished"
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.own_name or f"{self.arm}, seed {self.seed}"
 
 
 def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Outcome:
@@ -120,7 +132,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
         return Outcome(arm, seed, path, "not run yet")
     data = read_run(run)
     fingerprints = data.fingerprints.get("tokenizer", ""), data.fingerprints.get("data", "")
-    outcome = Outcome(arm, seed, path, _status(data), fingerprints=fingerprints)
+    outcome = Outcome(arm, seed, path, _status(data), options=flatten(data.config), fingerprints=fingerprints)
     if not outcome.usable:
         return outcome
     try:
@@ -190,19 +202,38 @@ def _cache_bytes_per_token(config: dict[str, Any]) -> float | None:
 
 
 def outcomes_by_options(runs: Sequence[Run]) -> list[Outcome]:
-    """Read runs and name their arms by the options that differ; a run without a configuration is an arm of its own."""
-    options = [_saved_options(run) for run in runs]
-    names = dict.fromkeys(name for saved in options for name in saved if name not in NOT_COMPARED)
-    varied = [name for name in names if len({saved.get(name, "") for saved in options if saved}) > 1]
+    """Read runs and group those that differ in the seed only; a group is called by the options that differ.
+
+    If each run is alone in its group, or they are no variants of each other, the name of the run says more.
+    """
+    names, options = run_names([run.path for run in runs]), [_saved_options(run) for run in runs]
+    every = dict.fromkeys(name for saved in options for name in saved if name not in NOT_COMPARED)
+    varied = [name for name in every if len({saved.get(name, "") for saved in options if saved}) > 1]
     labels = short_names(varied)
+    arms = [", ".join(f"{labels[name]}={saved.get(name, 'not set')}" for name in varied) for saved in options]
+    grouped = len(set(arms)) < len(arms) and len(varied) <= MAX_OPTIONS
     outcomes = []
-    for run, saved in zip(runs, options, strict=True):
-        arm = ", ".join(f"{labels[name]}={saved.get(name, 'not set')}" for name in varied)
-        if not saved or len(varied) > MAX_OPTIONS:
-            arm = str(run.path)
+    for run, name, saved, arm in zip(runs, names, options, arms, strict=True):
         seed = saved.get("seed", "0")
-        outcomes.append(outcome_of(run, arm or "every run", int(seed) if seed.isdecimal() else 0))
+        outcome = outcome_of(
+            run, (arm or "every run") if grouped and saved else name, int(seed) if seed.isdecimal() else 0
+        )
+        outcomes.append(dataclasses.replace(outcome, own_name=name))
     return outcomes
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of run directories, with as many of their parents as it takes to tell them apart.
+
+    A run of a comparison is in the folder of its arm: ``rotary/seed_1337``.
+    """
+    parts = [path.resolve().parts for path in paths]
+    shortest = 2 if any(part[-1].startswith("seed_") for part in parts) else 1
+    for length in range(shortest, max(map(len, parts), default=0)):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, paths))
 
 
 def _saved_options(run: Run) -> dict[str, str]:
@@ -330,6 +361,8 @@ class Comparison:
     """The validation loss of "steps to the loss" and "seconds to the loss"."""
     per_token: bool
     """Whether losses per token compare: the same tokenizer and data."""
+    options: dict[str, tuple[str, ...]]
+    """By the arm, each option that it changes, such as ``model.position=rope``; of the reference, its own values."""
     findings: tuple[str, ...]
     """What the test figures say about each arm, in a sentence each."""
     remarks: tuple[str, ...]
@@ -366,13 +399,19 @@ def compare_outcomes(
         by_arm = [{seed: known[name] for a, seed, known in figures if a == arm and name in known} for arm in arms]
         if any(by_arm) and not (metric.per_token and incomparable):
             rows.append(MetricRow(metric, tuple(_cell(values, by_arm[0]) for values in by_arm)))
-    left_out = [f"{o.arm}, seed {o.seed}: {o.status}. Left out." for o in outcomes if not o.usable]
+    scattered = [row.metric for row in rows if _is_scattered(row)]
+    rows = [row for row in rows if row.metric not in scattered]
+    left_out = [f"{o.name}: {o.status}. Left out." for o in outcomes if not o.usable]
     too_high = [o for o in usable if target_loss is not None and validations_before(o, target_loss) is None]
-    never = [f"{o.arm}, seed {o.seed}: never reached a loss of {target_loss:g}." for o in too_high]
+    never = [f"{o.name}: never reached a loss of {target_loss:g}." for o in too_high]
     coarse = [o for o in usable if (n := validations_before(o, target)) is not None and n < LEAST_VALIDATIONS]
     too_few = (
         f"Steps and seconds to the loss are left out for {formatting.plural(len(coarse), 'run')} with fewer than "
         f"{LEAST_VALIDATIONS} validations before it; a smaller --eval-every gives more."
+    )
+    too_wide = (
+        f"Left out, since the 95 % interval of a mean is wider than the mean: {', '.join(m.title for m in scattered)}. "
+        "More seeds narrow it, and for times and speeds a machine that does nothing else."
     )
     return Comparison(
         arms=arms,
@@ -381,9 +420,38 @@ def compare_outcomes(
         rows=tuple(rows),
         target_loss=target,
         per_token=not incomparable,
+        options=_changed_options(arms, outcomes),
         findings=tuple(_findings(arms, rows)),
-        remarks=(*remarks, *left_out, *filter(None, [incomparable]), *never, *([too_few] if coarse else [])),
-    )
+        remarks=(
+            *remarks, *left_out, *filter(None, [incomparable]), *never, *([too_few] if coarse else []),
+            *([too_wide] if scattered else []),
+        ),
+    )  # fmt: skip
+
+
+def _is_scattered(row: MetricRow) -> bool:
+    """Return whether a time or a speed varies so much between seeds that its interval goes below zero."""
+    widths = [(cell.mean, cell.half_width) for cell in row.cells]
+    return row.metric.name in TIMES and any(mean and width and width >= mean for mean, width in widths)
+
+
+def _changed_options(arms: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, tuple[str, ...]]:
+    options = {o.arm: o.options for o in reversed(outcomes) if o.options}
+    reference = options.get(arms[0], {})
+    changed = {
+        arm: [n for n, value in options.get(arm, {}).items() if n not in NOT_COMPARED and value != reference.get(n)]
+        for arm in arms
+    }
+    changed[arms[0]] = list(dict.fromkeys(name for names in changed.values() for name in names))
+    return {
+        arm: tuple(f"{name}={option_text(options.get(arm, {}).get(name))}" for name in names)
+        for arm, names in changed.items()
+    }
+
+
+def option_text(value: Any) -> str:
+    """Return the value of an option as it is given on the command line."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 INCOMPARABLE = (

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from gpt2lab import console, formatting, runtime
 from gpt2lab.compare.output import write_comparison
-from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, outcome_of, short_names
+from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, option_text, outcome_of, short_names
 from gpt2lab.console import log
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.shards import DataManifest
@@ -112,11 +112,13 @@ class ComparisonPlan:
             "sequence length": [c.seq_len or r.model.n_ctx for c, r in zip(configs, recipes, strict=True)],
         }
         differing = [name for name, values in varied.items() if len(set(values)) > 1]
-        remarks = [f"The arms differ in {name}: runs of one seed do not read the same batches." for name in differing]
+        remarks = [
+            f"The variants differ in {name}: runs of one seed do not read the same batches." for name in differing
+        ]
         if len({config.mask_documents for config in configs}) > 1:
             remarks.append(
-                "The arms differ in mask documents, and each is measured as it was trained: with the mask, the first "
-                "tokens of a document have less context."
+                "The variants differ in mask documents, and each is measured as it was trained: with the mask, the "
+                "first tokens of a document have less context."
             )
         if len(self.seeds) == 1:
             remarks.append("One seed: there is no interval, and a difference may be chance. Use at least three seeds.")
@@ -156,7 +158,7 @@ def make_plan(
         changes = dict(zip(vary, values, strict=True))
         label = [f"preset={base.preset}"] if len(bases) > 1 else []
         label += [arm_name] if arm_name else []
-        label += [f"{names[name]}={_text(value)}" for name, value in changes.items()]
+        label += [f"{names[name]}={option_text(value)}" for name, value in changes.items()]
         arms[", ".join(label)] = with_options(base, {**own, **changes})
     if len(arms) < 2:
         raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
@@ -184,10 +186,6 @@ def _check_options(vary: Mapping[str, Sequence[Any]], named: Mapping[str, Mappin
 def _require_distinct(name: str, values: Sequence[Any]) -> None:
     if len(set(map(str, values))) < len(values):
         raise InputError(f"{name} has a value twice in {', '.join(map(str, values))}; give each value once")
-
-
-def _text(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _folders(names: Sequence[str]) -> list[str]:

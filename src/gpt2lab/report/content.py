@@ -9,7 +9,6 @@ Every text is final; HTML (`html.py`) and PDF (`pdf.py`) only typeset it.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -186,9 +185,10 @@ def gather(
         outcomes: What is compared; by default several runs, by the options in which they differ.
         cover: Title, author and date.
     """
-    names = _names(runs, outcomes or ())
     if outcomes is None and len(runs) > 1:
         outcomes = outcomes_by_options(runs)
+    called = {outcome.path: outcome.name for outcome in outcomes or ()}
+    names = [called[str(run.path)] if called else run.path.resolve().name for run in runs]
     comparison = None if outcomes is None else compare_outcomes(outcomes)
     paths = {str(run.path) for run in runs}
     pictured = paths if outcomes is None else _first_of_each_arm([o for o in outcomes if o.path in paths])
@@ -207,18 +207,6 @@ def gather(
             comparison is not None,
         ),
     )
-
-
-def _names(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
-    """Return what a comparison calls the runs, else the names of their directories, else their paths."""
-    if outcomes:
-        named = {o.path: f"{o.arm}, seed {o.seed}" for o in outcomes}
-        names = [named[str(run.path)] for run in runs]
-        if len(set(names)) == len(names):
-            return names
-    names = [run.path.resolve().name for run in runs]
-    uses = Counter(names)
-    return [name if uses[name] == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
 
 
 def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:

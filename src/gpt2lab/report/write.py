@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import gpt2lab
 from gpt2lab import formatting, plots
-from gpt2lab.compare.output import NOTE, table_rows
+from gpt2lab.compare.output import page_values
 from gpt2lab.compare.results import COMPARISON_FILE, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, read_run
@@ -44,8 +44,8 @@ def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None, cover
     """
     comparisons = [path for path in paths if (path / COMPARISON_FILE).is_file()]
     loose = outcomes_by_options([Run.open(path) for path in paths if path not in comparisons])
-    if comparisons:  # their arms have names, and each other run is called by its path
-        loose = [dataclasses.replace(outcome, arm=outcome.path) for outcome in loose]
+    if comparisons:  # their arms have names, and each other run is one of its own
+        loose = [dataclasses.replace(outcome, arm=outcome.own_name) for outcome in loose]
     outcomes = [*(outcome for path in comparisons for outcome in recorded_outcomes(path)), *loose]
     started = [Run(Path(o.path)) for o in outcomes if (Path(o.path) / "config.json").is_file()]
     return write_report(started, out, notes, outcomes if len(outcomes) > 1 else None, cover)
@@ -94,8 +94,7 @@ def render_html(report: Report) -> str:
         "report.html.jinja",
         report=report,
         figures=_curves(report),
-        rows=[] if report.comparison is None else table_rows(report.comparison),
-        note=NOTE,
+        **({} if report.comparison is None else page_values(report.comparison)),
         points_per_mean=_points_per_mean(report.runs),
         labels=list(dict.fromkeys(figure.label for figure in shown)),
         cite=CITE,
@@ -166,9 +165,11 @@ def _pdf_values(report: Report) -> dict[str, Any]:
     }
     if comparison is not None:
         values["title"] = report.cover.title or f"{len(comparison.outcomes)} runs compared"
+        shown = page_values(comparison)
         values["comparison"] = dataclasses.asdict(dataclasses.replace(comparison, outcomes=())) | {
-            "rows": [row._asdict() | {"cells": [c._asdict() for c in row.cells]} for row in table_rows(comparison)],
-            "note": NOTE,
+            "rows": [row._asdict() | {"cells": [c._asdict() for c in row.cells]} for row in shown["rows"]],
+            "groups": shown["groups"],
+            "note": shown["note"],
             "pictures": _captions(report),
         }
     return values
