@@ -31,15 +31,13 @@ def work(mode: str, preset: str) -> None:
     from gpt2lab.model.config import GPTConfig
     from gpt2lab.model.gpt import GPT
     from gpt2lab.training.config import OptimConfig
-    from gpt2lab.training.distributed import process_group
+    from gpt2lab.training.distributed import MODES, clip_gradients, process_group
     from gpt2lab.training.optim import make_optimizer
-    from gpt2lab.training.parallel import MODES, clip_gradients
 
     runtime.tune_allocator()
     torch.set_num_threads(SIDES[mode][1])
     with process_group("cpu") as comm:
-        chosen = runtime.resolve("cpu")
-        where = runtime.Runtime(chosen.device, chosen.precision, rank=comm.rank, world=comm.world_size)
+        where = runtime.resolve("cpu")
         runtime.seed_step(1)
         model = GPT(GPTConfig.preset(preset))
         shared = MODES[mode](model, where)

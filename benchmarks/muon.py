@@ -60,7 +60,6 @@ def measure(data: Path, folder: Path, name: Any, rate: float, steps: int) -> dic
     """Train once; return the validation losses, each over the whole split."""
     from gpt2lab.model.config import GPTConfig
     from gpt2lab.training.config import OptimConfig, TrainConfig
-    from gpt2lab.training.loop import Hooks
     from gpt2lab.training.session import train
 
     muon_lr, lr = (rate, 3e-3) if name == "muon" else (None, rate)
@@ -76,7 +75,7 @@ def measure(data: Path, folder: Path, name: Any, rate: float, steps: int) -> dic
         checkpoint_every=steps,
         log_every=steps,
     )
-    rows = [row for row in train(config, lambda run: Hooks()).metrics() if row["val_loss"] is not None]
+    rows = [row for row in train(config).metrics() if row["val_loss"] is not None]
     curve = [(int(row["step"] or 0), round(row["val_loss"] or 0.0, 4)) for row in rows]
     return {"optimizer": name, "rate": rate, "steps": steps, "val_loss": curve[-1][1], "curve": curve}
 

@@ -64,8 +64,6 @@ class Runtime:
     device: torch.device
     precision: Precision
     precision_reason: str = "asked for"
-    rank: int = 0
-    world: int = 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which matrix products run in this precision."""

@@ -18,10 +18,11 @@ import torch
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.training import loop, monitoring, session
+from gpt2lab.training import loop
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import Interrupted
-from gpt2lab.training.loop import Hooks, HooksFor, StepReport
+from gpt2lab.training.loop import Hooks, StepReport
+from gpt2lab.training.session import train
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
@@ -36,9 +37,10 @@ from gpt2lab.training.distributed import Interrupted
 from gpt2lab.training.config import from_dict
 from gpt2lab.training.session import train
 
-on_step = lambda report: print(report.step, flush=True)
+hooks = Hooks()
+hooks.on_step = lambda report: print(report.step, flush=True)
 try:
-    train(from_dict(json.loads(sys.argv[1])), lambda run: Hooks(on_step=on_step))
+    train(from_dict(json.loads(sys.argv[1])), hooks)
 except Interrupted as stop:
     print(stop)
     sys.exit(128 + stop.signal)
@@ -52,7 +54,7 @@ def quickly() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-        patch.setattr(monitoring, "draw", lambda run: None)
+        patch.setattr(loop, "draw_curves", lambda run: None)
         torch.set_num_threads(1)
         try:
             yield
@@ -70,29 +72,21 @@ def small(data: Path, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(data=data, out=out, **(options | changes))
 
 
-def nothing(run: Run) -> Hooks:
-    """No hooks."""
-    return Hooks()
+class Doing(Hooks):
+    """Hooks given as functions by name."""
+
+    def __init__(self, **functions: Callable[..., object]) -> None:
+        vars(self).update(functions)
 
 
-def train(config: TrainConfig, hooks: HooksFor = nothing) -> Run:
-    """Start a run, or resume it if the configuration says so."""
-    return session.train(config, hooks)
+def at_step(step: int, act: Callable[[], object]) -> Hooks:
+    """Do something after a step."""
+    return Doing(on_step=lambda report: act() if report.step == step else None)
 
 
-def go_on(config: TrainConfig, which: str | int = "last", hooks: HooksFor = nothing, **changes: Any) -> Run:
+def go_on(config: TrainConfig, which: str | int = "last", hooks: Hooks | None = None, **changes: Any) -> Run:
     """Resume a run, with other options on top."""
     return train(dataclasses.replace(config, resume=str(which), **changes), hooks)
-
-
-def at_step(step: int, act: Callable[[], object]) -> HooksFor:
-    """Do something after a step."""
-
-    def on_step(report: StepReport) -> None:
-        if report.step == step:
-            act()
-
-    return lambda run: Hooks(on_step=on_step)
 
 
 def interrupted(config: TrainConfig, step: int, number: signal.Signals = signal.SIGTERM) -> Interrupted:
@@ -105,7 +99,7 @@ def interrupted(config: TrainConfig, step: int, number: signal.Signals = signal.
 def reported(config: TrainConfig) -> tuple[Run, list[StepReport]]:
     """Train; return the run with the report of each step."""
     reports: list[StepReport] = []
-    return train(config, lambda run: Hooks(on_step=reports.append)), reports
+    return train(config, Doing(on_step=reports.append)), reports
 
 
 def refusal(act: Callable[[], object], said: str) -> InputError:

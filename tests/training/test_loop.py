@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from support import (
     PLAIN,
+    Doing,
     assert_same_run,
     at_step,
     checkpoint,
@@ -40,11 +41,10 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training import monitoring
+from gpt2lab.training import loop
 from gpt2lab.training.checkpoint import find, load_model
 from gpt2lab.training.config import OptimConfig, saved_config
-from gpt2lab.training.loop import Hooks, StepReport, Trainer, validation_loss
-from gpt2lab.training.monitoring import draw
+from gpt2lab.training.loop import Hooks, StepReport, Trainer, draw_curves, validation_loss
 from gpt2lab.training.optim import learning_rate
 from gpt2lab.training.setup import Data, resolve
 
@@ -158,8 +158,8 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
 
 def test_a_sequence_shorter_than_the_context(data: Path, tmp_path: Path) -> None:
     shapes: list[torch.Size] = []
-    hooks = Hooks(sample=lambda model, step: shapes.append(model.wpe.weight.shape))
-    run = train(small(data, tmp_path / "run", seq_len=8, steps=3), lambda run: hooks)
+    hooks = Doing(sample=lambda model, step: shapes.append(model.wpe.weight.shape))
+    run = train(small(data, tmp_path / "run", seq_len=8, steps=3), hooks)
     assert saved_config(run).seq_len == 8
     assert shapes == [torch.Size([16, 16])]
     read = load_file(checkpoint(run, 3) / "optimizer.safetensors")["wpe.weight.exp_avg_sq"].sum(dim=1) > 0
@@ -174,7 +174,7 @@ def test_samples_are_asked_for_at_intervals_and_at_the_end(data: Path, tmp_path:
         asked.append((step, model.training, torch.is_autocast_enabled("cpu")))
 
     options = {"model": PLAIN, "precision": "bf16"}
-    run = train(small(data, tmp_path / "run", sample_every=10, **options), lambda run: Hooks(sample=sample))
+    run = train(small(data, tmp_path / "run", sample_every=10, **options), Doing(sample=sample))
     assert asked == [(10, False, True), (20, False, True), (24, False, True)]
     silent = train(small(data, tmp_path / "silent", **options))
     assert digests(run) == digests(silent)  # sampling, which may draw random numbers, changes nothing
@@ -206,10 +206,10 @@ def _infinite_gradient(model: GPT) -> None:
     ],
 )
 def test_what_is_not_finite_stops_the_run_before_the_update(data: Path, tmp_path: Path, spoil: Any, said: str) -> None:
-    hooks = Hooks(sample=lambda model, step: spoil(model) if step == 6 else None)
+    hooks = Doing(sample=lambda model, step: spoil(model) if step == 6 else None)
     config = small(data, tmp_path / "run", model=PLAIN, sample_every=3, checkpoint_every=5)
     said += r".*: training diverged and the update was not made; .*lower --optim\.lr"
-    refusal(lambda: train(config, lambda run: hooks), said)
+    refusal(lambda: train(config, hooks), said)
     run = Run(tmp_path / "run")
     assert saved_steps(run) == [5]
     assert [int(row["step"]) for row in rows(run)] == [5]
@@ -221,8 +221,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(data: Path, 
     def fail(*_: object) -> Any:
         raise InputError("no memory")
 
-    hooks = at_step(step, fail) if step else fail
-
+    hooks = at_step(step, fail) if step else Doing(begin=fail)
     refusal(lambda: train(small(data, tmp_path / "run", model=PLAIN), hooks), "no memory")
     assert (tmp_path / "run").exists() == (step > 0)
 
@@ -233,7 +232,7 @@ def test_the_picture_and_the_log_grow_while_it_runs(
 ) -> None:
     from PIL import Image  # comes with matplotlib
 
-    monkeypatch.setattr(monitoring, "draw", draw)
+    monkeypatch.setattr(loop, "draw_curves", draw_curves)
     seen: list[tuple[int, int]] = []
 
     def on_step(report: StepReport) -> None:
@@ -242,7 +241,7 @@ def test_the_picture_and_the_log_grow_while_it_runs(
         seen.append((drawn, log_of(Run(tmp_path / "run")).count("tokens/s\n")))
 
     config = small(request.getfixturevalue(folder), tmp_path / "run", model=PLAIN, log_every=2, eval_every=12)
-    run = train(config, lambda run: Hooks(on_step=on_step))
+    run = train(config, Doing(on_step=on_step))
     assert [drawn > 0 for drawn, _ in seen] == [False] * 11 + [True] * 13
     assert [logged for _, logged in seen] == [step // 2 for step in range(1, 25)]
     with Image.open(run.path / "curves.png") as picture:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import PLAIN, assert_same_run, at_step, go_on, hidden, log_of, refusal, saved_steps, small, train
+from support import PLAIN, Doing, assert_same_run, at_step, go_on, hidden, log_of, refusal, saved_steps, small, train
 
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.loader import Loader
@@ -22,15 +22,14 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.training import loop
 from gpt2lab.training.config import OptimConfig, TrainConfig
-from gpt2lab.training.loop import Data, Hooks
-from gpt2lab.training.monitoring import SPIKE_FROM, SPIKE_WINDOW, find_spike, remember
+from gpt2lab.training.loop import SPIKE_FROM, SPIKE_WINDOW, Data, Hooks, find_spike
 from gpt2lab.training.setup import resolve
 
 RECENT = [3.0 + 0.1 * (-1) ** n for n in range(50)]
 
 
 def test_the_z_score_by_hand() -> None:
-    spike = find_spike(4.0, RECENT, 6.0)
+    spike = find_spike(4.0, [*RECENT], 6.0)
     assert spike is not None
     assert spike == pytest.approx((3.0, (4.0 - statistics.fmean(RECENT)) / statistics.pstdev(RECENT)))
 
@@ -48,15 +47,12 @@ def test_the_z_score_by_hand() -> None:
     ],
 )
 def test_only_what_lies_far_above_is_a_spike(loss: float, recent: list[float], threshold: float, spikes: bool) -> None:
-    assert (find_spike(loss, recent, threshold) is not None) == spikes
+    assert (find_spike(loss, [*recent], threshold) is not None) == spikes
 
 
 def test_a_level_that_stays_becomes_the_new_normal() -> None:
     recent = [*RECENT]
-    spikes = []
-    for _ in range(220):
-        spikes.append(find_spike(6.0, recent, 6.0) is not None)
-        remember(6.0, recent)
+    spikes = [find_spike(6.0, recent, 6.0) is not None for _ in range(220)]
     assert spikes[0] and not spikes[19]
     assert recent == [6.0] * SPIKE_WINDOW
 
@@ -81,9 +77,9 @@ def test_a_spike_is_warned_of_or_skipped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_spike: Any
 ) -> None:
     weights: list[torch.Tensor] = []
-    hooks = Hooks(sample=lambda model, step: weights.append(model.wte.weight.detach().clone()))
+    hooks = Doing(sample=lambda model, step: weights.append(model.wte.weight.detach().clone()))
     spoil_loss(monkeypatch, 23, None, 10)
-    run = train(small(data, tmp_path / "run", on_spike=on_spike, sample_every=1), lambda run: hooks)
+    run = train(small(data, tmp_path / "run", on_spike=on_spike, sample_every=1), hooks)
     assert bool(re.search(r"step 23: loss \d.* deviations above the mean of the last steps", log_of(run))) == (
         on_spike != "off"
     )
@@ -127,7 +123,7 @@ def test_rows_have_the_fraction_of_waiting_for_data(
     told: list[Mapping[str, float | None]] = []
     clock = iter(range(10_000))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))  # every look at it takes a second
-    run = train(small(data, tmp_path / "run", model=PLAIN), lambda run: Hooks(on_row=told.append))
+    run = train(small(data, tmp_path / "run", model=PLAIN), Doing(on_row=told.append))
     assert [{k: v for k, v in row.items() if k != "data_wait"} for row in told] == run.metrics()
     assert all(0 < (row["data_wait"] or 0) < 1 for row in told)
     assert told[0]["data_wait"] == pytest.approx(10 / (5 * 5 + 1), abs=0.1)  # 5 steps, 2 batches each, a second a batch
@@ -185,8 +181,8 @@ def test_activation_checkpointing_compiled_changes_no_bit(data: Path, tmp_path: 
 
 def test_deterministic_mode_changes_no_bit_and_ends_with_the_run(data: Path, finished: Run, tmp_path: Path) -> None:
     seen: list[bool] = []
-    hooks = Hooks(on_step=lambda report: seen.append(torch.are_deterministic_algorithms_enabled()))
-    run = train(small(data, tmp_path / "run", deterministic=True), lambda run: hooks)
+    hooks = Doing(on_step=lambda report: seen.append(torch.are_deterministic_algorithms_enabled()))
+    run = train(small(data, tmp_path / "run", deterministic=True), hooks)
     assert seen == [True] * 24
     assert not torch.are_deterministic_algorithms_enabled()
     assert_same_run(run, finished)

@@ -19,9 +19,8 @@ from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.training.config import INTERVALS, OptimConfig, TrainConfig, saved_config
-from gpt2lab.training.distributed import Communicator, process_group
+from gpt2lab.training.distributed import MODES, Communicator, process_group
 from gpt2lab.training.memory import Shape
-from gpt2lab.training.parallel import MODES
 from gpt2lab.training.setup import Setup, choose_micro_batch, explain_out_of_memory, resolve
 
 
@@ -81,12 +80,11 @@ def test_the_automatic_micro_batch_is_the_largest_that_divides_the_step(data: Pa
 
 
 def test_the_automatic_micro_batch_fits_into_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = runtime.resolve("cpu", "fp32")
     shape = Shape(PRESETS["gpt2"], 1024, 1, "fp32", "cpu", micro_steps=2)
     chosen = []
     for free in (2**40, 2**34, 0):
         monkeypatch.setattr(runtime, "available_memory", lambda device, free=free: free)
-        chosen.append(choose_micro_batch(shape, 4096, where))
+        chosen.append(choose_micro_batch(shape, 4096, torch.device("cpu")))
     assert chosen == [4, 2, 1]
 
 

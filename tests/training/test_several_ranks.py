@@ -18,7 +18,7 @@ import pytest
 import torch
 from ranks import launch, launch_each, needs_fork, this_rank
 from safetensors.torch import load_file
-from support import at_step, column, flip, go_on, log_of, nothing, refusal, saved_steps, small, train, truncate
+from support import Doing, column, flip, go_on, log_of, refusal, saved_steps, small, train, truncate
 from support import checkpoint as folder_of
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -28,14 +28,14 @@ from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.training import checkpoint, loop, monitoring
+from gpt2lab.runtime import Runtime
+from gpt2lab.training import checkpoint, loop
 from gpt2lab.training import setup as setting_up
 from gpt2lab.training.checkpoint import load_model, optimizer_state
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
-from gpt2lab.training.distributed import fail_on_all_ranks, process_group
-from gpt2lab.training.loop import Hooks, HooksFor
+from gpt2lab.training.distributed import MODES, fail_on_all_ranks, process_group
+from gpt2lab.training.loop import Hooks
 from gpt2lab.training.optim import make_optimizer
-from gpt2lab.training.parallel import MODES
 from gpt2lab.training.setup import resolve
 
 pytestmark = needs_fork
@@ -82,9 +82,13 @@ class Defect(Exception):
     """An error that no run expects."""
 
 
-def after(step: int, act: Callable[[Run], object]) -> HooksFor:
+def after(step: int, act: Callable[[Run], object]) -> Hooks:
     """Do something on rank 0 after a step."""
-    return lambda run: at_step(step, lambda: act(run))(run)
+    runs: list[Run] = []
+    return Doing(
+        begin=lambda run, where: runs.append(run),
+        on_step=lambda report: act(runs[-1]) if report.step == step else None,
+    )
 
 
 def raises(error: Exception) -> Callable[..., Any]:
@@ -100,12 +104,15 @@ def full(path: Path) -> None:
     path.symlink_to("/dev/full")
 
 
-def failing_sample(run: Run) -> Hooks:
-    def sample(model: GPT, step: int) -> None:
-        (run.path / "samples.jsonl").mkdir()
-        run.add_sample(step, "nucleus", "", "a text")
+class FailingSample(Hooks):
+    """Samples that cannot be written."""
 
-    return Hooks(sample=sample)
+    def begin(self, run: Run, where: Runtime) -> None:
+        (run.path / "samples.jsonl").mkdir()
+        self.run = run
+
+    def sample(self, model: GPT, step: int) -> None:
+        self.run.add_sample(step, "nucleus", "", "a text")
 
 
 def in_micro_step(at: tuple[int, int], act: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -125,16 +132,16 @@ def terminate(loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-HOOKS: dict[str, HooksFor] = {
+HOOKS: dict[str, Hooks] = {
     "row": after(2, lambda run: full(run.path / "metrics.csv")),
     "on_step": after(2, raises(Defect("a defect"))),
-    "sample": failing_sample,
-    "hooks": raises(InputError("an ending is too long")),
+    "sample": FailingSample(),
+    "hooks": Doing(begin=raises(InputError("an ending is too long"))),
 }
 NO_SPACE = raises(OSError(28, "No space left on device", "a file"))
 PATCHES: dict[str, tuple[int, Any, str, Callable[..., Any]]] = {
-    "curves": (0, monitoring, "draw", NO_SPACE),
-    "trace": (0, monitoring, "temporary_name", NO_SPACE),
+    "curves": (0, loop, "draw_curves", NO_SPACE),
+    "trace": (0, loop, "temporary_name", NO_SPACE),
     "hash": (1, checkpoint, "sha256_of", NO_SPACE),
     "save": (0, checkpoint, "save_file", NO_SPACE),
     "second resolve": (1, setting_up, "resolve", raises(InputError("memory is gone"))),
@@ -166,7 +173,7 @@ NOT_STARTED = ("second resolve", "options", "other data", "no data", "hooks")
 
 def fail(each: TrainConfig, changes: dict[str, dict[str, Any]], what: str) -> None:
     """Start a run in which something fails on one rank, or rank 1 has other options."""
-    hooks = HOOKS.get(what, nothing)
+    hooks = HOOKS.get(what)
     if this_rank() == 1:
         each = dataclasses.replace(each, **changes.get(what, {}))
     if what == "cut off":

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import TRAIN, assert_same_run, at_step, go_on, interrupted, refusal, saved_steps, small, train
+from support import TRAIN, Doing, assert_same_run, at_step, go_on, interrupted, refusal, saved_steps, small, train
 
 from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
@@ -38,7 +38,6 @@ from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import TrainConfig, to_dict
 from gpt2lab.training.distributed import Communicator, Interrupted
-from gpt2lab.training.loop import Hooks
 from gpt2lab.training.setup import open_data
 from loopback_datasets import Hub, loopback_hub
 
@@ -253,11 +252,11 @@ def test_after_a_failed_first_download_the_same_command_works(
 def test_a_run_that_fails_before_its_first_step_leaves_only_what_was_prepared(
     hub: Hub, tok: Path, tmp_path: Path
 ) -> None:
-    def fail(run: Run) -> Hooks:
+    def fail(*_: object) -> None:
         raise InputError("no such tracker")
 
     config = streaming(tok, tmp_path / "run", steps=10)
-    refusal(lambda: train(config, fail), "no such tracker")
+    refusal(lambda: train(config, Doing(begin=fail)), "no such tracker")
     assert [path.name for path in tmp_path.iterdir()] == ["run.stream"]
     hub.asked.clear()
     train(config)

@@ -32,8 +32,8 @@ from gpt2lab.runs import Run
 from gpt2lab.runtime import PEAK_FLOPS, data_sheet, peak_flops
 from gpt2lab.training.checkpoint import list_checkpoints
 from gpt2lab.training.config import TrainConfig, require, saved_config
+from gpt2lab.training.distributed import mode_by_memory
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params
-from gpt2lab.training.parallel import mode_by_memory
 
 GB = 10**9
 GPU_MEMORY: dict[str, int] = {

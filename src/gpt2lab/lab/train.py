@@ -14,12 +14,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 
-from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.hellaswag import HellaSwagItem, encode_items, hellaswag, read_hellaswag
+from gpt2lab.evaluation.hellaswag import encode_items, hellaswag, read_hellaswag
 from gpt2lab.evaluation.likelihood import require_causal_mask
 from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.files import write_atomically
@@ -53,27 +51,57 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
         InputError: An option cannot be honored, the data is damaged, memory ran out or training diverged.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    items = None if config.hellaswag is None else read_hellaswag(config.hellaswag)
-    tracker = config.tracker
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise InputError(f"tracker {tracker} is not installed; install it with: pip install gpt2lab[{tracker}]")
-    with ExitStack() as opened:
+    hooks = _Laboratory(config, on_step)
+    with hooks.opened:
+        return session.train(config, hooks)
 
-        def check(tokenizer: Tokenizer, model: GPTConfig) -> None:
-            if items is not None:
-                require_causal_mask(model)
-                encode_items(tokenizer, items, "completion", model.n_ctx)
 
-        def hooks(run: Run) -> Hooks:
-            tokenizer, where = Tokenizer.load(run.tokenizer), runtime.resolve(config.device, config.precision)
-            return Hooks(
-                on_step=on_step,
-                on_row=None if tracker == "none" else TRACKERS[tracker](run, opened),
-                sample=partial(_sample, run, config, tokenizer, where),
-                hellaswag=None if items is None else partial(_hellaswag, run, items, tokenizer, where),
-            )
+class _Laboratory(Hooks):
+    """Samples, HellaSwag and the tracker of a run."""
 
-        return session.train(config, hooks, check)
+    def __init__(self, config: TrainConfig, on_step: Callable[[StepReport], None] | None) -> None:
+        self.config, self.told, self.opened = config, on_step, ExitStack()
+        self.items = [] if config.hellaswag is None else read_hellaswag(config.hellaswag)
+        self.write: Callable[[Row], None] | None = None
+        tracker = config.tracker
+        if tracker != "none" and importlib.util.find_spec(tracker) is None:
+            raise InputError(f"tracker {tracker} is not installed; install it with: pip install gpt2lab[{tracker}]")
+
+    def check(self, tokenizer: Tokenizer, model: GPTConfig) -> None:
+        """Raise `InputError` if HellaSwag is asked for and does not fit the mask or the context."""
+        if self.items:
+            require_causal_mask(model)
+            encode_items(tokenizer, self.items, "completion", model.n_ctx)
+
+    def begin(self, run: Run, where: Runtime) -> None:
+        """Open the tracker."""
+        self.run, self.where, self.tokenizer = run, where, Tokenizer.load(run.tokenizer)
+        if self.config.tracker != "none":
+            self.write = TRACKERS[self.config.tracker](run, self.opened)
+
+    def on_step(self, report: StepReport) -> None:
+        """Pass the report on."""
+        if self.told is not None:
+            self.told(report)
+
+    def on_row(self, row: Row) -> None:
+        """Pass the row to the tracker."""
+        if self.write is not None:
+            self.write(row)
+
+    def sample(self, model: GPT, step: int) -> None:
+        """Write a text by nucleus sampling, with the same random numbers at every step."""
+        strategy, prompt, seed = STRATEGIES["nucleus"], self.config.sample_prompt, self.config.seed
+        (text,) = generate_texts(model, self.tokenizer, prompt, 1, SAMPLE_TOKENS, strategy, seed, self.where)
+        self.run.add_sample(step, str(strategy), prompt, text)
+        log.info("sample at step %d, %s:\n%s", step, strategy, text)
+
+    def hellaswag(self, model: GPT, step: int) -> None:
+        """Evaluate on the items."""
+        found = hellaswag(model, self.tokenizer, self.items)
+        Measurement("hellaswag", "val", found.protocol, found.figures).record(self.run, step)
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in found.figures.items())
+        log.info("hellaswag at step %d: %s.%s", step, figures, found.fit)
 
 
 def step_seconds(config: TrainConfig, warmup_steps: int = 3, seconds: float = 3.0) -> float:
@@ -98,24 +126,6 @@ def step_seconds(config: TrainConfig, warmup_steps: int = 3, seconds: float = 3.
                 trainer.update()
                 times.append(time.perf_counter() - begin)
             return statistics.median(times)
-
-
-def _sample(run: Run, config: TrainConfig, tokenizer: Tokenizer, where: Runtime, model: GPT, step: int) -> None:
-    """Write a text by nucleus sampling, with the same random numbers at every step."""
-    strategy, prompt = STRATEGIES["nucleus"], config.sample_prompt
-    (text,) = generate_texts(model, tokenizer, prompt, 1, SAMPLE_TOKENS, strategy, config.seed, where)
-    run.add_sample(step, str(strategy), prompt, text)
-    log.info("sample at step %d, %s:\n%s", step, strategy, text)
-
-
-def _hellaswag(
-    run: Run, items: list[HellaSwagItem], tokenizer: Tokenizer, where: Runtime, model: GPT, step: int
-) -> None:
-    with where.autocast():
-        found = hellaswag(model, tokenizer, items)
-    Measurement("hellaswag", "val", found.protocol, found.figures).record(run, step)
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in found.figures.items())
-    log.info("hellaswag at step %d: %s.%s", step, figures, found.fit)
 
 
 def _tensorboard(run: Run, opened: ExitStack) -> Callable[[Row], None]:

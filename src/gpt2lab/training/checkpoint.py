@@ -48,25 +48,35 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
 from gpt2lab.training.config import saved_model
-from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
+from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, full_state_dict, is_sharded, local_shard
 from gpt2lab.training.optim import state_names
-from gpt2lab.training.parallel import full_state_dict, is_sharded, local_shard
 
 FORMAT = 1
 FULL_STATE, SHARDED_STATE = "optimizer.safetensors", "optimizer"
 """File and folder of the optimizer state."""
-_NAME = re.compile(r"step_(\d{8,})")
+_NAME = re.compile(r"step_\d{8,}")
 _SHARD = re.compile(rf"{SHARDED_STATE}/shard-\d+-[\w.-]+\.safetensors")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds the state after ``step`` updates."""
+    """A folder that holds the state after ``step`` updates, whether or not it is damaged: `verify` tells."""
 
     path: Path
-    step: int
-    val_loss: float | None
-    """Validation loss at this step; None if it was not evaluated there."""
+
+    @property
+    def step(self) -> int:
+        """The step that the folder is named after."""
+        return int(self.path.name.removeprefix("step_"))
+
+    @property
+    def val_loss(self) -> float | None:
+        """Validation loss at this step; None if it was not evaluated there, or the folder is damaged."""
+        try:
+            loss = self.state["val_loss"]
+        except (InputError, KeyError, TypeError):
+            return None
+        return loss if isinstance(loss, float) else None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def save(
         if comm.is_main:
             shutil.rmtree(folder, ignore_errors=True)
         raise comm.error(f"{final} cannot be written ({error}); free space, then resume with --resume") from error
-    return Checkpoint(final, state["step"], state["val_loss"])
+    return Checkpoint(final)
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -229,24 +239,15 @@ def _require_shapes(path: Path, expected: _Expected, shapes: dict[str, tuple[int
 
 
 def list_checkpoints(run: Run) -> list[Checkpoint]:
-    """Return the checkpoints in order of step. Damaged ones are included: `verify` tells."""
+    """Return the checkpoints in order of step, damaged ones included."""
     folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
-    found = sorted((int(match[1]), folder) for folder in folders if (match := _NAME.fullmatch(folder.name)))
-    return [Checkpoint(folder, step, _val_loss(folder)) for step, folder in found]
-
-
-def _val_loss(folder: Path) -> float | None:
-    try:
-        loss = read_checked_json(folder / "state.json")["val_loss"]
-    except (InputError, KeyError, TypeError):
-        return None
-    return loss if isinstance(loss, float) else None
+    return sorted((Checkpoint(path) for path in folders if _NAME.fullmatch(path.name)), key=lambda found: found.step)
 
 
 def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """Return the checkpoint with the lowest validation loss, the earliest of equals."""
-    evaluated = [c for c in checkpoints if c.val_loss is not None]
-    return min(evaluated, key=lambda c: (c.val_loss, c.step), default=None)
+    losses = {checkpoint: loss for checkpoint in checkpoints if (loss := checkpoint.val_loss) is not None}
+    return min(losses, key=lambda found: (losses[found], found.step), default=None)
 
 
 def find(run: Run, which: str) -> Checkpoint:

@@ -9,6 +9,13 @@
 
 `Progress` and the state of weights and optimizer are all that a checkpoint holds: batches and dropout are functions of
 (seed, step, micro-step, rank), so a resumed run repeats the bits of one that never stopped.
+
+A loss is a spike if it is far above the losses of the last steps:
+
+    z = (loss - mean) / standard deviation        over the last 100 steps; a spike has z > spike_z
+
+Chowdhery et al. 2022 (PaLM, section 5.1) skipped the updates around spikes by hand. A spike is added to the window like
+any other loss, so a loss that stays high counts as a spike for a few steps only.
 """
 
 from __future__ import annotations
@@ -18,31 +25,47 @@ import functools
 import itertools
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.checkpoint
 
-from gpt2lab import runtime
+from gpt2lab import plots, runtime
 from gpt2lab.data.loader import Prefetcher, count_windows, within_documents
 from gpt2lab.data.shards import TokenStream
+from gpt2lab.files import free_path, temporary_name
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
-from gpt2lab.runtime import peak_flops
+from gpt2lab.runtime import Runtime, peak_flops
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training import checkpoint, monitoring
-from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, Interrupted, catch_signals
+from gpt2lab.training import checkpoint
+from gpt2lab.training.distributed import (
+    MODES,
+    SINGLE_PROCESS,
+    Communicator,
+    Interrupted,
+    catch_signals,
+    clip_gradients,
+)
 from gpt2lab.training.optim import learning_rate, make_optimizer, set_learning_rate
-from gpt2lab.training.parallel import MODES, clip_gradients
 from gpt2lab.training.setup import Data, Setup
 
 log = logging.getLogger("gpt2lab")
+SPIKE_WINDOW = 100
+"""Steps to which a loss is compared."""
+SPIKE_FROM = 20
+"""Losses needed before any can be a spike."""
+LEAST_DEVIATION = 0.01
+"""Lower bound of the standard deviation as a fraction of the mean: on a plateau, every rise is many deviations."""
+NAMED_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -65,24 +88,29 @@ class StepReport:
     """Speed since the last row of metrics.csv."""
 
 
-@dataclass(frozen=True)
 class Hooks:
-    """Callbacks of the training loop, so that it depends neither on sampling nor on evaluation."""
+    """What a run does besides training. A subclass overrides methods; except for `check`, only rank 0 calls them.
 
-    on_step: Callable[[StepReport], None] | None = None
-    """Called after each update."""
-    on_row: Callable[[Mapping[str, float | None]], None] | None = None
-    """Called with each row of metrics.csv, and ``data_wait``, the fraction of time spent waiting for data."""
-    sample: Callable[[GPT, int], None] | None = None
-    """Called with the model, in evaluation mode, and the step, every ``sample_every`` steps and at the end."""
-    hellaswag: Callable[[GPT, int], None] | None = None
-    """Called like ``sample``, every ``hellaswag_every`` steps and at the end."""
+    So the training loop depends neither on sampling nor on evaluation.
+    """
 
+    def check(self, tokenizer: Tokenizer, model: GPTConfig) -> None:
+        """Raise `InputError` if the methods below cannot work with these; called before the run directory exists."""
 
-HooksFor = Callable[[Run], Hooks]
-"""Makes the hooks of a run once its directory exists."""
-HooksCheck = Callable[[Tokenizer, GPTConfig], None]
-"""Raises `InputError`, before the directory exists, if the hooks cannot work with this tokenizer and model."""
+    def begin(self, run: Run, where: Runtime) -> None:
+        """Called once when the run directory exists, before training."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Called after each update."""
+
+    def on_row(self, row: Mapping[str, float | None]) -> None:
+        """Called with each row of metrics.csv, and ``data_wait``, the fraction of time spent waiting for data."""
+
+    def sample(self, model: GPT, step: int) -> None:
+        """Called with the model, in evaluation mode, every ``sample_every`` steps and at the end."""
+
+    def hellaswag(self, model: GPT, step: int) -> None:
+        """Called like `sample`, every ``hellaswag_every`` steps and at the end, if ``hellaswag`` is given."""
 
 
 @dataclass
@@ -117,10 +145,10 @@ class Update(NamedTuple):
 class Trainer:
     """The model, optimizer, data and progress of one run."""
 
-    def __init__(self, setup: Setup, data: Data, run: Run, hooks: Hooks, comm: Communicator = SINGLE_PROCESS) -> None:
-        self.setup, self.config, self.runtime, self.comm = setup, setup.config, setup.runtime, comm
+    def __init__(self, setup: Setup, data: Data, run: Run, hooks: Hooks) -> None:
+        self.setup, self.config, self.runtime, self.comm = setup, setup.config, setup.runtime, setup.comm
         self.data, self.run, self.hooks = data, run, hooks
-        self.loader = data.loader(self.config, self.runtime)
+        self.loader = data.loader(self.config, self.comm)
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
         self.model = GPT(self.config.model).to(self.runtime.device)
@@ -172,7 +200,7 @@ class Trainer:
         batch = self.batches.batch(step, micro_step)
         self._data_wait += time.perf_counter() - begin
         batch = batch.to(self.runtime.device)
-        runtime.seed_step(self.config.seed, step + 1, micro_step, self.runtime.rank)  # dropout
+        runtime.seed_step(self.config.seed, step + 1, micro_step, self.comm.rank)  # dropout
         with self.runtime.autocast():
             mean = self.parallel.network(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
         assert mean is not None  # targets were given
@@ -210,14 +238,14 @@ class Trainer:
             if logged:
                 self._log(update, tokens_per_s)
             self._run_hook(self.hooks.sample, config.sample_every, over)
-            self._run_hook(self.hooks.hellaswag, config.hellaswag_every, over)
+            if config.hellaswag is not None:
+                self._run_hook(self.hooks.hellaswag, config.hellaswag_every, over)
             if over or signal or self._checkpoint_is_due():
                 self.save()
             if self.comm.is_main and (validated or over or signal):
-                monitoring.draw(self.run)
-            if self.hooks.on_step is not None:
-                figures = (update.loss, self._newest_val_loss, update.lr, update.grad_norm, tokens_per_s)
-                self.hooks.on_step(StepReport(step, config.steps, *figures))
+                draw_curves(self.run)
+            figures = (update.loss, self._newest_val_loss, update.lr, update.grad_norm, tokens_per_s)
+            self.hooks.on_step(StepReport(step, config.steps, *figures))
             if logged:  # the speed of the next row leaves out what was done besides training
                 row_clock, row_step = time.perf_counter(), step
             if signal and not over:
@@ -227,7 +255,7 @@ class Trainer:
         """Update; ``trace`` is open from the first of the steps to profile to the last."""
         steps = self.config.profiled if self.comm.is_main else None
         if steps is not None and self.progress.step + 1 == steps[0]:
-            trace.enter_context(monitoring.traced(steps, self.run.path, self.runtime.device))
+            trace.enter_context(traced(steps, self.run.path, self.runtime.device))
         update = self.update()
         if steps is not None and self.progress.step == steps[-1]:
             trace.close()
@@ -270,7 +298,7 @@ class Trainer:
             "lr": update.lr,
             "grad_norm": update.grad_norm,
             "tokens_per_s": round(tokens_per_s, 1),
-            "mfu": round(flops * tokens_per_s / (self.peak * self.runtime.world), 4),
+            "mfu": round(flops * tokens_per_s / (self.peak * self.comm.world_size), 4),
             "peak_memory_mb": round(runtime.peak_memory_mb(self.runtime.device), 1),
             "seconds": round(progress.seconds, 3),
         }
@@ -278,8 +306,7 @@ class Trainer:
             self.run.add_metrics(row)
         seconds = config.batch_tokens / tokens_per_s * progress.loss_count
         data_wait, self._data_wait = self._data_wait / seconds, 0.0
-        if self.hooks.on_row is not None:
-            self.hooks.on_row(row | {"data_wait": data_wait})
+        self.hooks.on_row(row | {"data_wait": data_wait})
         progress.loss_sum, progress.loss_count = 0.0, 0
         val = "" if progress.val_loss is None else f"  val {progress.val_loss:.4f}"
         log.info(
@@ -289,14 +316,13 @@ class Trainer:
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
 
-    def _run_hook(self, hook: Callable[[GPT, int], None] | None, every: int, over: bool) -> None:
-        """Call a hook with the full model if it is due. Only rank 0 has hooks, but all ranks gather the weights."""
-        due = over or (every and self.progress.step % every == 0)
-        if not due or not self.comm.all_reduce_max(hook is not None):
+    def _run_hook(self, hook: Callable[[GPT, int], None], every: int, over: bool) -> None:
+        """Call a hook with the full model if it is due: on rank 0, for which all ranks gather the weights."""
+        if not over and (not every or self.progress.step % every):
             return
         with self._evaluating():
             model = self.parallel.full_model(keep=self.comm.is_main)
-            if model is not None and hook is not None:
+            if model is not None:
                 hook(model, self.progress.step)
 
     @contextmanager
@@ -319,7 +345,7 @@ class Trainer:
         if self.scaler.is_enabled():
             self.progress.scaler = self.scaler.state_dict()
         state = dataclasses.asdict(self.progress)
-        state |= {"fingerprints": self.data.fingerprints, "world": self.runtime.world}
+        state |= {"fingerprints": self.data.fingerprints, "world": self.comm.world_size}
         checkpoint.save(self.run, self.model, self.optimizer, state, self.comm)
         self.comm.run_on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
         self.loader.release(self.progress.step, over=self.progress.finished is not None)
@@ -344,7 +370,8 @@ class Trainer:
 
     def _require_finite(self, loss: float, losses: list[list[float]], grad_norm: float, step: int) -> None:
         """Stop before a broken update. In fp16 the scaler skips updates whose gradient overflows."""
-        broken = monitoring.first_broken(losses)
+        every = ((rank, n, loss) for rank, row in enumerate(losses) for n, loss in enumerate(row))
+        broken = next(((rank, n) for rank, n, loss in every if not math.isfinite(loss)), None)
         if broken is None and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             return
         rank, micro_step = broken or (None, None)  # a gradient is the mean over ranks, and of no single one
@@ -359,8 +386,7 @@ class Trainer:
         recent, config = self.progress.recent_losses, self.config
         if config.on_spike == "off":
             return False
-        spike = monitoring.find_spike(loss, recent, config.spike_z)
-        monitoring.remember(loss, recent)
+        spike = find_spike(loss, recent, config.spike_z)
         if spike is None:
             return False
         worst_rank = max(range(len(losses)), key=lambda rank: sum(losses[rank]))
@@ -373,12 +399,36 @@ class Trainer:
 
     def _where(self, step: int, rank: int | None, micro_step: int | None) -> str:
         """Return the windows that a step read, for a message: on one rank or all, in one micro-step or all."""
-        ranks = range(self.runtime.world) if rank is None else [rank]
+        ranks = range(self.comm.world_size) if rank is None else [rank]
         micro_steps = range(self.loader.micro_steps) if micro_step is None else [micro_step]
-        windows = [self.loader.windows(step, m, r) for r in ranks for m in micro_steps]
+        windows = np.concatenate([self.loader.windows(step, m, r) for r in ranks for m in micro_steps])
         where = "on every rank" if len(ranks) > 1 else f"on rank {ranks[0]}"
         where += "" if micro_step is None else f" in micro-step {micro_step + 1}"
-        return f"{where}, {monitoring.name_windows(np.concatenate(windows))}"
+        named = ", ".join(map(str, windows[:NAMED_WINDOWS]))
+        more = f" and {len(windows) - NAMED_WINDOWS} more" if len(windows) > NAMED_WINDOWS else ""
+        return f"{where}, window{'s' if len(windows) > 1 else ''} {named}{more}"
+
+
+class Spike(NamedTuple):
+    """A loss far above the mean of those before it: ``z`` standard deviations."""
+
+    mean: float
+    z: float
+
+
+def find_spike(loss: float, recent: list[float], threshold: float) -> Spike | None:
+    """Return the spike if a loss is one, and append the loss to the window in place, whose oldest it drops.
+
+    None also if too few losses came before it.
+    """
+    before = recent[:]
+    recent.append(loss)
+    del recent[:-SPIKE_WINDOW]
+    if len(before) < SPIKE_FROM:
+        return None
+    mean = statistics.fmean(before)
+    z = (loss - mean) / max(statistics.pstdev(before, mean), LEAST_DEVIATION * abs(mean))
+    return Spike(mean, z) if z > threshold else None
 
 
 VALIDATION_PASS_TOKENS = 4_096
@@ -434,3 +484,31 @@ def checkpoint_blocks(model: GPT) -> None:
 
     for block in model.h:
         block.forward = functools.partial(recompute, block.forward)
+
+
+def draw_curves(run: Run) -> None:
+    """Draw ``curves.png`` from ``metrics.csv``, atomically."""
+    rows = run.metrics()
+    curves = {
+        name: [(step, y) for row in rows if (step := row["step"]) is not None and (y := row[name]) is not None]
+        for name in ("train_loss", "val_loss", "lr")
+    }
+    plots.write_png(run.path / "curves.png", plots.losses({"": curves}, x_label="step"))
+
+
+@contextmanager
+def traced(steps: range, folder: Path, device: torch.device) -> Iterator[None]:
+    """Trace a block that runs ``steps`` with torch.profiler; the trace is written even if the block is interrupted."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    profiler = torch.profiler.profile(activities=activities, acc_events=True)
+    profiler.start()
+    try:
+        yield
+    finally:
+        profiler.stop()
+        path = free_path(folder / f"trace_{steps[0]}-{steps[-1]}.json")
+        temporary = temporary_name(path)
+        profiler.export_chrome_trace(str(temporary))
+        temporary.replace(path)
+        log.info("trace of steps %d to %d: %s", steps[0], steps[-1], path)

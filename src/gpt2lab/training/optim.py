@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gpt2lab.training.config import OptimConfig
-from gpt2lab.training.parallel import full_tensor, local_shard
+from gpt2lab.training.distributed import full_tensor, local_shard
 
 WSD_DECAY_FRACTION = 0.2
 """Between the 10 % of Hu et al. 2024 and the longer decays that train slightly better."""

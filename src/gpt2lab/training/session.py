@@ -22,7 +22,7 @@ from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.config import INTERVALS, OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
-from gpt2lab.training.loop import Hooks, HooksCheck, HooksFor, Progress, Trainer
+from gpt2lab.training.loop import Hooks, Progress, Trainer
 from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.setup import (
     AnyDataset,
@@ -46,16 +46,11 @@ MAY_MOVE = ("device", "precision", "compile", "micro_batch", "parallel")
 """Options that may differ as well, so that a run can move to another machine; its numbers then differ by rounding."""
 
 
-def train(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck = lambda tokenizer, model: None) -> Run:
+def train(config: TrainConfig, hooks: Hooks | None = None) -> Run:
     """Train a new run to its end, or resume the run in ``config.out`` if ``config.resume`` is given; return it.
 
     ``config.resume`` is ``last``, ``best`` or a step. The last is the newest that is not damaged. Checkpoints of later
     steps are kept under another name. A finished run is left as it is, unless it was given more steps.
-
-    Args:
-        config: Every option.
-        hooks_for: Makes the hooks, once the run directory exists.
-        check: Called before that, with the tokenizer and the model.
 
     Raises:
         InputError: An option cannot be honored or would make it another run, the directory exists or is in use, there
@@ -66,24 +61,24 @@ def train(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck = lambda t
     with process_group(config.device) as comm:
         disabled, log.disabled = log.disabled, not comm.is_main
         try:
-            if config.resume is None and (run := _run_before_restart(config, comm)) is not None:
-                config = dataclasses.replace(config, out=run.path, resume="last")
-            return (_start if config.resume is None else _resume)(config, hooks_for, check, comm)
+            if config.resume is None and (path := _path_before_restart(config, comm)) is not None:
+                config = dataclasses.replace(config, out=path, resume="last")
+            return (_start if config.resume is None else _resume)(config, hooks or Hooks(), comm)
         finally:
             log.disabled = disabled
 
 
-def _start(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Communicator) -> Run:
+def _start(config: TrainConfig, hooks: Hooks, comm: Communicator) -> Run:
     path = Path(comm.broadcast(str(config.out or free_path(default_path(config)))))
     config, run = dataclasses.replace(config, out=path), Run(path)
     with comm.raise_on_all_ranks():
         dataset = open_data(config, path, comm)
-        begin = initial_weights(config, dataset)
+        weights = initial_weights(config, dataset)
         setup = resolve(config, dataset, comm)
-        check(dataset.tokenizer(), setup.config.model)
-    setup = agreed(setup, config, dataset, comm)
+        hooks.check(dataset.tokenizer(), setup.config.model)
+    setup = agreed(setup, config, dataset)
     comm.run_on_main(lambda: Run.require_new(path))
-    data, directory = _open_checked(dataset, setup.config, comm), dataset.directory
+    data, directory = _open_checked(dataset, setup), dataset.directory
 
     def create() -> None:
         tokenizer = dataset.tokenizer()
@@ -97,9 +92,8 @@ def _start(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Co
         data = Data.open(dataset, setup.config)  # at its new path
     trainer: Trainer | None = None
     try:
-        with held(run, comm), _training(run, setup, data, hooks_for, comm) as trainer:
-            _describe(trainer)
-            _load_initial(begin, trainer, comm)
+        with held(run, comm), _training(run, setup, data, hooks) as trainer:
+            _begin(trainer, weights)
             trainer.fit()
     except BaseException:
         untrained = trainer is None or trainer.progress.step == 0
@@ -111,34 +105,36 @@ def _start(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Co
     return run
 
 
-def _resume(config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Communicator) -> Run:
+def _resume(config: TrainConfig, hooks: Hooks, comm: Communicator) -> Run:
     with comm.raise_on_all_ranks():
         if config.out is None:
             raise InputError("--resume needs --out RUN, the directory of the run to resume")
         run = Run.open(config.out)
     with held(run, comm):
-        _resume_held(run, config, hooks_for, check, comm)
+        _resume_held(run, config, hooks, comm)
     return run
 
 
-def _resume_held(run: Run, config: TrainConfig, hooks_for: HooksFor, check: HooksCheck, comm: Communicator) -> None:
+def _resume_held(run: Run, config: TrainConfig, hooks: Hooks, comm: Communicator) -> None:
     with comm.raise_on_all_ranks():
         saved = saved_config(run)
         merged = merge_for_resume(config, saved, comm)
         restarted = _is_restart_of(run, comm)
     which = "last" if restarted else config.resume or "last"
-    found, warnings = _find_checkpoint(run, which, restarted, comm)
+    found, warnings = comm.run_on_main(lambda: _find_checkpoint(run, which, restarted))
+    if found is not None:
+        found = Checkpoint(run.checkpoints / found.path.name)  # machines may have the run in other places
     with comm.raise_on_all_ranks():
         dataset = open_data(merged, run.path, comm)
         if found is not None:
             _require_same_data(found.state["fingerprints"], Data.fingerprints_of(dataset))
-        begin = initial_weights(merged, dataset) if found is None else None
+        weights = initial_weights(merged, dataset) if found is None else None
         setup = resolve(merged, dataset, comm)
         finished = found and _why_finished(found, setup.config, saved)
     if finished:
         log.info("%s is finished (%s): nothing to do", run.path, finished)
         return
-    setup = agreed(setup, merged, dataset, comm)
+    setup = agreed(setup, merged, dataset)
     step = 0 if found is None else found.step
     with comm.raise_on_all_ranks():
         if setup.config.profiled is not None and setup.config.profiled[0] <= step:
@@ -146,17 +142,18 @@ def _resume_held(run: Run, config: TrainConfig, hooks_for: HooksFor, check: Hook
                 f"profile_steps is {setup.config.profile_steps}, but the run resumes after step {step}; give later "
                 "steps"
             )
-        check(Tokenizer.load(run.tokenizer), setup.config.model)
-    data = _open_checked(dataset, setup.config, comm)
-    with _training(run, setup, data, hooks_for, comm) as trainer:
-        _load_initial(begin, trainer, comm)
-        with comm.raise_on_all_ranks():
-            if found is not None:
+        hooks.check(Tokenizer.load(run.tokenizer), setup.config.model)
+    data = _open_checked(dataset, setup)
+    with _training(run, setup, data, hooks) as trainer:
+        if found is None:
+            _begin(trainer, weights)
+        else:
+            with comm.raise_on_all_ranks():
                 trainer.restore(found)
         for warning in warnings:
             log.warning("%s", warning)
         _warn_if_moved(saved, setup, found)
-        comm.run_on_main(lambda: _go_back(run, step, setup.config, comm))
+        comm.run_on_main(lambda: _go_back(run, step, setup))
         log.info("resumed %s at step %d of %d", run.path, step, setup.config.steps)
         trainer.fit()
 
@@ -222,39 +219,29 @@ def _is_restart_of(run: Run, comm: Communicator) -> bool:
     return comm.restarts > 0 and run.environment.get("launch") == comm.launch_id
 
 
-def _run_before_restart(config: TrainConfig, comm: Communicator) -> Run | None:
+def _path_before_restart(config: TrainConfig, comm: Communicator) -> Path | None:
     """Return the run that these processes had started before torchrun restarted them, if any."""
     if comm.restarts == 0:
         return None
     base = default_path(config)
     paths = [config.out] if config.out is not None else [base, *base.parent.glob(f"{base.name}-*")]
-    own = ""
-    if comm.is_main:
-        own = next((str(p) for p in paths if (p / "config.json").is_file() and _is_restart_of(Run(p), comm)), "")
-    own = comm.broadcast(own)
-    return Run(Path(own)) if own else None
+    started = (path for path in paths if (path / "config.json").is_file() and _is_restart_of(Run(path), comm))
+    return comm.run_on_main(lambda: next(started, None))
 
 
-def _find_checkpoint(run: Run, which: str, restarted: bool, comm: Communicator) -> tuple[Checkpoint | None, list[str]]:
-    """Let rank 0 find and verify the checkpoint to resume from; return it with warnings of damaged newer ones.
+def _find_checkpoint(run: Run, which: str, restarted: bool) -> tuple[Checkpoint | None, list[str]]:
+    """Return the verified checkpoint to resume from, and warnings of damaged newer ones.
 
     None if torchrun restarted the processes before the first checkpoint: the run then starts over.
     """
-    found: list[Checkpoint] = []
+    if which != "last":
+        found = checkpoint.find(run, which)
+        checkpoint.verify(found)
+        return found, []
+    if restarted and not checkpoint.list_checkpoints(run):
+        return None, []
     warnings: list[str] = []
-
-    def find() -> None:
-        if which == "last" and (not restarted or checkpoint.list_checkpoints(run)):
-            found.append(checkpoint.newest_valid(run, warnings.append))
-        elif which != "last":
-            found.append(checkpoint.find(run, which))
-            checkpoint.verify(found[0])
-
-    comm.run_on_main(find)
-    step = comm.broadcast(str(found[0].step) if found else "")
-    if step and not found:
-        found.append(Checkpoint(run.checkpoints / f"step_{int(step):08d}", int(step), None))
-    return next(iter(found), None), warnings
+    return checkpoint.newest_valid(run, warnings.append), warnings
 
 
 def _require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
@@ -284,11 +271,11 @@ def _why_finished(found: Checkpoint, config: ResolvedConfig, saved: ResolvedConf
     return found.state["finished"] if unchanged else None
 
 
-def _open_checked(dataset: AnyDataset, config: ResolvedConfig, comm: Communicator) -> Data:
+def _open_checked(dataset: AnyDataset, setup: Setup) -> Data:
     """Check and open the data; one rank of each machine reads every byte."""
-    every_byte = comm.is_first_on_node(str(dataset.directory.resolve()))
-    with comm.raise_on_all_ranks():
-        return Data.open(dataset, config, every_byte)
+    every_byte = setup.comm.is_first_on_node(str(dataset.directory.resolve()))
+    with setup.comm.raise_on_all_ranks():
+        return Data.open(dataset, setup.config, every_byte)
 
 
 def _to_save(config: ResolvedConfig) -> dict[str, Any]:
@@ -300,14 +287,16 @@ def _to_save(config: ResolvedConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _training(run: Run, setup: Setup, data: Data, hooks_for: HooksFor, comm: Communicator) -> Iterator[Trainer]:
+def _training(run: Run, setup: Setup, data: Data, hooks: Hooks) -> Iterator[Trainer]:
     """Make the trainer of a run, and set up logging, numerics and errors for the loop."""
     with ExitStack() as stack:
-        if comm.is_main:
+        if setup.comm.is_main:
             stack.enter_context(_log_file(run))
         stack.enter_context(explain_out_of_memory(setup.config))
         stack.enter_context(setup.runtime.numerics(setup.config.deterministic))
-        yield Trainer(setup, data, run, hooks_for(run) if comm.is_main else Hooks(), comm)
+        if setup.comm.is_main:
+            hooks.begin(run, setup.runtime)
+        yield Trainer(setup, data, run, hooks if setup.comm.is_main else Hooks())
 
 
 @contextmanager
@@ -326,35 +315,33 @@ def _log_file(run: Run) -> Iterator[None]:
         handler.close()
 
 
-def _describe(trainer: Trainer) -> None:
+def _begin(trainer: Trainer, weights: Checkpoint | None) -> None:
+    """Describe the run in the log, and load the weights that it starts from unless they are random."""
     config = trainer.config
     name = config.preset if config.init is None else "fine-tuning"
     log.info("%s: %s parameters, %s steps", name, f"{trainer.model.n_params:,}", f"{config.steps:,}")
     for note in trainer.setup.notes:
         log.info("%s", note)
     log.info("peak %.0f GFLOP/s: %s", trainer.peak / 1e9, trainer.peak_source)
-
-
-def _load_initial(begin: Checkpoint | None, trainer: Trainer, comm: Communicator) -> None:
-    """Load the weights that training starts from, unless they are random."""
-    if begin is not None:
-        with comm.raise_on_all_ranks():
-            checkpoint.load_into(begin, trainer.model)
-        log.info("weights of %s", begin.path)
+    if weights is not None:
+        with trainer.comm.raise_on_all_ranks():
+            checkpoint.load_into(weights, trainer.model)
+        log.info("weights of %s", weights.path)
 
 
 def _warn_if_moved(saved: ResolvedConfig, setup: Setup, found: Checkpoint | None) -> None:
     """Warn if the run has moved to another device, precision or number of processes."""
     pairs = ((name, getattr(saved, name), getattr(setup.config, name)) for name in MAY_MOVE)
     changes = [f"{name} was {before} and is {after}" for name, before, after in pairs if before != after]
-    world = setup.runtime.world if found is None else found.state.get("world", 1)
-    if world != setup.runtime.world:
-        changes.append(f"processes were {world} and are {setup.runtime.world}")
+    now = setup.comm.world_size
+    world = now if found is None else found.state.get("world", 1)
+    if world != now:
+        changes.append(f"processes were {world} and are {now}")
     if changes:
         log.warning("%s: from here on equal to an unbroken run but for rounding, not bit for bit", ", ".join(changes))
 
 
-def _go_back(run: Run, step: int, config: ResolvedConfig, comm: Communicator) -> None:
+def _go_back(run: Run, step: int, setup: Setup) -> None:
     """Return a run's files to their state at a step, without losing later checkpoints, and save its configuration."""
     for folder in (run.path, run.checkpoints, run.path / SEGMENTS):
         remove_temporary(folder)
@@ -363,10 +350,11 @@ def _go_back(run: Run, step: int, config: ResolvedConfig, comm: Communicator) ->
     run.truncate(step)
     if not run.segments:
         run.add_segment(0, run.config, run.environment)
-    run.add_segment(step, _to_save(config), runtime.environment() | _launch(comm))
-    write_checked_json(run.path / "config.json", _to_save(config))
-    if comm.launched:
-        write_json(run.path / "environment.json", run.environment | _launch(comm))
+    config, launch = _to_save(setup.config), _launch(setup.comm)
+    run.add_segment(step, config, runtime.environment() | launch)
+    write_checked_json(run.path / "config.json", config)
+    if launch:
+        write_json(run.path / "environment.json", run.environment | launch)
 
 
 def save_imported(model: GPT, tokenizer: Tokenizer, path: Path, origin: str) -> Run:

@@ -27,9 +27,8 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.config import ResolvedConfig, TrainConfig, flat, saved_model
-from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator
+from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, choose_mode
 from gpt2lab.training.memory import Shape, largest_micro_batch
-from gpt2lab.training.parallel import choose_mode
 
 AnyDataset: TypeAlias = TokenDataset | StreamingDataset
 DEFAULT_STEPS = 1_000
@@ -79,10 +78,10 @@ class Data:
             eot = dataset.manifest.tokenizer.eot if config.mask_documents else None
             return cls(train, val, cls.fingerprints_of(dataset), eot)
 
-    def loader(self, config: ResolvedConfig, where: Runtime) -> BatchLoader[Any]:
+    def loader(self, config: ResolvedConfig, comm: Communicator) -> BatchLoader[Any]:
         """Return the loader of one process's batches."""
         sequences = config.batch_tokens // config.seq_len
-        how = (config.seq_len, sequences, config.micro_batch, config.seed, where.world, where.rank, self.eot)
+        how = (config.seq_len, sequences, config.micro_batch, config.seed, comm.world_size, comm.rank, self.eot)
         return StreamLoader(self.train, *how) if isinstance(self.train, SegmentStore) else Loader(self.train, *how)
 
     @staticmethod
@@ -99,6 +98,8 @@ class Setup:
     runtime: Runtime
     notes: tuple[str, ...]
     """What was chosen and why, for the log."""
+    comm: Communicator = SINGLE_PROCESS
+    """The processes of the run."""
 
 
 def open_data(config: TrainConfig, run: Path, comm: Communicator) -> AnyDataset:
@@ -129,9 +130,9 @@ def resolve(
     Raises:
         InputError: An option cannot be honored here, or does not fit the data.
     """
-    where = runtime.resolve(asked.device, asked.precision)
-    reason = why_precision or where.precision_reason
-    where = dataclasses.replace(where, precision_reason=reason, rank=comm.rank, world=comm.world_size)
+    where, world = runtime.resolve(asked.device, asked.precision), comm.world_size
+    if why_precision is not None:
+        where = dataclasses.replace(where, precision_reason=why_precision)
     recipe = asked.recipe()
     model, batch_tokens = _with_vocabulary(recipe.model, asked.preset, dataset), recipe.batch_tokens
     seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
@@ -140,7 +141,7 @@ def resolve(
         raise InputError(f"profile_steps is {asked.profile_steps}, but the run ends after step {steps}")
     compiled, why_compiled = runtime.resolve_compile(asked.compile, where.device, steps)
     parallel, why_parallel = choose_mode(asked.parallel, model, where, comm)
-    _require_divisible(batch_tokens, seq_len, where.world)
+    _require_divisible(batch_tokens, seq_len, world)
     micro_batch = asked.micro_batch
     if micro_batch == "auto":
         shape = Shape(
@@ -148,8 +149,8 @@ def resolve(
             micro_steps=2,
             optimizer=recipe.optim.name,
         )
-        micro_batch = choose_micro_batch(shape, batch_tokens, where)
-    passes = micro_steps(batch_tokens, seq_len, micro_batch, where.world)
+        micro_batch = choose_micro_batch(shape, batch_tokens, where.device, world)
+    passes = micro_steps(batch_tokens, seq_len, micro_batch, world)
     chosen: dict[str, Any] = {
         "model": model, "optim": recipe.optim, "seq_len": seq_len, "batch_tokens": batch_tokens,
         "micro_batch": micro_batch, "steps": steps, "epochs": None, "max_tokens": None, "resume": None,
@@ -157,7 +158,7 @@ def resolve(
         "compile": "on" if compiled else "off", **asked.intervals(steps),
     }  # fmt: skip
     config = ResolvedConfig(**(vars(asked) | chosen))
-    shared = f"{where.world} processes x " if where.world > 1 else ""
+    shared = f"{world} processes x " if world > 1 else ""
     notes = (
         f"device {where.device} ({runtime.device_name(where.device)})",
         f"precision {where.precision}: {where.precision_reason}",
@@ -166,7 +167,7 @@ def resolve(
         f"parallel {parallel}: {why_parallel}",
         f"batch {batch_tokens:,} tokens = {shared}{passes} x {micro_batch} sequences of {seq_len}",
     )
-    return Setup(config, where, notes)
+    return Setup(config, where, notes, comm)
 
 
 def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | None:
@@ -212,12 +213,13 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
     return (*notes, leak)
 
 
-def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset, comm: Communicator) -> Setup:
+def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset) -> Setup:
     """Return the setup of all processes: the smallest micro-batch that any of them chose, and rank 0's precision.
 
     Raises:
         InputError: A process has other options, versions or data.
     """
+    comm = setup.comm
     if comm.world_size == 1:
         return setup
     smallest = -comm.all_reduce_max(-setup.config.micro_batch)
@@ -279,20 +281,21 @@ def _with_vocabulary(model: GPTConfig, preset: str, dataset: AnyDataset) -> GPTC
     return dataclasses.replace(model, vocab_size=n_vocab)
 
 
-def choose_micro_batch(shape: Shape, batch_tokens: int, where: Runtime) -> int:
+def choose_micro_batch(shape: Shape, batch_tokens: int, device: torch.device, world: int = 1) -> int:
     """Return the most sequences per forward pass that divide the step, are fast on the device, and fit its memory.
 
     Args:
         shape: The shape of a pass with one sequence.
         batch_tokens: Tokens of a step, over all processes.
-        where: The device and the number of processes.
+        device: The device of this process.
+        world: The number of processes.
 
     Raises:
         InputError: The step is not made of whole sequences.
     """
-    sequences = micro_steps(batch_tokens, shape.T, 1, where.world)
-    limit = (CPU_PASS_TOKENS if where.device.type == "cpu" else GPU_PASS_TOKENS) // shape.T
-    room = int(runtime.available_memory(where.device) * MEMORY_FRACTION)
+    sequences = micro_steps(batch_tokens, shape.T, 1, world)
+    limit = (CPU_PASS_TOKENS if device.type == "cpu" else GPU_PASS_TOKENS) // shape.T
+    room = int(runtime.available_memory(device) * MEMORY_FRACTION)
     limit = max(1, min(limit, largest_micro_batch(shape, room)))
     return max(n for n in range(1, min(sequences, limit) + 1) if sequences % n == 0)
 
