@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import io
 import json
 import os
@@ -48,6 +49,9 @@ def test_each_command_is_a_documented_dataclass_with_help(
         main([*name.split(), "--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
+    sources = [inspect.getsource(each) for each in command.__mro__ if dataclasses.is_dataclass(each)]
+    broken = re.findall(r'^    (\w+): [^\n]*\n    """(?:(?!""").)*\n', "".join(sources), re.MULTILINE | re.DOTALL)
+    assert broken == [], "the help of an option is one line in the source, or it is broken there"
     if options := [field.default for field in dataclasses.fields(command)]:
         assert re.search(r"\b(INT|PATH)\b", said)
         assert ("default: " in said) == any(default is not dataclasses.MISSING for default in options)

@@ -11,7 +11,8 @@ from gpt2lab.model import banded
 from gpt2lab.model.attention import KERNELS, AttentionPattern, CausalSelfAttention, attend
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.masks import Mask, as_mask, causal, causal_tensor, sliding_window
+from gpt2lab.model.gpt import GPT
+from gpt2lab.model.masks import Mask, causal, causal_tensor, sliding_window
 
 CPU = torch.device("cpu")
 B, H, D = 2, 3, 8
@@ -56,37 +57,19 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS)
+CASES = [(9, mask, torch.float32, 2e-6, 1e-5) for mask in MASKS]
+CASES += [(9, mask, torch.bfloat16, 0.05, 0.05) for mask in MASKS]
+CASES += [(S, "causal", torch.float32, 1e-5, 1e-4) for S in (257, 600)]
+
+
+@pytest.mark.parametrize(("S", "mask", "dtype", "atol", "rtol"), CASES)
 @pytest.mark.parametrize("kernel", FAST)
-def test_kernels_equal_the_reference_forward_and_backward(kernel: str, mask: str) -> None:
-    expected = run("reference", 9, 9, MASKS[mask], torch.float32)
-    found = run(kernel, 9, 9, MASKS[mask], torch.float32)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("S", [257, 600])
-@pytest.mark.parametrize("kernel", FAST)
-def test_kernels_equal_the_reference_for_longer_sequences(kernel: str, S: int) -> None:
-    for a, b in zip(run(kernel, S, S, None, torch.float32), run("reference", S, S, None, torch.float32), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kernel", FAST)
-def test_kernels_in_bf16_stay_near_the_reference_in_fp32(kernel: str) -> None:
-    for mask in MASKS.values():
-        expected = run("reference", 9, 9, mask, torch.float32)
-        for a, b in zip(run(kernel, 9, 9, mask, torch.bfloat16), expected, strict=True):
-            torch.testing.assert_close(a, b, atol=0.05, rtol=0.05)
-
-
-@pytest.mark.parametrize("T", [1, 4, 8])
-@pytest.mark.parametrize("kernel", ["reference", *FAST])
-def test_queries_behind_a_cache_are_the_last_of_all_positions(kernel: str, T: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(B, H, 9, D, generator=generator) for _ in range(3))
-    whole = attend_by("reference", q, k, v, causal())
-    torch.testing.assert_close(attend_by(kernel, q[:, :, -T:], k, v, causal()), whole[:, :, -T:])
+def test_kernels_equal_the_reference_in_fp32_forward_and_backward(
+    kernel: str, S: int, mask: str, dtype: torch.dtype, atol: float, rtol: float
+) -> None:
+    expected = run("reference", S, S, MASKS[mask], torch.float32)
+    for a, b in zip(run(kernel, S, S, MASKS[mask], dtype), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
 
 
 @pytest.mark.parametrize("kernel", ["reference", *FAST])
@@ -96,12 +79,6 @@ def test_a_query_that_may_read_nothing_gives_zeros_and_finite_gradients(kernel: 
     assert (out[:, :, 1] != 0).all()
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     assert (gradients[0][:, :, [0, 4]] == 0).all()
-
-
-def test_the_causal_mask_of_the_last_queries() -> None:
-    rows = ["1110", "1111"]
-    assert causal_tensor(2, 4, CPU).tolist() == [[bit == "1" for bit in row] for row in rows]
-    assert causal_tensor(1, 1, CPU).tolist() == [[True]]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -164,32 +141,6 @@ def test_dropout_of_narrow_numbers_has_a_gradient_of_their_dtype(kernel: str, dt
         assert x.grad is not None and x.grad.dtype == dtype and bool(x.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-@pytest.mark.parametrize(("shape", "seen"), [((4, 5), (4, 5)), ((2, 4, 5), (2, 1, 4, 5)), ((2, 3, 4, 5), (2, 3, 4, 5))])
-def test_masks_of_zeros_and_ones_are_boolean_masks(shape: tuple[int, ...], seen: tuple[int, ...], dtype: Any) -> None:
-    mask = random_mask(*shape)
-    found = as_mask(mask.to(dtype), B=2, H=3, T=4, S=5)
-    assert found.dtype == torch.bool
-    assert found.shape == seen
-    assert torch.equal(found.reshape(shape), mask)
-
-
-@pytest.mark.parametrize("shape", [(5, 4), (4,), (3, 4, 5), (2, 1, 4, 5), (1, 2, 3, 4, 5)])
-def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        InputError, match=r"the mask has shape .*; it must be one of \(4, 5\), \(2, 4, 5\) and \(2, 3, 4, 5\)"
-    ):
-        as_mask(torch.ones(shape, dtype=torch.bool), B=2, H=3, T=4, S=5)
-
-
-@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("-inf"), float("nan")])
-def test_masks_of_other_values_are_refused(value: float) -> None:
-    mask = torch.ones(4, 5)
-    mask[1, 2] = value
-    with pytest.raises(InputError, match="the mask holds values other than 0 and 1"):
-        as_mask(mask, B=2, H=3, T=4, S=5)
-
-
 def test_the_cache_says_its_size_and_refuses_what_does_not_fit() -> None:
     config = GPTConfig(n_layer=3, n_head=2, n_embd=8, n_ctx=10, vocab_size=5)
     cache = KVCache(config, 4, CPU, torch.bfloat16)
@@ -205,3 +156,31 @@ def test_the_cache_says_its_size_and_refuses_what_does_not_fit() -> None:
     cache.clear()
     cache.require_room(10)
     assert cache.length == 0
+
+
+VARIANTS: list[dict[str, Any]] = [{}, {"n_kv_head": 2, "position": "rope"}, {"mask": "window", "window": 5}]
+
+
+@pytest.mark.parametrize("change", VARIANTS, ids=str)
+@torch.no_grad()
+def test_reading_behind_copied_rows_is_reading_all_of_them(change: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=16, n_ctx=16, vocab_size=31, **change)).eval()
+    contexts, endings = torch.randint(31, (2, 9)), torch.randint(31, (5, 4))
+    rows = torch.tensor([1, 0, 0, 1, 1])
+    behind = model.new_cache(2, room=9)
+    model.hidden(contexts, cache=behind)
+    cache = model.new_cache(5, room=13)
+    cache.copy_rows(behind, rows)
+    found = model.hidden(endings, cache=cache)
+    expected = model.hidden(torch.cat([contexts[rows], endings], dim=1))[:, 9:]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_that_do_not_fit_are_refused() -> None:
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=16, vocab_size=31)).eval()
+    behind = model.new_cache(1, room=9)
+    model.hidden(torch.zeros(1, 9, dtype=torch.long), cache=behind)
+    with pytest.raises(InputError, match="0 of 8 positions and 9 more"):
+        model.new_cache(1, room=8).copy_rows(behind, torch.tensor([0]))

@@ -10,39 +10,26 @@ from gpt2lab.errors import InputError
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.gpt import GPT
 
-SIZES = {
-    "nano": 3_274_752,
-    "tiny": 6_862_464,
-    "distilgpt2": 81_912_576,
-    "gpt2": 124_439_808,
-    "gpt2-medium": 354_823_168,
-    "gpt2-large": 774_030_080,
-    "gpt2-xl": 1_557_611_200,
+PUBLISHED = {
+    "nano": (1, 2, 64, 128, 0.0, 3_274_752),
+    "tiny": (2, 4, 128, 256, 0.1, 6_862_464),
+    "distilgpt2": (6, 12, 768, 1024, 0.1, 81_912_576),
+    "gpt2": (12, 12, 768, 1024, 0.1, 124_439_808),
+    "gpt2-medium": (24, 16, 1024, 1024, 0.1, 354_823_168),
+    "gpt2-large": (36, 20, 1280, 1024, 0.1, 774_030_080),
+    "gpt2-xl": (48, 25, 1600, 1024, 0.1, 1_557_611_200),
 }
-SHAPES = {"nano": (1, 2, 64, 128), "tiny": (2, 4, 128, 256)}
+"""Layers, heads, width, context, dropout and number of parameters."""
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_presets_have_the_published_parameter_counts(name: str) -> None:
-    with torch.device("meta"):
-        assert GPT(GPTConfig.preset(name)).n_params == SIZES[name]
-
-
-@pytest.mark.parametrize("name", list(PRESETS))
-def test_dropout_is_as_published_and_off_in_the_smallest(name: str) -> None:
-    assert GPTConfig.preset(name).dropout == (0.0 if name == "nano" else 0.1)
-
-
-@pytest.mark.parametrize("name", list(SHAPES))
-def test_our_own_presets_have_the_stated_shape(name: str) -> None:
+def test_presets_have_the_published_shape_and_parameter_count(name: str) -> None:
     config = GPTConfig.preset(name)
-    assert (config.n_layer, config.n_head, config.n_embd, config.n_ctx) == SHAPES[name]
-
-
-def test_published_presets_share_context_vocabulary_and_head_width() -> None:
-    for name in SIZES.keys() - SHAPES.keys():
-        config = GPTConfig.preset(name)
-        assert (config.n_ctx, config.vocab_size, config.head_dim) == (1024, 50257, 64)
+    with torch.device("meta"):
+        n_params = GPT(config).n_params
+    shape = (config.n_layer, config.n_head, config.n_embd, config.n_ctx)
+    assert (*shape, config.dropout, n_params) == PUBLISHED[name]
+    assert config.vocab_size == 50257
 
 
 @pytest.mark.parametrize(("vocab_size", "padded"), [(1, 64), (63, 64), (64, 64), (65, 128), (50257, 50304)])

@@ -159,23 +159,6 @@ def test_documents_narrow_a_tensor_too() -> None:
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"documents": torch.zeros(1, 23, dtype=torch.long)}, r"documents has shape \(1, 23\)"),
-        (
-            {"positions": torch.zeros(1, 24)},
-            r"positions has shape \(1, 24\) and dtype torch.float32; it must be integers",
-        ),
-        ({"positions": torch.full((1, 24), 24)}, "positions range from 24 to 24; they must be from 0 to 23"),
-        ({"positions": torch.full((1, 24), -1)}, "positions range from -1 to -1"),
-    ],
-)
-def test_documents_and_positions_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        model_of()(torch.zeros(1, 24, dtype=torch.long), **given)
-
-
 @torch.no_grad()
 def test_a_cache_refuses_what_it_cannot_serve() -> None:
     tokens = torch.zeros(1, 5, dtype=torch.long)

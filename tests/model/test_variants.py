@@ -211,14 +211,6 @@ def test_compiled_kernels_equal_the_reference(kernel: str) -> None:
             torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_kernels_refuse_what_they_cannot_do() -> None:
-    banded = model_of(kernel="banded", mask="window", window=4)
-    with pytest.raises(InputError, match="kernel banded supports masks of limited reach"):
-        banded(tokens_of(), mask=torch.ones(20, 20).tril())
-    with pytest.raises(InputError, match="kernel flex has no gradient on a CPU"):
-        model_of(kernel="flex")(tokens_of(), tokens_of())
-
-
 def test_attention_weights_are_those_of_hugging_face(hugging_face_twin: Callable[[GPT], Any]) -> None:
     model = model_of()
     theirs = hugging_face_twin(model)(tokens_of(), output_attentions=True).attentions

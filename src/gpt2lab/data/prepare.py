@@ -82,8 +82,7 @@ class PrepareConfig(SourceConfig):
     """What is prepared: these options decide every byte that is written."""
 
     val_fraction: float | None = None
-    """Fraction of the documents held out for validation; 0 for none. Default: the corpus's own fraction, else 0.05,
-    or none for a corpus that comes in splits."""
+    """Fraction of documents held out for validation. Default: the corpus's own, 0 if it comes in splits, else 0.05."""
     test_fraction: float | None = None
     """Fraction of the documents held out for the final test, with the same default; 0 for none."""
     min_length: int = 0

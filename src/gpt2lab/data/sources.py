@@ -52,8 +52,7 @@ class SourceConfig:
     """What is read: the fields are the options of `documents`."""
 
     sources: tuple[str, ...]
-    """Files (.txt, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .zst, .xz or .bz2, or in a .tar or .zip),
-    directories, quoted patterns of names, corpora (see data list), or hub:OWNER/NAME."""
+    """Files (.txt .jsonl .csv .parquet .gz ...), directories, patterns, corpora (see data list), hub:OWNER/NAME."""
     seed: int = 0
     """Seed of "stories"."""
     max_documents: int | None = None

@@ -181,8 +181,7 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the blocks; auto does if a compiler exists and the run is long enough to amortize it."""
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
-    """Parallelism over the processes of torchrun: ddp replicates the model, fsdp shards it; auto shards if a replica
-    would take more than half of a GPU's memory."""
+    """Over torchrun's processes: ddp replicates the model, fsdp shards it; auto shards above half of a GPU's memory."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more compute."""
     deterministic: bool = False
