@@ -23,7 +23,7 @@ from gpt2lab.files import (
     read_json,
     remove_temporary,
     sha256_of,
-    sync_directory,
+    sync,
     temporary_name,
     write_atomically,
     write_checked_json,
@@ -130,7 +130,7 @@ def test_the_digest_is_that_of_the_bytes(tmp_path: Path, data: bytes) -> None:
 def test_a_directory_is_synced_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    sync_directory(tmp_path)
+    sync(tmp_path)
     (handle,) = synced
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(handle)

@@ -69,26 +69,18 @@ def new_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rmdir()  # it is empty, or this fails
         temporary.rename(path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except BaseException:  # a full disk, or Ctrl-C
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    if path.is_dir():
-        sync_directory(path)
+    """Wait until a file, or the names in a directory, are on the disk (Windows cannot open directories)."""
+    is_directory = path.is_dir()
+    if is_directory and os.name == "nt":
         return
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside a directory durable (does nothing on Windows, which cannot open directories)."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

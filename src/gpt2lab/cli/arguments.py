@@ -101,16 +101,15 @@ def _tyro(command: Callable[..., Any], argv: list[str], prog: str, options: dict
     except SystemExit as stop:
         if stop.code != 2:
             raise
-    message = _one_line(framed.getvalue(), prog)
-    raise InputError(_suggest(message, lambda: _flags(command, options)))
-
-
-def _flags(command: Callable[..., Any], options: dict[str, Any]) -> list[str]:
-    """Return the flags that ``command`` takes, from its help."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        tyro.cli(command, args=["--help"], config=(AvoidSubcommands,), **options)
-    return sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
+    wrong = _problems(framed.getvalue())
+    for problem in wrong:
+        if unknown := re.match(r"Unrecognized options: (--[\w.-]+)", problem):
+            shown = io.StringIO()
+            with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+                tyro.cli(command, args=["--help"], config=(AvoidSubcommands,), **options)
+            flags = sorted(set(re.findall(r"--[a-z][\w.-]*", shown.getvalue())))
+            wrong = [problem + _suggest(unknown[1].lower().replace("_", "-"), flags)]
+    raise InputError(f"{prog.removeprefix('gpt2lab ')}: {'; '.join(wrong)}; see {prog} --help")
 
 
 OTHER_NAMES = {
@@ -156,32 +155,35 @@ OTHER_NAMES = {
 """Options of ours by their names in nanoGPT, nanochat, llm.c, litgpt and Hugging Face's Trainer (docs/options.md)."""
 
 
-def _suggest(message: str, flags: Callable[[], list[str]]) -> str:
-    """Add the option that was meant to a message about an unknown one: by its name elsewhere, or the most similar.
+def _suggest(given: str, flags: list[str]) -> str:
+    """Return which of the flags an unknown one means, for a message: by its name elsewhere, or the most similar.
 
-    >>> _suggest("train: Unrecognized options: --step, 5; see ...", lambda: ["--optim.lr", "--steps"])
-    'train: Unrecognized options: --step, 5 (did you mean "--steps"?); see ...'
+    >>> _suggest("--step", ["--optim.lr", "--steps"])
+    ' (did you mean "--steps"?)'
     """
-    match = re.match(r"([^:]*: )(?:.*; )?(Unrecognized options: (--[\w.-]+)[^;]*)(?:;.*)?(; see .*)", message)
-    if match is None:
-        return message
-    given, known = match[3].lower().replace("_", "-"), flags()
-    meant = [ours.split() for ours, theirs in OTHER_NAMES.items() if given.removeprefix("--") in theirs]
-    meant = [names for names in meant if names[0] in known]
-    if not meant:
-        spellings = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in known}
-        spellings |= {flag: flag for flag in known}
-        meant = [[spellings[near]] for near in difflib.get_close_matches(given, spellings, n=1, cutoff=0.65)]
-    quoted = " and ".join(f'"{name}"' for name in meant[0]) if meant else ""
-    hint = f" (did you mean {quoted}?)" if quoted else ""
-    return f"{match[1]}{match[2]}{hint}{match[4]}"
+    for ours, theirs in OTHER_NAMES.items():
+        if given.removeprefix("--") in theirs and ours.split()[0] in flags:
+            quoted = ours.replace(" ", '" and "')
+            return f' (did you mean "{quoted}"?)'
+    spellings = {f"--{flag.lstrip('-').rpartition('.')[2]}": flag for flag in flags} | {flag: flag for flag in flags}
+    near = difflib.get_close_matches(given, spellings, n=1, cutoff=0.65)
+    return f' (did you mean "{spellings[near[0]]}"?)' if near else ""
 
 
-def _one_line(framed: str, prog: str) -> str:
-    """Turn tyro's framed message into one line: what is wrong, the nearest option, where to look.
+_SIMPLER = (
+    (r"^Error parsing (-\S+): .*?(?:from \[|base 10: |to float: )'(.*?)'.*", r'\1 is "\2"'),
+    (r"^Argument helptext: -\S+ (?:\{None\}\|)?(\S+) .*", r"it must be \1"),
+    (r"^Error parsing \w+: ", ""),
+    (r"Perhaps you meant: (\S+).*", r"did you mean \1?"),
+)
+"""What tyro says, and how it is said here."""
 
-    >>> _one_line("╭─ Unrecognized ─╮\\n│ Unrecognized options: --x │\\n╰───╯", "gpt2lab train")
-    'train: Unrecognized options: --x; see gpt2lab train --help'
+
+def _problems(framed: str) -> list[str]:
+    """Return what is wrong according to tyro's framed message, with the nearest option where it names one.
+
+    >>> _problems("╭─ Unrecognized ─╮\\n│ Unrecognized options: --x │\\n╰───╯")
+    ['Unrecognized options: --x']
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
     rows = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
@@ -189,6 +191,7 @@ def _one_line(framed: str, prog: str) -> str:
     if "╭" not in text:  # where only ASCII can be printed, the frame's title is a paragraph
         del paragraphs[0]
     parts = [" ".join(paragraph.split()).rstrip(".") for paragraph in paragraphs]
-    parts = [re.sub(r"^Error parsing \w+: ", "", part) for part in parts]
-    parts = [re.sub(r"Perhaps you meant: (\S+).*", r"did you mean \1?", part) for part in parts if "--help" not in part]
-    return f"{prog.removeprefix('gpt2lab ')}: {'; '.join(filter(None, parts))}; see {prog} --help"
+    parts = [part for part in parts if part and "--help" not in part]
+    for pattern, simpler in _SIMPLER:
+        parts = [re.sub(pattern, simpler, part) for part in parts]
+    return parts

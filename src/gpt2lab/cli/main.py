@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import sys
@@ -66,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        from gpt2lab.files import is_full
+
+        if not is_full(error):
             raise
         print(f"gpt2lab: {error.filename or 'a file'}: {error.strerror}; free space and try again", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from gpt2lab import console, runtime
+from gpt2lab.cli.train import Quickstart
 from gpt2lab.console import log
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
@@ -37,7 +38,7 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import OptimConfig, TrainConfig, require, saved_config
 from gpt2lab.training.distributed import Interrupted
 
-DEFAULT_OUT, SEED = Path("runs/quickstart"), 1337
+DEFAULT_OUT = Path("runs/quickstart")
 VOCABULARY = 2_048
 DOCUMENTS = 20_000
 TOKENIZER_DOCUMENTS = 2_000
@@ -74,23 +75,8 @@ JUDGED_STORIES = 100
 SAMPLE_TOKENS = 300
 
 
-def run_quickstart(
-    text: Path | None,
-    out: Path | None,
-    seed: int,
-    resume: bool = False,
-    minutes: float | None = None,
-    steps: int | None = None,
-) -> Run:
-    """Run every stage, printing progress, and return the run.
-
-    Args:
-        text: Training text; None is "stories".
-        out: Run directory; None is runs/quickstart, numbered if that exists.
-        seed: Random seed of the weights, the data order and the samples.
-        resume: Resume the training in ``out``, then run the stages after it.
-        minutes: What all stages together are to take; None is 3.
-        steps: Train the small model for this many steps, however long that takes.
+def run_quickstart(asked: Quickstart) -> None:
+    """Run every stage, printing progress.
 
     Raises:
         InputError: The text cannot be read or is too short; ``out`` exists or, to resume, does not; options contradict
@@ -98,14 +84,15 @@ def run_quickstart(
         Interrupted: Ctrl-C; the state was saved.
     """
     begin = time.perf_counter()
+    minutes, steps, out = asked.minutes, asked.steps, asked.out
     require(minutes is None or 0 < minutes < math.inf, "minutes", minutes, "above 0 and finite")
     require(steps is None or steps >= 1, "steps", steps, "at least 1")
     if minutes is not None and steps is not None:
         raise InputError(f"the length is given twice: minutes {minutes:g} and steps {steps}; give one of them")
     runtime.tune_allocator()
     console.log_to_console()
-    if resume:
-        if text is not None or seed != SEED or minutes is not None or steps is not None:
+    if asked.resume:
+        if asked != Quickstart(out=out, resume=True):
             raise InputError(
                 "--resume continues with the original text, seed and steps; leave out --text, --seed, --minutes and "
                 "--steps"
@@ -115,8 +102,8 @@ def run_quickstart(
     else:
         out = free_path(DEFAULT_OUT) if out is None else out
         Run.require_new(out)
-        dataset = _prepare(text, free_path(out.with_name(f"{out.name}-data")))
-        shared = TrainConfig(data=dataset.directory, out=out, seed=seed)
+        dataset = _prepare(asked.text, free_path(out.with_name(f"{out.name}-data")))
+        shared = TrainConfig(data=dataset.directory, out=out, seed=asked.seed)
         end = begin + 60 * (MINUTES if minutes is None else minutes)
         config = _fill(end, shared, dataset) if steps is None else training("small", steps, shared)
     run = LoadedRun.load(_train(config).path, "best", "auto", "auto")
@@ -126,7 +113,6 @@ def run_quickstart(
         figures.append(_judge(run, config.seed))
     report = write_report([run.run], run.run.path / "report.html")
     _summary(run.run, figures, time.perf_counter() - begin, report)
-    return run.run
 
 
 def training(size: str, steps: int, shared: TrainConfig) -> TrainConfig:

@@ -323,7 +323,7 @@ class Quickstart(Command):
         """Run every stage."""
         from gpt2lab.cli.quickstart import run_quickstart
 
-        run_quickstart(self.text, self.out, self.seed, self.resume, self.minutes, self.steps)
+        run_quickstart(self)
 
 
 @dataclass(frozen=True)

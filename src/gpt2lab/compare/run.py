@@ -36,7 +36,7 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.shards import DataManifest
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import require_causal_mask
-from gpt2lab.evaluation.measure import Measurement
+from gpt2lab.evaluation.measure import LoadedRun, Measurement
 from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of, save_positions
 from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
@@ -44,7 +44,7 @@ from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_
 from gpt2lab.files import free_path, write_json
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
-from gpt2lab.training.checkpoint import list_checkpoints, load_model, newest_valid
+from gpt2lab.training.checkpoint import list_checkpoints, newest_valid
 from gpt2lab.training.config import ResolvedConfig, TrainConfig, flags, flat, saved_config, value_of, with_options
 from gpt2lab.training.distributed import Interrupted
 from gpt2lab.training.loop import StepReport
@@ -375,12 +375,11 @@ def measure(run: Run, texts: bool) -> None:
     if _is_measured(run, texts):
         return
     config = saved_config(run)
-    where = runtime.resolve(config.device, config.precision)
-    model, checkpoint = load_model(run, "best", where.device)
-    dataset, step = TokenDataset(config.data), checkpoint.step
+    loaded = LoadedRun.load(run.path, "best", config.device, config.precision)
+    model, dataset, step = loaded.model, loaded.dataset(None), loaded.checkpoint.step
     if run.latest_evaluation(RECALL_FILE) is None:
         test, by_document = HeldOut.of_split(dataset, "test"), config.mask_documents  # as it was trained
-        with where.autocast():
+        with loaded.runtime.autocast():
             found = perplexity_of(model, test, config.seq_len, by_document=by_document)
             Measurement("perplexity", "test", found.protocol, found.figures).record(run, step)
             positions = loss_by_position(model, test, config.seq_len, by_document)
@@ -390,7 +389,7 @@ def measure(run: Run, texts: bool) -> None:
         write_json(run.evaluations(step) / RECALL_FILE, saved)  # last: its presence says that the others are there
     if texts and run.latest_evaluation(TEXT_FILE) is None:
         prompts = choose_prompts(dataset, "test", model.config.n_ctx, SAMPLES)
-        quality = measure_texts(model, dataset.tokenizer(), prompts, where, config.seed)
+        quality = measure_texts(model, loaded.tokenizer, prompts, loaded.runtime, config.seed)
         save_text_quality(run, step, "test", quality)
 
 

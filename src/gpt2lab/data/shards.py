@@ -26,7 +26,7 @@ import numpy as np
 
 from gpt2lab.data.documents import SplitRule
 from gpt2lab.errors import InputError
-from gpt2lab.files import from_json, read_checked_json, sync_directory, write_checked_json
+from gpt2lab.files import from_json, read_checked_json, sync, write_checked_json
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 HEADER_BYTES = 1024
@@ -376,7 +376,7 @@ class DataManifest:
     def save(self, directory: Path) -> None:
         """Write ``manifest.json``."""
         write_checked_json(directory / MANIFEST, {"format": MANIFEST_VERSION, **asdict(self)})
-        sync_directory(directory)
+        sync(directory)
 
     @classmethod
     def load(cls, directory: Path) -> DataManifest:

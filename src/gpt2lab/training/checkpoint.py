@@ -40,7 +40,6 @@ from gpt2lab.files import (
     read_checked_json,
     sha256_of,
     sync,
-    sync_directory,
     temporary_name,
     write_checked_json,
 )
@@ -147,9 +146,9 @@ def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
     """Turn a folder whose files are written into a checkpoint: write its manifest, sync, rename."""
     write_checked_json(folder / "manifest.json", manifest)
     for directory in (*(path for path in folder.iterdir() if path.is_dir()), folder):
-        sync_directory(directory)
+        sync(directory)
     folder.rename(final)
-    sync_directory(final.parent)
+    sync(final.parent)
 
 
 def optimizer_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
