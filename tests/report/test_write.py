@@ -99,7 +99,7 @@ def test_pdf_can_be_searched_and_has_few_pages(run: Run, tmp_path: Path) -> None
         run.add_eval(300, "hellaswag", "val", "Completion style: 10 items.", metric, value)
     run.add_eval(300, "perplexity", "test", PROTOCOL, "word_perplexity", 31.25)
     notes = tmp_path / "notes.txt"
-    notes.write_text("A longer context\nwould help.\n\n#strong[not markup] $x$ \\ <b>", encoding="utf-8")
+    notes.write_text("A longer context\nwould help.\n\n#strong[not markup] $ x $ \\ <b>", encoding="utf-8")
     text, pages = text_of(write_report([run], tmp_path / "report.pdf", notes))
     for figure in ("2.490", "0.3318", "10.0 %", "700 MiB", "40,155", "0.9123", "93.0 %", "1.23 M", "2.13.0"):
         assert figure in text, figure
@@ -108,7 +108,7 @@ def test_pdf_can_be_searched_and_has_few_pages(run: Run, tmp_path: Path) -> None
     assert "Perplexity, per word 31.25" in text and "HellaSwag, after step 300" in text
     assert "Accuracy normalized by length, share of the items 0.295" in text
     assert "A longer context would help." in text
-    assert "#strong[not markup] $x$ \\ <b>" in text
+    assert "#strong[not markup] $ x $ \\ <b>" in text
     assert re.search(r"Figure 1: Over 1\.23 M tokens", text) and "Table 1:" in text
     assert pages <= 6
 
@@ -303,6 +303,11 @@ REFUSALS: dict[str, tuple[dict[str, str], str, str, str]] = {
     "no run": ({"comparison.json": '{"runs": []}'}, "", "a.html", "at least one run"),
     "not a run": ({}, "", "a.html", "holds no run"),
     "missing notes": ({}, "run", "a.html with missing", "missing: cannot be read"),
+    "formula with an unknown command": ({"notes": "see $\\foo{x}$"}, "run", "a.html with notes", r"foo is not known"),
+    "formula without an end": ({"notes": "$$\\left( a$$"}, "run", "a.pdf with notes", "cannot be typeset"),
+    "formula of half a fraction": ({"notes": "$\\frac{a}$"}, "run", "a.pdf with notes", "fraction needs two parts"),
+    "formula with a stray sign": ({"notes": "$a & b$"}, "run", "a.html with notes", "cannot be typeset"),
+    "markup in a formula": ({"notes": "$\\text{<b>x</b>}$"}, "run", "a.html with notes", "lt b.gt|not known"),
     "notes in another encoding": ({"notes": "caf\xe9"}, "run", "a.html with notes", "not UTF-8 text at byte 3"),
     "comparison without runs": ({"comparison.json": "[]"}, "", "a.html", r"comparison\.json: damaged"),
     "comparison with an empty run": (comparison_of({}), "", "a.html", r"comparison\.json: damaged"),

@@ -270,7 +270,7 @@ class Report(Command):
     date: str = ""
     """Date, shown below the title."""
     notes: Path | None = None
-    """A text file with notes of your own, such as what could be improved; empty lines separate paragraphs."""
+    """A Markdown file with notes of your own, such as what could be improved; formulas stand between $ or $$."""
 
     def run(self) -> None:
         """Write the report and print its path."""

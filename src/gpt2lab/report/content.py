@@ -28,6 +28,7 @@ from gpt2lab.formatting import count, duration, folded, memory, number, percent,
 from gpt2lab.plots import Picture, Points
 from gpt2lab.report import facts
 from gpt2lab.report.facts import Fact
+from gpt2lab.report.markdown import Markdown, read_markdown
 from gpt2lab.runs import Run
 
 SHOWN_SAMPLES = 3
@@ -164,8 +165,8 @@ class Report:
     """Of several runs."""
     pictures: dict[str, Picture]
     """Those of the comparison."""
-    notes: tuple[str, ...]
-    """Paragraphs by the author."""
+    notes: Markdown
+    """What the author adds."""
     references: tuple[str, ...]
 
     @property
@@ -181,7 +182,7 @@ def gather(
 
     Args:
         runs: Runs, in the order of the report.
-        notes: Paragraphs by the author, separated by empty lines.
+        notes: What the author adds, in Markdown with mathematics.
         outcomes: What is compared; by default several runs, by the options in which they differ.
         cover: Title, author and date.
     """
@@ -201,7 +202,7 @@ def gather(
         runs=tuple(contents),
         comparison=comparison,
         pictures={} if comparison is None else draw(comparison),
-        notes=tuple(" ".join(part.split()) for part in notes.split("\n\n") if part.strip()),
+        notes=read_markdown(notes),
         references=facts.references(
             any(fact.name == "Learning rate of Muon" for content in contents for fact in content.training),
             comparison is not None,

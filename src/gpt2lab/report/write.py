@@ -60,13 +60,13 @@ def write_report(
     Args:
         runs: The runs; what is unfinished, missing or damaged is said in the report.
         out: A file that ends in .html or .pdf. An earlier report there is replaced.
-        notes: A text file by the author, such as what could be improved; empty lines separate its paragraphs.
+        notes: A Markdown file by the author, such as what could be improved; see `read_markdown`.
         outcomes: What is compared; by default the runs, by the options in which they differ.
         cover: Title, author and date.
 
     Raises:
         InputError: There is no run; ``out`` is neither .html nor .pdf, its folder is missing, or it exists and is not
-            a report; the notes cannot be read.
+            a report; the notes cannot be read, or a formula in them cannot be typeset.
     """
     if not runs:
         raise InputError("a report needs at least one run directory; give the one that gpt2lab train --out wrote")
