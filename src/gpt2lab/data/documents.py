@@ -31,6 +31,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -73,7 +75,10 @@ def open_bytes(path: Path, start: int = 0, errors: str = "strict") -> Iterator[B
     """
     with explaining_damage(path), _open(path) as packed:
         encoding = _UTF16.get(packed.peek(2)[:2])
-        file = io.BufferedReader(_AsUtf8(packed, path, encoding, errors), BLOCK) if encoding else packed
+        file = packed
+        if encoding:
+            text = decoded(iter(partial(packed.read, BLOCK), b""), path, errors, encoding)
+            file = io.BufferedReader(_AsUtf8(text), BLOCK)
         if is_direct(file):
             file.seek(start)
         else:
@@ -118,37 +123,22 @@ def needed(module: str, path: Path) -> Any:
 
 
 class _AsUtf8(io.RawIOBase):
-    """The content of a UTF-16 file as UTF-8, with its byte order mark."""
+    """Text, given in pieces that are not empty, as a file of UTF-8."""
 
-    def __init__(self, file: BinaryIO, path: Path, encoding: str, errors: str) -> None:
-        self._file, self._path = file, path
-        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
-        self._read = 0
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
         self._left = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        block = b"anything"
-        while block and not self._left:
-            block = self._file.read(BLOCK)
-            self._left = memoryview(self._decoded(block).encode("utf-8"))
+        if not self._left:
+            self._left = memoryview(next(self._pieces, "").encode("utf-8"))
         size = min(len(buffer), len(self._left))
         buffer[:size] = self._left[:size]
         self._left = self._left[size:]
         return size
-
-    def _decoded(self, block: bytes) -> str:
-        self._read += len(block)
-        try:
-            return self._decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:  # its object is the block and what was left of the one before
-            at = self._read - len(error.object) + error.start
-            raise InputError(
-                f"{self._path}: not UTF-16 at offset {at}, though it begins with its byte order mark; save it as "
-                "UTF-8, or use --errors replace"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -178,33 +168,51 @@ class FileDocument:
         """Yield the text in order, cut where no token can span the cut. Raises `InputError` if it is not UTF-8."""
         with open_bytes(self.path, self.start, self.errors) as file:
             blocks = (file.read(min(PIECE, self.stop - at)) for at in range(self.start, self.stop, PIECE))
-            yield from _cut_at_boundaries(decoded(blocks, self.path, self.start, self.stop, self.errors))
+            yield from _cut_at_boundaries(decoded_text(blocks, self.path, self.errors, self.start, self.stop))
 
 
 Document: TypeAlias = TextDocument | FileDocument
 
 
-def decoded(blocks: Iterable[bytes], path: Path, start: int, stop: int, errors: str) -> Iterator[str]:
+def decoded_text(blocks: Iterable[bytes], path: Path, errors: str, start: int, stop: int) -> Iterator[str]:
     """Yield the text of bytes ``start`` to ``stop`` of a file, with its line ends as they are.
 
     Raises:
         InputError: ``errors`` is strict and a byte is zero or not UTF-8 (with its offset), or the blocks end early.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    for block in blocks:
-        if errors == "strict" and (zero := block.find(0)) >= 0:
-            raise InputError(f"{path}: not a text file: a zero byte at offset {start + zero}; give UTF-8 text")
+
+    def checked() -> Iterator[bytes]:
+        at = start
+        for block in blocks:
+            if errors == "strict" and (zero := block.find(0)) >= 0:
+                raise InputError(f"{path}: not a text file: a zero byte at offset {at + zero}; give UTF-8 text")
+            yield block
+            at += len(block)
+        if at < stop:
+            raise InputError(f"{path}: became shorter while it was read; leave it unchanged and try again")
+
+    return decoded(checked(), path, errors, start=start)
+
+
+def decoded(blocks: Iterable[bytes], path: Path, errors: str, encoding: str = "utf-8", start: int = 0) -> Iterator[str]:
+    """Yield the text of the blocks that begin at byte ``start`` of a file, in pieces that are not empty.
+
+    Raises:
+        InputError: ``errors`` is strict and a byte is not of the encoding (with its offset).
+    """
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    for block in chain(blocks, [b""]):
         start += len(block)
         try:
-            yield decoder.decode(block, final=start == stop)
+            text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:  # its object is the block and what was left of the one before
-            at = start - len(error.object) + error.start
+            at, byte = start - len(error.object) + error.start, error.object[error.start]
+            name = "UTF-8" if encoding.startswith("utf-8") else "UTF-16"
             raise InputError(
-                f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}; "
-                "save it as UTF-8, or use --errors replace"
+                f"{path}: not {name}: byte 0x{byte:02x} at offset {at}; save it as UTF-8, or use --errors replace"
             ) from error
-    if start < stop:
-        raise InputError(f"{path}: became shorter while it was read; leave it unchanged and try again")
+        if text:
+            yield text
 
 
 def _cut_at_boundaries(chunks: Iterable[str]) -> Iterator[str]:

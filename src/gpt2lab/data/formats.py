@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Self
@@ -28,6 +29,7 @@ from gpt2lab.data.documents import (
     FileDocument,
     TextDocument,
     decoded,
+    decoded_text,
     explaining_damage,
     is_compressed,
     is_direct,
@@ -161,8 +163,7 @@ def _members(path: Path) -> Generator[tuple[str, Path]]:
 
 
 def _zip_members(path: Path) -> Generator[tuple[str, IO[bytes]]]:
-    opened = _seekable(path) if is_compressed(path) else open_bytes(path)
-    with explaining_damage(path), opened as whole, zipfile.ZipFile(whole) as archive:
+    with explaining_damage(path), _seekable(path) as whole, zipfile.ZipFile(whole) as archive:
         for member in archive.infolist():
             if member.is_dir():
                 continue
@@ -201,7 +202,7 @@ def _text_documents(path: Path, column: str, errors: str) -> Iterator[Document]:
             if data is None:
                 yield FileDocument(path, start, stop, errors=errors)
             elif data:
-                yield TextDocument("".join(decoded([data], path, start, stop, errors)))
+                yield TextDocument("".join(decoded_text([data], path, errors, start, stop)))
 
 
 def _between_separators(file: BinaryIO, held: int) -> Iterator[tuple[int, int, bytes | None]]:
@@ -257,7 +258,8 @@ def _json_lines(file: BinaryIO, path: Path, errors: str) -> Iterator[tuple[str, 
 
 def _array_items(file: BinaryIO, path: Path, errors: str) -> Iterator[tuple[str, Any]]:
     """Yield where each item of a JSON array is, and its value, holding about a block or an item at a time."""
-    pieces, text, at, before = _utf8(file, path, errors), "", 0, _OPENING
+    blocks, text, at, before = iter(partial(file.read, BLOCK), b""), "", 0, _OPENING
+    pieces = decoded(blocks, path, errors, "utf-8-sig")
     for number in count(1):
         where, item = f"{path}: item {number}", None
         while True:
@@ -287,19 +289,6 @@ def _may_be_cut(error: Exception) -> bool:
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(error.doc) - _LONGEST_ATOM
-
-
-def _utf8(file: BinaryIO, path: Path, errors: str) -> Iterator[str]:
-    """Yield the text of a file in pieces, without a byte order mark."""
-    decoder, read, block = codecs.getincrementaldecoder("utf-8-sig")(errors), 0, b"anything"
-    while block:
-        block = file.read(BLOCK)
-        read += len(block)
-        try:
-            yield decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            at = read - len(error.object) + error.start
-            raise InputError(f"{path}: not UTF-8 at byte {at}; correct it or use --errors replace") from error
 
 
 def _not_json(error: Exception, where: str, start: int = 0) -> InputError:
