@@ -32,8 +32,7 @@ from gpt2lab import console, formatting, runtime
 from gpt2lab.compare.output import write_comparison
 from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, option_text, outcome_of, short_names
 from gpt2lab.console import log
-from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.data.shards import DataManifest
+from gpt2lab.data.dataset import DataManifest, TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import require_causal_mask
 from gpt2lab.evaluation.measure import LoadedRun, Measurement

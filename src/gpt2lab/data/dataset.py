@@ -1,4 +1,4 @@
-"""A directory of prepared data: opened and checked, surveyed, or made of other projects' token files."""
+"""A directory of prepared data: its manifest, and opened and checked, surveyed, or made of others' token files."""
 
 from __future__ import annotations
 
@@ -6,34 +6,177 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from gpt2lab.data.documents import SPLITS, SplitRule
-from gpt2lab.data.shards import (
-    FORMS,
-    MANIFEST,
-    DataManifest,
-    Shard,
-    ShardInfo,
-    SourceInfo,
-    SplitInfo,
-    TokenizerInfo,
-    TokenStream,
-    checked_sha256,
-    open_shard,
-)
+from gpt2lab.data.shards import FORMS, Shard, TokenStream, checked_sha256, open_shard
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.files import from_json, read_checked_json, sync, write_checked_json
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
+MANIFEST_VERSION = 1
+MANIFEST = "manifest.json"
+JOURNAL = "preparing"
+"""Subdirectory that holds the journal of an unfinished preparation; see `writing.Journal`."""
 TOKENIZER = "tokenizer"
 """Subdirectory of prepared data that holds its tokenizer."""
 HELD_OUT = "held-out"
 """Subdirectory of a streamed corpus that holds its validation and test splits, as prepared data."""
 _SPLIT = re.compile(r"(?:^|[._-])(train|val|validation|test)(?=[._-])")
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where the text came from and how it was selected; see `prepare.PrepareConfig`."""
+
+    names: tuple[str, ...]
+    seed: int
+    max_documents: int | None
+    column: str | None = None
+    errors: str = "strict"
+    min_length: int = 0
+    deduplicate: bool = False
+    shard_tokens: int | None = None
+    """None for imported files."""
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The tokenizer of the ids."""
+
+    fingerprint: str
+    n_vocab: int
+    eot: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenizerInfo:
+        """Describe a tokenizer. Raises `InputError` if it has no ``<|endoftext|>``."""
+        if tokenizer.eot is None:
+            raise InputError(f"the tokenizer has no {END_OF_TEXT} to separate documents; use one that has it")
+        return cls(tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot)
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Size of one split.
+
+    ``bytes`` counts the text in UTF-8, without ``<|endoftext|>``. ``entropy_bits`` is the sum of the exact -log2
+    probabilities of the documents, if all are known: the lowest loss any model can reach on average.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    entropy_bits: float | None
+
+    def __add__(self, other: SplitInfo) -> SplitInfo:
+        bits = (self.entropy_bits, other.entropy_bits)
+        return SplitInfo(
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.bytes + other.bytes,
+            None if bits[0] is None or bits[1] is None else bits[0] + bits[1],
+        )
+
+
+NOTHING = SplitInfo(0, 0, 0, 0.0)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One token file."""
+
+    name: str
+    split: str
+    tokens: int
+    sha256: str
+    form: str = "llm.c"
+    """A key of `FORMS`."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Documents dropped on request, held-out documents that also occur in train, and why files were skipped."""
+
+    short: int = 0
+    duplicates: int = 0
+    held_out_in_train: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """The contents of ``manifest.json``."""
+
+    source: SourceInfo
+    tokenizer: TokenizerInfo
+    split_rule: SplitRule
+    splits: dict[str, SplitInfo]
+    shards: tuple[ShardInfo, ...]
+    left_out: LeftOut = LeftOut()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tokenizer's fingerprint and every shard's SHA-256: equal for equal data."""
+        lines = [self.tokenizer.fingerprint, *(f"{shard.split} {shard.sha256}" for shard in self.shards)]
+        return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Write ``manifest.json``."""
+        write_checked_json(directory / MANIFEST, {"format": MANIFEST_VERSION, **asdict(self)})
+        sync(directory)
+
+    @classmethod
+    def load(cls, directory: Path) -> DataManifest:
+        """Read ``manifest.json``.
+
+        Raises:
+            InputError: The directory is missing or incomplete, or its manifest is damaged or of another format version.
+        """
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise InputError(_why_no_manifest(directory))
+        tree = read_checked_json(path)
+        version = tree.pop("format", None) if isinstance(tree, dict) else MANIFEST_VERSION
+        if version != MANIFEST_VERSION:
+            raise InputError(
+                f"{path}: format {version}; this version reads format {MANIFEST_VERSION}: prepare the data again"
+            )
+        manifest = from_json(cls, tree, path)
+        for name, split in manifest.splits.items():
+            held = sum(shard.tokens for shard in manifest.shards if shard.split == name)
+            if held != split.tokens:
+                raise InputError(
+                    f"{path}: {name} has {split.tokens} tokens, but its files hold {held}; prepare the data again"
+                )
+        return manifest
+
+
+def is_incomplete(directory: Path) -> bool:
+    """Return whether preparing this directory was stopped before it was complete."""
+    return not (directory / MANIFEST).exists() and (directory / JOURNAL).is_dir()
+
+
+def _why_no_manifest(directory: Path) -> str:
+    if directory.is_file():
+        return (
+            f"{directory}: a file, not a directory of prepared data; prepare it with: "
+            f"gpt2lab data prepare {directory} --tokenizer TOKENIZER --out DIR"
+        )
+    if not directory.is_dir():
+        return f"{directory}: no such directory of prepared data; create it with: gpt2lab data prepare"
+    if is_incomplete(directory):
+        return f"{directory}: incomplete, because preparing it was stopped; run the same command again to resume"
+    if any(directory.glob("*.bin")) or any(directory.glob("*.npy")):
+        return (
+            f"{directory}: holds token files, but no {MANIFEST} that names their tokenizer; write one with: "
+            f"gpt2lab data import {directory} --tokenizer TOKENIZER"
+        )
+    return f"{directory}: holds no prepared data (no {MANIFEST}); create it with: gpt2lab data prepare"
 
 
 class TokenDataset:

@@ -19,6 +19,7 @@ does not stop the others: what it leaves unfinished is done when the same comman
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,20 +29,21 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from gpt2lab.data.corpora import CORPORA
-from gpt2lab.data.dataset import TOKENIZER, TokenDataset
-from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
-from gpt2lab.data.shards import (
+from gpt2lab.data.dataset import (
     MANIFEST,
     NOTHING,
+    TOKENIZER,
     DataManifest,
     LeftOut,
     ShardInfo,
     SourceInfo,
     SplitInfo,
+    TokenDataset,
     TokenizerInfo,
-    format_for,
     is_incomplete,
 )
+from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
+from gpt2lab.data.shards import format_for
 from gpt2lab.data.sources import Chunk, SourceConfig, files_of, read_chunk, resolve
 from gpt2lab.data.writing import (
     ChunkRecord,
@@ -169,8 +171,8 @@ def prepare_shards(
         unfinished = [index for index in own if not journal.is_complete(index)]
         # with nothing left to do here, whoever completes the others may already be deleting the journal
         with locked(journal.folder / "lock", taken, unfinished) if unfinished else nullcontext():
-            budget = max_disk and max_disk // world
-            _Preparation(plan, journal, tokenizer, budget, own, config.on_error == "skip").run(progress)
+            limit = max_disk and max_disk // world
+            _write_chunks(plan, journal, tokenizer, own, limit, config.on_error == "skip", progress)
         with explaining_full_disk(out, _SMALL_FILES):
             return finish(plan, journal, tokenizer, config, out)
     except InputError as error:
@@ -180,62 +182,47 @@ def prepare_shards(
         raise
 
 
-class _Preparation:
-    """The chunks that one process writes."""
+def _write_chunks(
+    plan: PreparePlan,
+    journal: Journal,
+    tokenizer: Tokenizer,
+    own: Sequence[int],
+    max_disk: int | None,
+    skip: bool,
+    progress: ProgressCallback | None,
+) -> None:
+    """Write the chunks ``own`` that are not finished."""
+    for index in own:  # what a kill left
+        if journal.is_complete(index):
+            journal.delete_downloads(index)
+        elif journal.chunk(index).exists():
+            journal.begin(index)
+    budget = DiskBudget(max_disk, sum(bytes_below(journal.chunk(index)) for index in own))
+    deduplicate, most = plan.arguments["deduplicate"], plan.arguments["max_documents"]
+    keep_hashes = deduplicate or any(chunk.split for chunk in plan.chunks)
+    done: list[ChunkRecord] = []
+    read: Counter[str] = Counter()  # documents of the chunks with a given split
+    for index in own:
+        chunk, left = plan.chunks[index], [plan.chunks[i] for i in own if i >= index]
+        if not journal.is_complete(index):
+            needed = output_bytes(left, tokenizer) + max(chunk.download for chunk in left)
+            with explaining_full_disk(journal.folder, needed):
+                writer = ChunkWriter(chunk, journal.begin(index), tokenizer, plan, budget, skip, keep_hashes)
+                if deduplicate:
+                    writer.seen = read_hashes([journal.chunk(i) for i in range(index)], SPLITS)
+                if progress is not None:
+                    writer.advance = partial(_report, progress, done, left)
+                journal.complete(index, writer.write(None if most is None else most - read[chunk.split]))
+        done.append(journal.record(index))
+        read[chunk.split] += done[-1].documents
 
-    def __init__(
-        self, plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, max_disk: int | None, own: range, skip: bool
-    ) -> None:
-        self._plan, self._journal, self._tokenizer, self._own, self._skip = plan, journal, tokenizer, own, skip
-        for index in own:  # what a kill left
-            if journal.is_complete(index):
-                journal.delete_downloads(index)
-            elif journal.chunk(index).exists():
-                journal.begin(index)
-        self._budget = DiskBudget(max_disk, sum(bytes_below(journal.chunk(index)) for index in own))
-        self._done: list[ChunkRecord] = []
 
-    def run(self, progress: ProgressCallback | None) -> None:
-        """Write every chunk of this process that is not finished."""
-        for index in self._own:
-            if not self._journal.is_complete(index):
-                left = [self._plan.chunks[i] for i in self._own if i >= index]
-                needed = output_bytes(left, self._tokenizer) + max(chunk.download for chunk in left)
-                with explaining_full_disk(self._journal.folder, needed):
-                    self._journal.complete(index, self._write(index, progress))
-            self._done.append(self._journal.record(index))
-
-    def _write(self, index: int, progress: ProgressCallback | None) -> ChunkRecord:
-        plan, journal, folder = self._plan, self._journal, self._journal.begin(index)
-        chunk, limit = plan.chunks[index], plan.arguments["max_documents"]
-        if limit is not None and (limit := limit - self._documents_of(chunk.split)) == 0:
-            return ChunkRecord(0, 0, 0, {}, ())
-        writer = ChunkWriter(chunk, folder, self._tokenizer, plan, self._budget, self._skip)
-        if deduplicate := plan.arguments["deduplicate"]:
-            writer.seen = read_hashes([journal.chunk(i) for i in range(index)], SPLITS)
-        writer.keep_hashes = deduplicate or any(chunk.split for chunk in plan.chunks)
-        if progress is not None:
-            writer.advance = self._advance(index, progress)
-        record = writer.write(limit)
-        self._budget.release(chunk.temporary)
-        return record
-
-    def _documents_of(self, split: str) -> int:
-        """Return the documents read so far from the chunks with this given split."""
-        done = zip(self._own, self._done, strict=False)
-        return sum(record.documents for index, record in done if self._plan.chunks[index].split == split)
-
-    def _advance(self, index: int, progress: ProgressCallback) -> Callable[[SplitInfo], None]:
-        """Return a callback that adds the counts of the chunks before ``index`` to those of its own."""
-        before = sum((split for record in self._done for split in record.splits.values()), NOTHING)
-        after = sum(self._plan.chunks[i].text_bytes for i in self._own if i > index)
-        this = self._plan.chunks[index].text_bytes
-
-        def advance(written: SplitInfo) -> None:
-            total = before + written
-            progress(total.documents, total.bytes, total.tokens, before.bytes + max(this, written.bytes) + after)
-
-        return advance
+def _report(progress: ProgressCallback, done: Sequence[ChunkRecord], left: Sequence[Chunk], now: SplitInfo) -> None:
+    """Report what is written of the chunks that are ``done`` and ``now`` of the first of those that are ``left``."""
+    before = sum((split for record in done for split in record.splits.values()), NOTHING)
+    this, *after = (chunk.text_bytes for chunk in left)
+    total = before + now
+    progress(total.documents, total.bytes, total.tokens, before.bytes + max(this, now.bytes) + sum(after))
 
 
 def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> PreparePlan:

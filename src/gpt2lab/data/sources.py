@@ -82,11 +82,6 @@ class Chunk:
         return sum(file.size for file in self.files if file.url)
 
     @property
-    def temporary(self) -> int:
-        """Bytes that are downloaded and deleted again; files of tokens are kept."""
-        return 0 if self.cut == "tokens" else self.download
-
-    @property
     def text_bytes(self) -> int:
         """Estimated bytes of text."""
         return (self.stop - self.start) * _STORY_BYTES + sum(map(_text_bytes, self.files))

@@ -37,10 +37,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
-from gpt2lab.data.dataset import HELD_OUT, TOKENIZER, TokenDataset
+from gpt2lab.data.dataset import HELD_OUT, MANIFEST, TOKENIZER, DataManifest, TokenDataset, TokenizerInfo
 from gpt2lab.data.documents import SplitRule
 from gpt2lab.data.prepare import PrepareConfig, finish, make_plan, output_bytes, source_info
-from gpt2lab.data.shards import MANIFEST, DataManifest, TokenizerInfo, TokenStream, checked_sha256, open_shard
+from gpt2lab.data.shards import TokenStream, checked_sha256, open_shard
 from gpt2lab.data.sources import Chunk
 from gpt2lab.data.writing import (
     ChunkRecord,
@@ -162,15 +162,12 @@ class SegmentStore:
         """Delete the segments before ``first``."""
         with self._budget.changed:
             self._oldest = max(self._oldest, first)
-            for index in self._stored():
-                if index < self._index(first):
-                    self._delete(index)
+            self._keep(range(self._index(first), sys.maxsize))
             self._budget.changed.notify_all()
 
     def remove_all(self) -> None:
         """Delete every segment; the plan, the ledger and the held-out splits stay."""
-        for index in self._stored():
-            self._delete(index)
+        self._keep(range(0))
 
     def tidy(self, first: int) -> None:
         """Start from segment ``first``: delete what an interruption left, and segments out of sequence."""
@@ -179,19 +176,16 @@ class SegmentStore:
         if self._repeats:
             return
         wanted = next(number for number in itertools.count(first) if not self.is_ready(number))
-        for index in self._stored():
-            if not first <= index <= wanted:
-                self._delete(index)
+        self._keep(range(first, wanted + 1))
 
-    def _stored(self) -> list[int]:
-        return [int(path.name) for path in self._journal.folder.iterdir() if path.name.isdigit()]
-
-    def _delete(self, index: int) -> None:
-        folder = self._journal.chunk(index)
-        size = bytes_below(folder)
-        (folder / "record.json").unlink(missing_ok=True)  # first, so that a half-deleted segment is not ready
-        shutil.rmtree(folder, ignore_errors=True)
-        self._budget.release(size)
+    def _keep(self, indices: range) -> None:
+        """Delete every segment but some."""
+        for folder in list(self._journal.folder.iterdir()):
+            if folder.name.isdigit() and int(folder.name) not in indices:
+                size = bytes_below(folder)
+                (folder / "record.json").unlink(missing_ok=True)  # first, so that a half-deleted segment is not ready
+                shutil.rmtree(folder, ignore_errors=True)
+                self._budget.release(size)
 
     def _index(self, number: int) -> int:
         """Return the index under which the journal keeps a segment."""

@@ -24,19 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2lab.data.dataset import text_bytes
+from gpt2lab.data.dataset import JOURNAL, NOTHING, ShardInfo, SplitInfo, text_bytes
 from gpt2lab.data.documents import SPLITS, Document, Part, SplitRule, hash_of, write_hashes
-from gpt2lab.data.shards import (
-    JOURNAL,
-    NOTHING,
-    ShardInfo,
-    ShardWriter,
-    SplitInfo,
-    TokenStream,
-    checked_sha256,
-    format_for,
-    open_shard,
-)
+from gpt2lab.data.shards import ShardWriter, TokenStream, checked_sha256, format_for, open_shard
 from gpt2lab.data.sources import Chunk, files_of, read_chunk
 from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, from_json, is_full, read_json, temporary_name, write_json
@@ -159,6 +149,8 @@ class ChunkWriter:
 
     def write(self, limit: int | None = None) -> ChunkRecord:
         """Write the chunk, or its first ``limit`` documents, and return what the shards hold."""
+        if limit == 0:
+            return ChunkRecord(0, 0, 0, {}, ())
         source, arguments = self.folder / SOURCE, self.plan.arguments
         if self.chunk.download:
             source.mkdir(exist_ok=True)
@@ -181,6 +173,7 @@ class ChunkWriter:
         if self.keep_hashes:
             write_hashes(self.folder, self._hashes)
         infos = [self._describe(path, split) for split, writer in shards.items() for path in writer.paths]
+        self.budget.release(self.chunk.download)  # the caller deletes it
         splits = {split: info for split, info in self._written.items() if info.documents}
         return ChunkRecord(self._read, self._short, self._duplicates, splits, tuple(infos), skipped)
 

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.dataset import DataManifest, TokenDataset
 from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps
-from gpt2lab.data.shards import DataManifest, TokenStream
+from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.streaming import SegmentStore, StreamingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import parse_size
