@@ -1,18 +1,23 @@
-"""Training speed on a CPU: tokens per second, MFU and peak memory, beside nanoGPT's.
+"""Training speed on a CPU: tokens per second, MFU and peak memory, beside nanoGPT's, on two types of CPU.
 
     python benchmarks/train_cpu.py [--nanogpt DIR] [--rounds 3]
 
 Two rows: `small` is nanoGPT's documented CPU recipe (4 layers, 4 heads, width 128, T 64, B 12, 65 characters); `wide`
 is half of GPT-2 124M (6 layers, 12 heads, width 768, T 256, B 4, vocabulary 50,304). Each measurement has its own
-process. The two sides alternate, so that a machine that slows down slows both. Our side is `Trainer.update`, as
-`gpt2lab train` runs it; nanoGPT's side is its model and the training step of its train.py on a CPU (fp32, eager,
-gradient clipping, its own AdamW). The figures are medians over steps, then over rounds.
+process. The sides alternate, so that a machine that slows down slows all of them. Our side is `Trainer.update`, as
+`gpt2lab train` runs it, eager and with compiled blocks; nanoGPT's side is its model and the training step of its
+train.py on a CPU (fp32, eager, gradient clipping, its own AdamW). The figures are medians over steps, then over rounds.
+
+The type `avx2` is this machine without what most laptops lack: torch and oneDNN are told to use AVX2 only, where bf16
+is slow and our side therefore trains in fp32. MFU is the share of the rate of a large product in the same precision:
+what is left to 100 % is all that fewer passes over memory, fused operations or a better compiler could gain.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,61 +30,60 @@ ROWS: dict[str, dict[str, int]] = {
     "small": {"n_layer": 4, "n_head": 4, "n_embd": 128, "T": 64, "B": 12, "vocab": 65, "steps": 300, "warmup": 20},
     "wide": {"n_layer": 6, "n_head": 12, "n_embd": 768, "T": 256, "B": 4, "vocab": 50304, "steps": 8, "warmup": 2},
 }
+CPUS = {"native": {}, "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
+SIDES = ("ours", "ours, compiled", "nanoGPT")
 RESULTS = Path(__file__).parent / "results" / "train_cpu.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="checkout of nanoGPT, to measure it as well")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements per row and side (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per CPU type, row and side (default 3)")
+    parser.add_argument("--cpu", choices=CPUS, help="measure one type of CPU")
     parser.add_argument("--only", choices=ROWS, help="measure one row")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         side, row = options.child
-        print(json.dumps(measure_ours(row) if side == "ours" else measure_nanogpt(row, options.nanogpt)))
+        print(json.dumps(measure_nanogpt(row, options.nanogpt) if side == "nanoGPT" else measure_ours(row, side)))
         return
-    sides = ["ours"] + (["nanoGPT"] if options.nanogpt else [])
+    sides = SIDES if options.nanogpt else SIDES[:-1]
     rows = [options.only] if options.only else list(ROWS)
-    found = {row: {side: [] for side in sides} for row in rows}
-    for _ in range(options.rounds):
+    results = []
+    for cpu in [options.cpu] if options.cpu else CPUS:
         for row in rows:
-            for side in sides:
-                found[row][side].append(run_child(side, row, options.nanogpt))
-                print(f"{row:6} {side:8} {found[row][side][-1]['tokens_per_s']:9,.0f} tokens/s", flush=True)
-    report(found, sides)
+            found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+            for _ in range(options.rounds):
+                for side in sides:
+                    found[side].append(run_child(cpu, side, row, options.nanogpt))
+                    print(f"{cpu:6} {row:5} {side:14} {found[side][-1]['tokens_per_s']:9,.0f} tokens/s", flush=True)
+            results += [summary(cpu, row, side, found) for side in sides]
+    if len(results) == len(CPUS) * len(ROWS) * len(SIDES):  # an incomplete measurement does not replace the results
+        from gpt2lab.runtime import environment
+
+        text = json.dumps({"environment": environment(), "rows": results}, indent=2)
+        RESULTS.write_text(text + "\n", encoding="utf-8")
 
 
-def run_child(side: str, row: str, nanogpt: Path | None) -> dict[str, Any]:
+def run_child(cpu: str, side: str, row: str, nanogpt: Path | None) -> dict[str, Any]:
     """Measure in a new process."""
     command = [sys.executable, __file__, "--child", side, row]
     command += ["--nanogpt", str(nanogpt)] if nanogpt else []
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | CPUS[cpu])
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(found: dict[str, dict[str, list[dict[str, Any]]]], sides: list[str]) -> None:
-    """Print the medians and write them with machine and versions."""
-    from gpt2lab.runtime import environment
-
-    rows = []
-    for row, by_side in found.items():
-        ratios = (
-            [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(*by_side.values(), strict=True)]
-            if len(sides) == 2
-            else []
-        )
-        for side, runs in by_side.items():
-            entry: dict[str, Any] = {"row": row, "side": side}
-            for key in ("tokens_per_s", "ms_per_step", "mfu", "peak_memory_mb"):
-                entry[key] = round(statistics.median(r[key] for r in runs), 4)
-            if side == "ours" and ratios:
-                entry["times_nanogpt"] = round(statistics.median(ratios), 2)
-                entry["ratios"] = [round(r, 2) for r in ratios]
-            rows.append(entry)
-            print(entry)
-    if len(found) == len(ROWS) and len(sides) == 2:  # an incomplete measurement does not replace the results
-        RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+def summary(cpu: str, row: str, side: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the medians over the rounds, and the ratios to nanoGPT's rate round by round."""
+    entry: dict[str, Any] = {"cpu": cpu, "row": row, "side": side, "precision": found[side][0]["precision"]}
+    for key in ("tokens_per_s", "ms_per_step", "mfu", "peak_gflops", "peak_memory_mb"):
+        entry[key] = round(statistics.median(r[key] for r in found[side]), 4)
+    if side != "nanoGPT" and "nanoGPT" in found:
+        pairs = zip(found[side], found["nanoGPT"], strict=True)
+        ratios = [round(a["tokens_per_s"] / b["tokens_per_s"], 2) for a, b in pairs]
+        entry |= {"times_nanogpt": statistics.median(ratios), "ratios": ratios}
+    print(entry, flush=True)
+    return entry
 
 
 def timed(step: Callable[[], object], row: dict[str, int]) -> float:
@@ -106,15 +110,17 @@ def figures(name: str, seconds: float, precision: str) -> dict[str, Any]:
     rate = row["B"] * row["T"] / seconds
     peak = max(runtime.peak_flops(cpu, precision)[0] for _ in range(3))
     return {
+        "precision": precision,
         "tokens_per_s": rate,
         "ms_per_step": 1e3 * seconds,
         "mfu": config.flops_per_token(row["T"]) * rate / peak,
+        "peak_gflops": peak / 1e9,
         "peak_memory_mb": memory,
     }
 
 
-def measure_ours(name: str) -> dict[str, Any]:
-    """Time `Trainer.update` on random tokens."""
+def measure_ours(name: str, side: str) -> dict[str, Any]:
+    """Time `Trainer.update` on random tokens, eager or with compiled blocks."""
     from gpt2lab import runtime
 
     runtime.tune_allocator()
@@ -154,7 +160,7 @@ def measure_ours(name: str) -> dict[str, Any]:
         micro_batch=row["B"],
         device="cpu",
         precision=where.precision,  # type: ignore[arg-type]
-        compile="off",
+        compile="on" if "compiled" in side else "off",
         parallel="none",
         log_every=steps,
         eval_every=steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path
+from gpt2lab.files import free_path, write_atomically, write_checked_json
 from gpt2lab.runs import EVALS_COLUMNS, MetricsRow, Run
 from gpt2lab.runs import METRICS_COLUMNS as COLUMNS
 
 text = st.text(st.characters(codec="utf-8"))
-METRICS, EVALS = f"{','.join(COLUMNS)}\n", f"{','.join(EVALS_COLUMNS)}\n"
+METRICS, EVALS = f"{','.join(COLUMNS)},crc32\n", f"{','.join(EVALS_COLUMNS)},crc32\n"
 
 
 def row(step: int, **cells: float | None) -> MetricsRow:
@@ -36,9 +37,10 @@ def test_a_new_run_has_its_files(run: Run, tmp_path: Path) -> None:
     assert (
         (run.path / "metrics.csv").read_text(encoding="utf-8")
         == METRICS
-        == ("step,tokens,epoch,train_loss,val_loss,lr,grad_norm,tokens_per_s,mfu,peak_memory_mb,seconds\n")
+        == "step,tokens,epoch,train_loss,val_loss,lr,grad_norm,tokens_per_s,mfu,peak_memory_mb,seconds,crc32\n"
     )
-    assert (run.path / "evals.csv").read_text(encoding="utf-8") == EVALS == "step,task,split,protocol,metric,value\n"
+    evals = (run.path / "evals.csv").read_text(encoding="utf-8")
+    assert evals == EVALS == "step,task,split,protocol,metric,value,crc32\n"
     assert (run.metrics(), run.evals(), run.samples()) == ([], [], [])
     assert run.checkpoints.is_dir()
     assert run.tokenizer == run.path / "tokenizer"
@@ -107,6 +109,12 @@ def test_what_is_written_is_read_bit_for_bit(
     assert other["step"] == 8
 
 
+def row_text(step: int) -> str:
+    """A row of metrics.csv that holds nothing but its step."""
+    cells = f"{step}{',' * 10}"
+    return f"{cells},{zlib.crc32(cells.encode()):08x}"
+
+
 def append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(line)
@@ -155,18 +163,17 @@ def test_truncating_drops_later_steps(run: Run) -> None:
 DAMAGED = [
     ("metrics.csv", "", "the first line is not step,tokens"),
     ("metrics.csv", "step,loss\n", "the first line is not step,tokens"),
-    ("metrics.csv", f"{METRICS}1,2,3\n", "line 2 has 3 cells, not 11"),
-    ("metrics.csv", f"{METRICS}1{',' * 10}\n\n", "line 3 has 0 cells"),
-    ("metrics.csv", f"{METRICS}x{',' * 10}\n", 'line 2 has "x" for a number'),
-    ("metrics.csv", f"{METRICS}1{',' * 9}\r,\n", "line 2"),
+    ("metrics.csv", f"{METRICS}1,2,3\n", "line 2 does not match its checksum"),
+    ("metrics.csv", f"{METRICS}{row_text(1)}\n\n", "line 3 does not match"),
+    ("metrics.csv", f"{METRICS}{row_text(1)}\n{row_text(2).replace('2', '3', 1)}\n", "line 3 does not match"),
     ("metrics.csv", b"step,\xff", "not UTF-8 text at byte 5"),
     ("evals.csv", "step\n", "the first line is not step,task"),
-    ("evals.csv", f"{EVALS}ten,a,b,c,d,1\n", 'line 2 has "ten" for a number'),
-    ("evals.csv", f"{EVALS}1,a,b\n", "line 2 has 3 cells, not 6"),
+    ("evals.csv", f"{EVALS}1,a,b,c,d,1\n", "line 2 does not match its checksum; the file is damaged or was edited"),
     ("evals.csv", None, r"cannot be read \(No such file"),
     ("samples.jsonl", '{"step": 1}\n{"step": \n', "line 2 is not JSON"),
     ("samples.jsonl", "[]\n", "line 1 is not a sample with its step"),
     ("samples.jsonl", '{"text": "x"}\n', "line 1 is not a sample with its step"),
+    ("samples.jsonl", '{"step": 1, "text": "x", "sha256": "ab"}\n', "line 1: does not match its checksum"),
 ]
 
 
@@ -185,8 +192,9 @@ def test_damage_is_reported_with_its_line_and_nothing_is_changed(
 
 
 def test_a_stray_quotation_mark_swallows_no_lines(run: Run) -> None:
-    append(run.path / "metrics.csv", f'1{"," * 10}"1\n2{"," * 10}\n')
-    assert [metrics["step"] for metrics in run.metrics()] == [1, 2]
+    for step in (1, 2):
+        run.add_eval(step, "perplexity", "test", 'context "8', "loss", 1.5)
+    assert [evaluation["step"] for evaluation in run.evals()] == ["1", "2"]
 
 
 def test_saved_evaluation_is_that_of_the_last_step_or_its_damage_is_reported(run: Run) -> None:
@@ -196,6 +204,11 @@ def test_saved_evaluation_is_that_of_the_last_step_or_its_damage_is_reported(run
     assert run.saved_evaluation("x.json", lambda values: values["a"]) == 2
     with pytest.raises(InputError, match=r"step_00000012.x\.json: damaged \(KeyError\('b'\)\); measure it again"):
         run.saved_evaluation("x.json", lambda values: values["b"])
+    write_checked_json(run.evaluations(20) / "x.json", {"a": 3})
+    assert run.saved_evaluation("x.json", dict) == {"a": 3}
+    write_atomically(path := run.evaluations(20) / "x.json", path.read_text(encoding="utf-8").replace("3", "4", 1))
+    with pytest.raises(InputError, match=r"x\.json: does not match its checksum"):
+        run.saved_evaluation("x.json", dict)
     (run.path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json: not JSON"):
         _ = run.config
@@ -204,7 +217,7 @@ def test_saved_evaluation_is_that_of_the_last_step_or_its_damage_is_reported(run
 def test_numpy_and_json_can_read_the_files(run: Run) -> None:
     run.add_metrics(row(1, train_loss=0.1, lr=1e-3))
     run.add_metrics(row(2, train_loss=0.2))
-    table = np.genfromtxt(run.path / "metrics.csv", delimiter=",", names=True)
+    table = np.genfromtxt(run.path / "metrics.csv", delimiter=",", names=True, usecols=range(11))
     assert table["train_loss"].tolist() == [0.1, 0.2]
     assert np.isnan(table["lr"][1])
     run.add_sample(1, "greedy", "", "a\nb")

@@ -164,7 +164,7 @@ def read_json(path: Path) -> Any:
 
 def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as JSON, with its own SHA-256 as the last entry."""
-    write_json(path, {**value, CHECKSUM: _checksum(value)})
+    write_json(path, with_checksum(value))
 
 
 def read_checked_json(path: Path) -> Any:
@@ -173,13 +173,26 @@ def read_checked_json(path: Path) -> Any:
     Raises:
         InputError: It cannot be read, is not JSON, or does not match its checksum.
     """
-    value = read_json(path)
+    return without_checksum(read_json(path), path)
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own SHA-256 as the last entry."""
+    return {**value, CHECKSUM: _checksum(value)}
+
+
+def without_checksum(value: Any, where: object) -> Any:
+    """Return a JSON object without its checksum, if it has one.
+
+    Raises:
+        InputError: It does not match its checksum; the message names ``where`` it stands.
+    """
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value
     stated = value.pop(CHECKSUM)
     if stated != _checksum(value):
         raise InputError(
-            f"{path}: does not match its checksum, so it was altered since it was written; restore it from a copy, or "
+            f"{where}: does not match its checksum, so it was altered since it was written; restore it from a copy, or "
             f'remove its "{CHECKSUM}" if the change is meant'
         )
     return value

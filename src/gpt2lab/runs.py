@@ -15,7 +15,8 @@
     stream/            for --data stream:CORPUS, the shards prepared for it; see data/streaming.py
 
 Rows are appended line by line, and truncated to the checkpoint's step when a run resumes: a run that was killed and
-resumed has the same rows as one that never stopped.
+resumed has the same rows as one that never stopped. The last column of a table is the CRC-32 of the row before it, and
+a line of samples.jsonl ends with its SHA-256, so that no number changes unnoticed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,11 +37,11 @@ from gpt2lab.files import (
     free_path,
     new_directory,
     read_checked_json,
-    read_json,
     read_text,
+    with_checksum,
+    without_checksum,
     write_atomically,
     write_checked_json,
-    write_json,
 )
 
 T = TypeVar("T")
@@ -76,9 +78,9 @@ class Run:
             raise InputError(f"{path} cannot be created ({error.strerror}); give another --out") from error
         run = cls(path)
         run.add_segment(0, config, environment)
-        write_json(path / "environment.json", environment)
-        write_atomically(path / "metrics.csv", ",".join(METRICS_COLUMNS) + "\n")
-        write_atomically(path / "evals.csv", ",".join(EVALS_COLUMNS) + "\n")
+        write_checked_json(path / "environment.json", environment)
+        write_atomically(path / "metrics.csv", _header(METRICS_COLUMNS) + "\n")
+        write_atomically(path / "evals.csv", _header(EVALS_COLUMNS) + "\n")
         write_checked_json(path / "config.json", config)
         return run
 
@@ -123,7 +125,7 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """Versions and machine."""
-        return read_json(self.path / "environment.json")
+        return read_checked_json(self.path / "environment.json")
 
     @property
     def segments(self) -> dict[int, Path]:
@@ -146,7 +148,7 @@ class Run:
         if not same:
             with new_directory(self.path / SEGMENTS / f"step_{step:08d}") as folder:
                 write_checked_json(folder / "config.json", config)
-                write_json(folder / "environment.json", environment)
+                write_checked_json(folder / "environment.json", environment)
 
     def evaluations(self, step: int) -> Path:
         """Return the folder for evaluations of a step's weights, created if missing."""
@@ -167,7 +169,7 @@ class Run:
         path = self.latest_evaluation(name)
         if path is None:
             return None
-        values = read_json(path)
+        values = read_checked_json(path)
         try:
             return read(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -180,8 +182,8 @@ class Run:
             InputError: The file is damaged (with the line), as in `evals` and `samples`.
         """
         path = self.path / "metrics.csv"
-        rows = enumerate(_read_csv(path, METRICS_COLUMNS), start=2)
-        return [{name: _number(cell, path, line) for name, cell in row.items()} for line, row in rows]
+        rows = _read_csv(path, METRICS_COLUMNS)
+        return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
 
     def evals(self) -> list[dict[str, str]]:
         """Return the rows of evals.csv."""
@@ -196,17 +198,15 @@ class Run:
     def add_metrics(self, row: Mapping[str, float | None]) -> None:
         """Append a row to metrics.csv. Numbers are written so that reading them gives the same bits."""
         cells = ["" if row[name] is None else repr(row[name]) for name in METRICS_COLUMNS]
-        _append(self.path / "metrics.csv", ",".join(cells) + "\n")
+        _append(self.path / "metrics.csv", _row(cells))
 
     def add_eval(self, step: int, task: str, split: str, protocol: str, metric: str, value: float) -> None:
         """Append a result to evals.csv, unless the same row is there already."""
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow((step, task, split, protocol, metric, repr(value)))
-        _append_once(self.path / "evals.csv", line.getvalue())
+        _append_once(self.path / "evals.csv", _row((step, task, split, protocol, metric, repr(value))))
 
     def add_sample(self, step: int, strategy: str, prompt: str, text: str, **more: Any) -> None:
         """Append a generated text to samples.jsonl, unless the same line is there already."""
-        sample = {"step": step, "strategy": strategy, "prompt": prompt, "text": text, **more}
+        sample = with_checksum({"step": step, "strategy": strategy, "prompt": prompt, "text": text, **more})
         _append_once(self.path / "samples.jsonl", json.dumps(sample, ensure_ascii=False) + "\n")
 
     def truncate(self, step: int) -> None:
@@ -218,7 +218,7 @@ class Run:
         kept = {}
         for name, columns in (("metrics.csv", METRICS_COLUMNS), ("evals.csv", EVALS_COLUMNS)):
             path = self.path / name
-            steps = [_number(row["step"], path, line) for line, row in enumerate(_read_csv(path, columns), start=2)]
+            steps = [float(row["step"]) for row in _read_csv(path, columns)]
             header, *lines = _complete_lines(path)
             kept[path] = [header, *_until(step, steps, lines)]
         samples = self.path / "samples.jsonl"
@@ -232,7 +232,7 @@ class Run:
 
 
 def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
-    return [line for number, line in zip(steps, lines, strict=True) if number is not None and number <= step]
+    return [line for number, line in zip(steps, lines, strict=True) if number <= step]
 
 
 def _append(path: Path, line: str) -> None:
@@ -249,7 +249,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def _segment(folder: Path) -> dict[str, Any]:
-    return _continuing(read_checked_json(folder / "config.json"), read_json(folder / "environment.json"))
+    return _continuing(read_checked_json(folder / "config.json"), read_checked_json(folder / "environment.json"))
 
 
 def _continuing(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,29 +269,34 @@ def _complete_lines(path: Path) -> list[str]:
     return read_text(path, newline="").split("\n")[:-1]
 
 
+def _header(columns: tuple[str, ...]) -> str:
+    return ",".join((*columns, "crc32"))
+
+
+def _row(cells: Iterable[Any]) -> str:
+    """Return a line of a table, with its checksum."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return f"{text.getvalue()},{_crc32(text.getvalue())}\n"
+
+
+def _crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode('utf-8')):08x}"
+
+
 def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Read each line by itself, so that a stray quotation mark cannot swallow the lines after it."""
+    """Read each line by itself: a row that matches its checksum is as it was written."""
     lines = _complete_lines(path)
-    if not lines or lines[0] != ",".join(columns):
-        expected = ",".join(columns)
+    if not lines or lines[0] != _header(columns):
+        expected = _header(columns)
         raise InputError(f"{path}: the first line is not {expected}; the file is damaged or of another version")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
-        try:
-            cells = next(csv.reader([line]), [])
-        except csv.Error as error:
-            raise InputError(f"{path}: line {number}: {error}; the file is damaged") from error
-        if len(cells) != len(columns):
-            raise InputError(f"{path}: line {number} has {len(cells)} cells, not {len(columns)}; the file is damaged")
-        rows.append(dict(zip(columns, cells, strict=True)))
+        text, _, checksum = line.rpartition(",")
+        if checksum != _crc32(text):
+            raise InputError(f"{path}: line {number} does not match its checksum; the file is damaged or was edited")
+        rows.append(dict(zip(columns, next(csv.reader([text])), strict=True)))
     return rows
-
-
-def _number(cell: str, path: Path, line: int) -> float | None:
-    try:
-        return float(cell) if cell else None
-    except ValueError as error:
-        raise InputError(f'{path}: line {line} has "{cell}" for a number; the file is damaged') from error
 
 
 def _sample(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -301,4 +306,4 @@ def _sample(line: str, path: Path, number: int) -> dict[str, Any]:
         raise InputError(f"{path}: line {number} is not JSON ({error.msg}); the file is damaged") from error
     if not isinstance(sample, dict) or type(sample.get("step")) is not int:
         raise InputError(f"{path}: line {number} is not a sample with its step; the file is damaged")
-    return sample
+    return without_checksum(sample, f"{path}: line {number}")

@@ -163,6 +163,17 @@ def test_a_damaged_checkpoint_is_named(run: Path, refused: Output) -> None:
         assert said in refused("sample", run, "--checkpoint", "20")
 
 
+def test_a_run_whose_tokenizer_was_altered_is_named(run: Path, output: Output, refused: Output) -> None:
+    file = run / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = []
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    for words in (["sample", run], ["eval", "text", run], ["train", "--out", run, "--resume", "--steps", 30]):
+        assert "but the model was trained with" in refused(*words)
+    output("report", run, "--out", run / "report.html")
+    assert "it was altered; restore it from a copy" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_another_tokenizers_data_is_refused(work: Path, tmp_path: Path, output: Output, refused: Output) -> None:
     tok, data = tmp_path / "tok", tmp_path / "data"
     output("tokenizer", "train", "--input", "stories", "--vocab-size", 300, "--out", tok, "--max-documents", 50)

@@ -92,7 +92,7 @@ def test_strategies_are_in_the_order_of_their_last_samples(tmp_path: Path) -> No
         ("config.json", '{"model": 3, "optim": []}', "configuration cannot be read"),
         ("environment.json", "\xff", "environment.json"),
         ("metrics.csv", "step\n1\n", "metrics.csv"),
-        ("evals.csv", "step,task,split,protocol,metric,value\n1,a,b,c,d,e\n", "value of d of a is damaged"),
+        ("evals.csv", "step,task,split,protocol,metric,value,crc32\n1,a,b,c,d,1.5,0\n", "line 2 does not match"),
         ("samples.jsonl", '{"step": 1}\n', "samples.jsonl"),
         ("samples.jsonl", "3\n", "samples.jsonl"),
         ("checkpoints/step_00000300/state.json", "", "state.json"),

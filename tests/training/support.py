@@ -119,7 +119,7 @@ def copy_of(run: Run, folder: Path) -> tuple[Run, TrainConfig]:
 def rows(run: Run) -> list[dict[str, str]]:
     """The rows of metrics.csv as they are written, less the clocks."""
     with (run.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in {*CLOCKS, "crc32"}} for row in csv.DictReader(file)]
 
 
 def column(run: Run, name: str) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gpt2lab
 from gpt2lab import formatting, plots
 from gpt2lab.compare.results import COMPARISON_FILE, Cell, Comparison, plain, signed
-from gpt2lab.files import write_atomically, write_json
+from gpt2lab.files import write_atomically, write_checked_json
 from gpt2lab.formatting import page
 from gpt2lab.plots import Picture
 
@@ -35,7 +35,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     write_atomically(out / "table.csv", _csv(comparison))
     html = page("comparison.html.jinja", **page_values(comparison), pictures=pictures)
     write_atomically(out / "comparison.html", html)
-    write_json(out / COMPARISON_FILE, _as_json(comparison, out))
+    write_checked_json(out / COMPARISON_FILE, _as_json(comparison, out))
 
 
 def page_values(comparison: Comparison) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from gpt2lab import formatting
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, read_run
-from gpt2lab.files import read_json
+from gpt2lab.files import read_checked_json
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
@@ -257,7 +257,7 @@ def recorded_outcomes(directory: Path) -> list[Outcome]:
         InputError: The file is damaged. A missing or damaged run does not raise, its status says so.
     """
     file = directory / COMPARISON_FILE
-    saved = read_json(file)
+    saved = read_checked_json(file)
     try:
         runs = [(str(run["path"]), str(run["arm"]), int(run["seed"]), str(run["status"])) for run in saved["runs"]]
     except (KeyError, TypeError, ValueError) as error:

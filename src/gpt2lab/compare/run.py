@@ -40,7 +40,7 @@ from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_
 from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
 from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality
-from gpt2lab.files import free_path, write_json
+from gpt2lab.files import free_path, write_checked_json
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import list_checkpoints, newest_valid
@@ -385,7 +385,7 @@ def measure(run: Run, texts: bool) -> None:
             recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
         save_positions(run, step, positions)
         saved = {"step": step, "protocol": recall.protocol, "chance": recall.chance} | dataclasses.asdict(recall)
-        write_json(run.evaluations(step) / RECALL_FILE, saved)  # last: its presence says that the others are there
+        write_checked_json(run.evaluations(step) / RECALL_FILE, saved)  # last: it says that the others are there
     if texts and run.latest_evaluation(TEXT_FILE) is None:
         prompts = choose_prompts(dataset, "test", model.config.n_ctx, SAMPLES)
         quality = measure_texts(model, loaded.tokenizer, prompts, loaded.runtime, config.seed)

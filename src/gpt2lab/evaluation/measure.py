@@ -31,7 +31,7 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.checkpoint import Checkpoint, load_model
+from gpt2lab.training.checkpoint import Checkpoint, load_model, load_tokenizer
 from gpt2lab.training.config import ResolvedConfig, held_out_data, saved_config
 
 
@@ -75,7 +75,7 @@ class LoadedRun:
         run = Run.open(path)
         model, checkpoint = load_model(run, which, resolved.device)
         config = None if checkpoint.data_fingerprint is None else saved_config(run)
-        return cls(run, config, model, checkpoint, Tokenizer.load(run.tokenizer), resolved)
+        return cls(run, config, model, checkpoint, load_tokenizer(run, checkpoint), resolved)
 
     @property
     def seq_len(self) -> int:

@@ -48,7 +48,7 @@ from gpt2lab.data.loader import count_windows
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Progress, require_causal_mask
-from gpt2lab.files import write_json
+from gpt2lab.files import write_checked_json
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
 
@@ -242,7 +242,7 @@ def save_positions(run: Run, step: int, curve: PositionCurve) -> tuple[Path, Pat
     file = run.evaluations(step) / POSITIONS_FILE
     losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
     saved = {"step": step, "split": curve.split, "protocol": curve.protocol, "losses": losses, "tokens": curve.tokens}
-    write_json(file, saved)
+    write_checked_json(file, saved)
     plots.write_png(file.with_suffix(".png"), curve.draw(f"{run.path.name}, step {step:,}, {curve.split}"))
     return file, file.with_suffix(".png")
 

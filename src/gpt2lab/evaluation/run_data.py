@@ -22,8 +22,7 @@ from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
 from gpt2lab.files import read_checked_json
 from gpt2lab.model.gpt import attention_weights
 from gpt2lab.runs import MetricsRow, Run
-from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.checkpoint import list_checkpoints, load_model
+from gpt2lab.training.checkpoint import list_checkpoints, load_model, load_tokenizer
 from gpt2lab.training.config import STREAM
 
 T = TypeVar("T")
@@ -126,6 +125,10 @@ def read_run(run: Run) -> RunData:
             damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
             return default
 
+    for name in ("metrics.csv", "evals.csv", "samples.jsonl"):
+        path = run.path / name
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            damage.append(f"{path}: ends within a line, which is left out; its write was interrupted, or it was cut")
     config = attempt(lambda: _mapping(run.path / "config.json"), {})
     environment = attempt(lambda: _mapping(run.path / "environment.json"), {})
     metrics = attempt(run.metrics, [])
@@ -150,11 +153,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _eval_row(row: dict[str, str]) -> EvalRow:
-    try:
-        step, value = int(row["step"]), float(row["value"])
-    except ValueError as error:
-        raise InputError(f"evals.csv: the value of {row['metric']} of {row['task']} is damaged ({error})") from error
-    return EvalRow(step, row["task"], row["split"], row["protocol"], row["metric"], value)
+    return EvalRow(**row | {"step": int(row["step"]), "value": float(row["value"])})  # type: ignore[arg-type]
 
 
 def _sample_text(sample: dict[str, Any]) -> SampleText:
@@ -192,14 +191,15 @@ class AttentionMap:
 
 
 def attention_map(data: RunData) -> AttentionMap | None:
-    """Run the best checkpoint on the newest sample; None if either is missing, damaged or too large."""
+    """Run the best checkpoint on the newest sample; None if there is neither, or the model is too large.
+
+    Raises:
+        InputError: The checkpoint or the tokenizer is damaged.
+    """
     if not data.samples or not 0 < (data.parameters or 0) <= MAX_PARAMETERS:
         return None
-    try:
-        model, checkpoint = load_model(data.run, "best")
-        tokenizer = Tokenizer.load(data.run.tokenizer)
-    except InputError:  # read_run names it
-        return None
+    model, checkpoint = load_model(data.run, "best")
+    tokenizer = load_tokenizer(data.run, checkpoint)
     start = [] if tokenizer.eot is None else [tokenizer.eot]
     ids = [*start, *tokenizer.encode(data.samples[-1].text[:2_000])][: min(MAX_TOKENS, model.config.n_ctx)]
     if len(ids) < 2:

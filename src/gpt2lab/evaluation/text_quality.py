@@ -24,7 +24,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.evaluation.perplexity import document_starts
 from gpt2lab.evaluation.text_metrics import PROTOCOL, ScoredText, TextSet, text_stats
-from gpt2lab.files import write_atomically, write_json
+from gpt2lab.files import write_atomically, write_checked_json
 from gpt2lab.generation import DecodingStrategy, seeded, stream
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
@@ -282,7 +282,7 @@ def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> 
     """Write ``text.json``, ``text.png`` and ``text.md`` for the weights of a step; return their paths."""
     folder = run.evaluations(step)
     title = f"{run.path.name}, step {step:,}"
-    write_json(folder / FILE, {"step": step, "split": split, **dataclasses.asdict(quality)})
+    write_checked_json(folder / FILE, {"step": step, "split": split, **dataclasses.asdict(quality)})
     plots.write_png(folder / "text.png", draw_text_quality(quality, title))
     write_atomically(folder / "text.md", _markdown(quality, title))
     return folder / FILE, folder / "text.png", folder / "text.md"

@@ -16,6 +16,7 @@ from statistics import median
 from gpt2lab import plots
 from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map, read_run
 from gpt2lab.evaluation.text_quality import (
     CAPTION,
@@ -219,11 +220,12 @@ def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
 def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
     columns = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
     curves: dict[str, Points] = {column: data.curve("tokens", column) for column in columns}
-    floor = _floor(data.test_figures())
+    floor, remarks = _floor(data.test_figures()), _remarks(data)
+    pictures = _pictures(data, remarks) if pictured else {}
     return RunContent(
         name=name,
         summary=facts.summary(data),
-        remarks=tuple(_remarks(data)),
+        remarks=tuple(remarks),
         task=facts.task(data),
         key_figures=_key_figures(data),
         curves=curves,
@@ -235,7 +237,7 @@ def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
         completions=() if data.texts is None else data.texts.examples,
         strategies=_strategies(data.samples),
         other_steps=_other_steps(data.samples),
-        pictures=_pictures(data) if pictured else {},
+        pictures=pictures,
         model=facts.model_facts(data),
         deviations=facts.deviations(data.options("model")),
         biases=data.options("model").get("bias") is not False,
@@ -260,6 +262,11 @@ def _remarks(data: RunData) -> list[str]:
         remarks.append(f"The run is unfinished: its newest checkpoint is from step {setting(data.state.get('step'))}.")
     if not data.metrics:
         remarks.append("No training step was logged.")
+    elif data.state.get("finished") and (last := data.metrics[-1]["step"]) != data.state.get("step"):
+        remarks.append(
+            f"metrics.csv ends at step {setting(last)}, before the run's last step, {setting(data.state.get('step'))}: "
+            "rows were removed."
+        )
     return remarks
 
 
@@ -380,7 +387,8 @@ def _strategy(samples: Sequence[SampleText], longest: int) -> StrategySamples:
     return StrategySamples(samples[0].strategy, count(samples[0].step), len(samples), tuple(shown))
 
 
-def _pictures(data: RunData) -> dict[str, Picture]:
+def _pictures(data: RunData, remarks: list[str]) -> dict[str, Picture]:
+    """Draw what was measured; add to the remarks what cannot be drawn."""
     pictures: dict[str, Picture] = {}
     if curve := data.positions:
         split = _SPLITS.get(curve.split, curve.split)
@@ -390,7 +398,12 @@ def _pictures(data: RunData) -> dict[str, Picture]:
         caption = f"{CAPTION} After figure 6 of {facts.CITE['nucleus']}."
         wide = all("grammatical" in row.figures for row in data.texts.drawn)
         pictures["texts"] = Picture(draw_text_quality(data.texts), caption, wide)
-    if found := attention_map(data):
+    try:
+        found = attention_map(data)
+    except InputError as error:
+        remarks.append(f"The attention weights are left out: {error}")
+        found = None
+    if found is not None:
         layers = {f"{title}, mean over its heads": weights for title, weights in found.layers.items()}
         caption = (
             f"Attention over the beginning of the last sample, after step {count(found.step)}: each row is a query, "

@@ -46,6 +46,7 @@ from gpt2lab.files import (
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import saved_model
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, full_state_dict, is_sharded, local_shard
 from gpt2lab.training.optim import state_names
@@ -368,6 +369,21 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
     model = GPT(saved_model(run))
     load_into(checkpoint, model)
     return model.to(device or torch.device("cpu")).eval(), checkpoint
+
+
+def load_tokenizer(run: Run, checkpoint: Checkpoint) -> Tokenizer:
+    """Return the tokenizer of a run.
+
+    Raises:
+        InputError: It cannot be read, or is not the one that the checkpoint was trained with.
+    """
+    tokenizer, expected = Tokenizer.load(run.tokenizer), checkpoint.state["fingerprints"]["tokenizer"]
+    if tokenizer.fingerprint != expected:
+        raise InputError(
+            f"{run.tokenizer}: its fingerprint is {tokenizer.fingerprint[:16]}, but the model was trained with "
+            f"{expected[:16]}: it was altered; restore it from a copy"
+        )
+    return tokenizer
 
 
 def prune(run: Run, keep_last: int) -> None:

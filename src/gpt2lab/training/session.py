@@ -13,7 +13,7 @@ from typing import Any
 from gpt2lab import runtime
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path, locked, remove_temporary, write_checked_json, write_json
+from gpt2lab.files import free_path, locked, remove_temporary, write_checked_json
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import SEGMENTS, Run
@@ -142,7 +142,8 @@ def _resume_held(run: Run, config: TrainConfig, hooks: Hooks, comm: Communicator
                 f"profile_steps is {setup.config.profile_steps}, but the run resumes after step {step}; give later "
                 "steps"
             )
-        hooks.check(Tokenizer.load(run.tokenizer), setup.config.model)
+        tokenizer = Tokenizer.load(run.tokenizer) if found is None else checkpoint.load_tokenizer(run, found)
+        hooks.check(tokenizer, setup.config.model)
     data = _open_checked(dataset, setup)
     with _training(run, setup, data, hooks) as trainer:
         if found is None:
@@ -354,7 +355,7 @@ def _go_back(run: Run, step: int, setup: Setup) -> None:
     run.add_segment(step, config, runtime.environment() | launch)
     write_checked_json(run.path / "config.json", config)
     if launch:
-        write_json(run.path / "environment.json", run.environment | launch)
+        write_checked_json(run.path / "environment.json", run.environment | launch)
 
 
 def save_imported(model: GPT, tokenizer: Tokenizer, path: Path, origin: str) -> Run:
