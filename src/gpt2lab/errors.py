@@ -34,3 +34,9 @@ def one_of(what: str, given: str, allowed: Iterable[str]) -> None:
     if given not in names:
         hint = did_you_mean(given, names)
         raise InputError(f'unknown {what} "{given}"{hint}; choose from {", ".join(names)}')
+
+
+def require(true: bool, name: str, value: object, allowed: str) -> None:
+    """Raise :class:`InputError` unless the value of an option is allowed. Compare so that NaN is not."""
+    if not true:
+        raise InputError(f"{name} is {value}; it must be {allowed}")

@@ -16,11 +16,10 @@ from gpt2lab.cli.arguments import Command, part_of
 from gpt2lab.data.corpora import CORPORA, Corpus
 from gpt2lab.data.dataset import MANIFEST, Survey, TokenDataset, import_shards, split_documents, survey
 from gpt2lab.data.prepare import PrepareConfig, prepare_shards
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.files import parse_size
 from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer, render_token
-from gpt2lab.training.config import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

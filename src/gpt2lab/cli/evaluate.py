@@ -15,9 +15,8 @@ from tyro.conf import Positional, arg
 
 from gpt2lab import console
 from gpt2lab.cli.arguments import Checkpoint, Command, Model, Split
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.files import new_directory, write_atomically, write_json
-from gpt2lab.training.config import require
 
 if TYPE_CHECKING:
     from gpt2lab.evaluation.text_quality import TextTable

@@ -24,7 +24,7 @@ from gpt2lab.console import log
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.evaluation.measure import LoadedRun, Measurement
 from gpt2lab.evaluation.perplexity import perplexity_of
 from gpt2lab.evaluation.text_metrics import judge_stories
@@ -35,7 +35,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.config import OptimConfig, TrainConfig, require, saved_config
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import Interrupted
 
 DEFAULT_OUT = Path("runs/quickstart")

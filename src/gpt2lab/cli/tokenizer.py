@@ -14,10 +14,9 @@ from tyro.conf import Positional, arg
 from gpt2lab import console
 from gpt2lab.cli.arguments import Command
 from gpt2lab.data.sources import texts
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.tokenizer.pretokenize import find_pattern
 from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, measure_compression, render_token, tokenize
-from gpt2lab.training.config import require
 
 Files = Annotated[tuple[str, ...], arg(metavar="FILE")]
 _SAMPLE = (

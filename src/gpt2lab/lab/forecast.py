@@ -26,12 +26,12 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.data.loader import micro_steps
-from gpt2lab.errors import InputError, one_of
+from gpt2lab.errors import InputError, one_of, require
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import PEAK_FLOPS, data_sheet, peak_flops
 from gpt2lab.training.checkpoint import list_checkpoints
-from gpt2lab.training.config import TrainConfig, require, saved_config
+from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.distributed import mode_by_memory
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from gpt2lab.errors import InputError, one_of
+from gpt2lab.errors import InputError, one_of, require
 from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
 
 if TYPE_CHECKING:  # --help must not wait for torch
@@ -70,12 +70,11 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
         for name, choices in (("kernel", Kernel), ("position", Position), ("norm", Norm)):
             one_of(name, getattr(self, name), get_args(choices))
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "at least 0 and below 1")
         self._check_heads()
         self._check_mask()
 
@@ -88,8 +87,8 @@ class GPTConfig:
                 f"position rope rotates pairs of numbers, but n_embd {self.n_embd} / n_head {self.n_head} = "
                 f"{self.head_dim} per head is odd; choose another n_head or n_embd"
             )
-        if not 1.0 < self.rope_base < math.inf:
-            raise InputError(f"rope_base is {self.rope_base}; it must be above 1 (usual: 10000) and finite")
+        usual = "above 1 (usual: 10000) and finite"
+        require(1.0 < self.rope_base < math.inf, "rope_base", self.rope_base, usual)
         if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
             fits = divisors(self.n_head)
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
@@ -106,8 +105,8 @@ class GPTConfig:
             if value is not None and name not in takes:
                 fitting = [mask for mask in MASKS if name in options_of(mask)]
                 raise InputError(f"{name} is {value}, but mask {self.mask} has none; take mask {' or '.join(fitting)}")
-            if value is not None and not 1 <= value <= self.n_ctx:
-                raise InputError(f"{name} is {value}; it must be between 1 and the context of {self.n_ctx}")
+            within = f"between 1 and the context of {self.n_ctx}"
+            require(value is None or 1 <= value <= self.n_ctx, name, value, within)
         if self.kernel == "flex" and self.dropout > 0.0:
             raise InputError(f"kernel flex cannot drop attention weights; set dropout 0 (it is {self.dropout})")
         if self.kernel == "banded" and (self.attention_mask.reach is None or self.attention_mask.looks_ahead):

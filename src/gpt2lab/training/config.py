@@ -19,16 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt2lab.errors import InputError, did_you_mean, one_of
+from gpt2lab.errors import InputError, did_you_mean, one_of, require
 from gpt2lab.files import from_json, parse_size
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
-
-
-def require(true: bool, name: str, value: object, allowed: str) -> None:
-    """Raise `InputError` unless an option's value is allowed. Compare so that NaN is not."""
-    if not true:
-        raise InputError(f"{name} is {value}; it must be {allowed}")
 
 
 @dataclass(frozen=True)
