@@ -18,6 +18,20 @@ from gpt2lab.cli.main import main
 
 OPTIONS = Path(__file__).parents[2] / "docs" / "options.md"
 Output = Callable[..., str]
+ITEM = (
+    '{"ind": 1, "activity_label": "", "ctx": "Lily saw a", "endings": ["zzzzzz.", "tree.", "cat.", "hat."], "label": 0}'
+)
+FILES = {
+    "empty.txt": b"",
+    "blank.txt": b" \n\t\n",
+    "binary.txt": b"\x7fELF\x02\x01\x01\x00\x00",
+    "latin.txt": b"caf\xe9 au lait" * 9,
+    "tiny.txt": b"too short",
+    "short.txt": b"One day a fox went to the river. " * 30,
+    "bad.jsonl": f"{ITEM}\n{ITEM.replace('0', '9')}".encode(),
+    "long.jsonl": ITEM.encode(),
+}
+HELLASWAG = "train --data DATA --out run SMALL --hellaswag"
 REFUSALS = [
     ("trian", 'did you mean "train"'),
     ("tokenizer tran", 'did you mean "train"'),
@@ -74,6 +88,15 @@ REFUSALS = [
     ("quickstart --out new --minutes 0", "minutes is 0.0; it must be above 0"),
     ("quickstart --out new --minutes nan", "minutes is nan; it must be above 0"),
     ("quickstart --out new --steps 0", "steps is 0; it must be at least 1"),
+    ("quickstart --text FILES/empty.txt --out run", "empty"),
+    ("quickstart --text FILES/blank.txt --out run", "white space"),
+    ("quickstart --text FILES/binary.txt --out run", "zero byte at offset 7"),
+    ("quickstart --text FILES/latin.txt --out run", "offset 3"),
+    ("quickstart --text FILES/tiny.txt --out run", "text"),
+    ("quickstart --text FILES/short.txt --out run", "too short"),
+    (f"{HELLASWAG} FILES/bad.jsonl", "bad.jsonl: line 2: field \"label\" is '9'"),
+    (f"{HELLASWAG} FILES/long.jsonl --model.n-ctx 4 --batch-tokens 64", "none of the 1 HellaSwag items can be scored"),
+    (f"{HELLASWAG} FILES/long.jsonl --model.mask bidirectional", "mask bidirectional lets tokens attend to later ones"),
     ("check --device cuda:9", 'no device "cuda:9"'),
     ("data prepare storys --tokenizer x --out y", "x"),
     ("data prepare stories --tokenizer TOK --out DATA", "exists"),
@@ -93,13 +116,24 @@ REFUSALS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def places(work: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the words in capitals above stand for."""
+    files = tmp_path_factory.mktemp("files")
+    for name, content in FILES.items():
+        (files / name).write_bytes(content)
+    folders = {name: (work / name.lower()).as_posix() for name in ("TOK", "DATA", "RUN")}
+    return {**folders, "FILES": files.as_posix(), "SMALL": shlex.join(small)}
+
+
 @pytest.mark.parametrize(("command", "expected"), REFUSALS, ids=[command for command, _ in REFUSALS])
 def test_bad_input_is_one_line_and_changes_nothing(
-    command: str, expected: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Output
-) -> None:
+    command: str, expected: str, work: Path, places: dict[str, str], tmp_path: Path, refused: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    for name in ("TOK", "DATA", "RUN"):
-        command = command.replace(name, (work / name.lower()).as_posix())
+    for name, place in places.items():
+        command = command.replace(name, place)
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
     assert expected in refused(*shlex.split(command))
     assert list(tmp_path.iterdir()) == []
@@ -120,25 +154,6 @@ def test_what_is_no_id_is_refused_with_its_line(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
     assert said in refused("tokenizer", "decode", work / "tok")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "empty"),
-        (b" \n\t\n", "white space"),
-        (b"\x7fELF\x02\x01\x01\x00\x00", "zero byte at offset 7"),
-        (b"caf\xe9 au lait" * 9, "offset 3"),
-        (b"too short", "text"),
-    ],
-)
-def test_a_file_that_is_no_text_is_refused_and_leaves_nothing(
-    content: bytes, said: str, tmp_path: Path, refused: Output
-) -> None:
-    file = tmp_path / "text.txt"
-    file.write_bytes(content)
-    assert said in refused("quickstart", "--text", file, "--out", tmp_path / "run")
-    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_damaged_shard_is_named_before_training(work: Path, tmp_path: Path, refused: Output) -> None:

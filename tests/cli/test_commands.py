@@ -179,15 +179,6 @@ def test_hellaswag_is_measured_after_and_during_training(
     assert {row["task"] for row in rows} == {"hellaswag"} and len({row["protocol"] for row in rows}) == 2
 
 
-def test_a_bad_hellaswag_line_stops_before_anything_is_made(
-    work: Path, small: list[str], tmp_path: Path, refused: Output
-) -> None:
-    train = ("train", "--data", work / "data", "--out", tmp_path / "run", *small)
-    said = refused(*train, "--hellaswag", hellaswag_file(tmp_path, 0, 9))
-    assert "items.jsonl: line 2: field \"label\" is '9'" in said
-    assert not (tmp_path / "run").exists()
-
-
 def test_hellaswag_leaves_out_an_ending_longer_than_the_context(
     work: Path, run: Path, small: list[str], tmp_path: Path, output: Output
 ) -> None:
@@ -198,23 +189,6 @@ def test_hellaswag_leaves_out_an_ending_longer_than_the_context(
     assert "2 items of 4 endings" in said and "longer than the model's context: 1 item (580)." in said
     train = ("train", "--data", work / "data", "--out", tmp_path / "new", "--steps", 2, *small)
     assert "longer than the model's context: 1 item (580)." in output(*train, "--hellaswag", items)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("--hellaswag ITEMS --model.n-ctx 4 --batch-tokens 64", "none of the 1 HellaSwag items can be scored"),
-        ("--hellaswag ITEMS --model.mask bidirectional", "mask bidirectional lets tokens attend to later ones"),
-    ],
-)
-def test_what_cannot_be_done_during_training_is_refused_before_anything_is_made(
-    options: str, said: str, work: Path, small: list[str], tmp_path: Path, refused: Output
-) -> None:
-    items = hellaswag_file(tmp_path, 0)
-    items.write_text(items.read_text(encoding="utf-8").replace("boat.", "zzzzzz."), encoding="utf-8")
-    train = ("train", "--data", work / "data", "--out", tmp_path / "run", "--steps", 2, *small)
-    assert said in refused(*train, *options.replace("ITEMS", str(items)).split())
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_quality_of_texts_is_printed_and_kept(run: Path, output: Output) -> None:

@@ -77,13 +77,6 @@ def test_real_text_goes_the_same_way(tinyshakespeare: Path, tmp_path: Path, outp
     assert Tokenizer.load(run.tokenizer).decode([0]) == "!"
 
 
-def test_a_text_too_short_to_be_measured_is_refused_before_training(tmp_path: Path, refused: Output) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("One day a fox went to the river. " * 30, encoding="utf-8")
-    assert "too short" in refused("quickstart", "--text", text, "--out", tmp_path / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
-
-
 def test_a_signal_saves_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
