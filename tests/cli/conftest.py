@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return said
 
     return run
+
+
+@pytest.fixture(scope="module")
+def without_curves() -> Iterator[None]:
+    """Train without drawing curves.png, which takes longer than the steps of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt2lab.training.loop.draw_curves", lambda run: None)
+        yield
 
 
 @pytest.fixture(scope="session")

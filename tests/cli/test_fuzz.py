@@ -12,7 +12,10 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 NAMES = ("tokenizer", "data", "perplexity", "perplexity-data", "sample", "resume", "report", "import-hf", "hellaswag")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a hang is noticed by SIGALRM")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="a hang is noticed by SIGALRM"),
+    pytest.mark.usefixtures("without_curves"),
+]
 
 
 @pytest.fixture(scope="module")
