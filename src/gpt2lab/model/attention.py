@@ -109,18 +109,13 @@ def choose_kernel(
     If a mask reaches back over a small part of the sequence, skipping masked keys wins. SDPA wins wherever it has a
     fast backward pass; on a CPU in bf16 it has none, so short training sequences use plain products.
     """
-    if isinstance(mask, Mask) and bandable(mask) and T == S:
+    if isinstance(mask, Mask) and mask.is_bandable and T == S:
         keys = mask.keys_per_query(S)
         if BANDED_FROM * (keys + BLOCK) <= S:
             return "banded", f"a query attends to {keys:,} of {S:,} positions"
     if device.type == "cpu" and training and (dtype == torch.bfloat16 or S < 256) and S <= MATMUL_TO:
         return "matmul", f"plain products have the fastest gradient on a CPU up to {MATMUL_TO:,} positions"
     return "sdpa", "the fastest unless another kernel is known to be faster"
-
-
-def bandable(mask: Mask) -> bool:
-    """Whether the banded kernel supports a mask."""
-    return mask.reach is not None and not mask.looks_ahead
 
 
 class AttentionBias(NamedTuple):
@@ -204,7 +199,7 @@ class AttentionPattern:
         if kernel == "auto":
             kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
         if T == S > 1 and kernel == "banded":
-            if isinstance(mask, torch.Tensor) or not bandable(mask):
+            if isinstance(mask, torch.Tensor) or not mask.is_bandable:
                 raise InputError(
                     "kernel banded supports masks of limited reach (window, global), not this one; use kernel auto"
                 )

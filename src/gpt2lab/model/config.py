@@ -109,7 +109,7 @@ class GPTConfig:
             require(value is None or 1 <= value <= self.n_ctx, name, value, within)
         if self.kernel == "flex" and self.dropout > 0.0:
             raise InputError(f"kernel flex cannot drop attention weights; set dropout 0 (it is {self.dropout})")
-        if self.kernel == "banded" and (self.attention_mask.reach is None or self.attention_mask.looks_ahead):
+        if self.kernel == "banded" and not self.attention_mask.is_bandable:
             raise InputError(
                 f"kernel banded needs a causal mask of limited reach, and mask {self.mask} has none; "
                 "take mask window or global, or kernel auto"
@@ -123,7 +123,7 @@ class GPTConfig:
             InputError: It is one of your own and is not what it says.
         """
         options = tuple((name, getattr(self, name)) for name in options_of(self.mask))
-        return make_mask(self.mask, self.n_ctx, self.n_head, options)
+        return make_mask(self.mask, MASKS[self.mask], self.n_ctx, self.n_head, options)
 
     @property
     def kv_heads(self) -> int:

@@ -75,6 +75,11 @@ class Mask:
         """Whether it is the plain causal mask, which kernels have built in."""
         return self.allows is _not_after
 
+    @property
+    def is_bandable(self) -> bool:
+        """Whether the banded kernel supports it."""
+        return self.reach is not None and not self.looks_ahead
+
     def keys_per_query(self, S: int) -> int:
         """Return an upper bound on the number of S keys that a query attends to: the leading ones and the reach."""
         return S if self.reach is None else min(S, self.leading + self.reach)
@@ -136,20 +141,15 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(MASKS[name]).parameters)
 
 
-def make_mask(name: str, n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]) -> Mask:
-    """Build a registered mask and check its claims on up to 512 positions.
+@functools.lru_cache
+def make_mask(
+    name: str, make: Callable[..., Mask], n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]
+) -> Mask:
+    """Build a mask with the function that its name is registered with, and check its claims on up to 512 positions.
 
     Raises:
         InputError: It lets a query attend to later keys, or beyond its reach, without declaring so.
     """
-    return _checked(name, MASKS[name], n_ctx, n_head, options)
-
-
-@functools.lru_cache
-def _checked(
-    name: str, make: Callable[..., Mask], n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]
-) -> Mask:
-    """Cached by function, since a registered name may be given another function."""
     import torch
 
     mask = make(**dict(options))
@@ -172,20 +172,16 @@ def _checked(
     return mask
 
 
-def grid(
-    B: int, H: int, q: torch.Tensor, k: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return row, head, query and key as tensors that broadcast to (B, H, T, S), for positions q (T,) and k (S,)."""
+def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Return a mask as a boolean tensor (B or 1, H or 1, T, S) for positions q (T,) and k (S,).
+
+    A dimension is 1 if the mask does not depend on the row or the head.
+    """
     import torch
 
     b = torch.arange(B, device=q.device)[:, None, None, None]
     h = torch.arange(H, device=q.device)[:, None, None]
-    return b, h, q[:, None], k
-
-
-def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Return the mask as a boolean tensor (B or 1, H or 1, T, S), 1 if it does not depend on row or head."""
-    allowed = mask.allows(*grid(B, H, q, k))
+    allowed = mask.allows(b, h, q[:, None], k)
     allowed = allowed[(None,) * (4 - allowed.dim())]
     return allowed.expand(*allowed.shape[:2], len(q), len(k))
 
