@@ -16,6 +16,7 @@ import torch._inductor.config
 from ranks import launch, needs_fork
 from support import (
     PLAIN,
+    Doing,
     assert_same_run,
     at_step,
     checkpoint,
@@ -32,6 +33,8 @@ from support import (
     train,
 )
 
+from gpt2lab import runtime
+from gpt2lab.evaluation.measure import LoadedRun
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
@@ -174,11 +177,26 @@ def test_a_run_may_move_to_another_machine_with_a_warning(
     assert {name: getattr(saved_config(run), name) for name in change} == change
 
 
-def test_auto_threads_and_moved_data_change_nothing(copied: Copied, data: Path, finished: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("speedup", [0.1, 9.0])
+def test_auto_evaluates_in_the_precision_of_training(
+    unbroken: Run, monkeypatch: pytest.MonkeyPatch, speedup: float
+) -> None:
+    monkeypatch.setattr(runtime, "bf16_speedup", lambda: speedup)
+    used = [LoadedRun.load(unbroken.path, "best", "cpu", asked).runtime.precision for asked in ("auto", "bf16")]
+    assert used == [saved_config(unbroken).precision, "bf16"]
+
+
+def test_auto_threads_and_moved_data_change_nothing(
+    copied: Copied, data: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, config = copied
     auto = dict.fromkeys(("micro_batch", "precision", "device", "compile"), "auto")
     moved = Path(shutil.copytree(data, tmp_path / "moved"))
-    go_on(config, 8, data=moved, loader_workers=0, **auto)
+    used: list[str] = []
+    hooks = Doing(begin=lambda run, where: used.append(where.precision))
+    monkeypatch.setattr(runtime, "bf16_speedup", lambda: 9.0)
+    go_on(config, 8, hooks, data=moved, loader_workers=0, **auto)
+    assert used == ["fp32"]
     assert (saved_config(run).micro_batch, saved_config(run).data) == (4, moved)
     assert_same_run(run, finished)
 

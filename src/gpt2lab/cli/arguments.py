@@ -54,7 +54,7 @@ class ModelOptions:
     device: Device = "auto"
     """Device to run on."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the matrix products."""
+    """Precision of the matrix products; auto is that of training where the device supports it."""
 
     def load(self) -> LoadedRun:
         """Open the run and load the weights. Raises `InputError` if they are missing or damaged."""

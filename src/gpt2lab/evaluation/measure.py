@@ -13,12 +13,15 @@ restored. Perplexity per word still counts the words of the given text.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from gpt2lab import runtime
 from gpt2lab.data.dataset import TokenDataset
@@ -67,6 +70,8 @@ class LoadedRun:
     def load(cls, path: Path, which: str, device: str, precision: str) -> LoadedRun:
         """Open a run and load the weights of a checkpoint.
 
+        The precision ``auto`` is that of training where the device supports it.
+
         Raises:
             InputError: The run, checkpoint, device or precision does not exist, or the checkpoint is damaged.
         """
@@ -75,6 +80,8 @@ class LoadedRun:
         run = Run.open(path)
         model, checkpoint = load_model(run, which, resolved.device)
         config = None if checkpoint.data_fingerprint is None else saved_config(run)
+        if precision == "auto" and config is not None:
+            resolved = _as_trained(resolved, config)
         return cls(run, config, model, checkpoint, load_tokenizer(run, checkpoint), resolved)
 
     @property
@@ -135,6 +142,20 @@ class LoadedRun:
         for name, value in measured.figures.items():
             print(f"{name.replace('_', ' '):16}  {value:.4f}")
         print(f"protocol: {measured.protocol}")
+
+
+def _as_trained(found: Runtime, config: ResolvedConfig) -> Runtime:
+    """Return the runtime with the precision of training, so that evaluations of a run agree: ``auto`` may go by timing.
+
+    What was trained in bf16 on a GPU may be slow in it on a CPU, so on another kind of device only fp32 is kept.
+    """
+    if config.precision != "fp32" and torch.device(config.device).type != found.device.type:
+        return found
+    try:
+        kept = runtime.resolve(str(found.device), config.precision)
+    except InputError:  # tf32 on an older GPU
+        return found
+    return dataclasses.replace(kept, precision_reason="as in training")
 
 
 @contextmanager
