@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -35,23 +35,35 @@ DTYPES: dict[str, torch.dtype] = {
 }
 FAST_BF16 = 1.2
 """bf16 is chosen on a CPU if its products are at least this many times as fast as those of fp32."""
-PEAK_FLOPS: dict[str, dict[str, float]] = {
-    # Dense matrix products, vendor's data sheets; no sparsity. The first that is a word of torch's device name counts.
-    "GB200": {"bf16": 2500e12, "fp16": 2500e12, "tf32": 1250e12},
-    "B200": {"bf16": 2250e12, "fp16": 2250e12, "tf32": 1125e12},
-    "H200": {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12},
-    "H100 PCIe": {"bf16": 756e12, "fp16": 756e12, "tf32": 378e12, "fp32": 51e12},
-    "H100 NVL": {"bf16": 835e12, "fp16": 835e12, "tf32": 418e12, "fp32": 60e12},
-    "H100": {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12},
-    "A100": {"bf16": 312e12, "fp16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-    "A10G": {"bf16": 70e12, "fp16": 70e12, "tf32": 35e12, "fp32": 31.5e12},
-    "A40": {"bf16": 150e12, "fp16": 150e12, "tf32": 75e12, "fp32": 37.4e12},
-    "L40S": {"bf16": 362e12, "fp16": 362e12, "tf32": 183e12, "fp32": 91.6e12},
-    "L4": {"bf16": 121e12, "fp16": 121e12, "tf32": 60e12, "fp32": 30.3e12},
-    "RTX 4090": {"bf16": 165e12, "fp16": 165e12, "tf32": 82.6e12, "fp32": 82.6e12},
-    "RTX 3090": {"bf16": 71e12, "fp16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12},
-    "V100": {"fp16": 125e12, "fp32": 15.7e12},
-    "T4": {"fp16": 65e12, "fp32": 8.1e12},
+GB = 10**9
+
+
+class Gpu(NamedTuple):
+    """What the vendor's data sheet says of a GPU."""
+
+    memory: int
+    """Bytes."""
+    flops: dict[str, float]
+    """Rate of dense matrix products by precision, in operations per second."""
+
+
+GPUS = {
+    # The A100 is the larger one. The first that is a word of torch's device name counts.
+    "GB200": Gpu(186 * GB, {"bf16": 2500e12, "fp16": 2500e12, "tf32": 1250e12}),
+    "B200": Gpu(180 * GB, {"bf16": 2250e12, "fp16": 2250e12, "tf32": 1125e12}),
+    "H200": Gpu(141 * GB, {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12}),
+    "H100 PCIe": Gpu(80 * GB, {"bf16": 756e12, "fp16": 756e12, "tf32": 378e12, "fp32": 51e12}),
+    "H100 NVL": Gpu(94 * GB, {"bf16": 835e12, "fp16": 835e12, "tf32": 418e12, "fp32": 60e12}),
+    "H100": Gpu(80 * GB, {"bf16": 989e12, "fp16": 989e12, "tf32": 495e12, "fp32": 67e12}),
+    "A100": Gpu(80 * GB, {"bf16": 312e12, "fp16": 312e12, "tf32": 156e12, "fp32": 19.5e12}),
+    "A10G": Gpu(24 * GB, {"bf16": 70e12, "fp16": 70e12, "tf32": 35e12, "fp32": 31.5e12}),
+    "A40": Gpu(48 * GB, {"bf16": 150e12, "fp16": 150e12, "tf32": 75e12, "fp32": 37.4e12}),
+    "L40S": Gpu(48 * GB, {"bf16": 362e12, "fp16": 362e12, "tf32": 183e12, "fp32": 91.6e12}),
+    "L4": Gpu(24 * GB, {"bf16": 121e12, "fp16": 121e12, "tf32": 60e12, "fp32": 30.3e12}),
+    "RTX 4090": Gpu(24 * GB, {"bf16": 165e12, "fp16": 165e12, "tf32": 82.6e12, "fp32": 82.6e12}),
+    "RTX 3090": Gpu(24 * GB, {"bf16": 71e12, "fp16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12}),
+    "V100": Gpu(32 * GB, {"fp16": 125e12, "fp32": 15.7e12}),
+    "T4": Gpu(16 * GB, {"fp16": 65e12, "fp32": 8.1e12}),
 }
 COMPILE_FROM_STEPS = 5_000
 """Steps from which compiling pays off on a CPU: it costs some 10 s and saves about 2 ms per step of a small model."""
@@ -177,14 +189,14 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     """
     if device.type == "cuda":
         known = data_sheet(torch.cuda.get_device_name(device))
-        if known is not None and precision in PEAK_FLOPS[known]:
-            return PEAK_FLOPS[known][precision], f"{known} data sheet, {precision}"
+        if known is not None and precision in GPUS[known].flops:
+            return GPUS[known].flops[precision], f"{known} data sheet, {precision}"
     return _measured(device, precision), f"measured matrix product on {device.type}, {precision}"
 
 
 def data_sheet(device_name: str) -> str | None:
-    """Return the entry of `PEAK_FLOPS` for a GPU as torch names it ("NVIDIA H100 80GB HBM3"); None if unknown."""
-    return next((known for known in PEAK_FLOPS if re.search(rf"\b{known}\b", device_name)), None)
+    """Return the name in `GPUS` of a GPU as torch names it ("NVIDIA H100 80GB HBM3"); None if unknown."""
+    return next((known for known in GPUS if re.search(rf"\b{known}\b", device_name)), None)
 
 
 @functools.cache

@@ -13,10 +13,8 @@ import pytest
 
 from gpt2lab.cli.main import main
 from gpt2lab.files import write_json
-from gpt2lab.lab.forecast import GPU_MEMORY
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.runtime import PEAK_FLOPS
 from gpt2lab.training.config import OptimConfig, ResolvedConfig, to_dict
 from gpt2lab.training.memory import n_params
 
@@ -182,7 +180,3 @@ def test_refusals(tmp_path: Path, capsys: Capture, options: str, expected: str) 
     argv = [str(tmp_path / word) if word.isupper() and word.isalpha() else word for word in options.split()]
     assert main(["plan", *argv]) == 2
     assert expected in capsys.readouterr().err
-
-
-def test_every_gpu_with_a_peak_rate_has_a_memory() -> None:
-    assert GPU_MEMORY.keys() == PEAK_FLOPS.keys()

@@ -175,7 +175,8 @@ def test_killed_during_a_save(data: Path, tmp_path: Path, stage: str) -> None:
     assert process.exitcode == -signal.SIGKILL
     run = Run(tmp_path / "run")
     renamed = list(ALONE).index(stage) >= list(ALONE).index("after the rename")
-    assert checkpoint.newest_valid(run, pytest.fail).step == (8 if renamed else 4)
+    found, warnings = checkpoint.newest_valid(run)
+    assert (found.step, warnings) == (8 if renamed else 4, [])
     go_on(config)
     assert_same_run(run, train(dataclasses.replace(config, out=tmp_path / "unbroken")), 12)
     assert saved_steps(run) == [12]
@@ -321,7 +322,8 @@ def test_a_rank_killed_during_a_sharded_save(data: Path, tmp_path: Path, stage: 
     with pytest.raises(AssertionError):
         launch(2, die_while_saving, each, stage)
     run = Run(tmp_path / "run")
-    assert checkpoint.newest_valid(run, pytest.fail).step == 4
+    found, warnings = checkpoint.newest_valid(run)
+    assert (found.step, warnings) == (4, [])
     assert launch(2, go_on, each) == ["", ""]
     assert saved_steps(run) == [4, 8, 12]
     assert not hidden(run)

@@ -306,7 +306,7 @@ def _has_checkpoint(run: Run) -> bool:
     if not (run.path / "config.json").is_file():
         return False
     try:
-        newest_valid(run, lambda _: None)
+        newest_valid(run)
     except InputError:
         return False
     return True

@@ -29,19 +29,12 @@ from gpt2lab.data.loader import micro_steps
 from gpt2lab.errors import InputError, one_of, require
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.runtime import PEAK_FLOPS, data_sheet, peak_flops
+from gpt2lab.runtime import GPUS, data_sheet, peak_flops
 from gpt2lab.training.checkpoint import list_checkpoints
 from gpt2lab.training.config import TrainConfig, saved_config
 from gpt2lab.training.distributed import mode_by_memory
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params
 
-GB = 10**9
-GPU_MEMORY: dict[str, int] = {
-    # Data sheets of the vendors; the A100 is the larger one.
-    "GB200": 186 * GB, "B200": 180 * GB, "H200": 141 * GB, "H100": 80 * GB, "H100 PCIe": 80 * GB, "H100 NVL": 94 * GB,
-    "A100": 80 * GB, "A10G": 24 * GB, "A40": 48 * GB, "L40S": 48 * GB, "L4": 24 * GB, "RTX 4090": 24 * GB,
-    "RTX 3090": 24 * GB, "V100": 32 * GB, "T4": 16 * GB,
-}  # fmt: skip
 USABLE_MEMORY = 0.92
 """Fraction of a GPU's memory that tensors can use; driver, libraries and fragmentation take the rest."""
 TOKENS_PER_PARAMETER = 20
@@ -86,9 +79,9 @@ class Workload:
         if gpu == "cpu":
             precision = runtime.resolve(gpu, precision).precision  # refuses what training would
         elif precision == "auto":
-            precision = "bf16" if "bf16" in PEAK_FLOPS[gpu] else "fp16"
-        elif precision not in PEAK_FLOPS[gpu]:
-            raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(PEAK_FLOPS[gpu])}")
+            precision = "bf16" if "bf16" in GPUS[gpu].flops else "fp16"
+        elif precision not in GPUS[gpu].flops:
+            raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(GPUS[gpu].flops)}")
         _require_counts(parallel, gpus, tokens=tokens, micro_batch=micro_batch)
         require(0 < mfu <= 1, "mfu", mfu, "a fraction of the peak rate, above 0 and at most 1")
         tokens = tokens or TOKENS_PER_PARAMETER * n_params(recipe.model)
@@ -153,8 +146,8 @@ def parse_tokens(text: str) -> int:
 
 def _known(gpu: str) -> str:
     """Return a GPU's name as in the tables, in any capitalization."""
-    name = next((known for known in (*GPU_MEMORY, "cpu") if known.lower() == gpu.lower()), gpu)
-    one_of("GPU", name, (*GPU_MEMORY, "cpu"))
+    name = next((known for known in (*GPUS, "cpu") if known.lower() == gpu.lower()), gpu)
+    one_of("GPU", name, (*GPUS, "cpu"))
     return name
 
 
@@ -227,12 +220,12 @@ def forecast(workload: Workload) -> Forecast:
     """
     model, gpus = workload.model, workload.gpus
     on_cpu = workload.gpu == "cpu"
-    room = runtime.available_memory(torch.device("cpu")) if on_cpu else int(GPU_MEMORY[workload.gpu] * USABLE_MEMORY)
+    room = runtime.available_memory(torch.device("cpu")) if on_cpu else int(GPUS[workload.gpu].memory * USABLE_MEMORY)
     parallel = workload.parallel
     if gpus == 1:
         parallel = "single"
     elif parallel == "auto":  # as training chooses
-        parallel = "ddp" if on_cpu else mode_by_memory(model, GPU_MEMORY[workload.gpu])[0]
+        parallel = "ddp" if on_cpu else mode_by_memory(model, GPUS[workload.gpu].memory)[0]
     rate = _tokens_per_s(workload)  # once: a CPU's peak rate is measured
     shape = Shape(
         *(model, workload.T, 1, workload.precision, "cpu" if on_cpu else "cuda"),
@@ -279,5 +272,5 @@ def _tokens_per_s(workload: Workload) -> float:
     if workload.gpu == "cpu":
         peak = peak_flops(torch.device("cpu"), workload.precision)[0]
     else:
-        peak = PEAK_FLOPS[workload.gpu][workload.precision]
+        peak = GPUS[workload.gpu].flops[workload.precision]
     return workload.gpus * peak * workload.mfu / workload.model.flops_per_token(workload.T)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,20 +280,19 @@ def find(run: Run, which: str) -> Checkpoint:
     raise InputError(f'{run.path} has no checkpoint "{which}"; choose best, last or a step: {steps}')
 
 
-def newest_valid(run: Run, warn: Callable[[str], None]) -> Checkpoint:
-    """Return the newest checkpoint that passes `verify`, and warn of newer ones that do not.
+def newest_valid(run: Run) -> tuple[Checkpoint, list[str]]:
+    """Return the newest checkpoint that passes `verify`, and a warning for each newer one that does not.
 
     Raises:
         InputError: There is none.
     """
-    last = find(run, "last")
+    last, skipped = find(run, "last"), []
     for checkpoint in reversed(list_checkpoints(run)):
         try:
             verify(checkpoint)
+            return checkpoint, skipped
         except InputError as error:
-            warn(f"skipped a damaged checkpoint: {error}")
-            continue
-        return checkpoint
+            skipped.append(f"skipped a damaged checkpoint: {error}")
     raise InputError(f"{last.path.parent}: every checkpoint is damaged; start a new run")
 
 

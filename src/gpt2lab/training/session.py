@@ -241,8 +241,7 @@ def _find_checkpoint(run: Run, which: str, restarted: bool) -> tuple[Checkpoint 
         return found, []
     if restarted and not checkpoint.list_checkpoints(run):
         return None, []
-    warnings: list[str] = []
-    return checkpoint.newest_valid(run, warnings.append), warnings
+    return checkpoint.newest_valid(run)
 
 
 def _require_same_data(before: dict[str, str], now: dict[str, str]) -> None:
