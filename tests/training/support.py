@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.training import loop
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import Interrupted
-from gpt2lab.training.loop import Hooks, StepReport
+from gpt2lab.training.loop import Hooks, StepReport, Trainer
 from gpt2lab.training.session import train
+from gpt2lab.training.setup import Data, Setup, resolve
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
@@ -70,6 +72,17 @@ def small(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "precision": "fp32", "compile": "off", "device": "cpu",
     }  # fmt: skip
     return TrainConfig(data=data, out=out, **(options | changes))
+
+
+def plan(data: Path, **changes: Any) -> Setup:
+    """What a small run resolves to."""
+    return resolve(small(data, Path("unused"), **changes), TokenDataset(data))
+
+
+def trainer_of(data: Path, out: Path, **changes: Any) -> Trainer:
+    """The trainer of a small run in a directory that exists."""
+    setup = plan(data, **changes)
+    return Trainer(setup, Data.open(TokenDataset(data), setup.config), Run(out), Hooks())
 
 
 class Doing(Hooks):

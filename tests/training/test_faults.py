@@ -65,22 +65,6 @@ def wait_for_steps(process: subprocess.Popen[str], count: int) -> None:
         assert process.stdout.readline()
 
 
-def test_sigterm_to_a_process(start: Launch, data: Path, tmp_path: Path) -> None:
-    options = {"model": PLAIN, "steps": 100_000, "checkpoint_every": 100_000, "eval_every": 100_000}
-    config = small(data, tmp_path / "run", **options)
-    process = start(config)
-    wait_for_steps(process, 20)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    run = Run(tmp_path / "run")
-    (step,) = saved_steps(run)
-    assert process.returncode == 128 + signal.SIGTERM
-    stopped = f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
-    assert said.splitlines()[-1] == stopped
-    go_on(config, steps=step + 5)
-    assert saved_steps(run) == [step, step + 5]
-
-
 @pytest.mark.fault
 def test_killed_at_twenty_random_moments(start: Launch, data: Path, tmp_path: Path) -> None:
     options = {"steps": 800, "checkpoint_every": 3, "keep_last": 2, "eval_every": 50, "log_every": 7}

@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support import small
+from support import trainer_of
 
-from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.runs import Run
-from gpt2lab.training.loop import Hooks, Trainer
+from gpt2lab.training.loop import Trainer
 from gpt2lab.training.memory import FRAGMENTATION, LIBRARY_BYTES, Shape, estimate, largest_micro_batch, parameter_shapes
-from gpt2lab.training.setup import Data, resolve
 
 MODEL: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_ctx": 256, "vocab_size": 257, "dropout": 0.1}
 WINDOW: dict[str, Any] = {"mask": "window", "window": 32}
@@ -73,10 +70,8 @@ def test_a_step_takes_what_is_estimated(
 ) -> None:
     options = {"seq_len": seq_len, "micro_batch": micro_batch, "batch_tokens": micro_batch * seq_len} | options
     options["model"] = GPTConfig(**(MODEL | model))
-    dataset = TokenDataset(data)
-    plan = resolve(small(data, tmp_path, **options), dataset)
-    trainer = Trainer(plan, Data.open(dataset, plan.config), Run(tmp_path), Hooks())
-    config = plan.config
+    trainer = trainer_of(data, tmp_path, **options)
+    config = trainer.config
     shape = Shape(
         *(config.model, config.seq_len, config.micro_batch, config.precision, "cpu", config.activation_checkpointing),
         micro_steps=trainer.loader.micro_steps,

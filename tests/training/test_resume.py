@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
-from gpt2lab.training.distributed import SINGLE_PROCESS, catch_signals
+from gpt2lab.training.distributed import SINGLE_PROCESS, Interrupted, catch_signals
 from gpt2lab.training.session import held
 
 Copied = tuple[Run, TrainConfig]
@@ -223,6 +224,17 @@ def test_a_signal_stops_after_the_step_and_the_run_resumes_as_if_unbroken(
     assert saved_steps(run)[-1] == step + 1  # neither a multiple of log_every nor of checkpoint_every
     assert signal.getsignal(number) is before
     assert_same_run(go_on(config), finished)
+
+
+def test_a_signal_at_any_moment_is_deferred_to_the_end_of_the_step(data: Path, tmp_path: Path) -> None:
+    late = dict.fromkeys(("steps", "checkpoint_every", "eval_every"), 100_000)
+    config = small(data, tmp_path / "run", model=PLAIN, **late)
+    soon = threading.Timer(0.1, signal.raise_signal, [signal.SIGTERM])
+    with pytest.raises(Interrupted) as stopped:
+        train(config, at_step(20, soon.start))
+    assert saved_steps(Run(tmp_path / "run")) == [stopped.value.step]
+    go_on(config, steps=stopped.value.step + 5)
+    assert saved_steps(Run(tmp_path / "run"))[-1] == stopped.value.step + 5
 
 
 def test_a_signal_in_the_last_step_lets_the_run_end(data: Path, finished: Run, tmp_path: Path) -> None:
