@@ -183,7 +183,7 @@ def test_models_are_imported_by_their_name_on_the_hub(
     models = {"gpt2": files, "owner/large": {**files, **shards}, "owner/old": pickled}
     del models["owner/large"]["model.safetensors"]
     expected = load_model(Run.open(exported / "run"))[0].state_dict()
-    with loopback_hub(models) as endpoint, hub_client(endpoint, tmp_path / "home"):
+    with loopback_hub(models) as hub, hub_client(hub.address, tmp_path / "home"):
         for name in ("gpt2", "owner/large"):
             run = tmp_path / name.replace("/", "-")
             output("import-hf", name, run)

@@ -57,7 +57,7 @@ def test_it_measures_every_figure_with_its_protocol(
         },
     }
     monkeypatch.setattr("sys.argv", [str(SCRIPT), "--model=owner/small", "--items=2", "--device=cpu"])
-    with loopback_hub(files) as endpoint, hub_client(endpoint, tmp_path / "home"), pytest.raises(SystemExit) as stop:
+    with loopback_hub(files) as hub, hub_client(hub.address, tmp_path / "home"), pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert stop.value.code == 0
     said = capsys.readouterr().out

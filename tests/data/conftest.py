@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from loopback_datasets import Hub, loopback_hub
+from loopback_hub import Hub, loopback_hub
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import documents, texts
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from loopback_datasets import Hub
+from loopback_hub import Hub
 
 WANTED = """
 stories pystdlib shakespeare wikitext2 wikitext103 tinystories wikipedia openwebtext fineweb fineweb-edu fineweb-gpt2

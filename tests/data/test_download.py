@@ -16,7 +16,7 @@ from gpt2lab import hub as client
 from gpt2lab.data.sources import CONVERTED, find_dataset
 from gpt2lab.errors import InputError
 from gpt2lab.hub import RetryPolicy, SourceFile, Unreachable, fetch, get_json
-from loopback_datasets import COMMIT, Hub
+from loopback_hub import COMMIT, Hub
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

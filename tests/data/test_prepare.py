@@ -25,7 +25,7 @@ from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import documents
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from loopback_datasets import Hub
+from loopback_hub import Hub
 
 
 def parts(rule: SplitRule, text: str, bits: float | None = None) -> list[tuple[str, str, float | None]]:

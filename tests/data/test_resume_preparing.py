@@ -25,7 +25,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import bytes_below
 from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from loopback_datasets import Hub
+from loopback_hub import Hub
 
 FILES = 6
 ARGUMENTS: dict[str, Any] = {"val_fraction": 0.1, "test_fraction": 0.1, "shard_tokens": 20_000}
@@ -156,7 +156,7 @@ def test_disk_use_stays_within_max_disk(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer, unbroken: dict[str, bytes]
 ) -> None:
     output = sum(len(content) for name, content in unbroken.items() if name.endswith(".bin"))
-    largest = max(len(content) for content in hub.files.values())
+    largest = max(len(content) for content in hub.repositories["datasets/o/n"].values())
     most = 0
 
     def watch(*_: int) -> None:

@@ -246,7 +246,7 @@ def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(
     export = ["tokenizer", "export", "hub:owner/tiny", "--out"]
     prepare = ["data", "prepare", "stories", "--max-documents", "9", "--tokenizer", "gpt2", "--out"]
     models = {"owner/tiny": files, "gpt2": files, "owner/empty": {"README.md": b"nothing"}}
-    with loopback_hub(models) as endpoint, hub_client(endpoint, tmp_path / "hub"):
+    with loopback_hub(models) as hub, hub_client(hub.address, tmp_path / "hub"):
         assert main([*export, str(tmp_path / "first")]) == main([*prepare, str(tmp_path / "data")]) == 0
         for name, message in {
             "owner/tin": '"owner/tin" is not a local directory, and the Hub has no such public model',

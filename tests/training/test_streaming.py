@@ -39,7 +39,7 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import TrainConfig, to_dict
 from gpt2lab.training.distributed import Communicator, Interrupted
 from gpt2lab.training.setup import open_data
-from loopback_datasets import Hub, loopback_hub
+from loopback_hub import Hub, loopback_hub
 
 FILES, STEPS = 3, 50
 BORDERS = (16, 31, 46)
