@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import rich.console
@@ -35,6 +36,8 @@ class Console(rich.console.Console):
         raise BrokenPipeError
 
 
+SKIPPED = 20
+"""Skipped files that are printed."""
 console = Console(highlight=False, soft_wrap=True)
 log = logging.getLogger("gpt2lab")
 
@@ -49,6 +52,14 @@ def log_to_console() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
+
+
+def print_skipped(skipped: Mapping[str, str], where: str = "") -> None:
+    """Print which files were skipped and why; of many, the first, and ``where`` the others are listed."""
+    for name, why in islice(skipped.items(), SKIPPED):
+        print(f"skipped {name}: {why}")
+    if (more := len(skipped) - SKIPPED) > 0:
+        print(f"skipped {more:,} more files{where}")
 
 
 @contextmanager

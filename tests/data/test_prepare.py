@@ -22,7 +22,7 @@ from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.documents import SPLITS, SplitRule, TextDocument
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.sources import documents
+from gpt2lab.data.sources import documents, texts
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_hub import Hub
@@ -86,8 +86,8 @@ def test_every_document_comes_back_and_the_manifest_counts_it(
 ) -> None:
     dataset = prepare([source], tokenizer, tmp_path / "out", val_fraction=0.2, test_fraction=0.1, shard_tokens=100)
     found, original = texts_of(dataset), read(source)
-    assert sorted(text for texts in found.values() for text in texts) == sorted(original)
-    assert all(texts == [text for text in original if text in texts] for texts in found.values())
+    assert sorted(text for held in found.values() for text in held) == sorted(original)
+    assert all(held == [text for text in original if text in held] for held in found.values())
     assert list(found) == ["train", "val", "test"]
     for split, info in dataset.manifest.splits.items():
         ids = ids_of(dataset, split)
@@ -100,8 +100,8 @@ def test_every_document_comes_back_and_the_manifest_counts_it(
 
 def test_stories_keep_the_sum_of_their_bits(tmp_path: Path, tokenizer: Tokenizer) -> None:
     dataset = prepare(["stories"], tokenizer, tmp_path / "out", seed=3, max_documents=150, val_fraction=0.2)
-    for split, texts in texts_of(dataset).items():
-        stories = [d for d in documents(["stories"], seed=3, max_documents=150) if "".join(d.pieces()) in texts]
+    for split, found in texts_of(dataset).items():
+        stories = [d for d in documents(["stories"], seed=3, max_documents=150) if "".join(d.pieces()) in found]
         assert dataset.manifest.splits[split].entropy_bits == pytest.approx(sum(d.bits or 0.0 for d in stories))
         assert dataset.manifest.splits[split].documents == len(stories)
 
@@ -160,17 +160,17 @@ def test_duplicates_are_left_out_wherever_they_stand(hub: Hub, tmp_path: Path, t
         hub.add("o/n", f"{number}.parquet", parquet([f"text {n % 120}" for n in range(number * 50, number * 50 + 150)]))
     plain = prepare(["hub:o/n"], tokenizer, tmp_path / "plain")
     clean = prepare(["hub:o/n"], tokenizer, tmp_path / "clean", deduplicate=True)
-    kept = [text for texts in texts_of(clean).values() for text in texts]
-    assert sorted(kept) == sorted({text for texts in texts_of(plain).values() for text in texts})
+    kept = [text for held in texts_of(clean).values() for text in held]
+    assert sorted(kept) == sorted({text for held in texts_of(plain).values() for text in held})
     assert clean.manifest.left_out.duplicates == 450 - 120 and plain.manifest.left_out.duplicates == 0
 
 
 def test_short_documents_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    texts = [f"{n:x} {'x' * (n % 20)}" for n in range(300)]
-    source = str(write(tmp_path / "a.txt", "<|endoftext|>".join(texts)))
+    lines = [f"{n:x} {'x' * (n % 20)}" for n in range(300)]
+    source = str(write(tmp_path / "a.txt", "<|endoftext|>".join(lines)))
     dataset = prepare([source], tokenizer, tmp_path / "out", min_length=10, test_fraction=0.0)
-    kept = [text for texts in texts_of(dataset).values() for text in texts]
-    assert sorted(kept) == sorted(text for text in texts if len(text) >= 10)
+    kept = [text for held in texts_of(dataset).values() for text in held]
+    assert sorted(kept) == sorted(text for text in lines if len(text) >= 10)
     assert dataset.manifest.left_out.short == 300 - len(kept)
 
 
@@ -205,12 +205,18 @@ def test_files_that_cannot_be_read_are_skipped_whole_on_request_and_listed(
     command = ["data", "prepare", *sources, "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "out")]
     assert main([*command, "--on-error", "skip"]) == 0
     dataset, said = TokenDataset(tmp_path / "out"), capsys.readouterr().out
+    train = ["tokenizer", "train", "--vocab-size", "270", "--on-error", "skip", "--input"]
+    assert main([*train, *sources, "--out", str(tmp_path / "all")]) == 0
+    skipped_alike = [line for line in said.splitlines() if line.startswith("skipped ")]
+    assert skipped_alike == [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped ")]
     skipped = dataset.manifest.left_out.skipped
     assert list(skipped) == [*map(str, sorted(bad)), f"{zipped}/bad.txt"]
     assert all(skipped[str(file)].startswith(why) for file, why in bad.items())
     assert all(f"skipped {file}: {why}\n" in said for file, why in skipped.items())
     expected = [*sorted(good), write(tmp_path / "good.txt", "zipped")]
-    clean = prepare([str(file) for file in expected], tokenizer, tmp_path / "clean", on_error="skip")
+    files = [str(file) for file in expected]
+    assert Tokenizer.load(tmp_path / "all").merges == Tokenizer.train(texts(files), 270).merges
+    clean = prepare(files, tokenizer, tmp_path / "clean", on_error="skip")
     assert dataset.fingerprint == clean.fingerprint and not clean.manifest.left_out.skipped
 
 
@@ -221,6 +227,8 @@ def test_nothing_but_files_that_cannot_be_read_is_refused(
     with pytest.raises(InputError, match=r"none of the files can be read \(2 skipped\): .*0\.txt: not UTF-8"):
         prepare(files, tokenizer, tmp_path / "out", on_error="skip")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"none of the files can be read \(2 skipped\): .*0\.txt: not UTF-8"):
+        Tokenizer.train(texts(files, on_error="skip"), 270)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match="needs pyarrow"):  # which is not the file's fault
         prepare([str(write(tmp_path / "a.parquet", b""))], tokenizer, tmp_path / "out", on_error="skip")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 80
 """Tokens shown of a document."""
-_SKIPPED = 20
-"""Skipped files that are printed."""
 _BINS = 12
 """Bins of the length histogram."""
 _WIDTH = 40
@@ -126,10 +124,7 @@ def _print_left_out(dataset: TokenDataset) -> None:
     ):
         if count:
             print(f"{count:,} documents {what}")
-    for name, why in islice(left_out.skipped.items(), _SKIPPED):
-        print(f"skipped {name}: {why}")
-    if (more := len(left_out.skipped) - _SKIPPED) > 0:
-        print(f"skipped {more:,} more files; see {dataset.directory / MANIFEST}")
+    console.print_skipped(left_out.skipped, f"; see {dataset.directory / MANIFEST}")
 
 
 @dataclass(frozen=True)

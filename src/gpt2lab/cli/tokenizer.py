@@ -48,17 +48,21 @@ class TrainTokenizer(Command):
     """Column that holds the text in JSON, CSV and Parquet; "text" by default."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not UTF-8: reject the file, or replace each and continue."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A file that cannot be read: stop, or skip it and list it at the end."""
 
     def run(self) -> None:
         """Train and save the tokenizer."""
         if self.out.exists():
             raise InputError(f"{self.out} exists; give another --out")
-        options = {"max_documents": self.max_documents, "column": self.column, "errors": self.errors}
-        corpus = texts(self.input, **options, whole=find_pattern(self.pattern).cut is None)
+        names, skipped = ("max_documents", "column", "errors", "on_error"), dict[str, str]()
+        options = {name: getattr(self, name) for name in names}
+        corpus = texts(self.input, **options, whole=find_pattern(self.pattern).cut is None, skipped=skipped)
         with console.merging_bar() as (read, progress):
             corpus, special = _counted(corpus, read), self.special_tokens
             tokenizer = Tokenizer.train(corpus, self.vocab_size, special, pattern=self.pattern, progress=progress)
         tokenizer.save(self.out)
+        console.print_skipped(skipped)
         if tokenizer.n_vocab < self.vocab_size:
             print(f"no pair occurs twice after {tokenizer.n_vocab:,} entries; the vocabulary is smaller than asked for")
         print(f"{self.out}: {tokenizer.n_vocab:,} entries, fingerprint {tokenizer.fingerprint[:16]}")

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import (
@@ -44,7 +44,7 @@ from gpt2lab.data.dataset import (
 )
 from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
 from gpt2lab.data.shards import format_for
-from gpt2lab.data.sources import Chunk, SourceConfig, files_of, read_chunk, resolve
+from gpt2lab.data.sources import Chunk, SourceConfig, files_of, read_chunk, require_some, resolve
 from gpt2lab.data.writing import (
     ChunkRecord,
     ChunkWriter,
@@ -54,7 +54,7 @@ from gpt2lab.data.writing import (
     PreparePlan,
     explaining_full_disk,
 )
-from gpt2lab.errors import InputError, TemporaryError, one_of
+from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, locked
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -93,8 +93,6 @@ class PrepareConfig(SourceConfig):
     """Drop documents that are exact copies of an earlier one; needs 8 bytes of memory per document."""
     shard_tokens: int = 100_000_000
     """Tokens per shard file."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """A file that cannot be read: stop, or skip it and record it in the manifest."""
 
     def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Return what the plan records: the tokenizer's fingerprint and the options, with which alone it resumes.
@@ -236,8 +234,7 @@ def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None,
         raise InputError(f"min_length is {config.min_length}; it must be 0 or more characters")
     if max_disk is not None and max_disk < 1:
         raise InputError(f"max_disk is {max_disk}; it must be at least 1 byte")
-    one_of("way with files that cannot be read", config.on_error, ("stop", "skip"))
-    chunks = tuple(resolve(config, check=config.on_error == "stop"))
+    chunks = tuple(resolve(config))
     unusable = ("max_documents", "min_length", "deduplicate", "column", "val_fraction", "test_fraction")
     given = ["--" + name.replace("_", "-") for name in unusable if getattr(config, name)]
     if given and any(chunk.cut == "tokens" for chunk in chunks):
@@ -337,11 +334,12 @@ def finish(
         infos = {s: sum((r.splits[s] for r in records if s in r.splits), NOTHING) for s in SPLITS}
         splits = {split: info for split, info in infos.items() if info.documents}
         skipped = {name: why for record in records for name, why in record.skipped.items()}
-        if skipped and not splits:
+        try:
+            require_some(len(splits), skipped)
+            _require_all(splits, plan.rule)
+        except InputError:
             shutil.rmtree(out, ignore_errors=True)
-            name, why = next(iter(skipped.items()))
-            raise InputError(f"none of the files can be read ({len(skipped)} skipped): {name}: {why}")
-        _require_all(splits, plan.rule, out)
+            raise
         given = any(chunk.split for chunk in plan.chunks)
         left_out = LeftOut(
             sum(record.short for record in records),
@@ -375,10 +373,9 @@ def _move_shards(journal: Journal, records: Sequence[ChunkRecord], out: Path) ->
                     yield replace(shard, name=target.name)
 
 
-def _require_all(splits: dict[str, SplitInfo], rule: SplitRule, out: Path) -> None:
+def _require_all(splits: dict[str, SplitInfo], rule: SplitRule) -> None:
     wanted = {"train": 1.0, "val": rule.val_fraction, "test": rule.test_fraction}
     if empty := [split for split in SPLITS if rule.by != "given" and wanted[split] and split not in splits]:
-        shutil.rmtree(out, ignore_errors=True)
         raise InputError(
             f"the text is too short to hold out val {rule.val_fraction:g} and test {rule.test_fraction:g} of it: "
             f"nothing is left for {' and '.join(empty)}; give more text, larger fractions, or 0 for none"

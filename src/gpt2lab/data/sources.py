@@ -61,6 +61,8 @@ class SourceConfig:
     """Name of the text column of JSON, CSV and Parquet files; meta.text is inside meta. Default: "text"."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A file that cannot be read: stop, or skip it and list it at the end."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +111,48 @@ def documents(sources: Sequence[str], **options: Any) -> Iterator[Document]:
             has columns; during reading for what `read_documents` and `fetch` refuse.
     """
     config = SourceConfig(tuple(sources), **options)
-    return islice(chain.from_iterable(map(_documents_of, resolve(config))), config.max_documents)
+    return _read(resolve(config), config, {})
 
 
-def texts(sources: Sequence[str], *, whole: bool = False, **options: Any) -> Iterator[str]:
+def texts(
+    sources: Sequence[str], *, whole: bool = False, skipped: dict[str, str] | None = None, **options: Any
+) -> Iterator[str]:
     """Return the text of the same documents as a stream of pieces, to train a tokenizer on.
 
     Files that a corpus holds out for validation or test are skipped. Pieces are cut where no word of the splitting
-    pattern of GPT-2 or GPT-4 spans the cut; ``whole`` keeps each document in one piece, for other patterns.
+    pattern of GPT-2 or GPT-4 spans the cut; ``whole`` keeps each document in one piece, for other patterns. With
+    ``on_error="skip"``, the files that cannot be read are added to ``skipped``, with the reason.
     """
     config = SourceConfig(tuple(sources), **options)
-    chunks = (chunk for chunk in resolve(config) if chunk.split in ("", "train"))
-    found = islice(chain.from_iterable(map(_documents_of, chunks)), config.max_documents)
+    chunks = [chunk for chunk in resolve(config) if chunk.split in ("", "train")]
+    found = _read(chunks, config, {} if skipped is None else skipped)
     if whole:
         return ("".join(document.pieces()) for document in found)
     return chain.from_iterable(document.pieces() for document in found)
 
 
-def _documents_of(chunk: Chunk) -> Iterator[Document]:
+def _read(chunks: Iterable[Chunk], config: SourceConfig, skipped: dict[str, str]) -> Iterator[Document]:
+    """Yield the documents of some chunks, downloading one at a time to a temporary directory."""
+    to_skip = skipped if config.on_error == "skip" else None
+    every = chain.from_iterable(_documents_of(chunk, to_skip) for chunk in chunks)
+    number = 0
+    for document in islice(every, config.max_documents):
+        yield document
+        number += 1
+    require_some(number, skipped)
+
+
+def require_some(documents: int, skipped: dict[str, str]) -> None:
+    """Raise `InputError` if there are no documents because all files were skipped."""
+    if skipped and not documents:
+        name, why = next(iter(skipped.items()))
+        raise InputError(f"none of the files can be read ({len(skipped)} skipped): {name}: {why}")
+
+
+def _documents_of(chunk: Chunk, skipped: dict[str, str] | None) -> Iterator[Document]:
     temporary = tempfile.TemporaryDirectory(prefix="gpt2lab-") if chunk.download else contextlib.nullcontext("")
     with temporary as folder:
-        yield from read_chunk(chunk, files_of(chunk, Path(folder)))
+        yield from read_chunk(chunk, files_of(chunk, Path(folder)), skipped)
 
 
 def files_of(chunk: Chunk, folder: Path) -> list[Path]:
@@ -195,23 +218,19 @@ def _articles(rows: Iterable[str]) -> Iterator[Document]:
         yield TextDocument("".join(article))
 
 
-def resolve(config: SourceConfig, check: bool = True) -> list[Chunk]:
-    """Return the chunks of all sources, after checking that each exists. Raises what `documents` raises at once.
-
-    Args:
-        config: The sources and options.
-        check: Whether to raise if a local file is empty or cannot be read.
-    """
+def resolve(config: SourceConfig) -> list[Chunk]:
+    """Return the chunks of all sources, after checking that each exists. Raises what `documents` raises at once."""
     if not config.sources:
         raise InputError(f"no source given: name files, directories or a corpus ({', '.join(CORPORA)})")
     if config.max_documents is not None and config.max_documents < 1:
         raise InputError(f"max_documents is {config.max_documents}; it must be 1 or more")
     one_of("way with errors", config.errors, ERRORS)
+    one_of("way with files that cannot be read", config.on_error, ("stop", "skip"))
     if config.seed and "stories" not in config.sources:
         raise InputError(f"seed {config.seed} is given, but only stories have a seed; leave --seed out")
     groups: list[Chunk] = []
     has_columns = False
-    for chunk in chain.from_iterable(_chunks(source, config, check) for source in config.sources):
+    for chunk in chain.from_iterable(_chunks(source, config) for source in config.sources):
         has_columns |= any(format_of(Path(file.name)) != ".txt" for file in chunk.files)
         if groups and _fit(groups[-1], chunk):
             groups[-1] = replace(chunk, files=groups[-1].files + chunk.files)
@@ -229,13 +248,13 @@ def _fit(one: Chunk, other: Chunk) -> bool:
     return sum(file.size for file in one.files + other.files) <= _TOGETHER
 
 
-def _chunks(source: str, config: SourceConfig, check: bool) -> list[Chunk]:
+def _chunks(source: str, config: SourceConfig) -> list[Chunk]:
     how: dict[str, Any] = {"column": config.column or DEFAULT_COLUMN, "errors": config.errors}
     if source.startswith(PREFIX):
         return _of_hub(find_dataset(source.removeprefix(PREFIX)), **how)
     corpus = CORPORA.get(source)
     if corpus is None:
-        return [Chunk((_source_file(path, check),), **how) for path in find_files(source)]
+        return [Chunk((_source_file(path, check=config.on_error == "stop"),), **how) for path in find_files(source)]
     if corpus.cut == "stories":
         count = config.max_documents or corpus.documents
         starts = range(0, count, _STORIES)
