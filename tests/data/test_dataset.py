@@ -161,7 +161,7 @@ def test_only_the_tokenizer_of_the_data_is_accepted(copy: Path, tokenizer: Token
 
 
 @given(tokens=st.lists(st.integers(0, END), min_size=1, max_size=60), block=st.integers(1, 9))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_survey_counts_tokens_and_documents_across_blocks_and_files(tokens: list[int], block: int) -> None:
     documents: list[list[int]] = [[]]
     for token in tokens:

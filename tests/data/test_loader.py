@@ -52,7 +52,7 @@ def step_of(stream: TokenStream, step: int, seq_len: int, sequences: int, micro_
     return [window for batch in batches for window in windows_of(batch, seq_len)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     tokens=st.integers(9, 200),
     shard_tokens=st.integers(5, 60),
