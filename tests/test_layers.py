@@ -13,7 +13,7 @@ import gpt2lab
 
 SOURCE = Path(gpt2lab.__file__).parent
 LAYERS = (
-    *("errors", "files formatting", "hub runtime", "plots runs", "stories tokenizer", "model", "data"),
+    *("errors", "files formatting", "hub runtime", "plots runs", "stories tokenizer", "model", "data imports"),
     *("generation training", "evaluation console", "lab", "compare", "report", "cli", "__main__"),
 )
 LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}

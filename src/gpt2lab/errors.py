@@ -7,6 +7,7 @@ without a traceback and exits with 2; any other exception is a bug and shows its
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -40,3 +41,14 @@ def require(true: bool, name: str, value: object, allowed: str) -> None:
     """Raise :class:`InputError` unless the value of an option is allowed. Compare so that NaN is not."""
     if not true:
         raise InputError(f"{name} is {value}; it must be {allowed}")
+
+
+def located(error: BaseException, file: str) -> str:
+    """Return an error that a user's ``file`` raised, in one line, with the place in it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file and error.lineno:
+        lines.append(error.lineno)
+    place = f"{file}, line {lines[-1]}" if lines else file
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    first, *_ = message.strip().splitlines() or [""]
+    return f"{place}: {type(error).__name__}: {first}".removeprefix(": ")

@@ -12,6 +12,7 @@
     checkpoints/       step_00001000/ ...; see training/checkpoint.py
     evaluations/       step_00001000/: results of more than one number, with a figure (positions, text)
     report.html        the report, once one is made
+    imports/           the file of --import that defines the model's mask; see imports.py
     stream/            for --data stream:CORPUS, the shards prepared for it; see data/streaming.py
 
 Rows are appended line by line, and truncated to the checkpoint's step when a run resumes: a run that was killed and
@@ -111,6 +112,16 @@ class Run:
     def tokenizer(self) -> Path:
         """The folder of the tokenizer."""
         return self.path / "tokenizer"
+
+    @property
+    def imports(self) -> Path:
+        """The folder of the Python file that the model needs, if it needs one."""
+        return self.path / "imports"
+
+    @property
+    def imported(self) -> Path | None:
+        """The Python file that the model needs; None if there is none."""
+        return min(self.imports.glob("[!.]*"), default=None)
 
     @property
     def stream(self) -> Path:

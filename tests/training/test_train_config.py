@@ -51,7 +51,8 @@ def test_to_json_and_back(length: dict[str, Any]) -> None:
     assert_survives_json(TrainConfig(init=Path("run"), model=GPTConfig(dropout=0.0), **length))
     for kind, values in ((TrainConfig, EVERY), (OptimConfig, OPTIM), (GPTConfig, MODEL)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-        assert defaults.keys() - values.keys() <= {"init", "steps", "epochs", "max_tokens", "warmup_tokens"}
+        free = {"init", "steps", "epochs", "max_tokens", "warmup_tokens", "import_sha256"}
+        assert defaults.keys() - values.keys() <= free
         assert all(value != defaults[name] for name, value in values.items()), kind
 
 

@@ -1,4 +1,4 @@
-"""What is done with a trained model: ``gpt2lab sample``, ``report``, ``import-hf``, ``export-hf``, and
+"""What is done with a trained model: ``gpt2lab sample``, ``report``, ``trust``, ``import-hf``, ``export-hf``, and
 ``gpt2lab eval perplexity|positions|hellaswag|harness|text``.
 """
 
@@ -17,6 +17,8 @@ from gpt2lab import console
 from gpt2lab.cli.arguments import Checkpoint, Command, Model, Split
 from gpt2lab.errors import InputError, require
 from gpt2lab.files import new_directory, write_atomically, write_json
+from gpt2lab.imports import trust
+from gpt2lab.runs import Run
 
 if TYPE_CHECKING:
     from gpt2lab.evaluation.text_quality import TextTable
@@ -280,6 +282,22 @@ class Report(Command):
             raise InputError("no run given; give the directory of at least one run")
         cover = Cover(self.title, self.author, self.date)
         print(report_on(self.runs, self.out or self.runs[0] / "report.html", self.notes, cover))
+
+
+@dataclass(frozen=True)
+class Trust(Command):
+    """Allow the code that a run of somebody else brings along, such as its mask, to run on this machine.
+
+    Read the file first: it can do whatever you can. It is trusted by its SHA-256, in every run that has it.
+    """
+
+    directory: Positional[Path]
+    """Directory of the run."""
+
+    def run(self) -> None:
+        """Trust the file and print its path."""
+        file = trust(Run.open(self.directory))
+        print(f"{file.path}: trusted, SHA-256 {file.sha256}")
 
 
 @dataclass(frozen=True)

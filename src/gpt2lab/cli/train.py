@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from gpt2lab import console, formatting
 from gpt2lab.cli.arguments import Command, Device, parse, parse_known, part_of
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_checked_json
+from gpt2lab.imports import import_file, import_from
 from gpt2lab.model.config import PRESETS
 from gpt2lab.runs import Run
 from gpt2lab.training.config import LENGTHS, TrainConfig, from_dict, saved_config
@@ -43,6 +44,7 @@ Resume = Annotated[
     ),
 ]
 """``--resume`` alone means the last checkpoint."""
+Import = Annotated[Path | None, arg(name="import", metavar="FILE")]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,25 @@ class Start:
     steps: str | None = None
     epochs: str | None = None
     max_tokens: str | None = None
+    imports: Import = None
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> Self:
+        """Take these options out of all, and import the file that they name: then the others can name its masks."""
+        start, _ = parse_known(cls, argv, prog, help=False)
+        if start.imports is not None:
+            import_file(start.imports)
+        return start
+
+    def require_used(self, configs: Iterable[TrainConfig]) -> None:
+        """Raise `InputError` if a file was imported, and the masks of the configurations are all from elsewhere."""
+        models = [config.recipe().model for config in configs]
+        if self.imports is not None and import_file(self.imports) not in [model.import_sha256 for model in models]:
+            masks = " and ".join(dict.fromkeys(model.mask for model in models))
+            raise InputError(
+                f"--import {self.imports} is not used: mask {masks} is not from this file as it is now; give a mask of "
+                "the file with --model.mask, or leave out --import"
+            )
 
     def defaults(self) -> TrainConfig:
         """Return the configuration that the other options start from.
@@ -74,7 +95,12 @@ class Start:
         elif self.config is not None:
             if self.config.name in PRESETS and not self.config.exists():
                 raise InputError(f"there is no file {self.config}; for the preset, give --preset {self.config}")
-            saved = from_dict(read_checked_json(self.config), where=str(self.config))
+            values = read_checked_json(self.config)
+            if self.imports is not None and isinstance(values, dict) and isinstance(values.get("model"), dict):
+                values["model"]["import_sha256"] = None  # the file of --import replaces that of the configuration
+            elif self.config.name == "config.json":
+                import_from(Run(self.config.parent))
+            saved = from_dict(values, where=str(self.config))
             follows = saved.model is not None and saved.seq_len == saved.model.n_ctx  # then --model.n-ctx sets both
             start = dataclasses.replace(saved, out=None, resume=None, seq_len=None if follows else saved.seq_len)
         else:
@@ -92,12 +118,16 @@ class Train(TrainConfig, Command):
     """Resume the run in --out from its last checkpoint, or from the checkpoint of a given step."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """Start from the options in this file, such as RUN/config.json; options on the command line override it."""
+    imports: Import = None
+    """Python file that adds masks of your own, for --model.mask; a copy travels with the run (docs/attention.md)."""
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
         """Build the options, whose defaults depend on --preset, --config, --init and --resume."""
-        start, _ = parse_known(Start, argv, prog, help=False)
-        return parse(cls, argv, prog, default=cls(**vars(start.defaults())))
+        start = Start.parse(argv, prog)
+        train = parse(cls, argv, prog, default=cls(**vars(start.defaults())))
+        start.require_used([train])
+        return train
 
     @property
     def train_config(self) -> TrainConfig:
@@ -155,7 +185,7 @@ class Compare(Command):
                 f"gpt2lab report {shlex.join(words)}"
             )
         compare, rest = parse_known(cls, argv, prog)
-        start, _ = parse_known(Start, rest, prog, help=False)
+        start = Start.parse(rest, prog)
         if given := [f"--{name}" for name in ("preset", "config", "resume") if getattr(start, name) is not None]:
             raise InputError(f"{', '.join(given)} cannot be used in a comparison, which sets it; see {prog} --help")
         return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
@@ -168,6 +198,7 @@ class Compare(Command):
         varied, named = parse_variations(self.vary), parse_arms(self.arm)
         bases = [self._base(str(preset)) for preset in varied.pop("preset", [self.base])]
         plan = make_plan(bases, varied, self.seeds, self.out, named)
+        Start.parse([*self.train_options], "gpt2lab compare").require_used(plan.arms.values())
         if self.dry_run:
             for job in plan.jobs:
                 print(job.command)
@@ -183,8 +214,9 @@ class Compare(Command):
 
     def _base(self, preset: str) -> TrainConfig:
         """Return the options that the runs of a preset have in common."""
-        prog, argv = "gpt2lab compare", ["--data", str(self.data), *self.train_options]
-        return parse(TrainConfig, argv, prog, default=TrainConfig(preset=preset).filled_in())
+        default = Train(**vars(TrainConfig(preset=preset).filled_in()))
+        argv = ["--data", str(self.data), *self.train_options]
+        return parse(Train, argv, "gpt2lab compare", default).train_config
 
 
 def _print_comparison(comparison: Comparison) -> None:

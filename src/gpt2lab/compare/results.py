@@ -23,10 +23,9 @@ from gpt2lab import formatting
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, read_run
 from gpt2lab.files import read_checked_json
-from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
-from gpt2lab.training.config import flatten
+from gpt2lab.training.config import flatten, saved_model
 
 COMPARISON_FILE, RECALL_FILE = "comparison.json", "recall.json"
 LEVEL = 0.95
@@ -132,7 +131,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
         return Outcome(arm, seed, path, "not run yet")
     data = read_run(run)
     fingerprints = data.fingerprints.get("tokenizer", ""), data.fingerprints.get("data", "")
-    outcome = Outcome(arm, seed, path, _status(data), options=flatten(data.config), fingerprints=fingerprints)
+    outcome = Outcome(arm, seed, path, _status(data), options=_options_of(data.config), fingerprints=fingerprints)
     if not outcome.usable:
         return outcome
     try:
@@ -186,17 +185,17 @@ def _figures(data: RunData, curve: Sequence[Validation], recall: Sequence[tuple[
         "peak_memory_mb": max(data.column("peak_memory_mb"), default=None),
         "recall_gain": fmean(first - second for _, first, second in recall) if recall else None,
         "parameters": data.parameters,
-        "cache_bytes": _cache_bytes_per_token(data.config),
+        "cache_bytes": _cache_bytes_per_token(data),
     }
     figures = {metric.name: found.get(metric.name) for metric in COMPARED_METRICS}
     return {name: float(x) for name, x in figures.items() if x is not None and math.isfinite(x)}
 
 
-def _cache_bytes_per_token(config: dict[str, Any]) -> float | None:
+def _cache_bytes_per_token(data: RunData) -> float | None:
     """Return the size of the key-value cache of a full context, in the precision of the run, over its tokens."""
     try:
-        model = GPTConfig(**config["model"])
-        return model.cache_bytes(model.n_ctx, DTYPES[config["precision"]]) / model.n_ctx
+        model = saved_model(data.run)
+        return model.cache_bytes(model.n_ctx, DTYPES[data.config["precision"]]) / model.n_ctx
     except (KeyError, TypeError, InputError):
         return None
 
@@ -241,7 +240,15 @@ def _saved_options(run: Run) -> dict[str, str]:
         tree = run.config
     except InputError:
         return {}
-    return {name: str(value) for name, value in flatten(tree).items()} if isinstance(tree, dict) else {}
+    return {name: str(value) for name, value in _options_of(tree).items()} if isinstance(tree, dict) else {}
+
+
+def _options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run by name. An imported mask is followed by the beginning of its SHA-256."""
+    options = flatten(config)
+    if (sha256 := options.pop("model.import_sha256", None)) is not None:
+        options["model.mask"] = f"{options.get('model.mask')} ({str(sha256)[:8]})"
+    return options
 
 
 def short_names(options: Sequence[str]) -> dict[str, str]:

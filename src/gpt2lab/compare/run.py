@@ -41,6 +41,7 @@ from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
 from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality
 from gpt2lab.files import free_path, write_checked_json
+from gpt2lab.imports import FILES, ImportedFile, run_file
 from gpt2lab.lab.train import train
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import list_checkpoints, newest_valid
@@ -333,7 +334,7 @@ def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar =
 def in_own_process(config: TrainConfig, texts: bool = False) -> int | None:
     """Do the same in a new process, which logs to the console and draws a progress bar there."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        future = pool.submit(_in_child, config, texts)
+        future = pool.submit(_in_child, config, texts, FILES.get(config.recipe().model.import_sha256 or ""))
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -342,11 +343,13 @@ def in_own_process(config: TrainConfig, texts: bool = False) -> int | None:
             return signal.SIGINT
 
 
-def _in_child(config: TrainConfig, texts: bool) -> int | None:
+def _in_child(config: TrainConfig, texts: bool, imported: ImportedFile | None) -> int | None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     runtime.tune_allocator()
     console.log_to_console()
+    if imported is not None:
+        run_file(imported)
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     try:
         return in_this_process(config, texts, console.training_bar)

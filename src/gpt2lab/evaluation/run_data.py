@@ -20,6 +20,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
 from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
 from gpt2lab.files import read_checked_json
+from gpt2lab.imports import import_from
 from gpt2lab.model.gpt import attention_weights
 from gpt2lab.runs import MetricsRow, Run
 from gpt2lab.training.checkpoint import list_checkpoints, load_model, load_tokenizer
@@ -130,6 +131,8 @@ def read_run(run: Run) -> RunData:
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             damage.append(f"{path}: ends within a line, which is left out; its write was interrupted, or it was cut")
     config = attempt(lambda: _mapping(run.path / "config.json"), {})
+    if config:
+        attempt(lambda: import_from(run), None)
     environment = attempt(lambda: _mapping(run.path / "environment.json"), {})
     metrics = attempt(run.metrics, [])
     evals = attempt(lambda: [_eval_row(row) for row in run.evals()], [])

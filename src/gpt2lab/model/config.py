@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from gpt2lab.errors import InputError, one_of, require
-from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
+from gpt2lab.errors import InputError, did_you_mean, one_of, require
+from gpt2lab.model.masks import BUILT_IN, MASKS, Mask, make_mask, masks_of, options_of, origin_of
 
 if TYPE_CHECKING:  # --help must not wait for torch
     import torch
@@ -60,13 +60,15 @@ class GPTConfig:
     n_kv_head: int | None = None
     """Key and value heads, each shared by n_head / n_kv_head query heads: None is n_head, 1 is multi-query."""
     mask: str = "causal"
-    """Who may attend to whom: causal, window, global, strided, prefix, bidirectional, or a name added to MASKS."""
+    """Who may attend to whom: causal, window, global, strided, prefix, bidirectional, or one that --import adds."""
     window: int | None = None
     """Positions that a query attends to, including its own, for masks window and global; the stride of strided."""
     prefix: int | None = None
     """Leading positions: every query attends to them (mask global), or they attend to one another (prefix)."""
     norm: Norm = "pre"
     """Layer norm before each branch (GPT-2) or after each sum (GPT-1, Vaswani et al. 2017)."""
+    import_sha256: str | None = None
+    """SHA-256 of the imported file that defines the mask; it need not be given."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner"):
@@ -94,8 +96,15 @@ class GPTConfig:
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
 
     def _check_mask(self) -> None:
-        one_of("mask", self.mask, MASKS)
-        takes = options_of(self.mask)
+        if self.mask in BUILT_IN or self.import_sha256 is None:
+            object.__setattr__(self, "import_sha256", origin_of(self.mask))
+        masks = masks_of(self.import_sha256)
+        if self.mask not in masks:
+            hint = did_you_mean(self.mask, masks)
+            raise InputError(
+                f'unknown mask "{self.mask}"{hint}; choose from {", ".join(masks)}, or --import a file with it'
+            )
+        takes = options_of(masks[self.mask])
         if strange := ", ".join(set(takes) - set(MASK_OPTIONS)):
             raise InputError(f"mask {self.mask} takes {strange}; its options can be {' and '.join(MASK_OPTIONS)}")
         for name in MASK_OPTIONS:
@@ -103,7 +112,7 @@ class GPTConfig:
             if value is None and name in takes:
                 raise InputError(f"mask {self.mask} needs {name}: give it, from 1 to the context of {self.n_ctx}")
             if value is not None and name not in takes:
-                fitting = [mask for mask in MASKS if name in options_of(mask)]
+                fitting = [mask for mask, make in MASKS.items() if name in options_of(make)]
                 raise InputError(f"{name} is {value}, but mask {self.mask} has none; take mask {' or '.join(fitting)}")
             within = f"between 1 and the context of {self.n_ctx}"
             require(value is None or 1 <= value <= self.n_ctx, name, value, within)
@@ -122,8 +131,9 @@ class GPTConfig:
         Raises:
             InputError: It is one of your own and is not what it says.
         """
-        options = tuple((name, getattr(self, name)) for name in options_of(self.mask))
-        return make_mask(self.mask, MASKS[self.mask], self.n_ctx, self.n_head, options)
+        make = masks_of(self.import_sha256)[self.mask]
+        options = tuple((name, getattr(self, name)) for name in options_of(make))
+        return make_mask(self.mask, make, self.n_ctx, self.n_head, options)
 
     @property
     def kv_heads(self) -> int:

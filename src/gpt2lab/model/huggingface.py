@@ -153,7 +153,8 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     other = {
         field.name: value
         for field in dataclasses.fields(config)
-        if field.name not in _OF_GPT2 and (value := getattr(config, field.name)) != getattr(gpt2, field.name)
+        if field.name not in _OF_GPT2 | {"import_sha256"}
+        and (value := getattr(config, field.name)) != getattr(gpt2, field.name)
     }
     if other:
         said = ", ".join(f"{name} {value}" for name, value in other.items())

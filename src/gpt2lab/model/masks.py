@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, located
 
 if TYPE_CHECKING:  # the configuration imports this module, and --help must not wait for torch
     import torch
@@ -133,32 +133,62 @@ MASKS: dict[str, Callable[..., Mask]] = {
     "prefix": prefix_lm,
     "bidirectional": bidirectional,
 }
-"""Masks by their name in the configuration. To add your own, add it here."""
+"""Masks by their name in the configuration. To add your own, add it here, in a file that ``--import`` names."""
+BUILT_IN = frozenset(MASKS)
+IMPORTED: dict[str, dict[str, Callable[..., Mask]]] = {}
+"""The masks of each imported file, by its SHA-256. If two files define a name, each model keeps the mask of its own."""
 
 
-def options_of(name: str) -> tuple[str, ...]:
-    """Return the configuration options that a mask takes."""
-    return tuple(inspect.signature(MASKS[name]).parameters)
+def masks_of(sha256: str | None) -> dict[str, Callable[..., Mask]]:
+    """Return the masks by name that a model can use whose configuration names an imported file, or none.
+
+    Raises:
+        InputError: The file has not been imported.
+    """
+    if sha256 is None:
+        return MASKS
+    if sha256 not in IMPORTED:
+        raise InputError(f"the file with SHA-256 {sha256} defines the mask and is not imported; give it with --import")
+    return MASKS | IMPORTED[sha256]
+
+
+def origin_of(name: str) -> str | None:
+    """Return the SHA-256 of the imported file that the mask of this name is from now; None if it is from none."""
+    return next((sha256 for sha256, masks in IMPORTED.items() if masks.get(name, 0) is MASKS.get(name)), None)
+
+
+def options_of(make: Callable[..., Mask]) -> tuple[str, ...]:
+    """Return the configuration options that a mask takes: the parameters of its function."""
+    return tuple(inspect.signature(make).parameters)
 
 
 @functools.lru_cache
 def make_mask(
     name: str, make: Callable[..., Mask], n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]
 ) -> Mask:
-    """Build a mask with the function that its name is registered with, and check its claims on up to 512 positions.
+    """Build a mask and check its claims on up to 512 positions. The cache is by function: a name may get another.
 
     Raises:
-        InputError: It lets a query attend to later keys, or beyond its reach, without declaring so.
+        InputError: It cannot be computed (with the line), or lets a query attend to later keys, or beyond its reach,
+            without declaring so.
     """
     import torch
 
-    mask = make(**dict(options))
-    if mask.is_causal:
-        return mask
     n = min(n_ctx, CHECKED_POSITIONS)
     positions = torch.arange(n, device="cpu")
     q, k = positions[:, None], positions
-    allowed = dense(mask, 1, n_head, positions, positions).expand(1, n_head, n, n)
+    try:
+        mask = make(**dict(options))
+        if not isinstance(mask, Mask):
+            raise TypeError(f"{mask!r:.60} is not a Mask")
+        if mask.is_causal:
+            return mask
+        allowed = dense(mask, 1, n_head, positions, positions).expand(1, n_head, n, n)
+        if allowed.dtype != torch.bool:
+            raise TypeError(f"the predicate returns {allowed.dtype}, not torch.bool")
+    except Exception as error:
+        file = getattr(getattr(make, "__code__", None), "co_filename", "")
+        raise InputError(f'mask "{name}": {located(error, file)}') from error
     wrong = {}
     if not mask.looks_ahead:
         wrong["which is later; combine it with causal(), or declare looks_ahead=True"] = k > q

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from gpt2lab.errors import InputError, did_you_mean, one_of, require
 from gpt2lab.files import from_json, parse_size
+from gpt2lab.imports import FILES, import_from
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 
@@ -318,15 +319,18 @@ def saved_config(run: Run) -> ResolvedConfig:
     """Return the configuration in a run's ``config.json``.
 
     Raises:
-        InputError: It is damaged, of another version, or the run holds an imported model and was never trained.
+        InputError: It is damaged, of another version, or needs code that is not trusted, or the run holds an imported
+            model and was never trained.
     """
+    import_from(run)
     if run.config.keys() == {"model"}:
         raise InputError(f"{run.path} holds an imported model, not a training run; train it with --init {run.path}")
     return from_json(ResolvedConfig, run.config, run.path / "config.json")
 
 
 def saved_model(run: Run) -> GPTConfig:
-    """Return the architecture in a run's ``config.json``; an imported model has one, too."""
+    """Return the architecture in a run's ``config.json``; an imported model has one, too. Raises as `saved_config`."""
+    import_from(run)
     return from_json(GPTConfig, run.config.get("model"), run.path / "config.json", "model")
 
 
@@ -403,7 +407,9 @@ def flags(config: TrainConfig) -> list[str]:
         if value == start[name]:
             continue
         group, dot, key = name.replace("_", "-").rpartition(".")
-        if isinstance(value, bool):
+        if name == "model.import_sha256":
+            words += ["--import", str(FILES[value].path)] if value is not None else []
+        elif isinstance(value, bool):
             words.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
         else:
             words += [f"--{group}{dot}{key}", str(value)]

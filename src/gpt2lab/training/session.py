@@ -14,6 +14,7 @@ from gpt2lab import runtime
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import free_path, locked, remove_temporary, write_checked_json
+from gpt2lab.imports import copy_to
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import SEGMENTS, Run
@@ -84,6 +85,7 @@ def _start(config: TrainConfig, hooks: Hooks, comm: Communicator) -> Run:
         tokenizer = dataset.tokenizer()
         Run.create(path, _to_save(setup.config), runtime.environment() | _launch(comm))
         tokenizer.save(run.tokenizer)
+        copy_to(run, setup.config.model.import_sha256)
         if isinstance(dataset, StreamingDataset):
             dataset.move_to(run.stream)
 
@@ -348,6 +350,7 @@ def _go_back(run: Run, step: int, setup: Setup) -> None:
     for name in checkpoint.set_aside(run, step):
         log.warning("a later checkpoint is kept as %s", name)
     run.truncate(step)
+    copy_to(run, setup.config.model.import_sha256)  # the run may have begun with a mask of that process only
     if not run.segments:
         run.add_segment(0, run.config, run.environment)
     config, launch = _to_save(setup.config), _launch(setup.comm)

@@ -19,8 +19,10 @@ from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.streaming import SegmentStore, StreamingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import parse_size
+from gpt2lab.imports import FILES
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.model.masks import BUILT_IN
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -207,6 +209,10 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
     if kernel == "auto":
         kernel, why = choose_kernel(model.attention_mask, where.device, where.dtype, T, T, training=True)
     notes = (f"attention kernel {kernel} under mask {model.mask}: {why}",)
+    if model.import_sha256 is not None:
+        notes += (f"mask {model.mask}: {FILES[model.import_sha256].path}, SHA-256 {model.import_sha256}",)
+    elif model.mask not in BUILT_IN:
+        notes += (f"warning: mask {model.mask} is known to this process only; define it in a file for --import",)
     if not model.attention_mask.looks_ahead:
         return notes
     leak = f"warning: mask {model.mask} lets tokens read what they are to predict; the loss leaks and says nothing"
