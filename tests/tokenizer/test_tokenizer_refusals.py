@@ -13,6 +13,7 @@ from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.pretokenize import find_pattern
 
+DAMAGED = "not as Hugging Face writes it"
 GPT2_NEEDS = r"it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"
 
 
@@ -124,10 +125,7 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
         "not JSON at line 1",
     ),
     "binary file": (with_file("tokenizer.json", b"\xff\xfe{}", Tokenizer.load), "not UTF-8 text at byte 0"),
-    "JSON list": (
-        with_file("tokenizer.json", b"[1, 2]", Tokenizer.load),
-        "not a tokenizer.json as Hugging Face writes it",
-    ),
+    "JSON list": (with_file("tokenizer.json", b"[1, 2]", Tokenizer.load), DAMAGED),
     "a special token with two ids": (
         with_file("added_tokens.json", b'{"<|endoftext|>": 4}', load_saved),
         r"the special token '<\|endoftext\|>' has two ids, 261 and 4",
@@ -144,8 +142,8 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
         ),
         r"tokenizer_config.json: its added token '<m>' has lstrip",
     ),
-    "settings that are no object": (with_file("tokenizer_config.json", b"[1]", load_saved), "tokenizer_config.json or"),
-    "added tokens that are no object": (with_file("added_tokens.json", b"[1]", load_saved), "added_tokens.json in"),
+    "settings that are no object": (with_file("tokenizer_config.json", b"[1]", load_saved), f"config.json: {DAMAGED}"),
+    "added tokens that are no object": (with_file("added_tokens.json", b"[1]", load_saved), f"tokens.json: {DAMAGED}"),
     "none of GPT-2's files": (gpt2_with(), GPT2_NEEDS),
     "GPT-2's ids only": (gpt2_with("encoder.json"), GPT2_NEEDS),
     "GPT-2's merges only": (gpt2_with("merges.txt"), GPT2_NEEDS),
@@ -205,7 +203,10 @@ EDITS: dict[str, tuple[Edit, str]] = {
         lambda tree: tree.update(pre_tokenizer=split_by(r"\p{N}{1,3}+|\P{N}")),
         r"has '\{1,3\}\+', which engines read differently",
     ),
-    "stripping": (lambda tree: tree["added_tokens"][0].update(lstrip=True), "has lstrip, which is not supported"),
+    "stripping": (
+        lambda tree: tree["added_tokens"][0].update(lstrip=True),
+        "has lstrip; only plain byte-level BPE is supported",
+    ),
     "a missing id": (vocab(low=999), "of 262 tokens has no id 257; ids must be 0 to 261"),
     "an id twice": (vocab(low=3), "has no id 257"),
     "an id that is not a number": (vocab(low="7"), "'low' has the id '7'"),
@@ -221,9 +222,9 @@ EDITS: dict[str, tuple[Edit, str]] = {
         lambda tree: tree["added_tokens"].append({**tree["added_tokens"][0], "id": 5}),
         r"the special token '<\|endoftext\|>' is given twice",
     ),
-    "a merge of three": (lambda tree: tree["model"]["merges"].append("l o w"), "not a tokenizer.json as Hugging Face"),
-    "no vocabulary": (lambda tree: tree["model"].pop("vocab"), "not a tokenizer.json as Hugging Face"),
-    "no model": (lambda tree: tree.pop("model"), "not a tokenizer.json as Hugging Face"),
+    "a merge of three": (lambda tree: tree["model"]["merges"].append("l o w"), DAMAGED),
+    "no vocabulary": (lambda tree: tree["model"].pop("vocab"), DAMAGED),
+    "no model": (lambda tree: tree.pop("model"), DAMAGED),
 }
 
 

@@ -1,4 +1,4 @@
-"""Byte-pair encoding over bytes: the readable reference, the vocabulary, and the fast encoder that must equal it.
+"""Byte-pair encoding over bytes: the readable reference, the vocabulary, and fast encoding, which must equal it.
 
 Byte-level BPE starts from the 256 bytes, so that it can write every text. GPT-2 (Radford et al. 2019, section 2.2)
 stores its vocabulary as text and therefore writes each byte as one visible character: the 188 bytes that are visible in
@@ -156,9 +156,19 @@ def _replace_pair(tokens: list[int], pair: tuple[int, int], new: int) -> list[in
 # ----------------------------------------------------------------------------------------------- the vocabulary
 
 
+_MAX_CHARACTERS = 500_000  # The core's regex engine fails on about a million characters of white space in one run.
+_LONG_SPACE = re.compile(r"\s{1000}")
+_UNUSED_SPECIAL = "<|endoftext|>"  # The core searches for special tokens slowly if it has none; this is never allowed.
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """Everything that defines a tokenizer, checked once, here.
+    """Everything that defines a tokenizer, checked once, here. It turns text into ids, without special tokens.
+
+    tiktoken's core does so fast. It is Rust: it splits and merges some hundred times faster than Python. It takes the
+    ids as ranks of tokens, which is equivalent to the merges for every vocabulary that training has made; the reference
+    encodes with any other. The two can differ only on characters newer than the Unicode tables of ``regex`` or the
+    core, which may not agree yet whether such a character is a letter.
 
     Attributes:
         ids: The id of each ordinary token: the 256 bytes and the results of the merges.
@@ -199,15 +209,16 @@ class Vocabulary:
         ids = {token: number for number, token in enumerate(tokens)}
         return cls(ids, merges, {name: len(tokens) + i for i, name in enumerate(special_tokens)}, pattern)
 
-    @property
+    @functools.cached_property
     def by_id(self) -> dict[int, bytes]:
         """The bytes of every id, in the order of ids; those of a special token are its text as UTF-8."""
         tokens = {number: token for token, number in self.ids.items()}
         tokens.update({number: text.encode("utf-8") for text, number in self.special_tokens.items()})
         return {number: tokens[number] for number in range(len(tokens))}
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of everything that decides which ids a text gets."""
+        """SHA-256 (hexadecimal) of everything that decides which ids a text gets."""
         content = {
             "ids": [bytes_to_unicode(token) for token in sorted(self.ids, key=self.ids.__getitem__)],
             "merges": [list(map(bytes_to_unicode, merge)) for merge in self.merges],
@@ -226,6 +237,35 @@ class Vocabulary:
         if numbers != sorted(numbers) or not _in_order_of_training(self.merges):
             return None
         return {token: self.ids[token] for token in [*BYTES, *made]}
+
+    def encode_reference(self, text: str) -> np.ndarray:
+        """Return the ids of a text, uint32, by the definition, :func:`encode_text`."""
+        return np.array([self.ids[token] for token in encode_text(text, self.pattern, self._ranks)], np.uint32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the same ids by tiktoken's core, which releases the interpreter's lock meanwhile."""
+        if self._core is None:
+            return self.encode_reference(text)
+        pieces = [text] if len(text) <= _MAX_CHARACTERS else self.pattern.pieces(text, _MAX_CHARACTERS)
+        return np.concatenate([self._encode_piece(piece, self._core) for piece in pieces])
+
+    def _encode_piece(self, text: str, core: tiktoken.Encoding) -> np.ndarray:
+        if len(text) > 2 * _MAX_CHARACTERS and _LONG_SPACE.search(text):
+            return self.encode_reference(text)
+        return core.encode_to_numpy(well_formed(text), disallowed_special=())
+
+    @functools.cached_property
+    def _ranks(self) -> dict[Merge, int]:
+        merges = list(enumerate(self.merges))
+        return {merge: rank for rank, merge in reversed(merges)}  # the first of equal merges counts
+
+    @functools.cached_property
+    def _core(self) -> tiktoken.Encoding | None:
+        ranks = self.token_ranks()
+        if ranks is None:
+            return None
+        special = {_UNUSED_SPECIAL: len(ranks)}
+        return tiktoken.Encoding("gpt2lab", pat_str=self.pattern.fast, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _check_merges(ids: Mapping[bytes, int], merges: Sequence[Merge]) -> None:
@@ -250,9 +290,6 @@ def _check_special_token(text: str, ids: Mapping[bytes, int]) -> None:
     # Files write ordinary tokens in visible characters: they could not tell this text from such a token.
     if set(text) <= _BYTE.keys() and unicode_to_bytes(text) in ids:
         raise InputError(f"the special token {text!r} is also an ordinary token; choose another, such as <|endoftext|>")
-
-
-# ------------------------------------------------------------------------------------------------- fast encoding
 
 
 def _in_order_of_training(merges: Sequence[Merge]) -> bool:
@@ -293,51 +330,3 @@ def _joined_across(
             limit, left = left_rank, merges[left_rank][1]
         else:  # the leftmost of equal pairs merges first: the pair at the boundary beats those within ``right``
             limit, right = right_rank + 1, merges[right_rank][0]
-
-
-_MAX_CHARACTERS = 500_000  # The core's regex engine fails on about a million characters of white space in one run.
-_LONG_SPACE = re.compile(r"\s{1000}")
-_UNUSED_SPECIAL = "<|endoftext|>"  # The core searches for special tokens slowly if it has none; this is never allowed.
-
-
-class Encoder:
-    """Turns text into ids, without special tokens: by the definition, or fast on tiktoken's core with the same result.
-
-    The core is Rust: it splits and merges some hundred times faster than Python. It takes the ids as ranks of tokens,
-    which is equivalent to the merges for every vocabulary that training has made; the reference encodes with any other.
-    The two can differ only on characters newer than the Unicode tables of ``regex`` or the core, which may not agree
-    yet whether such a character is a letter.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-
-    def reference(self, text: str) -> np.ndarray:
-        """Return the ids of a text, uint32, by the definition, :func:`encode_text`."""
-        ids = self._vocabulary.ids
-        return np.array([ids[token] for token in encode_text(text, self._vocabulary.pattern, self._ranks)], np.uint32)
-
-    def fast(self, text: str) -> np.ndarray:
-        """Return the same ids by tiktoken's core, which releases the interpreter's lock meanwhile."""
-        if self._core is None:
-            return self.reference(text)
-        pieces = [text] if len(text) <= _MAX_CHARACTERS else self._vocabulary.pattern.pieces(text, _MAX_CHARACTERS)
-        return np.concatenate([self._encode_piece(piece, self._core) for piece in pieces])
-
-    def _encode_piece(self, text: str, core: tiktoken.Encoding) -> np.ndarray:
-        if len(text) > 2 * _MAX_CHARACTERS and _LONG_SPACE.search(text):
-            return self.reference(text)
-        return core.encode_to_numpy(well_formed(text), disallowed_special=())
-
-    @functools.cached_property
-    def _ranks(self) -> dict[Merge, int]:
-        merges = list(enumerate(self._vocabulary.merges))
-        return {merge: rank for rank, merge in reversed(merges)}  # the first of equal merges counts
-
-    @functools.cached_property
-    def _core(self) -> tiktoken.Encoding | None:
-        ranks = self._vocabulary.token_ranks()
-        if ranks is None:
-            return None
-        fast, special = self._vocabulary.pattern.fast, {_UNUSED_SPECIAL: len(ranks)}
-        return tiktoken.Encoding("gpt2lab", pat_str=fast, mergeable_ranks=ranks, special_tokens=special)

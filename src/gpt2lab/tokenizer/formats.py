@@ -29,12 +29,13 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_json, write_atomically, write_json
+from gpt2lab.files import read_json, read_text, write_atomically, write_json
 from gpt2lab.hub import find_model
 from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode, unicode_to_bytes
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
@@ -56,14 +57,21 @@ def read_tokenizer(path: Path) -> Vocabulary:
     if not file.exists():
         raise InputError(f"{path} holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt")
     tree, more = read_json(file), _added_beside(file.parent)
-    try:
+    with _naming(file):
         if ignored := [name for name in ("truncation", "padding", "post_processor") if _changes_ids(tree.get(name))]:
             log.warning("%s: %s ignored; ids are those of the text itself", file, ", ".join(ignored))
         return _from_json(tree, more)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in an error about what a file holds, or the files of a directory, which it is."""
+    try:
+        yield
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{file}: not a tokenizer.json as Hugging Face writes it ({error!r}); save it again") from None
+        raise InputError(f"{path}: not as Hugging Face writes it ({error!r}); save it again") from None
 
 
 def _from_strings(
@@ -102,7 +110,7 @@ def write_tokenizer_json(vocabulary: Vocabulary, directory: Path) -> list[Path]:
     """
     path = directory / TOKENIZER_FILE
     if path.exists():
-        if read_tokenizer(path).fingerprint() != vocabulary.fingerprint():
+        if read_tokenizer(path).fingerprint != vocabulary.fingerprint:
             raise InputError(f"{path} is another tokenizer; choose another directory, or delete it first")
         return [path]
     _make_directory(directory)
@@ -167,29 +175,23 @@ def _changes_ids(setting: Any) -> bool:
 def _added_beside(directory: Path) -> dict[str, int]:
     """Return the special tokens that the files beside a ``tokenizer.json`` add, with their ids."""
     added, config = directory / "added_tokens.json", directory / "tokenizer_config.json"
-    tokens = read_json(added) if added.exists() else {}
-    settings = read_json(config) if config.exists() else {}
-    try:
-        more = dict(settings.get("added_tokens_decoder", {}))
+    tokens, settings = (read_json(file) if file.exists() else {} for file in (added, config))
+    with _naming(added):
+        specials = dict(tokens.items())
+    with _naming(config):
+        more = settings.get("added_tokens_decoder", {})
         _refuse_stripping(more.values())
-        tokens = {**tokens, **{token["content"]: int(number) for number, token in more.items()}}
-        if settings.get("add_prefix_space"):
-            raise InputError("it puts a space before each text (add_prefix_space), which is not supported")
-    except InputError as error:
-        raise InputError(f"{config}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{config.name} or {added.name} in {directory} is not as Hugging Face writes it ({error!r}); save it again"
-        ) from None
-    for name in ("add_bos_token", "add_eos_token"):
-        if settings.get(name):
-            log.warning("%s: %s ignored; ids are those of the text itself", config, name)
-    return tokens
+        _refuse_prefix_space(settings)
+        specials |= {token["content"]: int(number) for number, token in more.items()}
+        for name in ("add_bos_token", "add_eos_token"):
+            if settings.get(name):
+                log.warning("%s: %s ignored; ids are those of the text itself", config, name)
+    return specials
 
 
 def _from_json(tree: Any, more_specials: Mapping[str, int]) -> Vocabulary:
     model = tree["model"]
-    _refuse_unless_plain(tree, model)
+    _refuse_unless_plain(tree)
     specials: dict[str, int] = {}
     for token in tree.get("added_tokens") or []:
         if token["content"] in specials:
@@ -198,44 +200,48 @@ def _from_json(tree: Any, more_specials: Mapping[str, int]) -> Vocabulary:
     for text, number in more_specials.items():
         if specials.setdefault(text, number) != number:
             raise InputError(f"the special token {text!r} has two ids, {specials[text]} and {number}; save it again")
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    pairs = [(left, right) for left, right in merges]
-    vocabulary = _from_strings(model["vocab"], pairs, specials, _read_pattern(tree.get("pre_tokenizer")))
+    merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    vocabulary = _from_strings(
+        model["vocab"], [(left, right) for left, right in merges], specials, _read_pattern(tree.get("pre_tokenizer"))
+    )
     if model.get("ignore_merges"):  # harmless if merging makes every word of the vocabulary anyway
-        made = vocabulary.token_ranks()
-        if made is None or len(made) < len(vocabulary.ids):
-            raise InputError("it has ignore_merges, and its merges would not make every word; this is not supported")
+        made = vocabulary.token_ranks() or ()
+        _refuse(len(made) < len(vocabulary.ids), "it has ignore_merges, and its merges would not make every word")
     return vocabulary
 
 
-def _refuse_unless_plain(tree: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+def _refuse(asked: Any, reason: str) -> None:
+    if asked:
+        raise InputError(f"{reason}; only plain byte-level BPE is supported")
+
+
+def _refuse_unless_plain(tree: Mapping[str, Any]) -> None:
     """Raise InputError if the file asks for something that would change ids and is not supported here."""
-    if model.get("type", "BPE") != "BPE":
-        raise InputError(f"its model is {model['type']}, not BPE; only byte-level BPE can be read")
+    model, kind, decoder = tree["model"], tree["model"].get("type", "BPE"), tree.get("decoder") or {"type": "ByteLevel"}
+    _refuse(kind != "BPE", f"its model is {kind}, not BPE")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            raise InputError(f"its model has {option}={model[option]!r}; only plain byte-level BPE can be read")
-    if tree.get("normalizer"):
-        raise InputError(f"it changes the text first (normalizer {tree['normalizer']['type']}); this is not supported")
-    decoder = (tree.get("decoder") or {"type": "ByteLevel"})["type"]
-    if decoder != "ByteLevel":
-        raise InputError(f"its decoder is {decoder}, not ByteLevel; only byte-level BPE can be read")
+        _refuse(model.get(option), f"its model has {option}={model.get(option)!r}")
+    normalizer = tree.get("normalizer") or {}
+    _refuse(normalizer, f"it changes the text first (normalizer {normalizer.get('type')})")
+    _refuse(decoder["type"] != "ByteLevel", f"its decoder is {decoder['type']}, not ByteLevel")
     _refuse_stripping(tree.get("added_tokens") or [])
 
 
 def _refuse_stripping(added_tokens: Iterable[Mapping[str, Any]]) -> None:
     for token in added_tokens:
         for option in ("single_word", "lstrip", "rstrip"):
-            if token.get(option):
-                raise InputError(f"its added token {token['content']!r} has {option}, which is not supported")
+            _refuse(token.get(option), f"its added token {token['content']!r} has {option}")
+
+
+def _refuse_prefix_space(settings: Mapping[str, Any]) -> None:
+    _refuse(settings.get("add_prefix_space"), "it puts a space before each text (add_prefix_space)")
 
 
 def _read_pattern(pre_tokenizer: Any) -> Pattern:
     steps: list[Mapping[str, Any]] = []
     if pre_tokenizer is not None:
         steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    if steps and steps[-1].get("add_prefix_space"):
-        raise InputError("it puts a space before each text (add_prefix_space), which is not supported")
+    _refuse_prefix_space(steps[-1] if steps else {})
     match [step["type"] for step in steps]:
         case ["ByteLevel"] if steps[0].get("use_regex", True):
             return GPT2
@@ -293,32 +299,23 @@ def read_gpt2(directory: Path) -> Vocabulary:
     if pair is None:
         names = "encoder.json and vocab.bpe, or vocab.json and merges.txt"
         raise InputError(f"{directory} holds no GPT-2 vocabulary; it needs {names}")
-    vocabulary_file, merges_file = pair
-    ids = read_json(vocabulary_file)
+    ids, merges = read_json(pair[0]), _read_merges(pair[1])
     if not isinstance(ids, dict):
-        raise InputError(f"{vocabulary_file}: not a JSON object of tokens and ids; download it again")
-    try:
-        merges = _read_merges(merges_file)
-        ordinary = set(map(bytes_to_unicode, BYTES)) | {left + right for left, right in merges}
-        specials = {token: number for token, number in ids.items() if token not in ordinary}
-        return _from_strings(ids, merges, specials, GPT2)
-    except InputError as error:
-        raise InputError(f"{directory}: {error}") from None
+        raise InputError(f"{pair[0]}: not a JSON object of tokens and ids; download it again")
+    ordinary = set(map(bytes_to_unicode, BYTES)) | {left + right for left, right in merges}
+    with _naming(directory):
+        return _from_strings(ids, merges, {token: ids[token] for token in ids if token not in ordinary}, GPT2)
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: not UTF-8 text at byte {error.start}; download it again") from None
     merges: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
-        parts = line.rstrip("\r").split(" ")
-        if len(parts) != 2:
-            raise InputError(f"{path.name}, line {number}: {line!r} is not a merge; a merge is two tokens and a space")
-        merges.append((parts[0], parts[1]))
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
+            raise InputError(f"{path}, line {number}: {line!r} is not a merge; a merge is two tokens and a space")
+        merges.append((left, right))
     return merges
 
 

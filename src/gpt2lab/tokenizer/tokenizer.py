@@ -11,7 +11,6 @@ definition. Functions at the end show how a tokenizer cuts a text and how well i
 from __future__ import annotations
 
 import codecs
-import functools
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.hub import find_model
-from gpt2lab.tokenizer.bpe import BYTES, Encoder, Merge, Vocabulary
+from gpt2lab.tokenizer.bpe import BYTES, Merge, Vocabulary
 from gpt2lab.tokenizer.formats import (
     TOKENIZER_FILES,
     WRITERS,
@@ -45,8 +44,6 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._by_id = vocabulary.by_id
-        self._encoder = Encoder(vocabulary)
 
     @classmethod
     def train(
@@ -148,12 +145,12 @@ class Tokenizer:
     @property
     def n_vocab(self) -> int:
         """The number of tokens, including special ones: ids are 0 to ``n_vocab - 1``."""
-        return len(self._by_id)
+        return len(self._vocabulary.by_id)
 
     @property
     def vocab(self) -> dict[int, bytes]:
         """The bytes of every id; those of a special token are its text."""
-        return dict(self._by_id)
+        return dict(self._vocabulary.by_id)
 
     @property
     def merges(self) -> list[Merge]:
@@ -175,10 +172,10 @@ class Tokenizer:
         """The splitting pattern: its name, or the expression of a custom one."""
         return self._vocabulary.pattern.name
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over merges, ids, special tokens and pattern: equal if every text gets equal ids."""
-        return self._vocabulary.fingerprint()
+        return self._vocabulary.fingerprint
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Return the ids of a text.
@@ -214,7 +211,7 @@ class Tokenizer:
 
     def encode_reference(self, text: str) -> list[int]:
         """Return the same as :meth:`encode`, slowly, by the readable algorithm of :mod:`gpt2lab.tokenizer.bpe`."""
-        return self._encoder.reference(text).tolist()
+        return self._vocabulary.encode_reference(text).tolist()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of some ids.
@@ -222,8 +219,9 @@ class Tokenizer:
         Raises:
             InputError: An id is outside the vocabulary.
         """
+        tokens = self._vocabulary.by_id
         try:
-            return b"".join([self._by_id[number] for number in ids])
+            return b"".join([tokens[number] for number in ids])
         except KeyError as unknown:
             what = f"the id {unknown.args[0]} is outside the vocabulary"
             raise InputError(f"{what}; ids are 0 to {self.n_vocab - 1}") from None
@@ -263,14 +261,14 @@ class Tokenizer:
 
     def _encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         if not allowed:
-            return self._encoder.fast(text)
+            return self._vocabulary.encode(text)
         parts: list[np.ndarray] = []
         start = 0
         for match in special_pattern(allowed).finditer(text):
             special = self._vocabulary.special_tokens[match.group()]
-            parts += [self._encoder.fast(text[start : match.start()]), np.array([special], np.uint32)]
+            parts += [self._vocabulary.encode(text[start : match.start()]), np.array([special], np.uint32)]
             start = match.end()
-        return np.concatenate([*parts, self._encoder.fast(text[start:])])
+        return np.concatenate([*parts, self._vocabulary.encode(text[start:])])
 
     def _encode_groups(self, groups: Iterable[Sequence[str]], allowed: frozenset[str]) -> Iterator[list[np.ndarray]]:
         """Yield the ids of each group, in order; threads, one per core, work on the next few groups."""
