@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.stories.corpus import Writer, generate, generate_story, grammar, parse, splitmix64, stories
-from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Literal, Node, Reference, Word
+from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Literal, Node, Word
 from gpt2lab.stories.notation import Grammar
 
 SEED = 0
@@ -43,7 +43,7 @@ TOY = Grammar(
 )
 
 
-def nodes(start: Node) -> Iterator[Literal | Choice | Reference | Draw]:
+def nodes(start: Node) -> Iterator[Literal | Choice | Draw]:
     """Every node of a graph, once."""
     seen: set[int] = set()
     waiting = [start]
@@ -83,7 +83,7 @@ class TestAmbiguity:
         for node in every:
             if not isinstance(node, Literal):  # building a trie raises AmbiguityError if the rule is broken
                 assert (node if isinstance(node, Choice) else node.legal).trie is not None
-            if isinstance(node, Draw):
+            if isinstance(node, Draw) and node.pool:
                 assert len(node.legal.texts) == len(node.legal.words), f"the text does not tell {node.slot}"
 
     @pytest.mark.parametrize("rule", ["(a|a)", "({hero:girl}|Ann) sang", "(red|red ball)( ball|) lay there"])
@@ -178,12 +178,11 @@ class Distances(Writer):
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
         before, word = self.n_words(), super().draw(draw, words)
-        self.drawn_at.setdefault(word, before)
+        if draw.pool:
+            self.drawn_at.setdefault(word, before)
+        else:
+            self.found.append(before - self.drawn_at[word])
         return word
-
-    def refer(self, reference: Reference, word: Word) -> None:
-        self.found.append(self.n_words() - self.drawn_at[word])
-        super().refer(reference, word)
 
 
 class TestParsing:

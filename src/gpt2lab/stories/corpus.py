@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2lab.errors import InputError
-from gpt2lab.stories.grammar import END, Choice, Draw, Reference, Trie, Walk, Word
+from gpt2lab.stories.grammar import END, Choice, Draw, Trie, Walk, Word
 from gpt2lab.stories.notation import Grammar, read_pool
 
 _MASK = (1 << 64) - 1
@@ -131,14 +131,10 @@ class Writer(Walk):
         return self.pick(len(choice.branches))
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
-        """Pick a word and write it."""
-        word = words[self.pick(len(words))]
+        """Pick a word, unless it is a reference, and write it."""
+        word = words[self.pick(len(words)) if draw.pool else 0]
         self.parts.append(word.forms[draw.form])
         return word
-
-    def refer(self, reference: Reference, word: Word) -> None:
-        """Write a word again."""
-        self.parts.append(word.forms[reference.form])
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
@@ -187,30 +183,20 @@ class _Reader(Walk):
 
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
         expected = [word.forms[draw.form] for word in words]
-        word = draw.legal.words[self._read_word(draw, expected)]
-        if word not in words:
-            self._disagree(expected, word.forms[draw.form])
-        return word
-
-    def refer(self, reference: Reference, word: Word) -> None:
-        expected = word.forms[reference.form]
-        if self.text.startswith(expected, self.position):
-            self.position += len(expected)
-        else:
-            self._disagree([expected], reference.legal.texts[self._read_word(reference, [expected])])
+        number = self._look_up(draw.legal.trie)
+        if number is None or not self.text.startswith(draw.legal.texts[number], self.position):
+            self._break(expected)
+        found = draw.legal.texts[number]
+        if found not in expected:  # legal, but contradicts what was said
+            self.consistent = False
+            self._record(self.position, expected, found)
+        self.position += len(found)
+        return draw.legal.words[number]
 
     def finish(self) -> None:
         """Require that the text ends where the grammar does."""
         if self.text[self.position :] != END:
             self._break([END])
-
-    def _read_word(self, node: Draw | Reference, expected: Sequence[str]) -> int:
-        """Read any word that is legal in the slot; return its number."""
-        number = self._look_up(node.legal.trie)
-        if number is None or not self.text.startswith(node.legal.texts[number], self.position):
-            self._break(expected)
-        self.position += len(node.legal.texts[number])
-        return number
 
     def _look_up(self, trie: Trie) -> int | None:
         """Return the number that the next characters lead to."""
@@ -220,11 +206,6 @@ class _Reader(Walk):
             below = below.get(self.text[position])
             position += 1
         return below
-
-    def _disagree(self, expected: Sequence[str], found: str) -> None:
-        """Record that the word just read is legal, but contradicts what was said."""
-        self.consistent = False
-        self._record(self.position - len(found), expected, found)
 
     def _break(self, expected: Iterable[str]) -> NoReturn:
         """Record the character at which the text leaves every continuation that the grammar has, and stop."""

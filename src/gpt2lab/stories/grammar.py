@@ -111,20 +111,11 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Reference:
-    """The word that a slot holds, in one of its forms; ``legal`` are all words that the slot may hold."""
-
-    slot: str
-    form: str
-    legal: SurfaceForms
-    after: Node
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class Draw:
     """A word of a pool for a slot, uniform over those that no other slot has taken from the pool.
 
-    The pool ``among`` slots is what they hold. A draw for the slot ``""`` is not remembered.
+    The pool ``among`` slots is what they hold. A draw for the slot ``""`` is not remembered. A draw from no pool is a
+    reference: the word that the slot holds, in one of its forms. ``legal`` are all words that the slot may hold.
     """
 
     slot: str
@@ -136,7 +127,7 @@ class Draw:
     after: Node
 
 
-Node: TypeAlias = "Literal | Choice | Reference | Draw | None"  # None: the story ends
+Node: TypeAlias = "Literal | Choice | Draw | None"  # None: the story ends
 
 
 def continuations(node: Node, depth: int) -> Iterator[str]:
@@ -149,9 +140,8 @@ def continuations(node: Node, depth: int) -> Iterator[str]:
         case Choice():
             for branch in node.branches:
                 yield from continuations(branch, depth)
-        case Reference() | Draw():
-            words = node.words if isinstance(node, Draw) else node.legal
-            yield from (text + rest for text in words.texts for rest in continuations(node.after, depth))
+        case Draw():
+            yield from (text + rest for text in node.words.texts for rest in continuations(node.after, depth))
 
 
 # ----------------------------------------------------------------------------------------------------------- the walk
@@ -174,13 +164,14 @@ class Walk(ABC):
                 continue
             if isinstance(node, Literal):
                 self.literal(node.text)
-            elif isinstance(node, Reference):
-                self.refer(node, self.slots[node.slot])
             else:
                 self._draw(node)
             node = node.after
 
     def _draw(self, node: Draw) -> None:
+        if not node.pool:
+            self.draw(node, [self.slots[node.slot]])
+            return
         words = [self.slots[slot] for slot in node.among] or node.words.words
         taken = self.taken.setdefault(node.pool, []) if node.slot else []
         if taken:
@@ -201,8 +192,4 @@ class Walk(ABC):
 
     @abstractmethod
     def draw(self, draw: Draw, words: Sequence[Word]) -> Word:
-        """Choose one of ``words``."""
-
-    @abstractmethod
-    def refer(self, reference: Reference, word: Word) -> None:
-        """Pass ``word``, which was drawn before."""
+        """Choose one of ``words``, the only one of a reference."""

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from gpt2lab.stories.grammar import Choice, Draw, Literal, Node, Reference, SurfaceForms, Word
+from gpt2lab.stories.grammar import Choice, Draw, Literal, Node, SurfaceForms, Word
 
 _PRONOUNS = {
     "she": {"he": "she", "him": "her", "his": "her", "He": "She", "His": "Her"},
@@ -136,10 +136,9 @@ class Grammar:
 
     def _slot_node(self, part: _Slot, after: Node) -> Node:
         legal = self._forms(self._drawn_from[part.slot] if part.slot else (part.pool,), part.form)
-        if not part.pool:
-            return Reference(part.slot, part.form, legal, after)
+        words = self._forms((part.pool,), part.form) if part.pool else legal
         among = part.pool.split("/") if "/" in part.pool else ()
-        return Draw(part.slot, part.form, part.pool, among, self._forms((part.pool,), part.form), legal, after)
+        return Draw(part.slot, part.form, part.pool, among, words, legal, after)
 
     def _forms(self, pools: Sequence[str], form: str) -> SurfaceForms:
         key = (tuple(pools), form)
