@@ -28,7 +28,7 @@ from pathlib import Path
 from pyarrow import parquet
 
 from gpt2lab import GPT, Tokenizer, console, runtime
-from gpt2lab.evaluation.hellaswag import STYLES, fetch_hellaswag, hellaswag
+from gpt2lab.evaluation.hellaswag import STYLES, encode_items, fetch_hellaswag, hellaswag
 from gpt2lab.evaluation.measure import Measurement, held_out_text
 from gpt2lab.evaluation.perplexity import perplexity_of
 from gpt2lab.files import write_json
@@ -110,7 +110,7 @@ def measurements(
     chosen = fetch_hellaswag()[:items]
     for style in STYLES:
         with console.bar("endings") as progress, where.autocast():
-            found = hellaswag(model, tokenizer, chosen, style, progress)
+            found = hellaswag(model, encode_items(tokenizer, chosen, model.config.n_ctx, style), progress)
         yield f"hellaswag, {style}", Measurement("hellaswag", "val", found.protocol, found.figures)
 
 

@@ -86,13 +86,13 @@ def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from gpt2lab import runtime
 
     runtime.tune_allocator()
-    from gpt2lab.evaluation.hellaswag import hellaswag, read_hellaswag
+    from gpt2lab.evaluation.hellaswag import encode_items, hellaswag, read_hellaswag
     from gpt2lab.model.gpt import GPT
     from gpt2lab.tokenizer.tokenizer import Tokenizer
 
     model, tokenizer = GPT.from_hf(folder), Tokenizer.gpt2(options.gpt2)
     items = read_hellaswag(options.items)[: options.limit]
-    found, times = timed(lambda: hellaswag(model, tokenizer, items, "harness"))
+    found, times = timed(lambda: hellaswag(model, encode_items(tokenizer, items, model.config.n_ctx, "harness")))
     return times | found.correct
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.cli.main import main
-from gpt2lab.evaluation.run_data import read_run
+from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.files import sha256_of
 from gpt2lab.report.facts import commands, training_facts
 from gpt2lab.runs import Run
@@ -39,7 +39,7 @@ def test_the_commands_of_the_report_make_the_run_again(
     begin = f"train --data {data} --out run --steps 6 --checkpoint-every 1 --keep-last 9 --eval-every 1 {SHAPE}"
     for command in (begin, *(f"train --out {tmp_path / 'run'} {more}" for more in resumed)):
         assert main(shlex.split(command)) == 0
-    found = read_run(Run(Path("run")))
+    found = RunData(Run(Path("run")))
     segments = list(found.run.segments)
     again = [fact.value for fact in commands(found) if fact.value.startswith("gpt2lab train")]
     assert len(again) == len(segments)

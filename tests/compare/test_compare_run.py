@@ -22,7 +22,7 @@ from gpt2lab.compare import run as run_module
 from gpt2lab.compare.results import outcome_of
 from gpt2lab.compare.run import ComparisonPlan, compare, in_this_process, make_plan
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import attention_map, read_run
+from gpt2lab.evaluation.run_data import RunData, attention_map
 from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run
 from gpt2lab.training import loop
@@ -178,7 +178,7 @@ def test_command_line_gives_each_run_a_process_and_prints_the_table(
 
 def test_report_shows_the_attention_of_the_model(done: Path, tmp_path: Path) -> None:
     run = Run(done / "n_inner=64" / "seed_1337")
-    found = attention_map(read_run(run))
+    found = attention_map(RunData(run))
     assert found is not None and list(found.layers) == ["Layer 1"] and found.tokens[0] == "start"
     weights = found.layers["Layer 1"]
     assert len(found.tokens) == len(weights) <= 16

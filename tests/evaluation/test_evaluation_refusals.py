@@ -14,10 +14,9 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.hellaswag import hellaswag, hellaswag_item, read_hellaswag
-from gpt2lab.evaluation.likelihood import Continuation, score
+from gpt2lab.evaluation.hellaswag import encode_items, hellaswag_item, read_hellaswag
+from gpt2lab.evaluation.likelihood import Continuation, recall_probe, repeat_losses, score
 from gpt2lab.evaluation.perplexity import HeldOut, cut_windows, loss_by_position, perplexity_of
-from gpt2lab.evaluation.recall import recall_probe, repeat_losses
 from gpt2lab.evaluation.text_metrics import judge_stories
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
@@ -47,7 +46,7 @@ class Setup:
         return read_hellaswag(path)
 
     def choose(self, *items: dict[str, Any], style: str = "completion") -> object:
-        return hellaswag(self.model, self.tokenizer, [hellaswag_item(item, "", 0) for item in items], style)
+        return encode_items(self.tokenizer, [hellaswag_item(item, "", 0) for item in items], 24, style)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from gpt2lab import runtime
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.hellaswag import STYLES, HellaSwagItem, hellaswag, read_hellaswag
+from gpt2lab.evaluation.hellaswag import STYLES, HellaSwag, HellaSwagItem, encode_items, hellaswag, read_hellaswag
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -73,6 +73,12 @@ def wrapped(tokenizer: Tokenizer) -> Any:
     return HarnessModel(model, tokenizer, runtime.resolve("cpu", "fp32"))
 
 
+def choose(wrapped: Any, items: Path | list[HellaSwagItem], style: str = "completion") -> HellaSwag:
+    items = read_hellaswag(items) if isinstance(items, Path) else items
+    encoded = encode_items(wrapped.model_tokenizer, items, wrapped.model.config.n_ctx, style)
+    return hellaswag(wrapped.model, encoded)
+
+
 def written(folder: Path, items: list[dict[str, Any]]) -> Path:
     path = folder / "items.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
@@ -109,7 +115,7 @@ def test_completion_style_chooses_the_lowest_loss_of_hugging_faces_model(
     """Context and " " + ending are encoded separately; the mean is over tokens."""
     items = read_hellaswag(written(tmp_path, [ITEM, {**ITEM, "ctx": "He is", "label": "1"}]))
     theirs = hugging_face_twin(wrapped.model)
-    found = hellaswag(wrapped.model, tokenizer, items)
+    found = choose(wrapped, items)
     for item, by_sum, by_mean in zip(items, found.by_sum, found.by_mean, strict=True):
         sums, means = [], []
         for ending in item.endings:
@@ -119,7 +125,7 @@ def test_completion_style_chooses_the_lowest_loss_of_hugging_faces_model(
             sums.append(float(losses.sum()))
             means.append(float(losses.mean()))
         assert (by_sum, by_mean) == (sums.index(min(sums)), means.index(min(means)))
-    assert found.labels == (3, 1)
+    assert [item.label for item in items] == [3, 1]
     chosen = {"acc": found.by_sum, "acc_norm": found.by_mean}
     assert found.figures == {name: ((a == 3) + (b == 1)) / 2 for name, (a, b) in chosen.items()}
 
@@ -148,14 +154,14 @@ def test_space_before_a_final_marker_belongs_to_the_endings_as_in_the_harness(to
 def test_ending_with_nothing_but_markers_is_never_chosen_by_mean(wrapped: Any, tokenizer: Tokenizer) -> None:
     """The harness divides by its 0 characters, which gives -inf."""
     item = HellaSwagItem(0, "Roof", "A man sits", ("[step]", "b.", "c.", "d."), 0)
-    assert hellaswag(wrapped.model, tokenizer, [item], "harness").by_mean[0] > 0
+    assert choose(wrapped, [item], "harness").by_mean[0] > 0
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_protocol_names_style_and_number_of_items(
     name: str, wrapped: Any, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    found = hellaswag(wrapped.model, tokenizer, read_hellaswag(written(tmp_path, [ITEM] * 5)), name)
+    found = choose(wrapped, written(tmp_path, [ITEM] * 5), name)
     assert STYLES[name].about in found.protocol and "5 items" in found.protocol
 
 
@@ -168,7 +174,7 @@ def test_hellaswag_equals_the_harness_item_by_item(wrapped: Any, tmp_path: Path)
     evaluate: Any = lm_eval.simple_evaluate
     found = evaluate(model=wrapped, tasks=["local_hellaswag"], task_manager=manager, bootstrap_iters=0)
     theirs = sorted(found["samples"]["local_hellaswag"], key=lambda sample: sample["doc_id"])
-    ours = hellaswag(wrapped.model, wrapped.model_tokenizer, read_hellaswag(items), "harness")
+    ours = choose(wrapped, items, "harness")
     assert {metric: [bool(s[metric]) for s in theirs] for metric in ("acc", "acc_norm")} == ours.correct
     assert 0 < ours.figures["acc_norm"] < 1
 
@@ -199,9 +205,9 @@ def test_contexts_are_cut_as_by_the_model_class_of_the_harness(
     evaluate: Any = lm_eval.simple_evaluate
     samples = evaluate(model=harness, tasks=["local_hellaswag"], task_manager=manager, bootstrap_iters=0)["samples"]
     theirs = sorted(samples["local_hellaswag"], key=lambda sample: sample["doc_id"])
-    ours = hellaswag(wrapped.model, tokenizer, read_hellaswag(items), "harness")
+    ours = choose(wrapped, items, "harness")
     assert {metric: [bool(s[metric]) for s in theirs] for metric in ("acc", "acc_norm")} == ours.correct
-    assert ours.cut == 6 and "The context of 6 items was cut from the left" in ours.protocol
+    assert ours.encoded.cut == 6 and "The context of 6 items was cut from the left" in ours.protocol
 
 
 def test_item_with_an_ending_longer_than_the_context_is_left_out_and_named(
@@ -212,9 +218,9 @@ def test_item_with_an_ending_longer_than_the_context_is_left_out_and_named(
     longest, longer = (
         {**ITEM, "ind": ind, "endings": ["z" * n, "b", "c", "d"]} for ind, n in ((7, n_ctx - 1), (8, n_ctx))
     )
-    without = hellaswag(wrapped.model, tokenizer, read_hellaswag(written(tmp_path, [ITEM, longest])))
-    found = hellaswag(wrapped.model, tokenizer, read_hellaswag(written(tmp_path, [ITEM, longer, longest])))
-    assert (found.correct, found.left_out, without.left_out) == (without.correct, (8,), ())
+    without = choose(wrapped, written(tmp_path, [ITEM, longest]))
+    found = choose(wrapped, written(tmp_path, [ITEM, longer, longest]))
+    assert (found.correct, found.encoded.left_out, without.encoded.left_out) == (without.correct, (8,), ())
     assert "2 items of 4 endings" in found.protocol
     assert found.protocol.endswith("Left out, with an ending longer than the model's context: 1 item (8).")
 

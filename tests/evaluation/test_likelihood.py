@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.evaluation import likelihood
-from gpt2lab.evaluation.likelihood import Continuation, score
-from gpt2lab.evaluation.recall import doubling_distances, recall_probe, repeat_losses
+from gpt2lab.evaluation.likelihood import Continuation, doubling_distances, recall_probe, repeat_losses, score
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 

@@ -9,7 +9,7 @@ import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, save_curve, save_texts, update_state
 
 from gpt2lab.compare.results import outcome_of
-from gpt2lab.evaluation.run_data import read_run
+from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.report import facts
 from gpt2lab.report.content import RunContent, gather
 from gpt2lab.report.facts import Fact
@@ -27,7 +27,7 @@ def named(table: tuple[Fact, ...]) -> dict[str, Fact]:
 
 def judgments(run: Run, good: bool) -> list[str]:
     """Strengths, or weaknesses."""
-    return [text for kind, text in facts.judgments(read_run(run)) if kind == good]
+    return [text for kind, text in facts.judgments(RunData(run)) if kind == good]
 
 
 def test_best_validation_loss_has_its_step_and_the_floor_is_the_loss_less_the_gap(run: Run) -> None:
@@ -136,7 +136,7 @@ def test_every_option_is_shown_as_in_the_configuration_but_paths_from_the_workin
 
 
 def test_parameters_are_counted_from_the_weights_without_the_padding(run: Run) -> None:
-    assert named(facts.model_facts(read_run(run)))["Parameters"].value == f"{1000 * 32 + 256 * 32:,}"
+    assert named(facts.model_facts(RunData(run)))["Parameters"].value == f"{1000 * 32 + 256 * 32:,}"
 
 
 def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
     def labels(name: str, options: dict) -> set[str]:
         model = {**CONFIG["model"], **plain, **options}
         run = Run.create(tmp_path / name, {**CONFIG, "model": model}, ENVIRONMENT)
-        return set(named(facts.model_facts(read_run(run))))
+        return set(named(facts.model_facts(RunData(run))))
 
     usual = labels("plain", {})
     assert "Layers" in usual and not usual & plain.keys()
@@ -188,7 +188,7 @@ def test_differences_from_gpt2_are_explained(options: dict, expected: str) -> No
 )
 def test_optimizer_and_schedule_are_described(tmp_path: Path, options: dict, name: str, expected: str) -> None:
     run = Run.create(tmp_path / "run", {**CONFIG, "optim": {**CONFIG["optim"], **options}}, ENVIRONMENT)
-    fact = named(facts.training_facts(read_run(run)))[name]
+    fact = named(facts.training_facts(RunData(run)))[name]
     assert expected in f"{fact.value} {fact.note}"
 
 
@@ -198,17 +198,17 @@ def test_batch_is_divided_among_the_processes(run: Run) -> None:
         (2, "8 sequences of 256 on each of 2 processes"),
     ):
         update_state(run, world=world)
-        assert named(facts.training_facts(read_run(run)))["Batch"].note == expected
+        assert named(facts.training_facts(RunData(run)))["Batch"].note == expected
 
 
 def test_a_stream_counts_segments_instead_of_epochs(run: Run, tmp_path: Path) -> None:
     stream = Run.create(tmp_path / "run", {**CONFIG, "data": "stream:stories"}, ENVIRONMENT)
     log_steps(stream, 300)
-    data = read_run(stream)
+    data = RunData(stream)
     assert named(facts.training_facts(data))["Length"].value == "300 steps, 1.50 segments of the stream"
     assert "(stream:stories)" in facts.task(data)[1] and "in segments during training" in facts.task(data)[1]
-    assert facts.passes(read_run(run)) == "1.50 epochs"
-    assert "Validation and test documents are those of the corpus" in facts.task(read_run(run))[1]
+    assert facts.passes(RunData(run)) == "1.50 epochs"
+    assert "Validation and test documents are those of the corpus" in facts.task(RunData(run))[1]
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,14 @@ def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
 
 
 def test_published_figures_are_shown_only_for_the_same_text_and_style(run: Run) -> None:
-    assert facts.published(read_run(run)) == ()
+    assert facts.published(RunData(run)) == ()
     run.add_eval(300, "hellaswag", "val", "Worded as by lm-evaluation-harness.", "acc_norm", 0.26)
-    assert facts.published(read_run(run)) == ()
+    assert facts.published(RunData(run)) == ()
     run.add_eval(300, "hellaswag", "val", "Completion style.", "acc_norm", 0.26)
-    assert [fact.value for fact in facts.published(read_run(run))] == ["0.2955"]
+    assert [fact.value for fact in facts.published(RunData(run))] == ["0.2955"]
     update_state(run, fingerprints={"data": facts.SHAKESPEARE_BY_CHARACTER, "tokenizer": "t"})
-    assert [fact.value for fact in facts.published(read_run(run))] == ["1.880", "1.470", "0.2955"]
-    assert list(facts.published_losses(read_run(run)).values()) == [1.88, 1.4697]
+    assert [fact.value for fact in facts.published(RunData(run))] == ["1.880", "1.470", "0.2955"]
+    assert list(facts.published_losses(RunData(run)).values()) == [1.88, 1.4697]
 
 
 def test_loops_of_line_breaks_are_folded(run: Run) -> None:

@@ -171,14 +171,15 @@ class HellaSwag(Command):
 
     def run(self) -> None:
         """Print the figures with their protocol and add them to the run's evals.csv."""
-        from gpt2lab.evaluation.hellaswag import fetch_hellaswag, hellaswag, read_hellaswag
+        from gpt2lab.evaluation.hellaswag import encode_items, fetch_hellaswag, hellaswag, read_hellaswag
         from gpt2lab.evaluation.measure import Measurement
 
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1; leave it out for all items")
         run = self.model.load()
         items = (fetch_hellaswag() if self.items is None else read_hellaswag(self.items))[: self.limit]
+        encoded = encode_items(run.tokenizer, items, run.model.config.n_ctx, self.style)
         with console.bar("endings") as progress, run.runtime.autocast():
-            found = hellaswag(run.model, run.tokenizer, items, self.style, progress)
+            found = hellaswag(run.model, encoded, progress)
         run.print_and_record(Measurement("hellaswag", "val", found.protocol, found.figures))
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from gpt2lab import formatting
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import RunData, read_run
+from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.files import read_checked_json
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
@@ -129,7 +129,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
         return Outcome(arm, seed, path, f"failed: {failure}")
     if not (run.path / "config.json").is_file():
         return Outcome(arm, seed, path, "not run yet")
-    data = read_run(run)
+    data = RunData(run)
     fingerprints = data.fingerprints.get("tokenizer", ""), data.fingerprints.get("data", "")
     outcome = Outcome(arm, seed, path, _status(data), options=_options_of(data.config), fingerprints=fingerprints)
     if not outcome.usable:

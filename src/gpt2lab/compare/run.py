@@ -34,10 +34,9 @@ from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, o
 from gpt2lab.console import log
 from gpt2lab.data.dataset import DataManifest, TokenDataset
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.likelihood import require_causal_mask
+from gpt2lab.evaluation.likelihood import recall_probe, require_causal_mask
 from gpt2lab.evaluation.measure import LoadedRun, Measurement
 from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of, save_positions
-from gpt2lab.evaluation.recall import recall_probe
 from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
 from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality
 from gpt2lab.files import free_path, write_checked_json

@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,26 +54,84 @@ class HellaSwagItem:
     """``ctx_a`` and ``ctx_b`` of the official file, which the context consists of."""
 
 
+class EncodedItem(NamedTuple):
+    """An item with its four continuations, and their lengths for ``acc_norm``."""
+
+    item: HellaSwagItem
+    endings: list[Continuation]
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """The items that a model can score, encoded in a style."""
+
+    style: str
+    items: list[EncodedItem]
+    cut: int
+    """Items whose context is cut to fit the model."""
+    left_out: tuple[int, ...]
+    """``ind`` of the items that cannot be scored: an ending is longer than the model's context."""
+
+    @property
+    def fit(self) -> str:
+        """What does not fit the model's context, with a leading space; an empty string if everything does."""
+        named = ", ".join(map(str, self.left_out[:NAMED])) + (", ..." if len(self.left_out) > NAMED else "")
+        cut = f" The context of {plural(self.cut, 'item')} was cut from the left to fit the model."
+        left_out = f"{plural(len(self.left_out), 'item')} ({named})"
+        out = f" Left out, with an ending longer than the model's context: {left_out}."
+        return (cut if self.cut else "") + (out if self.left_out else "")
+
+
+def encode_items(
+    tokenizer: Tokenizer, items: Sequence[HellaSwagItem], n_ctx: int, style: str = "completion"
+) -> EncodedItems:
+    """Encode the items whose endings a model with the context length ``n_ctx`` can score.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        items: From `read_hellaswag`.
+        n_ctx: The model's context length.
+        style: A name in `STYLES`.
+
+    Raises:
+        InputError: The style is unknown, or there are no such items.
+    """
+    one_of("style", style, STYLES)
+    if not items:
+        raise InputError("there are no HellaSwag items; give at least one")
+    encoded = [EncodedItem(item, *STYLES[style].encode(tokenizer, item)) for item in items]
+    scorable = [max(len(ending.ids) for ending in each.endings) <= n_ctx for each in encoded]
+    if not any(scorable):
+        raise InputError(
+            f"none of the {len(items):,} HellaSwag items can be scored: each has an ending longer than the model's "
+            f"context of {n_ctx} tokens; use a model with a longer context or a tokenizer with a larger vocabulary"
+        )
+    scored = list(compress(encoded, scorable))
+    return EncodedItems(
+        style,
+        scored,
+        cut=sum(any(not ending.fits(n_ctx) for ending in each.endings) for each in scored),
+        left_out=tuple(item.ind for item, scored in zip(items, scorable, strict=True) if not scored),
+    )
+
+
 @dataclass(frozen=True)
 class HellaSwag:
     """The result: which endings were chosen, and how often they are right."""
 
-    style: str
-    labels: tuple[int, ...]
+    encoded: EncodedItems
     by_sum: tuple[int, ...]
     """The ending of each item with the highest summed log-probability."""
     by_mean: tuple[int, ...]
     """The ending of each item with the highest summed log-probability per length."""
-    cut: int = 0
-    """Items whose context was cut to fit the model."""
-    left_out: tuple[int, ...] = ()
-    """``ind`` of the items that cannot be scored: an ending is longer than the model's context."""
 
     @property
     def correct(self) -> dict[str, list[bool]]:
         """Whether the choice is right, item by item, for ``acc`` and ``acc_norm``."""
+        labels = [item.label for item, _, _ in self.encoded.items]
         choices = {"acc": self.by_sum, "acc_norm": self.by_mean}
-        return {name: [a == b for a, b in zip(chosen, self.labels, strict=True)] for name, chosen in choices.items()}
+        return {name: [a == b for a, b in zip(chosen, labels, strict=True)] for name, chosen in choices.items()}
 
     @property
     def figures(self) -> dict[str, float]:
@@ -82,86 +141,32 @@ class HellaSwag:
     @property
     def protocol(self) -> str:
         """How the accuracies were measured, in a few sentences."""
-        margin = 1.96 * math.sqrt(0.25 * 0.75 / len(self.labels))
+        count = len(self.by_sum)
+        margin = 1.96 * math.sqrt(0.25 * 0.75 / count)
         return (
-            f"{STYLES[self.style].about} {plural(len(self.labels), 'item')} of 4 endings, zero-shot; chance is 0.25, "
-            f"with a 95 % margin of error of {margin:.3f}.{self.fit}"
+            f"{STYLES[self.encoded.style].about} {plural(count, 'item')} of 4 endings, zero-shot; chance is 0.25, with "
+            f"a 95 % margin of error of {margin:.3f}.{self.encoded.fit}"
         )
 
-    @property
-    def fit(self) -> str:
-        """What did not fit the model's context, with a leading space; an empty string if everything did."""
-        named = ", ".join(map(str, self.left_out[:NAMED])) + (", ..." if len(self.left_out) > NAMED else "")
-        cut = f" The context of {plural(self.cut, 'item')} was cut from the left to fit the model."
-        left_out = f"{plural(len(self.left_out), 'item')} ({named})"
-        out = f" Left out, with an ending longer than the model's context: {left_out}."
-        return (cut if self.cut else "") + (out if self.left_out else "")
 
-
-def hellaswag(
-    model: GPT,
-    tokenizer: Tokenizer,
-    items: Sequence[HellaSwagItem],
-    style: str = "completion",
-    progress: Progress | None = None,
-) -> HellaSwag:
+def hellaswag(model: GPT, encoded: EncodedItems, progress: Progress | None = None) -> HellaSwag:
     """Choose an ending for each item, in evaluation mode and under the caller's autocast.
 
     Args:
         model: The model; its mask must be causal.
-        tokenizer: The tokenizer of the model.
-        items: From `read_hellaswag`.
-        style: A name in `STYLES`.
+        encoded: Items encoded for this model's context length.
         progress: Called with the number of endings scored so far and their total.
 
-    Raises:
-        InputError: No items that can be scored, an unknown style, or what `score` refuses.
+    Raises what `score` does.
     """
-    n_ctx = model.config.n_ctx
-    encoded = encode_items(tokenizer, items, style, n_ctx)
-    scores = score(model, [ending for each in encoded for ending in each.endings], progress)
+    scores = score(model, [ending for each in encoded.items for ending in each.endings], progress)
     by_sum, by_mean = [], []
-    for index, each in enumerate(encoded):
+    for index, each in enumerate(encoded.items):
         nats = [s.nats for s in scores[index * ENDINGS : (index + 1) * ENDINGS]]
         means = [n / length if length else math.inf for n, length in zip(nats, each.lengths, strict=True)]
         by_sum.append(nats.index(min(nats)))  # the first of equals
         by_mean.append(means.index(min(means)))
-    scored = {each.item for each in encoded}
-    return HellaSwag(
-        style,
-        tuple(each.item.label for each in encoded),
-        tuple(by_sum),
-        tuple(by_mean),
-        cut=sum(any(not ending.fits(n_ctx) for ending in each.endings) for each in encoded),
-        left_out=tuple(item.ind for item in items if item not in scored),
-    )
-
-
-class EncodedItem(NamedTuple):
-    """An item with its four continuations, and their lengths for ``acc_norm``."""
-
-    item: HellaSwagItem
-    endings: list[Continuation]
-    lengths: list[int]
-
-
-def encode_items(tokenizer: Tokenizer, items: Sequence[HellaSwagItem], style: str, n_ctx: int) -> list[EncodedItem]:
-    """Encode the items whose endings a model with this context length can score.
-
-    Raises:
-        InputError: The style is unknown, or there are no such items.
-    """
-    one_of("style", style, STYLES)
-    if not items:
-        raise InputError("there are no HellaSwag items; give at least one")
-    encoded = [EncodedItem(item, *STYLES[style].encode(tokenizer, item)) for item in items]
-    scorable = [each for each in encoded if max(len(ending.ids) for ending in each.endings) <= n_ctx]
-    if not scorable:
-        raise InputError(
-            f"none of the {len(items):,} HellaSwag items can be scored: each has an ending longer than the model's "
-            f"context of {n_ctx} tokens; use a model with a longer context or a tokenizer with a larger vocabulary"
-        )
-    return scorable
+    return HellaSwag(encoded, tuple(by_sum), tuple(by_mean))
 
 
 class Style(NamedTuple):

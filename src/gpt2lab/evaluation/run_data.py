@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import PositionCurve, saved_positions
-from gpt2lab.evaluation.text_quality import TextQuality, saved_texts
+from gpt2lab.evaluation.perplexity import saved_positions
+from gpt2lab.evaluation.text_quality import saved_texts
 from gpt2lab.files import read_checked_json
 from gpt2lab.imports import import_from
 from gpt2lab.model.gpt import attention_weights
-from gpt2lab.runs import MetricsRow, Run
+from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import list_checkpoints, load_model, load_tokenizer
 from gpt2lab.training.config import STREAM
 
@@ -52,25 +52,42 @@ class SampleText:
     verdict: str
 
 
-@dataclass(frozen=True)
 class RunData:
-    """What a run directory holds; a part that cannot be read is empty and named in ``damage``."""
+    """What a run directory holds; nothing that is missing or damaged raises."""
 
-    run: Run
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    metrics: list[MetricsRow]
-    evals: list[EvalRow]
-    samples: list[SampleText]
-    state: dict[str, Any]
-    """The scalars of the newest checkpoint; empty if there is none."""
-    parameters: int | None
-    """Without the padding of the vocabulary, the tied head counted once; None if there are no weights."""
-    texts: TextQuality | None
-    """Quality of the texts of each decoding strategy, if it was measured."""
-    positions: PositionCurve | None
-    """Loss by position, if it was measured."""
-    damage: tuple[str, ...]
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.damage: list[str] = []
+        """What cannot be read, in one line each; that part is empty."""
+        for path in (run.path / name for name in ("metrics.csv", "evals.csv", "samples.jsonl")):
+            if path.exists() and not path.read_bytes().endswith(b"\n"):
+                what = "ends within a line, which is left out; its write was interrupted, or it was cut"
+                self.damage.append(f"{path}: {what}")
+        self.config = self._read(lambda: _mapping(run.path / "config.json"), {})
+        if self.config:
+            self._read(lambda: import_from(run), None)
+        self.environment = self._read(lambda: _mapping(run.path / "environment.json"), {})
+        self.metrics = self._read(run.metrics, [])
+        self.evals = self._read(lambda: [_eval_row(row) for row in run.evals()], [])
+        self.samples = self._read(lambda: [_sample_text(sample) for sample in run.samples()], [])
+        self.state: dict[str, Any] = {}
+        """The scalars of the newest checkpoint; empty if there is none."""
+        self.parameters: int | None = None
+        """Without the padding of the vocabulary, the tied head counted once; None if there are no weights."""
+        if complete := [c.path for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
+            self.state = self._read(lambda: _mapping(complete[-1] / "state.json"), {})
+            self.parameters = self._read(lambda: _count_parameters(complete[-1], self.config), None)
+        self.texts = self._read(lambda: saved_texts(run), None)
+        """Quality of the texts of each decoding strategy, if it was measured."""
+        self.positions = self._read(lambda: saved_positions(run), None)
+        """Loss by position, if it was measured."""
+
+    def _read(self, read: Callable[[], T], default: T) -> T:
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            self.damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+            return default
 
     def options(self, group: str) -> dict[str, Any]:
         """Return a group of the configuration, such as ``model``; empty if there is none."""
@@ -115,39 +132,6 @@ class RunData:
         return {e.metric: e.value for e in rows if (e.step, e.protocol) == (newest.step, newest.protocol)}
 
 
-def read_run(run: Run) -> RunData:
-    """Read a run directory; nothing that is missing or damaged raises."""
-    damage: list[str] = []
-
-    def attempt(read: Callable[[], T], default: T) -> T:
-        try:
-            return read()
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
-            return default
-
-    for name in ("metrics.csv", "evals.csv", "samples.jsonl"):
-        path = run.path / name
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            damage.append(f"{path}: ends within a line, which is left out; its write was interrupted, or it was cut")
-    config = attempt(lambda: _mapping(run.path / "config.json"), {})
-    if config:
-        attempt(lambda: import_from(run), None)
-    environment = attempt(lambda: _mapping(run.path / "environment.json"), {})
-    metrics = attempt(run.metrics, [])
-    evals = attempt(lambda: [_eval_row(row) for row in run.evals()], [])
-    samples = attempt(lambda: [_sample_text(sample) for sample in run.samples()], [])
-    state, parameters = {}, None
-    if complete := [c for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
-        state = attempt(lambda: _mapping(complete[-1].path / "state.json"), {})
-        parameters = attempt(lambda: _count_parameters(complete[-1].path / "model.safetensors", config), None)
-    texts = attempt(lambda: saved_texts(run), None)
-    positions = attempt(lambda: saved_positions(run), None)
-    return RunData(
-        run, config, environment, metrics, evals, samples, state, parameters, texts, positions, tuple(damage)
-    )
-
-
 def _mapping(path: Path) -> dict[str, Any]:
     value = read_checked_json(path)
     if not isinstance(value, dict):
@@ -167,8 +151,9 @@ def _sample_text(sample: dict[str, Any]) -> SampleText:
     return SampleText(sample["step"], strategy, prompt, text, str(sample.get("verdict", "")))
 
 
-def _count_parameters(weights: Path, config: dict[str, Any]) -> int:
-    """Count from the shapes in the file's header, whatever the architecture; no tensor is read."""
+def _count_parameters(checkpoint: Path, config: dict[str, Any]) -> int:
+    """Count from the shapes in the header of the weights, whatever the architecture; no tensor is read."""
+    weights = checkpoint / "model.safetensors"
     try:
         with safe_open(weights, framework="np") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping

@@ -206,17 +206,11 @@ class StoryQuality:
     """How many of a number of texts are well-formed stories."""
 
     texts: int
-    grammatical: float
-    """Share of texts that are complete, and whose sentences the grammar allows in this order."""
-    consistent: float
-    """Share of texts that are grammatical and do not contradict themselves."""
+    figures: dict[str, float]
+    """``grammatical``: the share of texts that are complete, and whose sentences the grammar allows in this order;
+    ``consistent``: the share of texts that are grammatical and do not contradict themselves."""
     errors: tuple[str, ...]
     """Where each of the first few wrong texts violates the grammar or contradicts itself, with the text around it."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The shares by name."""
-        return {"grammatical": self.grammatical, "consistent": self.consistent}
 
     @property
     def protocol(self) -> str:
@@ -236,12 +230,14 @@ def judge_stories(texts: Sequence[str], errors: int = 5) -> StoryQuality:
     if not texts:
         raise InputError("there are no stories to judge; generate at least one")
     verdicts = [parse(text) for text in texts]
-    grammatical = sum(verdict.grammatical for verdict in verdicts)
-    consistent = sum(verdict.grammatical and verdict.consistent for verdict in verdicts)
+    counts = {
+        "grammatical": sum(verdict.grammatical for verdict in verdicts),
+        "consistent": sum(verdict.grammatical and verdict.consistent for verdict in verdicts),
+    }
     found = []
     for index, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
         offset, message = verdict.offset, verdict.message
         if offset is not None and message is not None:
             excerpt = f"{text[:offset][-EXCERPT:]}>>>{text[offset:][:EXCERPT]}".replace("\n", " ")
             found.append(f"text {index}, character {offset}: {message}: {excerpt}")
-    return StoryQuality(len(texts), grammatical / len(texts), consistent / len(texts), tuple(found[:errors]))
+    return StoryQuality(len(texts), {name: n / len(texts) for name, n in counts.items()}, tuple(found[:errors]))

@@ -68,10 +68,10 @@ class _Laboratory(Hooks):
             raise InputError(f"tracker {tracker} is not installed; install it with: pip install gpt2lab[{tracker}]")
 
     def check(self, tokenizer: Tokenizer, model: GPTConfig) -> None:
-        """Raise `InputError` if HellaSwag is asked for and does not fit the mask or the context."""
+        """Encode the items; raise `InputError` if HellaSwag is asked for and does not fit the mask or the context."""
         if self.items:
             require_causal_mask(model)
-            encode_items(tokenizer, self.items, "completion", model.n_ctx)
+            self.encoded = encode_items(tokenizer, self.items, model.n_ctx)
 
     def begin(self, run: Run, where: Runtime) -> None:
         """Open the tracker."""
@@ -98,10 +98,10 @@ class _Laboratory(Hooks):
 
     def hellaswag(self, model: GPT, step: int) -> None:
         """Evaluate on the items."""
-        found = hellaswag(model, self.tokenizer, self.items)
+        found = hellaswag(model, self.encoded)
         Measurement("hellaswag", "val", found.protocol, found.figures).record(self.run, step)
         figures = "  ".join(f"{name} {value:.4f}" for name, value in found.figures.items())
-        log.info("hellaswag at step %d: %s.%s", step, figures, found.fit)
+        log.info("hellaswag at step %d: %s.%s", step, figures, self.encoded.fit)
 
 
 def step_seconds(config: TrainConfig, warmup_steps: int = 3, seconds: float = 3.0) -> float:

@@ -17,7 +17,7 @@ from gpt2lab import plots
 from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map, read_run
+from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map
 from gpt2lab.evaluation.text_quality import (
     CAPTION,
     Example,
@@ -195,7 +195,7 @@ def gather(
     paths = {str(run.path) for run in runs}
     pictured = paths if outcomes is None else _first_of_each_arm([o for o in outcomes if o.path in paths])
     contents = [
-        _run_content(read_run(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
+        _run_content(RunData(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
     ]
     return Report(
         title=cover.title or (names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"),

@@ -22,7 +22,7 @@ from gpt2lab import formatting, plots
 from gpt2lab.compare.output import page_values
 from gpt2lab.compare.results import COMPARISON_FILE, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import RunData, read_run
+from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.files import read_text, write_atomically
 from gpt2lab.formatting import GENERATOR, TEMPLATES, page, printable
 from gpt2lab.model.config import GPTConfig
@@ -216,7 +216,7 @@ def model_card(run: Run, config: GPTConfig, step: int, name: str, eot: str | Non
         name: Name for ``from_pretrained``.
         eot: Text of the token that begins a document, if there is one.
     """
-    data = read_run(run)
+    data = RunData(run)
     return page(
         "model_card.md.jinja",
         name=name,
