@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -16,6 +18,21 @@ from gpt2lab.tokenizer.bpe import unicode_to_bytes
 def tiny() -> Tokenizer:
     """Five merges: lo low er lower, and the space before them."""
     return Tokenizer.train(["low low lower lower"], 262)
+
+
+@pytest.fixture
+def edited(tiny: Tokenizer, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
+    """Save the tiny tokenizer, change the tree of its tokenizer.json, and return that file."""
+
+    def edit(change: Callable[[dict[str, Any]], object]) -> Path:
+        tiny.save(tmp_path)
+        file = tmp_path / "tokenizer.json"
+        tree = json.loads(file.read_bytes())
+        change(tree)
+        file.write_text(json.dumps(tree), encoding="utf-8")
+        return file
+
+    return edit
 
 
 @pytest.fixture(scope="session")

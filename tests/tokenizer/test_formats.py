@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -114,32 +116,24 @@ def test_special_tokens_keep_their_ids_in_hugging_faces_library(
 
 @pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
 def test_special_tokens_in_the_files_beside_it_are_read(file: str, tiny: Tokenizer, tmp_path: Path) -> None:
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_file(str(saved_file(tiny, tmp_path))))
+    tiny.save(tmp_path)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     fast.add_tokens(["<|user|>"], special_tokens=True)
-    fast.save_pretrained(tmp_path / "more")
     added = {"id": 262, "content": "<|user|>", "special": True}
-    path = tmp_path / "more" / "tokenizer.json"
-    tree = json.loads(path.read_bytes())
-    tree["added_tokens"] = [token for token in tree["added_tokens"] if token["id"] != added["id"]]
-    path.write_text(json.dumps(tree), encoding="utf-8")
     content = {"<|user|>": 262} if file == "added_tokens.json" else {"added_tokens_decoder": {"262": added}}
-    (tmp_path / "more" / file).write_text(json.dumps(content), encoding="utf-8")
-    ours = Tokenizer.load(tmp_path / "more")
+    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+    ours = Tokenizer.load(tmp_path)
     text = "low<|user|>er"
     assert ours.special_tokens["<|user|>"] == 262
     assert ours.encode(text, "all") == fast.encode(text)
-
-
-def saved_file(tokenizer: Tokenizer, directory: Path) -> Path:
-    tokenizer.save(directory)
-    return directory / "tokenizer.json"
 
 
 @pytest.mark.parametrize("setting", ["truncation", "padding", "post_processor", "add_bos_token"])
 def test_settings_that_only_add_or_cut_ids_are_named(
     setting: str, tiny: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = saved_file(tiny, tmp_path)
+    tiny.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
     theirs = tokenizers.Tokenizer.from_file(str(path))
     if setting == "truncation":
         theirs.enable_truncation(2)
@@ -197,14 +191,10 @@ def test_tiktoken_gives_the_same_ids_with_exported_ranks(corpus: list[str], tmp_
     assert theirs.encode_ordinary(corpus[0]) == ours.encode(corpus[0])
 
 
-def test_ignore_merges_is_accepted_if_merges_make_every_word(tiny: Tokenizer, tmp_path: Path) -> None:
-    tiny.save(tmp_path)
-    file = tmp_path / "tokenizer.json"
-    tree = json.loads(file.read_bytes())
-    tree["model"]["ignore_merges"] = True
-    file.write_text(json.dumps(tree), encoding="utf-8")
+def test_ignore_merges_is_accepted_if_merges_make_every_word(edited: Callable[..., Path]) -> None:
+    file = edited(lambda tree: tree["model"].update(ignore_merges=True))
     text = "low lower lowest new newer"
-    assert Tokenizer.load(tmp_path).encode(text) == tokenizers.Tokenizer.from_file(str(file)).encode(text).ids
+    assert Tokenizer.load(file).encode(text) == tokenizers.Tokenizer.from_file(str(file)).encode(text).ids
 
 
 def test_newlines_of_windows_are_read(tiny: Tokenizer, tmp_path: Path) -> None:
@@ -214,15 +204,13 @@ def test_newlines_of_windows_are_read(tiny: Tokenizer, tmp_path: Path) -> None:
     assert Tokenizer.gpt2(tmp_path).fingerprint == tiny.fingerprint
 
 
-def test_the_layout_of_a_file_does_not_change_the_fingerprint(tiny: Tokenizer, tmp_path: Path) -> None:
-    tiny.save(tmp_path)
-    file = tmp_path / "tokenizer.json"
-    tree = json.loads(file.read_bytes())
-    model = tree["model"]
-    model["vocab"] = dict(reversed(model["vocab"].items()))
-    model["merges"] = [merge.split(" ") for merge in model["merges"]]
-    file.write_text(json.dumps(tree, indent=None), encoding="utf-8")
-    assert Tokenizer.load(file).fingerprint == tiny.fingerprint
+def test_the_layout_of_a_file_does_not_change_the_fingerprint(tiny: Tokenizer, edited: Callable[..., Path]) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        model = tree["model"]
+        vocab, merges = reversed(model["vocab"].items()), [merge.split(" ") for merge in model["merges"]]
+        model |= {"vocab": dict(vocab), "merges": merges}
+
+    assert Tokenizer.load(edited(change)).fingerprint == tiny.fingerprint
 
 
 @pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])

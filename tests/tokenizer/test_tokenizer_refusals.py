@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,15 +229,11 @@ EDITS: dict[str, tuple[Edit, str]] = {
 
 @pytest.mark.parametrize(("edit", "message"), EDITS.values(), ids=EDITS)
 def test_a_file_that_is_not_plain_byte_level_bpe_is_refused(
-    edit: Edit, message: str, tiny: Tokenizer, tmp_path: Path
+    edit: Edit, message: str, edited: Callable[[Edit], Path]
 ) -> None:
-    tiny.save(tmp_path)
-    file = tmp_path / "tokenizer.json"
-    tree = json.loads(file.read_bytes())
-    edit(tree)
-    file.write_text(json.dumps(tree), encoding="utf-8")
+    file = edited(edit)
     with pytest.raises(InputError, match=message) as caught:
-        Tokenizer.load(tmp_path)
+        Tokenizer.load(file)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
 
