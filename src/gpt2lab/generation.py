@@ -199,49 +199,41 @@ def stream(
         )
     strategy.require_vocabulary(model.config.vocab_size)
     _check(model.config.vocab_size, tokens, max_new_tokens, eot, padding)
-    return _columns(model, tokens, max_new_tokens, strategy, generator, eot, padding)
-
-
-def _columns(
-    model: GPT,
-    tokens: torch.Tensor,
-    max_new_tokens: int,
-    strategy: DecodingStrategy,
-    generator: torch.Generator,
-    eot: int | None,
-    padding: torch.Tensor | None,
-) -> Iterator[torch.Tensor]:
     n_ctx = model.config.n_ctx
-    cache = model.new_cache(len(tokens), padding)
-    window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
-    cache.clear(tokens.shape[1] - window.shape[1])
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    for written in range(max_new_tokens):
-        logits = next_logits(model, unread, cache)
-        if not written and logits.isnan().any():  # greedy decoding would turn it into text
-            raise InputError(
-                "the model gives NaN for the next token; its weights are damaged or overflow this precision; use fp32 "
-                "or another checkpoint"
-            )
-        column = sample_next(logits, strategy, generator)
-        if eot is not None:
-            column = column.masked_fill(ended, eot)
-            ended |= column == eot
-        yield column
-        if eot is not None and bool(ended.all()):
-            return
-        if cache.endless:
-            unread = column[:, None]
-            continue
-        window = torch.cat([window, column[:, None]], dim=1)
-        unread = window[:, cache.length :]
-        if cache.length == n_ctx:
-            kept = (n_ctx + 1) // 2
-            cache.clear(window.shape[1] - kept)
-            window = unread = window[:, -kept:]
-        elif cache.looks_ahead:  # a new token changes the keys of earlier ones
-            cache.clear()
-            unread = window
+
+    def columns() -> Iterator[torch.Tensor]:
+        cache = model.new_cache(len(tokens), padding)
+        window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
+        cache.clear(tokens.shape[1] - window.shape[1])
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        for written in range(max_new_tokens):
+            logits = next_logits(model, unread, cache)
+            if not written and logits.isnan().any():  # greedy decoding would turn it into text
+                raise InputError(
+                    "the model gives NaN for the next token; its weights are damaged or overflow this precision; use "
+                    "fp32 or another checkpoint"
+                )
+            column = sample_next(logits, strategy, generator)
+            if eot is not None:
+                column = column.masked_fill(ended, eot)
+                ended |= column == eot
+            yield column
+            if eot is not None and bool(ended.all()):
+                return
+            if cache.endless:
+                unread = column[:, None]
+                continue
+            window = torch.cat([window, column[:, None]], dim=1)
+            unread = window[:, cache.length :]
+            if cache.length == n_ctx:
+                kept = (n_ctx + 1) // 2
+                cache.clear(window.shape[1] - kept)
+                window = unread = window[:, -kept:]
+            elif cache.looks_ahead:  # a new token changes the keys of earlier ones
+                cache.clear()
+                unread = window
+
+    return columns()
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,7 +60,7 @@ class ModelOptions:
         """Open the run and load the weights. Raises `InputError` if they are missing or damaged."""
         from gpt2lab.evaluation.measure import LoadedRun
 
-        return LoadedRun.load(self.run, self.checkpoint, self.device, self.precision)
+        return LoadedRun(self.run, self.checkpoint, self.device, self.precision)
 
 
 Model = Annotated[ModelOptions, OmitArgPrefixes]

@@ -349,7 +349,7 @@ class ExportHF(Command):
         from gpt2lab.report.write import model_card
         from gpt2lab.tokenizer.tokenizer import END_OF_TEXT
 
-        loaded, out = LoadedRun.load(self.directory, self.checkpoint, "cpu", "fp32"), self.out
+        loaded, out = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32"), self.out
         model, tokenizer, step = loaded.model, loaded.tokenizer, loaded.checkpoint.step
         eot = None if tokenizer.eot is None else END_OF_TEXT
         with new_directory(out) as folder:

@@ -106,7 +106,7 @@ def run_quickstart(asked: Quickstart) -> None:
         shared = TrainConfig(data=dataset.directory, out=out, seed=asked.seed)
         end = begin + 60 * (MINUTES if minutes is None else minutes)
         config = _fill(end, shared, dataset) if steps is None else training("small", steps, shared)
-    run = LoadedRun.load(_train(config).path, "best", "auto", "auto")
+    run = LoadedRun(_train(config).path, "best", "auto", "auto")
     figures = [_perplexity(run)]
     _write_samples(run, config.seed)
     if TokenDataset(config.data).manifest.source.names == ("stories",):

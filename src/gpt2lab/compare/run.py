@@ -376,7 +376,7 @@ def measure(run: Run, texts: bool) -> None:
     if _is_measured(run, texts):
         return
     config = saved_config(run)
-    loaded = LoadedRun.load(run.path, "best", config.device, config.precision)
+    loaded = LoadedRun(run.path, "best", config.device, config.precision)
     model, dataset, step = loaded.model, loaded.dataset(None), loaded.checkpoint.step
     if run.latest_evaluation(RECALL_FILE) is None:
         test, by_document = HeldOut.of_split(dataset, "test"), config.mask_documents  # as it was trained

@@ -30,12 +30,10 @@ from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.evaluation.perplexity import HeldOut
 from gpt2lab.files import read_text, sha256_of
-from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
-from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.checkpoint import Checkpoint, load_model, load_tokenizer
-from gpt2lab.training.config import ResolvedConfig, held_out_data, saved_config
+from gpt2lab.training.checkpoint import load_model, load_tokenizer
+from gpt2lab.training.config import held_out_data, saved_config
 
 
 @dataclass(frozen=True)
@@ -54,35 +52,23 @@ class Measurement:
             run.add_eval(step, self.task, self.split, self.protocol, metric, value)
 
 
-@dataclass(frozen=True)
 class LoadedRun:
-    """A run with the weights of one of its checkpoints."""
+    """A run with the weights of one of its checkpoints; the precision ``auto`` is that of training, if supported.
 
-    run: Run
-    config: ResolvedConfig | None
-    """None if the model was imported."""
-    model: GPT
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    runtime: Runtime
+    Raises:
+        InputError: The run, checkpoint, device or precision does not exist, or the checkpoint is damaged.
+    """
 
-    @classmethod
-    def load(cls, path: Path, which: str, device: str, precision: str) -> LoadedRun:
-        """Open a run and load the weights of a checkpoint.
-
-        The precision ``auto`` is that of training where the device supports it.
-
-        Raises:
-            InputError: The run, checkpoint, device or precision does not exist, or the checkpoint is damaged.
-        """
+    def __init__(self, path: Path, which: str, device: str, precision: str) -> None:
         runtime.tune_allocator()
-        resolved = runtime.resolve(device, precision)
-        run = Run.open(path)
-        model, checkpoint = load_model(run, which, resolved.device)
-        config = None if checkpoint.data_fingerprint is None else saved_config(run)
-        if precision == "auto" and config is not None:
-            resolved = _as_trained(resolved, config)
-        return cls(run, config, model, checkpoint, load_tokenizer(run, checkpoint), resolved)
+        self.runtime = runtime.resolve(device, precision)
+        self.run = Run.open(path)
+        self.model, self.checkpoint = load_model(self.run, which, self.runtime.device)
+        self.config = None if self.checkpoint.data_fingerprint is None else saved_config(self.run)
+        """None if the model was imported."""
+        if precision == "auto" and self.config is not None:
+            self.runtime = _as_trained(self.runtime, self.config)
+        self.tokenizer = load_tokenizer(self.run, self.checkpoint)
 
     @property
     def seq_len(self) -> int:
