@@ -30,11 +30,8 @@ from loopback_hub import gpt2lab_with, hub_client, loopback_hub
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
 MIXED = st.text(st.one_of(KNOWN, st.sampled_from(" \t\n'sdmtlvraeéA19=-你😀")), max_size=40)
 SAMPLE = "It's  the <|endoftext|> best\n\n of naïve café 你好 😀, 12345 don't\t"
-CACHED = {
-    "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-    "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-}
-"""The names under which tiktoken caches GPT-2's files."""
+CACHED = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
+"""The names under which tiktoken caches GPT-2's encoder.json and vocab.bpe."""
 
 
 @pytest.fixture(scope="module")
@@ -215,16 +212,16 @@ def test_the_layout_of_a_file_does_not_change_the_fingerprint(tiny: Tokenizer, e
 
 @pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
 def test_tiktokens_cache_is_found(
-    variable: str, gpt2_vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str, tiny: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for other in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
     with pytest.raises(InputError, match="holds no GPT-2 vocabulary"):
         Tokenizer.gpt2("tiktoken")
-    for name, cached in CACHED.items():
-        (tmp_path / cached).write_bytes((gpt2_vocabulary / name).read_bytes())
-    assert Tokenizer.gpt2("tiktoken").n_vocab == Tokenizer.gpt2(tmp_path).n_vocab == 50257
+    for file, cached in zip(tiny.export(tmp_path, "gpt2"), CACHED, strict=True):
+        file.rename(tmp_path / cached)
+    assert Tokenizer.gpt2("tiktoken").fingerprint == Tokenizer.gpt2(tmp_path).fingerprint == tiny.fingerprint
 
 
 def test_a_name_on_the_hub_is_downloaded_once_and_a_missing_one_is_one_line(

@@ -34,9 +34,8 @@ def small() -> Tokenizer:
 
 
 def test_the_first_256_ids_are_the_bytes_in_the_order_of_gpt2(small: Tokenizer, oracle: tiktoken.Encoding) -> None:
-    assert [small.vocab[number] for number in range(256)] == [
-        oracle.decode_single_token_bytes(number) for number in range(256)
-    ]
+    first = [oracle.decode_single_token_bytes(number) for number in range(256)]
+    assert [small.vocab[number] for number in range(256)] == first
 
 
 def test_merges_follow_the_bytes_and_special_tokens_come_last(small: Tokenizer) -> None:
@@ -58,12 +57,8 @@ def test_real_text_gets_tiktokens_ids(
     text = (gpt2_vocabulary.parent / name).read_text(encoding="utf-8")
     ids = gpt2.encode(text)
     assert ids == oracle.encode_ordinary(text)
+    assert gpt2.encode_reference(text[:70_000]) == gpt2.encode(text[:70_000])
     assert gpt2.decode(ids) == text
-
-
-def test_both_encoders_agree_on_real_text(gpt2: Tokenizer, wikitext2: Path) -> None:
-    text = wikitext2.read_text(encoding="utf-8")[:200_000]
-    assert gpt2.encode_reference(text) == gpt2.encode(text)
 
 
 @given(text=MIXED)

@@ -28,28 +28,28 @@ def pattern(expression: str):
     return lambda tiny, folder: find_pattern(expression)
 
 
-def export_to(*below: str):
+def load(*below: str):
+    return lambda tiny, folder: Tokenizer.load(folder.joinpath(*below))
+
+
+def export(form: str, *below: str, pattern: str = "gpt2"):
     def action(tiny: Tokenizer, folder: Path) -> None:
         (folder / "file").write_text("x", encoding="utf-8")
-        tiny.export(folder.joinpath("file", *below), "tiktoken")
+        Tokenizer.train([], 256, (), pattern=pattern).export(folder.joinpath(*below), form)
 
     return action
 
 
-def with_file(name: str, content: bytes, read: Callable[[Path], object]):
-    """Export GPT-2's files, replace one, and read."""
+def damaged(name: str, content: bytes):
+    """Save the tokenizer and export GPT-2's files, replace one, and read it."""
 
     def action(tiny: Tokenizer, folder: Path) -> None:
         tiny.export(folder, "gpt2")
+        tiny.save(folder)
         (folder / name).write_bytes(content)
-        read(folder)
+        (Tokenizer.gpt2 if name in ("vocab.json", "merges.txt") else Tokenizer.load)(folder)
 
     return action
-
-
-def load_saved(folder: Path) -> None:
-    Tokenizer.load(folder).save(folder)
-    Tokenizer.load(folder)
 
 
 def gpt2_with(*present: str):
@@ -64,14 +64,8 @@ def gpt2_with(*present: str):
 REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     # training
     "no room for bytes": (train(0, []), "a vocabulary of 0 is too small: give at least 256"),
-    "no room for special tokens": (
-        train(256),
-        r"a vocabulary of 256 is too small: give at least 257 \(256 bytes and 1 special tokens\)",
-    ),
-    "special token twice": (
-        train(special_tokens=["<|a|>", "<|b|>", "<|a|>"]),
-        r"the special token '<\|a\|>' is given 2 times; give each once",
-    ),
+    "no room for special tokens": (train(256), "is too small: give at least 257 (256 bytes and 1 special tokens)"),
+    "special token twice": (train(special_tokens=["<|a|>", "b", "<|a|>"]), "'<|a|>' is given 2 times; give each once"),
     "empty special token": (train(special_tokens=[""]), "a special token is empty"),
     "ordinary special token": (train(special_tokens=["a"]), "the special token 'a' is also an ordinary token"),
     "surrogate in a special token": (train(special_tokens=["\ud800"]), "holds half a surrogate pair"),
@@ -84,9 +78,9 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     # patterns
     "unknown pattern": (
         pattern("gtp2"),
-        r'unknown splitting pattern "gtp2" \(did you mean "gpt2"\?\); choose from gpt2, cl100k',
+        'unknown splitting pattern "gtp2" (did you mean "gpt2"?); choose from gpt2, cl',
     ),
-    "invalid pattern": (pattern("("), "'\\(' is not a regular expression: missing \\)"),
+    "invalid pattern": (pattern("("), "'(' is not a regular expression: missing )"),
     "pattern of nothing": (pattern(r"\d*"), "matches the empty text; each match must take a character"),
     "pattern of another dialect": (pattern("[[a-z]&&[aeiou]]+"), "which engines read differently; list characters"),
     "pattern unknown to tiktoken": (pattern(r"\p{L}{1000}|b"), "cannot be read by tiktoken"),
@@ -96,76 +90,57 @@ REFUSALS: dict[str, tuple[Callable[[Tokenizer, Path], object], str]] = {
     "huge id": (decode(10**9), "the id 1000000000 is outside the vocabulary"),
     "unknown special token": (
         lambda tiny, folder: tiny.encode("a", allowed_special=["<|endtext|>"]),
-        r'unknown special token "<\|endtext\|>" \(did you mean "<\|endoftext\|>"\?\)',
+        'unknown special token "<|endtext|>" (did you mean "<|endoftext|>"?)',
     ),
     # writing
-    "unknown format": (
-        lambda tiny, folder: tiny.export(folder, "tiktokn"),
-        r'unknown format "tiktokn" \(did you mean "tiktoken"\?\)',
-    ),
+    "unknown format": (export("tiktokn"), 'unknown format "tiktokn" (did you mean "tiktoken"?)'),
     "format without patterns": (
-        lambda tiny, folder: Tokenizer.train([], 256, (), pattern="cl100k").export(folder, "gpt2"),
-        r"imply GPT-2's splitting pattern, but this tokenizer has cl100k; use tokenizer.json",
+        export("gpt2", pattern="cl100k"),
+        "pattern, but this tokenizer has cl100k; use tokenizer",
     ),
-    "directory that is a file": (export_to(), "is a file, or lies below one; give a directory"),
-    "directory below a file": (export_to("below"), "is a file, or lies below one; give a directory"),
+    "directory that is a file": (export("tiktoken", "file"), "is a file, or lies below one; give a directory"),
+    "directory below a file": (export("tiktoken", "file", "below"), "is a file, or lies below one; give a directory"),
     # reading
     "directory without tokenizer": (
-        lambda tiny, folder: Tokenizer.load(folder),
-        r"holds no tokenizer; it needs tokenizer\.json, or vocab\.json and merges\.txt",
+        load(),
+        "holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt",
     ),
-    "missing directory": (
-        lambda tiny, folder: Tokenizer.load(folder / "missing"),
-        "does not exist; give a directory, or a name on the Hub: gpt2 or hub:OWNER/NAME",
-    ),
-    "empty file": (with_file("tokenizer.json", b"", Tokenizer.load), "not JSON at line 1"),
-    "truncated file": (
-        with_file("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a"', Tokenizer.load),
-        "not JSON at line 1",
-    ),
-    "binary file": (with_file("tokenizer.json", b"\xff\xfe{}", Tokenizer.load), "not UTF-8 text at byte 0"),
-    "JSON list": (with_file("tokenizer.json", b"[1, 2]", Tokenizer.load), DAMAGED),
+    "missing directory": (load("no"), "does not exist; give a directory, or a name on the Hub: gpt2 or hub:OWNER/NAME"),
+    "empty file": (damaged("tokenizer.json", b""), "not JSON at line 1"),
+    "truncated file": (damaged("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a"'), "not JSON at line 1"),
+    "binary file": (damaged("tokenizer.json", b"\xff\xfe{}"), "not UTF-8 text at byte 0"),
+    "JSON list": (damaged("tokenizer.json", b"[1, 2]"), f"tokenizer.json: {DAMAGED}"),
     "a special token with two ids": (
-        with_file("added_tokens.json", b'{"<|endoftext|>": 4}', load_saved),
-        r"the special token '<\|endoftext\|>' has two ids, 261 and 4",
+        damaged("added_tokens.json", b'{"<|endoftext|>": 4}'),
+        "the special token '<|endoftext|>' has two ids, 261 and 4",
     ),
     "a space before each text": (
-        with_file("tokenizer_config.json", b'{"add_prefix_space": true}', load_saved),
-        r"tokenizer_config.json: it puts a space before each text \(add_prefix_space\)",
+        damaged("tokenizer_config.json", b'{"add_prefix_space": true}'),
+        "tokenizer_config.json: it puts a space before each text (add_prefix_space)",
     ),
     "an added token that strips": (
-        with_file(
-            "tokenizer_config.json",
-            b'{"added_tokens_decoder": {"9": {"content": "<m>", "lstrip": 1}}}',
-            load_saved,
-        ),
-        r"tokenizer_config.json: its added token '<m>' has lstrip",
+        damaged("tokenizer_config.json", b'{"added_tokens_decoder": {"9": {"content": "<m>", "lstrip": 1}}}'),
+        "tokenizer_config.json: its added token '<m>' has lstrip",
     ),
-    "settings that are no object": (with_file("tokenizer_config.json", b"[1]", load_saved), f"config.json: {DAMAGED}"),
-    "added tokens that are no object": (with_file("added_tokens.json", b"[1]", load_saved), f"tokens.json: {DAMAGED}"),
+    "settings that are no object": (damaged("tokenizer_config.json", b"[1]"), f"tokenizer_config.json: {DAMAGED}"),
+    "added tokens that are no object": (damaged("added_tokens.json", b"[1]"), f"added_tokens.json: {DAMAGED}"),
     "none of GPT-2's files": (gpt2_with(), GPT2_NEEDS),
     "GPT-2's ids only": (gpt2_with("encoder.json"), GPT2_NEEDS),
     "GPT-2's merges only": (gpt2_with("merges.txt"), GPT2_NEEDS),
     "files of two names": (gpt2_with("encoder.json", "merges.txt"), GPT2_NEEDS),
-    "merge of three": (
-        with_file("merges.txt", b"#version: 0.2\nl o\nl o w\n", Tokenizer.gpt2),
-        "merges.txt, line 3: 'l o w' is not a merge",
-    ),
-    "merge of one": (
-        with_file("merges.txt", b"#version: 0.2\nl o\nlo", Tokenizer.gpt2),
-        "merges.txt, line 3: 'lo' is not a merge",
-    ),
-    "binary merges": (with_file("merges.txt", b"l o\n\xff", Tokenizer.gpt2), "merges.txt: not UTF-8 text at byte 4"),
-    "list of ids": (with_file("vocab.json", b"[]", Tokenizer.gpt2), "not a JSON object of tokens and ids"),
-    "truncated ids": (with_file("vocab.json", b'{"a": 0', Tokenizer.gpt2), "not JSON at line 1"),
+    "merge of three": (damaged("merges.txt", b"#version: 0.2\nl o\nl o w\n"), "txt, line 3: 'l o w' is not a merge"),
+    "merge of one": (damaged("merges.txt", b"#version: 0.2\nl o\nlo"), "merges.txt, line 3: 'lo' is not a merge"),
+    "binary merges": (damaged("merges.txt", b"l o\n\xff"), "merges.txt: not UTF-8 text at byte 4"),
+    "list of ids": (damaged("vocab.json", b"[]"), "not a JSON object of tokens and ids"),
+    "truncated ids": (damaged("vocab.json", b'{"a": 0'), "not JSON at line 1"),
 }
 
 
 @pytest.mark.parametrize(("action", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_refusal(action: Callable[[Tokenizer, Path], object], message: str, tiny: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         action(tiny, tmp_path)
-    assert "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 Edit = Callable[[dict[str, Any]], object]
@@ -177,6 +152,14 @@ def model(**changes: Any) -> Edit:
 
 def vocab(**changes: Any) -> Edit:
     return lambda tree: tree["model"]["vocab"].update(changes)
+
+
+def merges(more: str) -> Edit:
+    return lambda tree: tree["model"]["merges"].append(more)
+
+
+def splitting(**changes: Any) -> Edit:
+    return lambda tree: tree["pre_tokenizer"].update(changes)
 
 
 def skip_merging(tree: dict[str, Any]) -> None:
@@ -193,35 +176,41 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "another model": (model(type="WordPiece"), "its model is WordPiece, not BPE"),
     "fallback": (model(byte_fallback=True), "its model has byte_fallback=True"),
     "dropout": (model(dropout=0.1), "its model has dropout=0.1"),
-    "normalizer": (lambda tree: tree.update(normalizer={"type": "NFC"}), r"changes the text first \(normalizer NFC\)"),
+    "normalizer": (lambda tree: tree.update(normalizer={"type": "NFC"}), "it changes the text first (normalizer NFC)"),
     "decoder": (lambda tree: tree.update(decoder={"type": "Metaspace"}), "its decoder is Metaspace, not ByteLevel"),
-    "prefix space": (lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True), "puts a space before each text"),
-    "no splitting": (lambda tree: tree.update(pre_tokenizer=None), r"pre_tokenizer \(none\) is neither ByteLevel"),
-    "other splitting": (lambda tree: tree["pre_tokenizer"].update(type="Whitespace"), r"pre_tokenizer \(Whitespace\)"),
+    "prefix space": (splitting(add_prefix_space=True), "it puts a space before each text (add_prefix_space)"),
+    "no splitting": (lambda tree: tree.update(pre_tokenizer=None), "its pre_tokenizer (none) is neither ByteLevel"),
+    "other splitting": (splitting(type="Whitespace"), "its pre_tokenizer (Whitespace)"),
     "splitting that others read differently": (
-        lambda tree: tree.update(pre_tokenizer=split_by(r"\p{N}{1,3}+|\P{N}")),
-        r"has '\{1,3\}\+', which engines read differently",
+        splitting(**split_by(r"\p{N}{1,3}+|\P{N}")),
+        r"the splitting pattern '\\p{N}{1,3}+|\\P{N}' has '{1,3}+', which engines read differently",
     ),
     "stripping": (
         lambda tree: tree["added_tokens"][0].update(lstrip=True),
-        "has lstrip; only plain byte-level BPE is supported",
+        "its added token '<|endoftext|>' has lstrip; only plain byte-level BPE is supported",
     ),
-    "a missing id": (vocab(low=999), "of 262 tokens has no id 257; ids must be 0 to 261"),
-    "an id twice": (vocab(low=3), "has no id 257"),
-    "an id that is not a number": (vocab(low="7"), "'low' has the id '7'"),
-    "words that skip merging": (skip_merging, r"its merges would not make every word"),
+    "a missing id": (vocab(low=999), "the vocabulary of 262 tokens has no id 257; ids must be 0 to 261"),
+    "an id twice": (vocab(low=3), "the vocabulary of 262 tokens has no id 257"),
+    "an id that is not a number": (vocab(low="7"), "the token 'low' has the id '7'"),
+    "words that skip merging": (skip_merging, "it has ignore_merges, and its merges would not make every word"),
     "no token for a merge": (
         lambda tree: tree["model"]["vocab"].pop("low"),
-        r"merge 1 \(lo w\) names 'low', which is not in the vocabulary",
+        "merge 1 (lo w) names 'low', which is not in the vocabulary",
     ),
-    "an unknown part": (lambda tree: tree["model"]["merges"].append("xx y"), r"merge 5 \(xx y\) names 'xx'"),
-    "no token for a byte": (lambda tree: tree["model"]["vocab"].pop("a"), "no token for the byte 0x61"),
-    "a token that is not bytes": (vocab(你=262), "'你' stands for no byte"),
+    "an unknown part": (merges("xx y"), "merge 5 (xx y) names 'xx'"),
+    "no token for a byte": (
+        lambda tree: tree["model"]["vocab"].pop("a"),
+        "the vocabulary has no token for the byte 0x61",
+    ),
+    "a token that is not bytes": (
+        vocab(你=262),
+        "the token '你' is not from a byte-level vocabulary: '你' stands for no",
+    ),
     "a special token twice": (
         lambda tree: tree["added_tokens"].append({**tree["added_tokens"][0], "id": 5}),
-        r"the special token '<\|endoftext\|>' is given twice",
+        "the special token '<|endoftext|>' is given twice",
     ),
-    "a merge of three": (lambda tree: tree["model"]["merges"].append("l o w"), DAMAGED),
+    "a merge of three": (merges("l o w"), DAMAGED),
     "no vocabulary": (lambda tree: tree["model"].pop("vocab"), DAMAGED),
     "no model": (lambda tree: tree.pop("model"), DAMAGED),
 }
@@ -232,10 +221,9 @@ def test_a_file_that_is_not_plain_byte_level_bpe_is_refused(
     edit: Edit, message: str, edited: Callable[[Edit], Path]
 ) -> None:
     file = edited(edit)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         Tokenizer.load(file)
-    assert str(caught.value).startswith(str(file))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{file}: {message}") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["gpt2", "tiktoken"])
