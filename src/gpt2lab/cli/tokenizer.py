@@ -16,7 +16,7 @@ from gpt2lab.cli.arguments import Command
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError, require
 from gpt2lab.tokenizer.pretokenize import find_pattern
-from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, measure_compression, render_token, tokenize
+from gpt2lab.tokenizer.tokenizer import Tokenizer, longest_tokens, measure_compression, render_token
 
 Files = Annotated[tuple[str, ...], arg(metavar="FILE")]
 _SAMPLE = (
@@ -109,7 +109,8 @@ class ShowTokenizer(_OfTokenizer):
         print(f"special tokens: {special}; pattern: {tokenizer.pattern}; fingerprint {tokenizer.fingerprint[:16]}")
         for name, each in tokenizers.items():
             print(f"\n{name}:")
-            console.print_tokens([render_token(token) for token in tokenize(each, text)])
+            vocabulary = each.vocab
+            console.print_tokens([render_token(vocabulary[number]) for number in each.encode(text)])
         print()
         _print_fits(tokenizers, read if self.input else lambda: [text])
         if self.longest:

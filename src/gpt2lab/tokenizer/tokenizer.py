@@ -325,12 +325,6 @@ def measure_compression(tokenizer: Tokenizer, texts: Iterable[str]) -> Compressi
     return Compression(n_tokens, n_bytes, len(used), tokenizer.n_vocab)
 
 
-def tokenize(tokenizer: Tokenizer, text: str) -> list[bytes]:
-    """Return the tokens of a text as bytes, in order; they join to the text."""
-    vocabulary = tokenizer.vocab
-    return [vocabulary[number] for number in tokenizer.encode(text)]
-
-
 def longest_tokens(tokenizer: Tokenizer, number: int) -> list[tuple[int, bytes]]:
     """Return the longest ordinary tokens in bytes, longest first, each with its id."""
     special = set(tokenizer.special_tokens.values())
