@@ -24,7 +24,6 @@ A tiktoken file has a line for each ordinary token: its bytes in base64, a space
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 import os
@@ -45,12 +44,17 @@ TOKENIZER_FILES = (TOKENIZER_FILE, "added_tokens.json", "tokenizer_config.json",
 log = logging.getLogger(__name__)
 
 
-def read_tokenizer(path: Path) -> Vocabulary:
-    """Read a ``tokenizer.json``, given as a file or by its directory, or else GPT-2's two files in that directory.
+def read_tokenizer(source: Path | str) -> Vocabulary:
+    """Read a ``tokenizer.json``, or else GPT-2's two files.
+
+    Args:
+        source: That file, the directory of either, of a run or of prepared data, or a name on the Hub.
 
     Raises:
-        InputError: Both are missing, or the file is damaged or not a byte-level BPE.
+        InputError: Both are missing, or the file is damaged or not a byte-level BPE, or it cannot be fetched.
     """
+    path = Path(source) if Path(source).exists() else find_model(source, TOKENIZER_FILES)
+    path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.exists() and _gpt2_files(path):
         return read_gpt2(path)
@@ -259,29 +263,11 @@ def _isolates(split: Mapping[str, Any]) -> bool:
 # ------------------------------------------------------------------------------------------- GPT-2's pair of files
 
 
-def _in_cache(name: str) -> str:
-    """Return the name under which tiktoken caches a file: the SHA-1 of its URL."""
-    url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
-    return hashlib.sha1(url.encode("ascii"), usedforsecurity=False).hexdigest()
-
-
 _GPT2_FILES = (
     ("encoder.json", "vocab.bpe"),
     ("vocab.json", "merges.txt"),
-    (_in_cache("encoder.json"), _in_cache("vocab.bpe")),
+    ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"),  # in tiktoken's cache
 )
-
-
-def find_gpt2(source: Path | str) -> Path:
-    """Return the directory of GPT-2's files: ``source`` itself, tiktoken's cache, or a copy from the Hub.
-
-    Raises:
-        InputError: ``source`` is not a directory, and the Hub does not have it either.
-    """
-    if source == "tiktoken" and not Path(source).is_dir():
-        directory = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-        return Path(directory) if directory else Path(tempfile.gettempdir()) / "data-gym-cache"
-    return find_model(source, ("vocab.json", "merges.txt"))
 
 
 def _gpt2_files(directory: Path) -> tuple[Path, Path] | None:
@@ -289,12 +275,20 @@ def _gpt2_files(directory: Path) -> tuple[Path, Path] | None:
     return next((pair for pair in pairs if all(file.exists() for file in pair)), None)
 
 
-def read_gpt2(directory: Path) -> Vocabulary:
-    """Read GPT-2's vocabulary from a directory with its two files, under OpenAI's, Hugging Face's or tiktoken's names.
+def read_gpt2(source: Path | str) -> Vocabulary:
+    """Read GPT-2's vocabulary from its two files, under OpenAI's, Hugging Face's or tiktoken's names.
+
+    Args:
+        source: Their directory, ``"tiktoken"`` for tiktoken's cache, or a name on the Hub.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: ``source`` is not a directory and the Hub does not have it either, or a file is missing or damaged.
     """
+    if source == "tiktoken" and not Path(source).is_dir():
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+        directory = Path(cache) if cache else Path(tempfile.gettempdir()) / "data-gym-cache"
+    else:
+        directory = find_model(source, ("vocab.json", "merges.txt"))
     pair = _gpt2_files(directory)
     if pair is None:
         names = "encoder.json and vocab.bpe, or vocab.json and merges.txt"

@@ -22,16 +22,8 @@ from typing import TextIO
 import numpy as np
 
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.hub import find_model
 from gpt2lab.tokenizer.bpe import BYTES, Merge, Vocabulary
-from gpt2lab.tokenizer.formats import (
-    TOKENIZER_FILES,
-    WRITERS,
-    find_gpt2,
-    read_gpt2,
-    read_tokenizer,
-    write_tokenizer_json,
-)  # fmt: skip
+from gpt2lab.tokenizer.formats import WRITERS, read_gpt2, read_tokenizer
 from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, grouped, special_pattern
 from gpt2lab.tokenizer.train import count_words, learn_merges
 
@@ -105,7 +97,7 @@ class Tokenizer:
         Raises:
             InputError: A file is missing or damaged, or cannot be fetched.
         """
-        return cls(read_gpt2(find_gpt2(source)))
+        return cls(read_gpt2(source))
 
     @classmethod
     def load(cls, source: Path | str) -> Tokenizer:
@@ -118,8 +110,7 @@ class Tokenizer:
         Raises:
             InputError: There is none, it is damaged or not a byte-level BPE, or it cannot be fetched.
         """
-        path = Path(source) if Path(source).exists() else find_model(source, TOKENIZER_FILES)
-        return cls(read_tokenizer(path / "tokenizer" if (path / "tokenizer").is_dir() else path))
+        return cls(read_tokenizer(source))
 
     def save(self, directory: Path | str) -> None:
         """Write ``tokenizer.json``, in Hugging Face's format, into a directory, which is created if missing.
@@ -127,7 +118,7 @@ class Tokenizer:
         Raises:
             InputError: The directory holds another tokenizer.
         """
-        write_tokenizer_json(self._vocabulary, Path(directory))
+        self.export(directory, "huggingface")
 
     def export(self, directory: Path | str, form: str) -> list[Path]:
         """Write the tokenizer for other programs into a directory; return the files.
