@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runtime import Runtime
@@ -47,22 +47,18 @@ class DecodingStrategy:
     """Take the most probable token instead of sampling."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < math.inf:
-            raise InputError(
-                f"temperature is {self.temperature}; it must be positive (greedy takes the most probable token)"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}; it must be at least 1; leave it out for all tokens")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        sharp = "positive (greedy takes the most probable token)"
+        require(0.0 < self.temperature < math.inf, "temperature", self.temperature, sharp)
+        require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1; leave it out for all tokens")
+        require(self.top_p is None or 0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
         if self.greedy and (self.temperature, self.top_k, self.top_p) != (1.0, None, None):
             ignored = DecodingStrategy(self.temperature, self.top_k, self.top_p)
             raise InputError(f"greedy decoding would ignore {ignored}; give one of them")
 
     def require_vocabulary(self, vocab_size: int) -> None:
         """Raise `InputError` if top_k exceeds the vocabulary."""
-        if self.top_k is not None and self.top_k > vocab_size:
-            raise InputError(f"top_k is {self.top_k}; it must be at most {vocab_size}, the size of the vocabulary")
+        most = f"at most {vocab_size}, the size of the vocabulary"
+        require(self.top_k is None or self.top_k <= vocab_size, "top_k", self.top_k, most)
 
     def __str__(self) -> str:
         if self.greedy:
@@ -263,23 +259,17 @@ def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tenso
 
 
 def _check(V: int, tokens: torch.Tensor, max_new_tokens: int, eot: int | None, padding: torch.Tensor | None) -> None:
-    if tokens.dim() != 2 or 0 in tokens.shape:
-        raise InputError(
-            f"prompts have shape {tuple(tokens.shape)}; it must be (B, T), both at least 1: an empty prompt is the "
-            "end-of-text token"
-        )
+    least = "(B, T), both at least 1: an empty prompt is the end-of-text token"
+    require(tokens.dim() == 2 and 0 not in tokens.shape, "the shape of the prompts", tuple(tokens.shape), least)
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= V:
         raise InputError(f"the prompt contains id {low if low < 0 else high}; the model's ids are 0 to {V - 1}")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
-    if eot is not None and not 0 <= eot < V:
-        raise InputError(f"eot is {eot}; the model's ids are 0 to {V - 1}")
+    require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
+    require(eot is None or 0 <= eot < V, "eot", eot, f"an id of the model, 0 to {V - 1}")
     rows, T = tokens.shape
-    if padding is not None and (padding.shape != (rows,) or not 0 <= padding.min() <= padding.max() < T):
-        raise InputError(
-            f"padding is {padding.tolist()}; it must be one number for each of the {rows} rows, from 0 to {T - 1}"
-        )
+    if padding is not None:
+        fits = padding.shape == (rows,) and bool(0 <= padding.min() <= padding.max() < T)
+        require(fits, "padding", padding.tolist(), f"one number for each of the {rows} rows, from 0 to {T - 1}")
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, samples: int, device: torch.device) -> torch.Tensor:

@@ -97,8 +97,14 @@ REFUSALS: dict[str, tuple[Callable[[Setup], object], str]] = {
         lambda s: cut_windows(s.held_out_of(np.arange(20)).stream, 4, 4, eot=7),
         "does not begin with the end-of-text token 7",
     ),
-    "short repetition": (lambda s: repeat_losses(s.model, torch.zeros(1, 1, dtype=torch.long)), "give 2 to 12"),
-    "long repetition": (lambda s: repeat_losses(s.model, torch.zeros(1, 13, dtype=torch.long)), "give 2 to 12"),
+    "short repetition": (
+        lambda s: repeat_losses(s.model, torch.zeros(1, 1, dtype=torch.long)),
+        "must be 2 to 12",
+    ),
+    "long repetition": (
+        lambda s: repeat_losses(s.model, torch.zeros(1, 13, dtype=torch.long)),
+        "must be 2 to 12",
+    ),
     "no stories": (lambda s: judge_stories([]), "there are no stories to judge"),
     "harness without eot": (
         wrap_for_harness,

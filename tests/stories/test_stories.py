@@ -161,7 +161,7 @@ class TestGenerating:
 
     @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1), (2**64, 0), (0, 2**64)])
     def test_a_seed_or_index_out_of_range_is_refused(self, seed: int, index: int) -> None:
-        with pytest.raises(InputError, match=r"give an integer from 0 to 2\*\*64 - 1"):
+        with pytest.raises(InputError, match=r"must be an integer from 0 to 2\*\*64 - 1"):
             generate_story(seed, index)
 
 

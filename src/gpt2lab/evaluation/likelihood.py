@@ -30,7 +30,7 @@ from itertools import groupby
 
 import torch
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, evaluating
@@ -278,8 +278,7 @@ def repeat_losses(model: GPT, tokens: torch.Tensor) -> tuple[float, float]:
     """
     require_causal_mask(model.config)
     d, n_ctx = tokens.shape[1], model.config.n_ctx
-    if not 2 <= d <= n_ctx // 2:
-        raise InputError(f"the repeated sequence has {d} tokens; give 2 to {n_ctx // 2}, half of the model's context")
+    require(2 <= d <= n_ctx // 2, "the length of the sequence", d, f"2 to {n_ctx // 2}, half of the model's context")
     twice = torch.cat([tokens, tokens], dim=1)  # (B, 2 d)
     with evaluating(model):
         losses = model.token_losses(twice[:, :-1], twice[:, 1:])  # (B, 2 d - 1); entry i is of token i + 1

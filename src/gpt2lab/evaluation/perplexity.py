@@ -46,7 +46,7 @@ from gpt2lab import plots
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.loader import count_windows
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.evaluation.likelihood import Progress, require_causal_mask
 from gpt2lab.files import write_checked_json
 from gpt2lab.model.gpt import GPT, evaluating
@@ -274,8 +274,7 @@ def _window_length(model: GPT, stream: TokenStream, context: int | None) -> int:
     n_ctx = model.config.n_ctx
     if context is None:
         context = max(1, min(n_ctx, len(stream) - 1))
-    if not 1 <= context <= n_ctx:
-        raise InputError(f"context is {context}; it must be between 1 and {n_ctx}, the context length of the model")
+    require(1 <= context <= n_ctx, "context", context, f"between 1 and {n_ctx}, the context length of the model")
     count_windows(stream, context)
     return context
 
@@ -290,8 +289,7 @@ def _losses_by_batch(
     Raises:
         InputError: The batch size is below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}; it must be at least 1")
+    require(batch_size >= 1, "batch size", batch_size, "at least 1")
     device, done = model.wte.weight.device, 0
     for batch in windows.batches(stream, batch_size):
         first = int(batch.scored.any(dim=0).int().argmax())  # nothing is scored before it: no logits are needed there
@@ -360,8 +358,7 @@ def cut_windows(stream: TokenStream, context: int, stride: int, eot: int | None 
     Raises:
         InputError: The stride is out of range, or the stream does not begin with a document.
     """
-    if not 1 <= stride <= context:
-        raise InputError(f"stride is {stride}; it must be between 1 and {context}, the length of a window")
+    require(1 <= stride <= context, "stride", stride, f"between 1 and {context}, the length of a window")
     starts = np.zeros(1, dtype=np.int64) if eot is None else document_starts(stream, eot)
     sizes = np.diff(starts, append=len(stream) - 1)  # targets of each document
     starts, sizes = starts[sizes > 0], sizes[sizes > 0]

@@ -20,7 +20,7 @@ import torch
 
 from gpt2lab import formatting, plots
 from gpt2lab.data.dataset import TokenDataset
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.evaluation.perplexity import document_starts
 from gpt2lab.evaluation.text_metrics import PROTOCOL, ScoredText, TextSet, text_stats
@@ -163,8 +163,7 @@ def choose_prompts(
     """
     P = min(32, max(1, n_ctx // 4)) if prompt_tokens is None else prompt_tokens
     N = min(256, n_ctx - P) if max_new_tokens is None else max_new_tokens
-    if samples < 2:
-        raise InputError(f"samples is {samples}; give at least 2")
+    require(samples >= 2, "samples", samples, "at least 2")
     if P < 1 or N < 1 or n_ctx < P + N:
         raise InputError(
             f"prompt_tokens is {P} and max_new_tokens {N}; each must be at least 1, and both together at most the "

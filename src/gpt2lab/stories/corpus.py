@@ -21,7 +21,7 @@ from math import log2
 from pathlib import Path
 from typing import NoReturn
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import require
 from gpt2lab.stories.grammar import END, Choice, Draw, Trie, Walk, Word
 from gpt2lab.stories.notation import Grammar, read_pool
 
@@ -63,8 +63,7 @@ def generate_story(seed: int, index: int) -> Story:
         InputError: ``seed`` or ``index`` is outside [0, 2**64).
     """
     for name, value in (("seed", seed), ("index", index)):
-        if not 0 <= value <= _MASK:
-            raise InputError(f"{name} of the stories is {value}; give an integer from 0 to 2**64 - 1")
+        require(0 <= value <= _MASK, f"{name} of the stories", value, "an integer from 0 to 2**64 - 1")
     return generate(grammar(), splitmix64(seed, index))
 
 
