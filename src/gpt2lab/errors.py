@@ -23,12 +23,6 @@ class ReportedElsewhere(InputError):
     """An error that another process of the same run reports, so that this one need not."""
 
 
-def require(true: bool, name: str, value: object, allowed: str) -> None:
-    """Raise :class:`InputError` unless a value is allowed. Compare so that NaN is not."""
-    if not true:
-        raise InputError(f"{name} is {value}; it must be {allowed}")
-
-
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean "X"?)`` for the nearest allowed name, or nothing if none is near."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)

@@ -183,7 +183,7 @@ def test_auto_evaluates_in_the_precision_of_training(
     unbroken: Run, monkeypatch: pytest.MonkeyPatch, speedup: float
 ) -> None:
     monkeypatch.setattr(runtime, "bf16_speedup", lambda: speedup)
-    used = [LoadedRun.load(unbroken.path, "best", "cpu", asked).runtime.precision for asked in ("auto", "bf16")]
+    used = [LoadedRun(unbroken.path, "best", "cpu", asked).runtime.precision for asked in ("auto", "bf16")]
     assert used == [saved_config(unbroken).precision, "bf16"]
 
 

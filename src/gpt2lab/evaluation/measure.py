@@ -31,9 +31,10 @@ from gpt2lab.errors import InputError, one_of
 from gpt2lab.evaluation.perplexity import HeldOut
 from gpt2lab.files import read_text, sha256_of
 from gpt2lab.runs import Run
+from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.checkpoint import load_model, load_tokenizer
-from gpt2lab.training.config import held_out_data, saved_config
+from gpt2lab.training.config import ResolvedConfig, held_out_data, saved_config
 
 
 @dataclass(frozen=True)
