@@ -18,7 +18,7 @@ import torch
 from gpt2lab import imports
 from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import read_run
+from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.files import sha256_of, write_checked_json
 from gpt2lab.imports import FILES, import_file, trust
 from gpt2lab.model.config import GPTConfig
@@ -226,7 +226,7 @@ def test_the_report_names_the_file_and_its_commands_train_the_run_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "run")
-    found = read_run(Run(Path("run")))
+    found = RunData(Run(Path("run")))
     mask = next(fact for fact in model_facts(found) if fact.name == "Attention mask")
     sha256 = sha256_of(Path("run/imports/my_masks.py"))
     assert (mask.value, mask.note) == ("dilated", f"defined in imports/my_masks.py, SHA-256 {sha256[:16]}")
