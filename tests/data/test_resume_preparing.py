@@ -65,6 +65,12 @@ def test_a_failed_download_keeps_finished_chunks_and_resumes_with_the_same_argum
         prepare(["hub:o/n"], tokenizer, out, **{**ARGUMENTS, "val_fraction": 0.2})
     with pytest.raises(InputError, match="incomplete and begun with tokenizer"):
         prepare(["hub:o/n"], Tokenizer.train(["a b " * 9], 258), out, **ARGUMENTS)
+    plan = out / "preparing" / "plan.json"
+    content = plan.read_text(encoding="utf-8")
+    plan.write_text(content.replace('"chunks"', '"chunk"'), encoding="utf-8")
+    with pytest.raises(InputError, match=r'plan\.json: unknown field "chunk" \(did you mean "chunks"\?\)$'):
+        prepare(["hub:o/n"], tokenizer, out, **ARGUMENTS)
+    plan.write_text(content, encoding="utf-8")
     left = out / "preparing" / "00000" / "source"  # as if killed between its record and the deletion
     write(left / "000.parquet", bytes(50_000_000))  # and it does not count against max_disk
     hub.asked.clear()
