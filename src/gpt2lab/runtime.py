@@ -251,6 +251,17 @@ def resolve_compile(choice: str, device: torch.device, steps: int) -> tuple[bool
     return able, why
 
 
+def key_compiled_code() -> None:
+    """Let torch find compiled code again only on a CPU with the same vector instructions. Call before compiling.
+
+    Torch 2.13 looks a compiled graph up in its cache on disk whatever the CPU. One compiled for AVX-512 and found where
+    only AVX2 is used, as with a home directory that machines share, crashes or computes NaN.
+    """
+    tag, capability = torch.compiler.config.cache_key_tag, torch.backends.cpu.get_cpu_capability()
+    if capability not in tag:
+        torch.compiler.config.cache_key_tag = f"{tag}{capability}"
+
+
 def seed_step(seed: int, *position: int) -> None:
     """Seed torch's generators from a position in the run, such as (step, micro-step, rank).
 

@@ -87,6 +87,7 @@ def test_compiled_with_two_threads_on_data_that_repeats_tokens(data: Path, tmp_p
     finally:
         torch.set_num_threads(1)
     assert saved_config(run).compile == "on"
+    assert torch.backends.cpu.get_cpu_capability() in torch.compiler.config.cache_key_tag
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant", "wsd"])

@@ -32,6 +32,7 @@ from gpt2lab.model.banded import BLOCK, Band, banded, fold_bias, make_bands
 from gpt2lab.model.cache import LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, without_empty_rows
+from gpt2lab.runtime import key_compiled_code
 
 # Kernels --------------------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,7 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, dropout: 
 
 @functools.cache
 def _compiled_flex() -> Callable[..., torch.Tensor]:
+    key_compiled_code()
     return torch.compile(flex_attention)
 
 

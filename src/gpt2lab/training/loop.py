@@ -160,6 +160,7 @@ class Trainer:
         if self.config.activation_checkpointing:
             checkpoint_blocks(self.model)
         if self.config.compile == "on":
+            runtime.key_compiled_code()
             for block in self.model.h:
                 block.compile()
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
