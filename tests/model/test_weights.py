@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,11 +235,6 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_without_a_model(tmp_path: Path) -> None:
-    assert "config.json is missing" in refusal(tmp_path)
-    assert "does not exist" in refusal(tmp_path / "nowhere.d")
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -253,10 +250,13 @@ def test_a_directory_without_a_model(tmp_path: Path) -> None:
         ({"n_inner": 2.5}, "n_inner is 2.5"),
         ({"n_head": 5}, "n_embd 24 is not divisible by n_head 5"),
         ({"n_layer": 0}, "n_layer is 0"),
+        ({"n_layer": 40}, "missing: h.2.ln_1.weight, h.2.ln_1.bias"),
+        ({"n_layer": 40}, "and 450 more"),
+        ({"n_head": 2.0, "scale_attn_weights": False}, "scale_attn_weights is False and must be True; n_head is 2.0"),
     ],
     ids=str,
 )
-def test_another_architecture_is_named(saved: Path, changes: dict[str, Any], said: str) -> None:
+def test_another_architecture_is_named_with_all_that_is_wrong(saved: Path, changes: dict[str, Any], said: str) -> None:
     reconfigure(saved, **changes)
     assert said in refusal(saved)
 
@@ -275,11 +275,6 @@ def test_the_other_names_of_the_sizes_are_understood(saved: Path) -> None:
     assert_same_weights(GPT.from_hf(saved), expected)
 
 
-def test_all_that_is_wrong_with_a_configuration_is_said_at_once(saved: Path) -> None:
-    reconfigure(saved, activation_function="relu", scale_attn_weights=False)
-    assert "relu" in refusal(saved) and "scale_attn_weights" in refusal(saved)
-
-
 def test_missing_extra_and_misshapen_weights_are_listed_in_one_line(saved: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         del tensors["transformer.h.1.ln_2.bias"]
@@ -296,17 +291,23 @@ def test_missing_extra_and_misshapen_weights_are_listed_in_one_line(saved: Path)
         assert part in said
 
 
-def test_a_long_list_is_cut(saved: Path) -> None:
-    reconfigure(saved, n_layer=40)
-    said = refusal(saved)
-    assert "missing: h.2.ln_1.weight" in said and "and 450 more" in said
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "config.json is missing": lambda saved: (saved / CONFIG).unlink(),
+    "does not exist": shutil.rmtree,
+    "not a safetensors file": lambda saved: os.truncate(saved / WEIGHTS, (saved / WEIGHTS).stat().st_size - 100),
+    "lm_head.weight is not wte.weight": lambda saved: rewrite(saved, with_embedding_as("lm_head.weight")),
+    "wte.weight twice": lambda saved: rewrite(saved, with_embedding_as("wte.weight")),
+}
+"""By what is said of it."""
 
 
-@pytest.mark.parametrize(
-    ("added", "said"), [("lm_head.weight", "lm_head.weight is not wte.weight"), ("wte.weight", "wte.weight twice")]
-)
-def test_a_head_of_its_own_and_a_weight_given_twice_are_refused(saved: Path, added: str, said: str) -> None:
-    rewrite(saved, lambda tensors: {**tensors, added: tensors["transformer.wte.weight"] + 1})
+def with_embedding_as(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {**tensors, name: tensors["transformer.wte.weight"] + 1}
+
+
+@pytest.mark.parametrize("said", DAMAGES)
+def test_damaged_directories_are_refused(saved: Path, said: str) -> None:
+    DAMAGES[said](saved)
     assert said in refusal(saved)
 
 
@@ -316,12 +317,6 @@ def test_a_pickle_is_refused_with_how_to_convert_it(saved: Path) -> None:
     said = refusal(saved)
     assert "pytorch_model.bin" in said and "save_pretrained" in said
     (saved / "pytorch_model.bin").rename(saved / WEIGHTS)
-    assert "not a safetensors file" in refusal(saved)
-
-
-def test_a_truncated_file_is_refused(saved: Path) -> None:
-    content = (saved / WEIGHTS).read_bytes()
-    (saved / WEIGHTS).write_bytes(content[:-100])
     assert "not a safetensors file" in refusal(saved)
 
 
