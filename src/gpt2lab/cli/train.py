@@ -188,7 +188,7 @@ class Compare(Command):
         start = Start.parse(rest, prog)
         if given := [f"--{name}" for name in ("preset", "config", "resume") if getattr(start, name) is not None]:
             raise InputError(f"{', '.join(given)} cannot be used in a comparison, which sets it; see {prog} --help")
-        return type(compare)(**{**vars(compare), "train_options": tuple(rest)})
+        return dataclasses.replace(compare, train_options=tuple(rest))
 
     def run(self) -> None:
         """Run the comparison and print what it found, or print its commands."""
