@@ -59,10 +59,7 @@ def import_file(path: Path) -> str:
     file = _read(path)
     run_file(file)
     MASKS.update(IMPORTED[file.sha256])
-    try:
-        _remember(file)
-    except (OSError, RuntimeError) as error:
-        log.warning("cannot remember that %s is trusted (%s): gpt2lab will ask when the run is used", path, error)
+    _remember_if_possible(file)
     return file.sha256
 
 
@@ -144,12 +141,15 @@ def _read(path: Path) -> ImportedFile:
 
 def _file_of(run: Run) -> ImportedFile | None:
     """Return the Python file that a run's model needs, checked; None if it needs none."""
-    model = run.config.get("model")
+    config = run.config
+    model = config.get("model") if isinstance(config, dict) else None
     sha256 = model.get("import_sha256") if isinstance(model, dict) else None
     if sha256 is None:
         return None
     if run.imported is None:
         raise InputError(f"{run.imports} holds no file, and the model needs the one with SHA-256 {sha256}; restore it")
+    if not run.imported.name.isprintable():  # it could make a terminal show another question
+        raise InputError(f"{run.imports} holds a file whose name cannot be printed: {run.imported.name!a}")
     file = _read(run.imported)
     if file.sha256 != sha256:
         raise InputError(
@@ -167,7 +167,7 @@ def _require_trusted(run: Run, file: ImportedFile) -> None:
         print(f"{run.path} brings code of its own, which was not given by --import here:", file=sys.stderr)
         print(f"  {file.path}\n  SHA-256 {file.sha256}\nRun this code? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
-            trust(run)
+            _remember_if_possible(file)
             return
         _refused.add(file.sha256)
     raise InputError(
@@ -201,3 +201,10 @@ def _remember(file: ImportedFile) -> None:
         state_directory().mkdir(parents=True, exist_ok=True)
         with (state_directory() / "trusted").open("a", encoding="utf-8") as lines:
             lines.write(f"{file.sha256}\n")
+
+
+def _remember_if_possible(file: ImportedFile) -> None:
+    try:
+        _remember(file)
+    except (OSError, RuntimeError) as error:
+        log.warning("cannot remember that %s is trusted (%s): a later process will not know", file.path, error)

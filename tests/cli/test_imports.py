@@ -345,8 +345,15 @@ def test_an_altered_copy_is_refused(run: Path, refused: Output) -> None:
     written(run / "imports" / "my_masks.py", EVERY_THIRD)
     assert "my_masks.py does not match its SHA-256 in config.json" in refused(*SAMPLE, run)
     assert "my_masks.py does not match" in refused("trust", run)
+    (run / "imports" / "my_masks.py").rename(run / "imports" / "my\x1b[2K.py")
+    assert "whose name cannot be printed: 'my\\x1b[2K.py'" in refused("trust", run)
     shutil.rmtree(run / "imports")
     assert "imports holds no file" in refused(*SAMPLE, run)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model": []}'])
+def test_a_configuration_of_another_form_is_refused(content: str, tmp_path: Path, refused: Output) -> None:
+    assert "config.json" in refused("train", "--config", written(tmp_path / "config.json", content))
 
 
 def test_a_run_without_code_needs_no_trust(work: Path, refused: Output) -> None:
