@@ -28,7 +28,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -226,24 +226,21 @@ class Run:
         Raises:
             InputError: A file is damaged (with the line); none is changed.
         """
-        kept = {}
-        for name, columns in (("metrics.csv", METRICS_COLUMNS), ("evals.csv", EVALS_COLUMNS)):
-            path = self.path / name
-            steps = [float(row["step"]) for row in _read_csv(path, columns)]
-            header, *lines = _complete_lines(path)
-            kept[path] = [header, *_until(step, steps, lines)]
-        samples = self.path / "samples.jsonl"
-        if samples.exists():
-            kept[samples] = _until(step, [sample["step"] for sample in self.samples()], _complete_lines(samples))
+        tables: dict[str, Sequence[Mapping[str, Any]]] = {
+            "metrics.csv": self.metrics(), "evals.csv": self.evals(), "samples.jsonl": self.samples()
+        }  # fmt: skip
+        kept: dict[Path, list[str]] = {}
+        for path, rows in ((self.path / name, rows) for name, rows in tables.items()):
+            if path.exists():
+                lines = _complete_lines(path)
+                begin = len(lines) - len(rows)  # after the header
+                written = zip(rows, lines[begin:], strict=True)
+                kept[path] = lines[:begin] + [line for row, line in written if float(row["step"]) <= step]
         for path, lines in kept.items():
             write_atomically(path, "".join(f"{line}\n" for line in lines))
         for folder in (self.path / EVALUATIONS).glob("step_*"):
             if int(folder.name.removeprefix("step_")) > step:
                 shutil.rmtree(folder)
-
-
-def _until(step: int, steps: list[Any], lines: list[str]) -> list[str]:
-    return [line for number, line in zip(steps, lines, strict=True) if number <= step]
 
 
 def _append(path: Path, line: str) -> None:

@@ -21,6 +21,9 @@ from gpt2lab.training.distributed import Interrupted
 TIMEOUT = 120
 """Seconds after which a launch counts as hanging."""
 PRELOAD = ["torch.distributed.fsdp", "torch.distributed.checkpoint.hf_storage", "torch.distributed.tensor"]
+FORKED: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+"""Processes that begin with torch imported."""
+FORKED.set_forkserver_preload(["gpt2lab.training.session", "pytest", *PRELOAD])
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server that has torch")
 
 
@@ -35,14 +38,12 @@ def launch_each(world_size: int, works: Sequence[Callable[[], Any]], restarts: i
     Returns:
         For each work, the line of the `InputError` or `Interrupted` that it raised on each rank, or nothing.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gpt2lab.training.session", "pytest", *PRELOAD])
-    results = context.SimpleQueue()
+    results = FORKED.SimpleQueue()
     # As under torchrun, the stores outlive the ranks. Each work has a store of its own.
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in works]
     jobs = [(store.port, work) for store, work in zip(stores, works, strict=True)]
     processes = [
-        context.Process(target=_run, args=(rank, world_size, restarts, jobs, results)) for rank in range(world_size)
+        FORKED.Process(target=_run, args=(rank, world_size, restarts, jobs, results)) for rank in range(world_size)
     ]
     for process in processes:
         process.start()

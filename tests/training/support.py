@@ -36,13 +36,14 @@ import torch
 torch.set_num_threads(int(sys.argv[2]))
 from gpt2lab.training.loop import Hooks
 from gpt2lab.training.distributed import Interrupted
-from gpt2lab.training.config import from_dict
+from gpt2lab.files import from_json
+from gpt2lab.training.config import TrainConfig
 from gpt2lab.training.session import train
 
 hooks = Hooks()
 hooks.on_step = lambda report: print(report.step, flush=True)
 try:
-    train(from_dict(json.loads(sys.argv[1])), hooks)
+    train(from_json(TrainConfig, json.loads(sys.argv[1]), "the arguments"), hooks)
 except Interrupted as stop:
     print(stop)
     sys.exit(128 + stop.signal)

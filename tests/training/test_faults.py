@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import launch, needs_fork
+from ranks import FORKED, launch, needs_fork
 from support import PLAIN, TRAIN, assert_same_run, column, go_on, hidden, saved_steps, small, train
 
 from gpt2lab.model.config import GPTConfig
@@ -153,7 +152,7 @@ def die_while_saving(each: TrainConfig, stage: str) -> None:
 @pytest.mark.parametrize("stage", ALONE)
 def test_killed_during_a_save(data: Path, tmp_path: Path, stage: str) -> None:
     config = small(data, tmp_path / "run", steps=12, keep_last=1, eval_every=100)
-    process = multiprocessing.get_context("forkserver").Process(target=die_while_saving, args=(config, stage))
+    process = FORKED.Process(target=die_while_saving, args=(config, stage))
     process.start()
     process.join(100)
     assert process.exitcode == -signal.SIGKILL
@@ -183,7 +182,8 @@ KILLED_ONCE = """
 import json, os, signal, sys
 import torch
 from gpt2lab.training import loop
-from gpt2lab.training.config import from_dict
+from gpt2lab.files import from_json
+from gpt2lab.training.config import TrainConfig
 from gpt2lab.training.session import train
 torch.set_num_threads(1)
 accumulate = loop.Trainer._backward
@@ -193,7 +193,7 @@ def killed(self, step, micro_step):
         os.kill(os.getpid(), signal.SIGKILL)
     return accumulate(self, step, micro_step)
 loop.Trainer._backward = killed
-train(from_dict(json.loads(sys.argv[1])))
+train(from_json(TrainConfig, json.loads(sys.argv[1]), "the arguments"))
 """
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
-import subprocess
-import sys
 import threading
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor.config
-from ranks import launch, needs_fork
+from ranks import FORKED, launch, needs_fork
 from support import (
     PLAIN,
     Doing,
@@ -253,16 +253,13 @@ def test_a_second_ctrl_c_takes_effect_at_once() -> None:
 
 
 TAKEN = "run is being trained by another process; wait for it, or end it"
-HOLD = """
-import sys
-from pathlib import Path
-from gpt2lab.runs import Run
-from gpt2lab.training.session import held
-from gpt2lab.training.distributed import SINGLE_PROCESS
-with held(Run(Path(sys.argv[1])), SINGLE_PROCESS):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+
+
+def hold(run: Run, tell: Connection) -> None:
+    """Hold a run until the process is killed."""
+    with held(run, SINGLE_PROCESS):
+        tell.send("held")
+        time.sleep(100)
 
 
 def test_a_run_that_is_being_trained_is_not_resumed(data: Path, tmp_path: Path) -> None:
@@ -278,14 +275,16 @@ def test_a_run_that_is_being_trained_is_not_resumed(data: Path, tmp_path: Path) 
     assert saved_steps(run) == [4, 8, 12, 16]
 
 
+@needs_fork
 def test_the_lock_of_a_killed_process_is_gone(copied: Copied) -> None:
     run, config = copied
-    command = [sys.executable, "-c", HOLD, str(run.path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        refusal(lambda: go_on(config, steps=28), TAKEN)
-        holder.kill()
+    told, tell = FORKED.Pipe(duplex=False)
+    holder = FORKED.Process(target=hold, args=(run, tell))
+    holder.start()
+    assert told.recv() == "held"
+    refusal(lambda: go_on(config, steps=28), TAKEN)
+    holder.kill()
+    holder.join()
     go_on(config, steps=28)
     assert saved_steps(run)[-1] == 28
 

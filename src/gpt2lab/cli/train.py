@@ -23,11 +23,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 from gpt2lab import console, formatting
 from gpt2lab.cli.arguments import Command, Device, parse, parse_known, part_of
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_checked_json
+from gpt2lab.files import from_json, read_checked_json
 from gpt2lab.imports import import_file, import_from
 from gpt2lab.model.config import PRESETS
 from gpt2lab.runs import Run
-from gpt2lab.training.config import LENGTHS, TrainConfig, from_dict, saved_config
+from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config
 
 if TYPE_CHECKING:
     from gpt2lab.compare.results import Comparison
@@ -100,7 +100,7 @@ class Start:
                 values["model"]["import_sha256"] = None  # the file of --import replaces that of the configuration
             elif self.config.name == "config.json":
                 import_from(Run(self.config.parent))
-            saved = from_dict(values, where=str(self.config))
+            saved = from_json(TrainConfig, values, self.config)
             follows = saved.model is not None and saved.seq_len == saved.model.n_ctx  # then --model.n-ctx sets both
             start = dataclasses.replace(saved, out=None, resume=None, seq_len=None if follows else saved.seq_len)
         else:

@@ -348,19 +348,6 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     )
 
 
-def from_dict(values: Any, where: str = "config.json") -> TrainConfig:
-    """Build a configuration from plain values, such as JSON gives; what is left out has its default.
-
-    Args:
-        values: A dictionary of options.
-        where: The file they come from, for messages.
-
-    Raises:
-        InputError: An option is unknown (the nearest is suggested), or has a value that it does not allow.
-    """
-    return from_json(TrainConfig, values, where)
-
-
 def flat(config: TrainConfig) -> dict[str, Any]:
     """Return every option by the name that its flag has, in the order of the tree."""
     return flatten(to_dict(config))
@@ -386,7 +373,7 @@ def with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig
             raise InputError(f'there is no option "{name}"{did_you_mean(name, names)}; see gpt2lab train --help')
         group, _, key = name.rpartition(".")
         (tree[group] if group else tree)[key] = value
-    return from_dict(tree, where=", ".join(f"{name}={value}" for name, value in changes.items()))
+    return from_json(TrainConfig, tree, ", ".join(f"{name}={value}" for name, value in changes.items()))
 
 
 def value_of(text: str) -> Any:
