@@ -9,11 +9,14 @@ import pytest
 from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, save_curve, save_texts, update_state
 
 from gpt2lab.compare.results import outcome_of
+from gpt2lab.data.prepare import prepare
 from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.files import write_json
 from gpt2lab.report import facts
 from gpt2lab.report.content import RunContent, gather
 from gpt2lab.report.facts import Fact
 from gpt2lab.runs import Run
+from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 
 def content_of(run: Run) -> RunContent:
@@ -25,9 +28,9 @@ def named(table: tuple[Fact, ...]) -> dict[str, Fact]:
     return {fact.name: fact for fact in table}
 
 
-def judgments(run: Run, good: bool) -> list[str]:
-    """Strengths, or weaknesses."""
-    return [text for kind, text in facts.judgments(RunData(run)) if kind == good]
+def judgments(run: Run, kind: str) -> list[str]:
+    """Strengths, weaknesses, or what to try next."""
+    return [text for found, text in facts.judgments(RunData(run)) if found == kind]
 
 
 def test_best_validation_loss_has_its_step_and_the_floor_is_the_loss_less_the_gap(run: Run) -> None:
@@ -53,7 +56,7 @@ def test_validation_figures_come_first_if_there_are_none_of_the_test_set(tmp_pat
         content = content_of(run)
         first = content.key_figures[0]
         assert (first.label, first.value) == (f"{name.capitalize()} perplexity", f"{value:.3f}")
-        assert f"Its {name} perplexity is {value:.3f} per token" in content.summary
+        assert f"Its {name} perplexity is {value:.3f} per token" in facts.summary(content.data)
 
 
 @pytest.mark.parametrize("finished", ["300 steps done", None])
@@ -105,8 +108,9 @@ def test_damaged_file_is_named_and_the_rest_is_reported(run: Run, name: str, con
     run.evaluations(300)
     (run.path / name).write_text(content, encoding="latin-1")
     report = content_of(run)
-    assert any(expected in text for text in (*report.remarks, report.summary))
-    assert len([part for part in (report.configuration, report.environment, report.strategies) if part]) >= 2
+    assert any(expected in text for text in (*report.remarks, facts.summary(report.data)))
+    tables = facts.configuration(report.data.config), facts.environment(report.data), report.strategies
+    assert len([part for part in tables if part]) >= 2
 
 
 @pytest.mark.parametrize("name", ["run", "seed_1337"])
@@ -158,7 +162,6 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
     ("options", "expected"),
     [
         ({}, ""),
-        ({"position": "rope"}, "Positions are rotary"),
         ({"n_kv_head": 1}, "The 4 query heads share 1 key-value head ("),
         ({"mask": "window", "window": 64}, "64 in all"),
         ({"mask": "checkered"}, "The mask M is checkered."),
@@ -208,48 +211,141 @@ def test_a_stream_counts_segments_instead_of_epochs(run: Run, tmp_path: Path) ->
     assert named(facts.training_facts(data))["Length"].value == "300 steps, 1.50 segments of the stream"
     assert "(stream:stories)" in facts.task(data)[1] and "in segments during training" in facts.task(data)[1]
     assert facts.passes(RunData(run)) == "1.50 epochs"
-    assert "Validation and test documents are those of the corpus" in facts.task(RunData(run))[1]
+    assert "The manifest of stories-data cannot be read here" in facts.task(RunData(run))[1]
 
 
 @pytest.mark.parametrize(
-    ("losses", "good", "expected"),
+    ("losses", "kind", "expected"),
     [
-        ((3.0, 2.0), True, "It uses its context: the loss is 3.000 with 1 token of context and 2.000 with about 2."),
-        ((3.0, 2.999), False, "Context hardly helps it: the loss is 3.000 with 1 token of context and 2.999 "),
-        ((2.0, 3.0), False, "Context hardly helps it: the loss is 2.000 with 1 token of context and 3.000 "),
+        (
+            (3.0, 2.0),
+            "Strengths",
+            "It uses its context: the loss is 3.000 with 1 token of context and 2.000 with about 2.",
+        ),
+        ((3.0, 2.9), None, ""),
+        ((3.0, 2.999), "Weaknesses", "Context hardly helps it: the loss is 3.000 with 1 token of context and 2.999 "),
+        ((2.0, 3.0), "Weaknesses", "Context hardly helps it: the loss is 2.000 with 1 token of context and 3.000 "),
     ],
 )
 def test_context_helps_if_the_loss_falls_along_the_window(
-    run: Run, losses: tuple[float, ...], good: bool, expected: str
+    run: Run, losses: tuple[float, ...], kind: str | None, expected: str
 ) -> None:
     save_curve(run, losses)
-    assert any(text.startswith(expected) for text in judgments(run, good))
+    said = {found: text for found, text in facts.judgments(RunData(run)) if "ontext" in text}
+    assert set(said) == ({kind} if kind else set()) and said.get(kind or "", "").startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("values", "weakness"),
+    ("values", "epochs", "weakness", "next_step", "strength"),
     [
-        ([(10, 5.0, 5.0), (50, 3.0, 3.0), (80, 2.9, 2.95), (100, 2.9, 2.95)], None),
-        ([(10, 5.0, 5.0), (50, 2.0, 3.0), (80, 1.0, 3.5), (100, 0.5, 4.0)], "minimum of 3.000 at step 50 and rose"),
-        ([(10, 5.0, 5.0), (80, 1.0, 3.0), (100, 0.9, 3.0)], "generalization gap is large"),
-        ([(10, 5.0, 5.0), (80, 4.0, 4.0), (100, 3.6, 3.6)], "validation loss still fell by 10.0\u00a0%"),
+        ([(10, 5.0, 5.0), (80, 2.9, 2.95), (100, 2.9, 2.95)], 1, "", "", ""),
+        ([(10, 5.0, 5.0), (20, 4, 4), (50, 3.0, 3.0), (80, 2.9, 2.95), (100, 2.9, 2.95)], 0.5, "", "", ""),
+        (
+            [(10, 5.0, 5.0), (20, 4, 4), (50, 3.0, 3.0), (80, 2.9, 2.95), (100, 2.9, 2.95)], 2.5, "", "",
+            "training loss 2.900, validation loss 2.950 after 2.50 epochs and 5 validations.",
+        ),
+        (
+            [(10, 5.0, 5.0), (50, 2.0, 3.0), (80, 1.0, 3.5), (100, 0.5, 4.0)], 1,
+            "minimum of 3.000 at step 50 and rose",
+            "more --model.dropout, or 50 steps; the validation loss reached its minimum of 3.000 at step 50.", "",
+        ),
+        (
+            [(10, 5.0, 5.0), (80, 1.0, 3.0), (100, 0.9, 3.0)], 1, "generalization gap is large",
+            "would narrow the gap (training loss 0.9000, validation loss 3.000).", "",
+        ),
+        (
+            [(10, 5.0, 5.0), (80, 4.0, 4.0), (100, 3.6, 3.6)], 1, "validation loss still fell by 10.0\u00a0%",
+            "More than 100 steps: over the last fifth of the steps the validation loss still fell by 10.0\u00a0%.", "",
+        ),
     ],
-)
-def test_weaknesses_follow_from_the_losses(
-    tmp_path: Path, values: list[tuple[int, float, float]], weakness: str | None
+)  # fmt: skip
+def test_judgments_follow_from_the_losses_if_they_bear_them(
+    tmp_path: Path, values: list[tuple[int, float, float]], epochs: float, weakness: str, next_step: str, strength: str
 ) -> None:
     run = Run.create(tmp_path / "run", CONFIG, ENVIRONMENT)
-    row = dict.fromkeys(("lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb", "seconds", "epoch"), 1.0)
+    row = dict.fromkeys(("lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_mb", "seconds"), 1.0)
     for step, train, val in values:
-        run.add_metrics({**row, "step": step, "tokens": step * 100, "train_loss": train, "val_loss": val})
-    found = judgments(run, good=False)
-    assert (not found) if weakness is None else any(weakness in text for text in found)
+        losses = {"train_loss": train, "val_loss": val}
+        run.add_metrics({**row, **losses, "step": step, "tokens": step * 100, "epoch": epochs})
+    for kind, expected in (("Weaknesses", weakness), ("What to try next", next_step), ("Strengths", strength)):
+        found = judgments(run, kind)
+        assert len(found) == bool(expected) and all(expected in text for text in found), kind
 
 
 def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
     run.add_sample(300, "greedy", "", "the cat sat " * 20)
     assert facts.repeated_trigrams("a b c a b c a") == pytest.approx(1 - 3 / 5)
-    assert any(text.startswith("Greedy decoding loops: 94.8\u00a0%") for text in judgments(run, good=False))
+    assert any(text.startswith("Greedy decoding loops: 94.8\u00a0%") for text in judgments(run, "Weaknesses"))
+    assert any("--top-p 0.9" in text and "94.8\u00a0%" in text for text in judgments(run, "What to try next"))
+
+
+def test_loader_that_takes_much_of_each_step_is_named(run: Run) -> None:
+    lines = [f"2026-01-01 00:00:00 step {n}/9  loss 1.0  lr 1e-3  norm 1.0  data {share} %\n" for n, share in LOADER]
+    (run.path / "train.log").write_text("".join(lines), encoding="utf-8")
+    assert any("the loader takes 25.0\u00a0% of a step" in text for text in judgments(run, "What to try next"))
+
+
+LOADER = ((1, 0.1), (2, 25.0), (3, 40.5))
+
+
+@pytest.mark.parametrize(
+    ("position", "expected", "reference"),
+    [
+        ("learned", ["trained like the embedding", "<msub><mi>P</mi><mi>t</mi></msub>"], "Radford, Narasimhan"),
+        ("sinusoidal", ["Vaswani et al. 2017", "sin", "0.02", "10000"], "Attention Is All You Need"),
+        ("rope", ["Su et al. 2021", "cos", "<mn>500</mn>", "<mtable"], "RoFormer"),
+        ("none", ["Haviv et al. 2022", "<msub><mi>E</mi>"], "Haviv, Ram, Press"),
+    ],
+)
+def test_positions_have_their_equation_and_its_source(
+    tmp_path: Path, position: str, expected: list[str], reference: str
+) -> None:
+    model = {**CONFIG["model"], "position": position, "rope_base": 500.0}
+    run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
+    report = gather([run])
+    html = facts.position(report.runs[0].data).html
+    assert all(part in html for part in (*expected, "<math")), html
+    sources = ("Radford, Narasimhan", "RoFormer", "Haviv, Ram, Press")
+    for source in (reference, *sources):
+        assert any(source in text for text in report.references.values()) == (source == reference), source
+
+
+@pytest.mark.parametrize("asked", ["auto", "sdpa"])
+def test_kernel_is_the_one_that_the_log_names(run: Run, asked: str) -> None:
+    write_json(run.path / "config.json", {**CONFIG, "model": {**CONFIG["model"], "kernel": asked}})
+    assert asked in named(facts.model_facts(RunData(run)))["Attention kernel"].value
+    line = "2026-01-01 00:00:00 attention kernel {} under mask causal: {}\n"
+    log = line.format("sdpa", "the first segment") + line.format("matmul", "plain products are fast")
+    (run.path / "train.log").write_text(log, encoding="utf-8")
+    why = "auto: plain products are fast" if asked == "auto" else "plain products are fast"
+    assert named(facts.model_facts(RunData(run)))["Attention kernel"].value == f"matmul ({why})"
+
+
+@pytest.mark.parametrize(
+    ("rule", "documents", "expected"),
+    [
+        ("hash", 300, "A hash of its text decides to which split a document belongs (10.0\u00a0% for validation, 10.0"),
+        ("position", 1, "Each document is cut in three: its first part is for training, the next 10.0\u00a0% for"),
+    ],
+)
+def test_splits_are_those_of_the_manifest_with_their_sizes(
+    run: Run, tmp_path: Path, rule: str, documents: int, expected: str
+) -> None:
+    text = "<|endoftext|>".join(f"Text {n} is about a cat, a dog and {n} more." * 5 for n in range(documents))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    out = tmp_path / "prepared"
+    dataset = prepare(
+        [str(tmp_path / "text.txt")], Tokenizer.train([text], 257), out, val_fraction=0.1, test_fraction=0.1
+    )
+    write_json(run.path / "config.json", {**CONFIG, "data": str(out)})
+    assert "holds other data now" in facts.splits(RunData(run))
+    update_state(run, fingerprints={"data": dataset.fingerprint})
+    found = facts.splits(RunData(run))
+    assert dataset.manifest.split_rule.by == rule and expected in found
+    for split, name in (("train", "training"), ("val", "validation"), ("test", "testing")):
+        size = dataset.manifest.splits[split]
+        noun = "document" if size.documents == 1 else "documents"
+        assert f"{size.documents} {noun} ({size.tokens:,} tokens) for {name}" in found
 
 
 def test_published_figures_are_shown_only_for_the_same_text_and_style(run: Run) -> None:
@@ -272,7 +368,9 @@ def test_loops_of_line_breaks_are_folded(run: Run) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_only_what_is_used_is_referenced(tmp_path: Path, optimizer: str) -> None:
     run = Run.create(tmp_path / "run", {**CONFIG, "optim": {**CONFIG["optim"], "name": optimizer}}, ENVIRONMENT)
-    references = gather([run]).references
+    report = gather([run])
+    references = list(report.references.values())
     assert any("Muon" in text for text in references) == (optimizer == "muon")
-    assert not any("Student" in text for text in references)
-    assert optimizer == "adamw" or "Muon" in references[int(facts.CITE["muon"].strip("[]")) - 1]
+    assert not any(source in text for text in references for source in ("Student", "Holtzman", "RoFormer", "Zoology"))
+    assert all(report.cite[name] == number for name, number in facts.CITE.items())
+    assert optimizer == "adamw" or "Muon" in references[int(report.cite["muon"].strip("[]")) - 1]

@@ -178,13 +178,15 @@ def test_text_quality_and_positions_are_reported_if_they_were_measured(run: Run,
         {"name": "greedy", "strategy": {"greedy": True}, "figures": {"perplexity": 1.125}},
         {"name": "nucleus 0.9", "strategy": {"top_p": 0.9}, "figures": figures | {"self_bleu": 60.0, "relevance": 0.2}},
     ]
-    endings = {"nucleus 0.9": " sank at once.", "top-k 5": "not shown"}
+    endings = {"nucleus 0.9": " sank at once.", "top-k 50": " came back.", "top-k 5": "not shown"}
     save_texts(run, rows, [{"prompt": "The boat <b>", "held_out": " sailed home.", "completions": endings}])
     save_curve(run, (3.0, 2.5, 2.0, math.nan))
     page, (text, _) = page_of([run], tmp_path / "report.html"), text_of(write_report([run], tmp_path / "report.pdf"))
     for found in (text, page.text):
         assert "Loss by position, on the test set after step 300." in found
-        assert "sailed home." in found and "sank at once." in found and "not shown" not in found
+        assert (
+            "sailed home." in found and "sank at once." in found and "came back." in found and "not shown" not in found
+        )
         assert "texts are less diverse than the held-out text: self-BLEU 60.0 against 41.5" in found
         assert "relevance 0.200 against 0.500" in found
         assert "loss is 3.000 with 1 token of context and 2.000 with about 3" in found

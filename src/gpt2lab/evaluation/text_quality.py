@@ -47,8 +47,8 @@ BATCH = 64
 """Texts generated at once."""
 EXAMPLES = 4
 """Number of prompts whose continuations are kept for reading."""
-READ = ("greedy", "temperature 1.0", "nucleus 0.9")
-"""Strategies shown beside the reference continuation: greedy, unrestricted sampling, and one in between."""
+READ = ("greedy", "temperature 1.0", "top-k 50", "nucleus 0.9")
+"""Strategies shown beside the reference continuation: greedy, unrestricted sampling, and two in between."""
 CAPTION = (
     "Diversity of the texts (self-BLEU; upwards they are less alike) against their perplexity under the model and, "
     "where a grammar exists, against the share that is grammatical. The star is the held-out text: texts left of it "

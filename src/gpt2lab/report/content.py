@@ -1,9 +1,9 @@
 """What a report contains, before it is typeset: a tree of values, from run directories and nothing else.
 
     Report ─┬─ Comparison                                       of several runs
-            └─ RunContent ── KeyFigure, Fact, Evaluation, StrategySamples, Picture
+            └─ RunContent ── KeyFigure, Evaluation, StrategySamples, Picture; and the `facts` of its data
 
-Every text is final; HTML (`html.py`) and PDF (`pdf.py`) only typeset it.
+Every text is final; HTML and PDF (`write.py`) only typeset it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
 from gpt2lab import plots
@@ -86,56 +87,70 @@ class StrategySamples:
 
 @dataclass(frozen=True)
 class RunContent:
-    """What the report says about one run."""
+    """What the report says about one run besides its `facts`."""
 
     name: str
-    summary: str
-    remarks: tuple[str, ...]
-    """What is unfinished, missing or damaged."""
-    task: tuple[str, ...]
-    """Paragraphs about the task and the data."""
-    key_figures: tuple[KeyFigure, ...]
-    curves: dict[str, Points]
-    """Columns of metrics.csv over the training tokens."""
-    floor: float | None
-    """Entropy of the test set in nats per token: its loss over 1 + gap."""
-    published_losses: dict[str, float]
-    description: str
-    """The curves in words."""
-    evaluations: tuple[Evaluation, ...]
-    texts: TextTable | None
-    """Quality of the texts by decoding strategy, if it was measured."""
-    completions: tuple[Example, ...]
-    """Held-out prompts with the reference continuation and the model's."""
-    strategies: tuple[StrategySamples, ...]
-    other_steps: tuple[StrategySamples, ...]
-    """A sample of each of some other steps, to show the progress."""
+    data: RunData
     pictures: dict[str, Picture]
     """``positions``, ``texts`` and ``attention``, if they were measured."""
-    model: tuple[Fact, ...]
-    deviations: tuple[str, ...]
-    """How the model differs from the equations of GPT-2."""
-    biases: bool
-    cosine: bool
-    """Whether the learning rate follows the cosine of the equations."""
-    training: tuple[Fact, ...]
-    configuration: tuple[Fact, ...]
-    environment: tuple[Fact, ...]
-    commands: tuple[Fact, ...]
-    judgments: tuple[tuple[bool, str], ...]
-    """Strengths (True) and weaknesses (False)."""
-    published: tuple[Fact, ...]
-    """Published figures of the same protocol."""
+    remarks: list[str]
+    """What is unfinished, missing or damaged."""
+
+    @cached_property
+    def key_figures(self) -> tuple[KeyFigure, ...]:
+        """What a reader looks for first."""
+        return _key_figures(self.data)
 
     @property
     def headline(self) -> list[KeyFigure]:
         """The key figures at the top of the report: two rows of four."""
         return [figure for figure in self.key_figures if figure.value is not None or not figure.only_if_known][:8]
 
+    @cached_property
+    def curves(self) -> dict[str, Points]:
+        """Columns of metrics.csv over the training tokens."""
+        columns = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
+        return {column: self.data.curve("tokens", column) for column in columns}
+
+    @property
+    def floor(self) -> float | None:
+        """Entropy of the test set in nats per token: its loss over 1 + gap."""
+        return _floor(self.data.test_figures())
+
+    @property
+    def description(self) -> str:
+        """The curves in words."""
+        return _describe(self.curves["train_loss"], self.curves["val_loss"], self.floor)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Figures by protocol."""
+        return evaluations(self.data.evals)
+
+    @property
+    def texts(self) -> TextTable | None:
+        """Quality of the texts by decoding strategy, if it was measured."""
+        return None if self.data.texts is None else text_table(self.data.texts)
+
+    @property
+    def completions(self) -> tuple[Example, ...]:
+        """Held-out prompts with the reference continuation and the model's."""
+        return () if self.data.texts is None else self.data.texts.examples
+
+    @cached_property
+    def strategies(self) -> tuple[StrategySamples, ...]:
+        """Samples of the main step by decoding strategy."""
+        return _strategies(self.data.samples)
+
     @property
     def prompted(self) -> bool:
-        """Whether any of its samples had a prompt."""
+        """Whether any of these samples had a prompt."""
         return any(sample.prompt for strategy in self.strategies for sample in strategy.samples)
+
+    @property
+    def other_steps(self) -> tuple[StrategySamples, ...]:
+        """A sample of each of some other steps, to show the progress."""
+        return _other_steps(self.data.samples)
 
 
 @dataclass(frozen=True)
@@ -168,7 +183,13 @@ class Report:
     """Those of the comparison."""
     notes: Markdown
     """What the author adds."""
-    references: tuple[str, ...]
+    references: dict[str, str]
+    """What it cites, by the name in `facts.REFERENCES`, in the order of the numbers."""
+
+    @property
+    def cite(self) -> dict[str, str]:
+        """The numbers of the references, such as ``[3]``, by name."""
+        return {name: f"[{n}]" for n, name in enumerate(self.references, start=1)}
 
     @property
     def one_scale(self) -> bool:
@@ -194,9 +215,11 @@ def gather(
     comparison = None if outcomes is None else compare_outcomes(outcomes)
     paths = {str(run.path) for run in runs}
     pictured = paths if outcomes is None else _first_of_each_arm([o for o in outcomes if o.path in paths])
-    contents = [
-        _run_content(RunData(run), name, str(run.path) in pictured) for run, name in zip(runs, names, strict=True)
-    ]
+    contents = []
+    for run, name in zip(runs, names, strict=True):
+        data = RunData(run)
+        remarks = _remarks(data)
+        contents.append(RunContent(name, data, _pictures(data, remarks) if str(run.path) in pictured else {}, remarks))
     return Report(
         title=cover.title or (names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"),
         cover=cover,
@@ -204,10 +227,7 @@ def gather(
         comparison=comparison,
         pictures={} if comparison is None else draw(comparison),
         notes=read_markdown(notes),
-        references=facts.references(
-            any(fact.name == "Learning rate of Muon" for content in contents for fact in content.training),
-            comparison is not None,
-        ),
+        references=facts.references([content.data for content in contents], comparison is not None),
     )
 
 
@@ -215,40 +235,6 @@ def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
     """Return the paths of the runs with pictures: the first finished run of each arm, else the first one."""
     best_first = sorted(outcomes, key=lambda o: not o.usable)
     return set({o.arm: o.path for o in reversed(best_first)}.values())
-
-
-def _run_content(data: RunData, name: str, pictured: bool) -> RunContent:
-    columns = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s")
-    curves: dict[str, Points] = {column: data.curve("tokens", column) for column in columns}
-    floor, remarks = _floor(data.test_figures()), _remarks(data)
-    pictures = _pictures(data, remarks) if pictured else {}
-    return RunContent(
-        name=name,
-        summary=facts.summary(data),
-        remarks=tuple(remarks),
-        task=facts.task(data),
-        key_figures=_key_figures(data),
-        curves=curves,
-        floor=floor,
-        published_losses=facts.published_losses(data),
-        description=_describe(curves["train_loss"], curves["val_loss"], floor),
-        evaluations=evaluations(data.evals),
-        texts=None if data.texts is None else text_table(data.texts),
-        completions=() if data.texts is None else data.texts.examples,
-        strategies=_strategies(data.samples),
-        other_steps=_other_steps(data.samples),
-        pictures=pictures,
-        model=facts.model_facts(data),
-        deviations=facts.deviations(data.options("model")),
-        biases=data.options("model").get("bias") is not False,
-        cosine=data.options("optim").get("schedule", "cosine") == "cosine",
-        training=facts.training_facts(data),
-        configuration=facts.configuration(data.config),
-        environment=facts.environment(data),
-        commands=facts.commands(data),
-        judgments=tuple(facts.judgments(data)),
-        published=facts.published(data),
-    )
 
 
 def _remarks(data: RunData) -> list[str]:
@@ -395,7 +381,7 @@ def _pictures(data: RunData, remarks: list[str]) -> dict[str, Picture]:
         caption = f"Loss by position, on {split} after step {count(curve.step)}. {curve.protocol}"
         pictures["positions"] = Picture(curve.draw(), caption)
     if data.texts and data.texts.can_be_drawn:
-        caption = f"{CAPTION} After figure 6 of {facts.CITE['nucleus']}."
+        caption = f"{CAPTION} After figure 6 of Holtzman et al. 2020."
         wide = all("grammatical" in row.figures for row in data.texts.drawn)
         pictures["texts"] = Picture(draw_text_quality(data.texts), caption, wide)
     try:

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
+from statistics import median
 from typing import Any
 
+from gpt2lab.data.dataset import HELD_OUT, DataManifest
+from gpt2lab.data.documents import SPLITS
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData
-from gpt2lab.evaluation.text_quality import HELD_OUT
+from gpt2lab.evaluation.text_quality import HELD_OUT as HELD_OUT_TEXT
 from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
+from gpt2lab.report.markdown import Markdown, read_markdown
 from gpt2lab.training.config import flatten
 
 
@@ -31,7 +36,7 @@ class Fact:
     note: str = ""
 
 
-_REFERENCES = {
+REFERENCES = {
     "gpt2": "Radford, Wu, Child, Luan, Amodei & Sutskever 2019, Language Models are Unsupervised Multitask Learners.",
     "bpe": "Sennrich, Haddow & Birch 2016, Neural Machine Translation of Rare Words with Subword Units.",
     "attention": "Vaswani et al. 2017, Attention Is All You Need.",
@@ -40,20 +45,37 @@ _REFERENCES = {
     "tied": "Press & Wolf 2017, Using the Output Embedding to Improve Language Models.",
     "schedule": "Brown et al. 2020, Language Models are Few-Shot Learners, appendix B.",
     "adamw": "Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.",
-    "nucleus": "Holtzman, Buys, Du, Forbes & Choi 2020, The Curious Case of Neural Text Degeneration.",
+    "learned": "Radford, Narasimhan, Salimans & Sutskever 2018, Improving Language Understanding by Generative "
+    "Pre-Training.",
+    "rope": "Su, Lu, Pan, Murtadha, Wen & Liu 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.",
+    "none": "Haviv, Ram, Press, Izsak & Levy 2022, Transformer Language Models without Positional Encodings Still "
+    "Learn Positional Information.",
+    "heads": "Shazeer 2019, Fast Transformer Decoding; Ainslie et al. 2023, GQA (shared key-value heads).",
+    "window": "Beltagy, Peters & Cohan 2020, Longformer: The Long-Document Transformer.",
+    "strided": "Child, Gray, Radford & Sutskever 2019, Generating Long Sequences with Sparse Transformers.",
+    "texts": "Holtzman, Buys, Du, Forbes & Choi 2020, The Curious Case of Neural Text Degeneration.",
     "self_bleu": "Zhu et al. 2018, Texygen: A Benchmarking Platform for Text Generation Models (self-BLEU).",
     "distinct": "Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models (distinct-n).",
     "muon": "Jordan et al. 2024, Muon: An Optimizer for Hidden Layers in Neural Networks.",
     "recall": "Olsson et al. 2022, In-context Learning and Induction Heads; Arora et al. 2023, Zoology (recall).",
     "student": "Student 1908, The Probable Error of a Mean (the confidence interval of a comparison).",
 }
-CITE = {name: f"[{n}]" for n, name in enumerate(_REFERENCES, start=1)}
+ALWAYS = ("gpt2", "bpe", "attention", "layer_norm", "gelu", "tied", "schedule", "adamw")
+"""Cited by every report, so that their numbers are always the same."""
+CITE = {name: f"[{n}]" for n, name in enumerate(ALWAYS, start=1)}
 
 
-def references(muon: bool, comparison: bool) -> tuple[str, ...]:
-    """Return the references that a report uses, in the order of their numbers; the last two are not cited by number."""
-    used = {"muon": muon, "recall": comparison, "student": comparison}
-    return tuple(text for name, text in _REFERENCES.items() if used.get(name, True))
+def references(runs: Sequence[RunData], comparison: bool) -> dict[str, str]:
+    """Return the references of a report on runs by name, in the order of their numbers."""
+    used = {*ALWAYS, *(("recall", "student") if comparison else ())}
+    for data in runs:
+        model = data.options("model")
+        mask = model.get("mask")
+        used |= {str(model.get("position", "learned")), "window" if mask == "global" else str(mask)}
+        used |= {"heads"} if model.get("n_kv_head") not in (None, model.get("n_head")) else set()
+        used |= {"muon"} if data.options("optim").get("name") == "muon" else set()
+        used |= {"texts", "self_bleu", "distinct"} if data.texts else set()
+    return {name: text for name, text in REFERENCES.items() if name in used}
 
 
 def summary(data: RunData) -> str:
@@ -101,10 +123,6 @@ BYTE_VOCABULARY = 257
 def task(data: RunData) -> tuple[str, ...]:
     """Return paragraphs about the task, the data and its preparation."""
     entries = data.options("model").get("vocab_size")
-    tokens, epochs = data.column("tokens"), data.column("epoch")
-    size = ""
-    if tokens and epochs and epochs[-1] > 0 and not data.streamed:
-        size = f", about {short(tokens[-1] / epochs[-1])} training tokens"
     tokenizer = (
         f"by a byte-level BPE {CITE['bpe']} with a vocabulary of {setting(entries)}: a pattern (GPT-2's {CITE['gpt2']} "
         "unless another was given) splits it into words, numbers and punctuation, and the most frequent pairs of "
@@ -114,21 +132,47 @@ def task(data: RunData) -> tuple[str, ...]:
         tokenizer = f"that are single bytes (a vocabulary of {entries}, with the end-of-text token)"
     seq_len = setting(data.config.get("seq_len") or data.options("model").get("n_ctx"))
     reading = (
-        "Validation and test documents are those of the corpus if it has such splits; otherwise documents are held out "
-        "by a hash of their text or, if there are few, the last part of each. A training step reads sequences of "
-        f"{seq_len} tokens; each is visited once per epoch, in an order drawn anew for each epoch."
+        f"reads sequences of {seq_len} tokens; each is visited once per epoch, in an order drawn anew for each epoch."
     )
     if data.streamed:
-        reading = (
-            "It is prepared in segments during training; validation and test documents are held out of the first one. "
-            f"A training step reads sequences of {seq_len} tokens of one segment, in an order drawn anew for each."
-        )
+        reading = f"reads sequences of {seq_len} tokens of one segment, in an order drawn anew for each."
     return (
         "The task is to predict each token of a text from the tokens before it. A good model gives the text a high "
         "probability, which its loss measures, and writes text by sampling one token after another.",
-        f"The text ({data_name(data)}{size}) is split into tokens {tokenizer}. Documents are separated by an "
-        f"end-of-text token. {reading}",
+        f"The text ({data_name(data)}) is split into tokens {tokenizer}. Documents are separated by an end-of-text "
+        f"token. {splits(data)} A training step {reading}",
     )
+
+
+_SPLIT_RULES = {
+    "hash": "A hash of its text decides to which split a document belongs ({val} for validation, {test} for testing).",
+    "position": "Each document is cut in three: its first part is for training, the next {val} for validation, the "
+    "last {test} for testing.",
+    "given": "The corpus comes in splits.",
+}
+_SPLIT_NAMES = {"train": "training", "val": "validation", "test": "testing"}
+
+
+def splits(data: RunData) -> str:
+    """Return by which rule the data was split, and how large each split is, from its manifest."""
+    folder = data.run.stream / HELD_OUT if data.streamed else Path(str(data.config.get("data")))
+    streamed = "It is prepared in segments during training. " if data.streamed else ""
+    try:
+        manifest = DataManifest.load(folder)
+    except InputError:
+        return f"{streamed}The manifest of {folder.name} cannot be read here, so the splits are not known."
+    known = data.fingerprints.get("data")
+    if not data.streamed and known not in (None, manifest.fingerprint):
+        return f"{folder.name} holds other data now, so the splits of this run are not known."
+    rule = manifest.split_rule
+    shares = {"val": percent(100 * rule.val_fraction), "test": percent(100 * rule.test_fraction)}
+    sizes = [
+        f"{plural(found.documents, 'document')} ({count(found.tokens)} tokens) for {_SPLIT_NAMES[name]}"
+        for name in SPLITS
+        if (found := manifest.splits.get(name))
+    ]
+    held_out_of = "Validation and test documents are held out of the first one. " if data.streamed else ""
+    return f"{streamed}{held_out_of}{_SPLIT_RULES[rule.by].format(**shares)} That gives {', '.join(sizes)}."
 
 
 _MODEL = {
@@ -166,6 +210,8 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
         options.pop("rope_base", None)
     sha256, file = options.pop("import_sha256", None), data.run.imported
     shown = {name: setting(value) for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
+    if "kernel" in shown:
+        shown["kernel"] = _kernel(data, shown["kernel"])
     labels = _MODEL | {name: (name, "") for name in options if name not in _MODEL}
     if isinstance(sha256, str) and file is not None:
         labels["mask"] = (labels["mask"][0], f"defined in imports/{file.name}, SHA-256 {sha256[:16]}")
@@ -173,12 +219,44 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
 
 
+def _log(data: RunData) -> str:
+    """Return train.log; empty if there is none."""
+    log = data.run.path / "train.log"
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+
+
+def _kernel(data: RunData, asked: str) -> str:
+    """Return the attention kernel of the training steps, which the log of the newest segment names, and the reason."""
+    chosen = re.findall(r"attention kernel (\w+) under mask [^:\n]*: (.*)", _log(data))
+    if not chosen:
+        return f"{asked}, which one that was is not known" if asked == "auto" else asked
+    kernel, why = chosen[-1]
+    return f"{kernel} ({'auto: ' if asked == 'auto' else ''}{why})"
+
+
 _POSITION = {
-    "sinusoidal": "Positions are fixed sines and cosines (Vaswani et al. 2017, section 3.5) instead of a learned P.",
-    "rope": "Positions are rotary (Su et al. 2021): there is no P; queries and keys are rotated by angles proportional "
-    "to their position.",
-    "none": "There is no P: order is known from the causal mask alone (Haviv et al. 2022).",
+    "learned": "Positions are learned: row $t$ of the table $P$ is trained like the embedding of a token (Radford et "
+    "al. 2018, 2019): $$x_t^0 = E_{s_t} + P_t$$",
+    "sinusoidal": "Positions are fixed waves in place of a learned $P$ (Vaswani et al. 2017), scaled to the size of "
+    r"the embeddings: $$x_t^0 = E_{s_t} + P_t, \quad P_{t,2i} = 0.02 \sin \frac{t}{10000^{2i/C}}, \quad P_{t,2i+1} "
+    r"= 0.02 \cos \frac{t}{10000^{2i/C}}$$",
+    "rope": "Positions are rotary (Su et al. 2021): there is no $P$. In each head, the numbers $i$ and $i + D/2$ of "
+    r"the query and of the key at position $t$ are rotated by an angle proportional to $t$: $$x_t^0 = E_{s_t}, \quad "
+    r"\begin{pmatrix} q'_i \\ q'_{i+D/2} \end{pmatrix} = \begin{pmatrix} \cos t \theta_i & -\sin t \theta_i \\ "
+    r"\sin t \theta_i & \cos t \theta_i \end{pmatrix} \begin{pmatrix} q_i \\ q_{i+D/2} \end{pmatrix}, \quad \theta_i "
+    r"= BASE^{-2i/D}$$",
+    "none": "There is no position encoding: order is known from the causal mask alone (Haviv et al. 2022): "
+    "$$x_t^0 = E_{s_t}$$",
 }
+
+
+def position(data: RunData) -> Markdown:
+    """Return how positions are encoded, with the equation and its source."""
+    model = data.options("model")
+    text = _POSITION.get(str(model.get("position", "learned")), "")
+    return read_markdown(text.replace("BASE", f"{model.get('rope_base') or 10_000:g}"))
+
+
 _MASK = {
     "causal": "",
     "window": "A position attends to itself and those just before it, {window} in all: M is 0 only there.",
@@ -192,7 +270,7 @@ _MASK = {
 def deviations(model: Mapping[str, Any]) -> tuple[str, ...]:
     """Return how a model differs from the equations of GPT-2."""
     heads, shared, mask = model.get("n_head"), model.get("n_kv_head"), str(model.get("mask", "causal"))
-    texts = [_POSITION.get(str(model.get("position")), "")]
+    texts = []
     if isinstance(shared, int) and shared != heads:
         texts.append(
             f"The {heads} query heads share {plural(shared, 'key-value head')} (Shazeer 2019; Ainslie et al. 2023)."
@@ -202,6 +280,16 @@ def deviations(model: Mapping[str, Any]) -> tuple[str, ...]:
     if model.get("norm") == "post":
         texts.append("Layer norm follows each sum instead of preceding each branch.")
     return tuple(filter(None, texts))
+
+
+def has_biases(data: RunData) -> bool:
+    """Whether the linear layers add a bias."""
+    return data.options("model").get("bias") is not False
+
+
+def has_cosine(data: RunData) -> bool:
+    """Whether the learning rate follows the cosine of the equations."""
+    return data.options("optim").get("schedule", "cosine") == "cosine"
 
 
 def training_facts(data: RunData) -> tuple[Fact, ...]:
@@ -378,7 +466,9 @@ OVERFITTING = 0.05
 """Relative rise of the validation loss above its minimum, or gap between training and validation loss."""
 UNDERTRAINED = 0.01
 """Relative fall of the validation loss over the last fifth of the run."""
-CONTEXT_HELPS = 0.01
+LEAST_VALIDATIONS = 5
+"""Validations that it takes to say that a model generalizes."""
+NO_HELP, HELP = 0.01, 0.05
 """Relative fall of the loss from the beginning of a window to its end."""
 JUDGED_STRATEGY = "nucleus 0.9"
 SAME_DIVERSITY = 3.0
@@ -387,77 +477,95 @@ LOST_RELEVANCE = 0.2
 """Relative loss of relevance compared with the held-out text."""
 LOOPING = 0.3
 """Share of trigrams that are repeats."""
+WAITING = 10.0
+"""Percent of a step that the loader takes."""
+STRENGTH, WEAKNESS, NEXT_STEP = "Strengths", "Weaknesses", "What to try next"
+Judgment = tuple[str, str]
+"""One of these three, and a sentence."""
 
 
-def judgments(data: RunData) -> Iterator[tuple[bool, str]]:
-    """Yield strengths (True) and weaknesses (False), each by a rule over the figures of the run."""
+def judgments(data: RunData) -> list[Judgment]:
+    """Return strengths, weaknesses and what to try next, each by a rule over the figures of the run."""
+    found = [*_judge_losses(data), *_judge_context(data), *_judge_texts(data), *_judge_speed(data)]
+    return sorted(found, key=lambda judged: (STRENGTH, WEAKNESS, NEXT_STEP).index(judged[0]))
+
+
+def _judge_losses(data: RunData) -> Iterator[Judgment]:
     gap = data.test_figures().get("gap_percent", math.nan)
     text = f"Test bits per byte are {percent(gap)} above the entropy floor, which no model can beat"
     if gap <= NEAR_FLOOR:
-        yield True, f"{text}: close to it."
+        yield STRENGTH, f"{text}: close to it."
     elif gap >= FAR_FROM_FLOOR:
-        yield False, f"{text}: much is left to learn."
-    yield from _judge_losses(data)
-    if data.positions is not None and len(data.positions.points) > 1:
-        (near, first), *_, (far, last) = data.positions.points
-        helps = first - last >= CONTEXT_HELPS * first
-        text = "It uses its context" if helps else "Context hardly helps it"
-        yield (
-            helps,
-            f"{text}: the loss is {number(first)} with {plural(near, 'token')} of context and {number(last)} with "
-            f"about {count(far)}.",
-        )
+        yield WEAKNESS, f"{text}: much is left to learn."
+    val, train, epochs = data.curve("step", "val_loss"), data.column("train_loss"), data.column("epoch")
+    if len(val) < 2 or not train:
+        return
+    step, lowest = min(val, key=lambda point: point[1])
+    end, last = val[-1]
+    figures = f"training loss {number(train[-1])}, validation loss {number(last)}"
+    if last > (1 + OVERFITTING) * lowest:
+        text = f"the validation loss reached its minimum of {number(lowest)} at step {count(step)}"
+        yield WEAKNESS, f"It overfits: {text} and rose to {number(last)}. Evaluations use the best checkpoint."
+        yield NEXT_STEP, f"Against overfitting: more text, more --model.dropout, or {count(step)} steps; {text}."
+    elif last - train[-1] > OVERFITTING * last:
+        yield WEAKNESS, f"Its generalization gap is large: {figures}."
+        yield NEXT_STEP, f"More text or --model.dropout would narrow the gap ({figures})."
+    elif len(val) >= LEAST_VALIDATIONS and epochs and epochs[-1] >= 1 and not data.streamed:
+        yield STRENGTH, f"It generalizes: {figures} after {passes(data)} and {len(val)} validations."
+    earlier = [loss for step, loss in val if step <= 0.8 * end]
+    if earlier and 1 - last / earlier[-1] > UNDERTRAINED:
+        fall = percent(100 * (1 - last / earlier[-1]))
+        text = f"over the last fifth of the steps the validation loss still fell by {fall}"
+        yield WEAKNESS, f"It is undertrained: {text}."
+        yield NEXT_STEP, f"More than {count(end)} steps: {text}."
+
+
+def _judge_context(data: RunData) -> Iterator[Judgment]:
+    if data.positions is None or len(data.positions.points) < 2:
+        return
+    (near, first), *_, (far, last) = data.positions.points
+    figures = f"the loss is {number(first)} with {plural(near, 'token')} of context"
+    figures += f" and {number(last)} with about {count(far)}"
+    if first - last >= HELP * first:
+        yield STRENGTH, f"It uses its context: {figures}."
+    elif first - last < NO_HELP * first:
+        yield WEAKNESS, f"Context hardly helps it: {figures}."
+
+
+def _judge_texts(data: RunData) -> Iterator[Judgment]:
     shares = {e.metric: e.value for e in data.evals if e.task == "stories"}
     for metric in ("grammatical", "consistent"):
         share = shares.get(metric, 0.7)
         if not 0.5 < share < 0.9:
-            yield share >= 0.9, f"{percent(100 * share)} of its stories are {metric}."
-    yield from _judge_texts(data)
+            yield STRENGTH if share >= 0.9 else WEAKNESS, f"{percent(100 * share)} of its stories are {metric}."
     repeated = max((repeated_trigrams(s.text) for s in data.samples if s.strategy == "greedy"), default=0.0)
     if repeated > LOOPING:
-        yield False, f"Greedy decoding loops: {percent(100 * repeated)} of trigrams are repeats."
-
-
-def _judge_losses(data: RunData) -> Iterator[tuple[bool, str]]:
-    val, train = data.curve("step", "val_loss"), data.column("train_loss")
-    if not val:
-        return
-    step, lowest = min(val, key=lambda point: point[1])
-    end, last = val[-1]
-    if len(val) > 1 and train:
-        figures = f"training loss {number(train[-1])}, validation loss {number(last)}"
-        if last > (1 + OVERFITTING) * lowest:
-            yield (
-                False,
-                f"It overfits: the validation loss reached its minimum of {number(lowest)} at step {count(step)} and "
-                f"rose to {number(last)}. Evaluations use the best checkpoint.",
-            )
-        elif last - train[-1] > OVERFITTING * last:
-            yield False, f"Its generalization gap is large ({figures}): more text or dropout would help."
-        else:
-            yield True, f"It generalizes: {figures} at the end."
-    earlier = [loss for step, loss in val if step <= 0.8 * end]
-    if earlier and 1 - last / earlier[-1] > UNDERTRAINED:
-        fall = percent(100 * (1 - last / earlier[-1]))
-        yield False, f"It is undertrained: over the last fifth of the steps the validation loss still fell by {fall}."
-
-
-def _judge_texts(data: RunData) -> Iterator[tuple[bool, str]]:
+        loops = f"{percent(100 * repeated)} of trigrams are repeats"
+        yield WEAKNESS, f"Greedy decoding loops: {loops}."
+        yield NEXT_STEP, f"Sample with --top-p 0.9 instead of --greedy, in whose text {loops}."
     if data.texts is None:
         return
-    model, human = data.texts.figures_of(JUDGED_STRATEGY), data.texts.figures_of(HELD_OUT)
+    model, human = data.texts.figures_of(JUDGED_STRATEGY), data.texts.figures_of(HELD_OUT_TEXT)
     both = {name: (model[name], human[name]) for name in model.keys() & human.keys()}
     said = {name: f"{number(ours, 3)} against {number(theirs, 3)}" for name, (ours, theirs) in both.items()}
+    relevance, held_out_relevance = both.get("relevance", (0.0, 0.0))
+    relevant = relevance >= (1 - LOST_RELEVANCE) * held_out_relevance > 0
+    if "relevance" in both and not relevant:
+        text = "Its texts refer less to what the prompt mentions than the held-out text does"
+        yield WEAKNESS, f"{text}: relevance {said['relevance']}."
     if "self_bleu" in both:
-        ours, theirs = both["self_bleu"]
-        same = abs(ours - theirs) <= SAME_DIVERSITY
-        kind = "as diverse as" if same else "less diverse than" if ours > theirs else "more diverse than"
-        yield same, f"With {JUDGED_STRATEGY} its texts are {kind} the held-out text: self-BLEU {said['self_bleu']}."
-    if "relevance" in both:
-        ours, theirs = both["relevance"]
-        if ours < (1 - LOST_RELEVANCE) * theirs:
-            text = "Its texts refer less to what the prompt mentions than the held-out text does"
-            yield False, f"{text}: relevance {said['relevance']}."
+        more_alike = both["self_bleu"][0] - both["self_bleu"][1]
+        text = f"With {JUDGED_STRATEGY} its texts are {{}} the held-out text: self-BLEU {said['self_bleu']}"
+        if abs(more_alike) > SAME_DIVERSITY:
+            yield WEAKNESS, f"{text.format('less diverse than' if more_alike > 0 else 'more diverse than')}."
+        elif relevant:
+            yield STRENGTH, f"{text.format('as diverse and as relevant as')}, relevance {said['relevance']}."
+
+
+def _judge_speed(data: RunData) -> Iterator[Judgment]:
+    waits = [float(share) for share in re.findall(r"  data ([\d.]+) %", _log(data))]
+    if len(waits) > 2 and median(waits) > WAITING:
+        yield NEXT_STEP, f"Put the data on a faster disk: the loader takes {percent(median(waits))} of a step (median)."
 
 
 def repeated_trigrams(text: str) -> float:

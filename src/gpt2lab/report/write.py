@@ -19,15 +19,15 @@ from typing import Any, cast
 
 import gpt2lab
 from gpt2lab import formatting, plots
-from gpt2lab.compare.output import page_values
-from gpt2lab.compare.results import COMPARISON_FILE, Outcome, outcomes_by_options, recorded_outcomes
+from gpt2lab.compare.output import NOTE, page_values
+from gpt2lab.compare.results import COMPARISON_FILE, Comparison, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.files import read_text, write_atomically
 from gpt2lab.formatting import GENERATOR, TEMPLATES, page, printable
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.report import facts
 from gpt2lab.report.content import NO_COVER, Cover, Report, RunContent, evaluations, gather
-from gpt2lab.report.facts import CITE, data_name, model_facts, training_facts
 from gpt2lab.runs import Run
 
 MAX_CHARACTERS = 420
@@ -97,7 +97,9 @@ def render_html(report: Report) -> str:
         **({} if report.comparison is None else page_values(report.comparison)),
         points_per_mean=_points_per_mean(report.runs),
         labels=list(dict.fromkeys(figure.label for figure in shown)),
-        cite=CITE,
+        cite=report.cite,
+        facts=facts,
+        biases=any(facts.has_biases(run.data) for run in report.runs),
     )
 
 
@@ -121,7 +123,7 @@ def _curves(report: Report) -> dict[str, str]:
 
 def _losses(runs: Sequence[RunContent], width: float) -> plots.Figure:
     """Draw the losses of runs, with the entropy floor and published losses if there is only one."""
-    floor, references = runs[0].floor, runs[0].published_losses
+    floor, references = runs[0].floor, facts.published_losses(runs[0].data)
     return plots.losses({run.name: run.curves for run in runs}, width, floor=floor, references=references)
 
 
@@ -141,7 +143,7 @@ def render_pdf(report: Report) -> bytes:
     if run.curves["train_loss"]:
         figures["losses"] = _losses([run], plots.PAPER)
     files = {f"{name}.svg": plots.svg(figure).encode() for name, figure in figures.items()}
-    values = json.dumps(_pdf_values(report) | {"files": list(files)}, ensure_ascii=False)
+    values = json.dumps(_pdf_values(report) | {"files": list(files)}, ensure_ascii=False, default=dataclasses.asdict)
     files["report.json"] = printable(values).encode("utf-8")
     files["main.typ"] = (TEMPLATES / "report.typ").read_bytes()
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the text of the figures is in DejaVu Sans
@@ -151,28 +153,50 @@ def render_pdf(report: Report) -> bytes:
 def _pdf_values(report: Report) -> dict[str, Any]:
     """Return what report.typ reads: plain values only."""
     run, comparison = report.runs[0], report.comparison
-    values = dataclasses.asdict(dataclasses.replace(report, runs=(), comparison=None, pictures={})) | {
+    data = run.data
+    return {
+        "title": report.cover.title or (f"{len(comparison.outcomes)} runs compared" if comparison else report.title),
         "version": gpt2lab.__version__,
         "generator": GENERATOR,
         "byline": report.cover.byline,
-        "run": dataclasses.asdict(dataclasses.replace(run, curves={}, pictures={})) | {"pictures": _captions(run)},
-        "headline": [dataclasses.asdict(figure) for figure in run.headline],
-        "points_per_mean": _points_per_mean([run]),
-        "samples": _samples(run),
-        "completion": _completion(run),
-        "prompted": run.prompted,
-        "cite": CITE,
+        "references": list(report.references.values()),
+        "cite": report.cite,
+        "notes": report.notes.tree,
+        "run": {
+            "name": run.name,
+            "summary": facts.summary(data),
+            "remarks": run.remarks,
+            "headline": run.headline,
+            "task": facts.task(data),
+            "model": facts.model_facts(data),
+            "position": facts.position(data).tree,
+            "deviations": facts.deviations(data.options("model")),
+            "biases": facts.has_biases(data),
+            "training": facts.training_facts(data),
+            "cosine": facts.has_cosine(data),
+            "description": run.description,
+            "points_per_mean": _points_per_mean([run]),
+            "evaluations": run.evaluations,
+            "published": facts.published(data),
+            "samples": _samples(run),
+            "step": run.strategies[0].step if run.strategies else "",
+            "prompted": run.prompted,
+            "texts": run.texts,
+            "completion": _completion(run),
+            "judgments": list(facts.judgments(data)),
+            "commands": facts.commands(data),
+            "environment": facts.environment(data),
+            "pictures": _captions(run),
+        },
+        "comparison": None if comparison is None else _compared(comparison) | {"pictures": _captions(report)},
     }
-    if comparison is not None:
-        values["title"] = report.cover.title or f"{len(comparison.outcomes)} runs compared"
-        shown = page_values(comparison)
-        values["comparison"] = dataclasses.asdict(dataclasses.replace(comparison, outcomes=())) | {
-            "rows": [row._asdict() | {"cells": [c._asdict() for c in row.cells]} for row in shown["rows"]],
-            "groups": shown["groups"],
-            "note": shown["note"],
-            "pictures": _captions(report),
-        }
-    return values
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    shown = page_values(comparison)
+    rows = [row._asdict() | {"cells": [cell._asdict() for cell in row.cells]} for row in shown["rows"]]
+    names = ("arms", "options", "findings", "remarks")
+    return {"rows": rows, "groups": shown["groups"], "note": NOTE} | {n: getattr(comparison, n) for n in names}
 
 
 def _captions(content: Report | RunContent) -> dict[str, dict[str, Any]]:
@@ -224,8 +248,8 @@ def model_card(run: Run, config: GPTConfig, step: int, name: str, eot: str | Non
         origin=_origin(data, step),
         config=config,
         eot=eot or "",
-        architecture=model_facts(data),
-        training=training_facts(data),
+        architecture=facts.model_facts(data),
+        training=facts.training_facts(data),
         evaluations=evaluations(e for e in data.evals if e.step == step),
     )
 
@@ -236,4 +260,4 @@ def _origin(data: RunData, step: int) -> str:
         return str(data.state.get("finished"))
     init = data.config.get("init")
     start = f" from {Path(init).name}" if init else ""
-    return f"trained{start} for {formatting.plural(step, 'step')} on {data_name(data)}"
+    return f"trained{start} for {formatting.plural(step, 'step')} on {facts.data_name(data)}"
