@@ -1,12 +1,18 @@
-"""Attention alone: time and peak memory, forward and backward, of full, banded and grouped heads, T from 256 to 8,192.
+"""What full, banded and grouped attention cost: the kernels alone, whole training steps, generation, and the cache.
 
-    python benchmarks/attention.py [--threads 2] [--rounds 3] [--lengths 256 512 ...] [--decode 10000]
+    python benchmarks/attention.py [--parts kernels training generation window] [--threads 2] [--rounds 3] ...
 
-One row of 8 heads of 64 numbers. `full` is PyTorch's causal SDPA, `banded` our kernel with a window of 256, `grouped`
-SDPA with 2 key and value heads; `matmul` is what the automatic choice takes for short sequences. Each cell is a process
-of its own, kinds by turns, the best of several passes, the median of the rounds; memory is what the process holds at
-most beyond what it held before. Then two models write `--decode` tokens: the cache of one with a rotary window must not
-grow; and grouped heads are asked for the size of theirs. Writes results/attention.json, .md and .png.
+- kernels: time and peak memory, forward and backward, T from 256 to 8,192, of one row of 8 heads of 64 numbers. `full`
+  is PyTorch's causal SDPA (a flash kernel, which holds no T x T matrix), `banded` our kernel with a window of 256,
+  `grouped` SDPA with 2 key and value heads; `matmul` is what the automatic choice takes for short sequences.
+- training: whole steps (forward, backward, AdamW) of a small model in bf16 with a context of 1,024 and of 4,096.
+- generation: tokens per second and cache of 8 rows behind a prompt of 960 tokens, in fp32, by key-value heads. This and
+  training run in one thread and are timed in its CPU time, so that other work on the machine hardly matters.
+- window: a model with a rotary window writes `--decode` tokens; its cache must not grow.
+
+Each cell is a process of its own, kinds by turns, the best of several passes, the median of the rounds; memory is what
+the process holds at most beyond what it held before. Writes results/attention.json, .md and .png; a part that is not
+measured keeps its earlier results.
 """
 
 from __future__ import annotations
@@ -25,52 +31,82 @@ KINDS = ("full", "banded", "grouped", "matmul")
 DTYPES = ("fp32", "bf16")
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 MATMUL_UP_TO = 2048  # its memory is T * T
+TRAINED_CONTEXTS = (1024, 4096)
+TRAINED_KINDS = {
+    "full": {}, "window of 256": {"mask": "window", "window": WINDOW}, "1 key-value head": {"n_kv_head": 1},
+    "both": {"mask": "window", "window": WINDOW, "n_kv_head": 1},
+}  # fmt: skip
+STEP_TOKENS = 4096
+PROMPT, GENERATED, ROWS = 960, 32, 8
+GENERATING_HEADS = (8, 2, 1)
+ONE_THREAD = ("training", "generation")
+PARTS = ("kernels", "training", "generation", "window")
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="processes for each cell (default 3)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="sequence lengths")
-    parser.add_argument("--decode", type=int, default=10_000, help="tokens that the models write (default 10000)")
-    parser.add_argument("--keep", action="store_true", help="write the results, also of a part")
-    parser.add_argument("--child", nargs=3, metavar=("KIND", "DTYPE", "T"), help=argparse.SUPPRESS)
-    parser.add_argument("--child-decode", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="sequence lengths of the kernels")
+    parser.add_argument(
+        "--decode", type=int, default=10_000, help="tokens that the window model writes (default 10000)"
+    )
+    parser.add_argument("--keep", action="store_true", help="write the results of the kernels also for other lengths")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child or options.child_decode:
+    if options.child:
         import torch
 
-        torch.set_num_threads(options.threads)
-        kind = (options.child[0], options.child[1], int(options.child[2])) if options.child else None
-        print(json.dumps(measure(*kind) if kind else decode(options.decode)))
+        from gpt2lab import runtime
+
+        part, *cell = options.child
+        torch.set_num_threads(1 if part in ONE_THREAD else options.threads)
+        runtime.tune_allocator()
+        torch.manual_seed(0)
+        print(json.dumps(CHILDREN[part](*cell)))
         return
-    rows = [measured for cell in cells(options.lengths) if (measured := best(cell, options))]
-    report(rows, run_child(["--child-decode"], options), options)
+    found = {part: measure_part(part, options) for part in options.parts}
+    report(found, options)
 
 
-def cells(lengths: list[int]) -> list[tuple[str, str, int]]:
+def measure_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from gpt2lab.runtime import environment
+
+    torch.set_num_threads(options.threads)
+    names, cells = {
+        "kernels": (("kind", "dtype", "T"), kernel_cells(options.lengths)),
+        "training": (("kind", "T"), [(kind, T) for T in TRAINED_CONTEXTS for kind in TRAINED_KINDS]),
+        "generation": (("kv_heads",), [(heads,) for heads in GENERATING_HEADS]),
+        "window": (("tokens",), [(options.decode,)]),
+    }[part]
+    return {"environment": environment(), "rows": [best(part, names, cell, options) for cell in cells]}
+
+
+def kernel_cells(lengths: list[int]) -> list[tuple[str, str, int]]:
     return [
         (kind, dtype, T) for T in lengths for dtype in DTYPES for kind in KINDS if kind != "matmul" or T <= MATMUL_UP_TO
     ]
 
 
-def best(cell: tuple[str, str, int], options: argparse.Namespace) -> dict[str, Any]:
+def best(part: str, names: tuple[str, ...], cell: tuple[Any, ...], options: argparse.Namespace) -> dict[str, Any]:
     """Return the median of a cell's rounds."""
-    found = [run_child(["--child", *map(str, cell)], options) for _ in range(options.rounds)]
-    row = {"kind": cell[0], "dtype": cell[1], "T": cell[2]}
-    row |= {key: round(statistics.median(each[key] for each in found), 3) for key in found[0]}
+    command = [sys.executable, __file__, "--threads", str(options.threads), "--child", part, *map(str, cell)]
+    rounds = []
+    for _ in range(1 if part == "window" else options.rounds):
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rounds.append(json.loads(printed.splitlines()[-1]))
+    row = dict(zip(names, cell, strict=True))
+    for key, value in rounds[0].items():
+        row[key] = value if isinstance(value, list) else round(statistics.median(each[key] for each in rounds), 3)
     print(row, flush=True)
     return row
 
 
-def run_child(arguments: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    shared = ["--threads", str(options.threads), "--decode", str(options.decode)]
-    command = [sys.executable, __file__, *arguments, *shared]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def measure(kind: str, dtype: str, T: int) -> dict[str, float]:
+def kernels(kind: str, dtype: str, length: str) -> dict[str, float]:
     """Return milliseconds forward and backward, and MiB at most, of one kind."""
     import torch
 
@@ -78,9 +114,7 @@ def measure(kind: str, dtype: str, T: int) -> dict[str, float]:
     from gpt2lab.model.attention import AttentionPattern, attend
     from gpt2lab.model.masks import causal, sliding_window
 
-    runtime.tune_allocator()
-    torch.manual_seed(0)
-    number, cpu = runtime.DTYPES[dtype], torch.device("cpu")
+    T, number, cpu = int(length), runtime.DTYPES[dtype], torch.device("cpu")
     kernel = {"banded": "banded", "matmul": "matmul"}.get(kind, "sdpa")
     mask = sliding_window(WINDOW) if kind == "banded" else causal()
     q, k, v = (
@@ -104,57 +138,125 @@ def measure(kind: str, dtype: str, T: int) -> dict[str, float]:
     return {"forward_ms": forward, "backward_ms": backward, "memory_mb": runtime.peak_memory_mb(cpu) - before}
 
 
-def decode(tokens: int) -> dict[str, Any]:
-    """Return cache bytes: of a window model before and after it wrote so many tokens, and of grouped heads."""
+def training(kind: str, length: str) -> dict[str, float]:
+    """Return the speed and the memory of whole training steps: 2 layers of width 128, 4 heads, dropout 0."""
     import torch
 
     from gpt2lab import runtime
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
+    from gpt2lab.training.config import OptimConfig
+    from gpt2lab.training.optim import make_optimizer
+
+    T, options = int(length), TRAINED_KINDS[kind]
+    shape: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_ctx": T, "vocab_size": 1024, "dropout": 0.0}
+    model = GPT(GPTConfig(**shape, **options))
+    optimizer, cpu = make_optimizer(model, OptimConfig()), torch.device("cpu")
+    tokens = torch.randint(1024, (STEP_TOKENS // T, T + 1))
+    before, times = runtime.peak_memory_mb(cpu), []
+    for _ in range(6):
+        begin = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens[:, :-1], tokens[:, 1:]).loss
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(time.process_time() - begin)
+    return {"tokens_per_s": STEP_TOKENS / min(times), "memory_mb": runtime.peak_memory_mb(cpu) - before}
+
+
+def generation(kv_heads: str) -> dict[str, float]:
+    """Return the speed behind a long prompt and the cache: 2 layers of 8 heads of 64, context 1,024, fp32."""
+    import torch
+
     from gpt2lab.generation import next_logits
     from gpt2lab.model.cache import KVCache
     from gpt2lab.model.config import GPTConfig
     from gpt2lab.model.gpt import GPT
 
-    runtime.tune_allocator()
-    cpu = torch.device("cpu")
-    shape: dict[str, Any] = {"n_layer": 2, "n_head": 8, "n_embd": 128, "n_ctx": 1024, "vocab_size": 256}
-    plain = GPTConfig(**shape)
-    caches = {n: KVCache(GPTConfig(**shape, n_kv_head=n), 1, cpu, torch.float32).nbytes for n in (8, 2)}
-    config = GPTConfig(**shape, position="rope", mask="window", window=WINDOW)
-    model, cache = GPT(config).eval(), KVCache(config, 1, cpu, torch.float32)
-    token, memory, rates = torch.zeros(1, 1, dtype=torch.long), [], []
-    for quarter in range(4):
-        begin = time.perf_counter()
-        for _ in range(tokens // 4):
-            token = next_logits(model, token, cache).argmax(-1, keepdim=True)
-        rates.append(round(tokens / 4 / (time.perf_counter() - begin)))
-        held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
-        memory.append({"tokens": tokens // 4 * (quarter + 1), "cache_bytes": held})
-    return {
-        "window_cache": memory,
-        "window_tokens_per_s": rates,
-        "full_cache_bytes": KVCache(plain, 1, cpu, torch.float32).nbytes,
-        "multi_head_bytes": caches[8],
-        "grouped_bytes": caches[2],
-    }
+    shape: dict[str, Any] = {"n_layer": 2, "n_head": 8, "n_embd": 512, "n_ctx": 1024, "vocab_size": 256}
+    config = GPTConfig(**shape, n_kv_head=int(kv_heads))
+    model, cache = GPT(config).eval(), KVCache(config, ROWS, torch.device("cpu"), torch.float32)
+    times = []
+    token = next_logits(model, torch.randint(256, (ROWS, PROMPT)), cache).argmax(-1, keepdim=True)
+    for _ in range(GENERATED):
+        begin = time.process_time()
+        token = next_logits(model, token, cache).argmax(-1, keepdim=True)
+        times.append(time.process_time() - begin)
+    return {"tokens_per_s": ROWS / min(times), "cache_mb": cache.nbytes / 2**20}
 
 
-def report(rows: list[dict[str, Any]], decoding: dict[str, Any], options: argparse.Namespace) -> None:
-    """Print the table; write it, the figures and the picture where all was measured."""
+def window(tokens: str) -> dict[str, Any]:
+    """Return the cache of a model with a rotary window while it writes, and its speed, quarter by quarter."""
     import torch
 
-    from gpt2lab.runtime import environment
+    from gpt2lab.generation import next_logits
+    from gpt2lab.model.cache import KVCache
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
 
-    torch.set_num_threads(options.threads)
-    text = table(rows) + "\n" + decoding_lines(decoding)
-    print(text)
-    if tuple(options.lengths) != LENGTHS and not options.keep:
-        return  # a part does not replace the whole
-    figures = {"environment": environment(), "rows": rows, "decoding": decoding}
+    cpu, each = torch.device("cpu"), int(tokens) // 4
+    shape: dict[str, Any] = {"n_layer": 2, "n_head": 8, "n_embd": 128, "n_ctx": 1024, "vocab_size": 256}
+    config = GPTConfig(**shape, position="rope", mask="window", window=WINDOW)
+    model, cache = GPT(config).eval(), KVCache(config, 1, cpu, torch.float32)
+    token, sizes, rates = torch.zeros(1, 1, dtype=torch.long), [], []
+    for _ in range(4):
+        begin = time.perf_counter()
+        for _ in range(each):
+            token = next_logits(model, token, cache).argmax(-1, keepdim=True)
+        rates.append(round(each / (time.perf_counter() - begin)))
+        sizes.append(sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)))
+    full = KVCache(GPTConfig(**shape), 1, cpu, torch.float32).nbytes
+    return {"cache_bytes": sizes, "tokens_per_s": rates, "full_cache_bytes": full}
+
+
+CHILDREN = {"kernels": kernels, "training": training, "generation": generation, "window": window}
+
+
+def report(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the tables; write them, the figures and the picture, beside earlier results of other parts."""
+    file = RESULTS / "attention.json"
+    if "kernels" in found and tuple(options.lengths) != LENGTHS and not options.keep:
+        print(table(found.pop("kernels")["rows"]))  # a part does not replace the whole
+    results = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | found
+    tables = {"kernels": table, "training": training_table, "generation": generation_table, "window": window_lines}
+    texts = []
+    for part in filter(results.__contains__, PARTS):
+        where = ", ".join(f"{name} {value}" for name, value in results[part]["environment"].items())
+        texts.append(f"## {part.capitalize()}\n\n{tables[part](results[part]['rows'])}\n{where}\n")
+    print("\n".join(texts))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "attention.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8", newline="\n")
-    where = ", ".join(f"{name} {value}" for name, value in figures["environment"].items())
-    (RESULTS / "attention.md").write_text(f"# Attention\n\n{text}\n{where}\n", encoding="utf-8", newline="\n")
-    draw(rows, RESULTS / "attention.png")
+    file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8", newline="\n")
+    page = "# Attention\n\n" + "\n".join(texts)
+    (RESULTS / "attention.md").write_text(page, encoding="utf-8", newline="\n")
+    if "kernels" in found:
+        draw(found["kernels"]["rows"], RESULTS / "attention.png")
+
+
+def training_table(rows: list[dict[str, Any]]) -> str:
+    full = {row["T"]: row["tokens_per_s"] for row in rows if row["kind"] == "full"}
+    lines = ["| context | attention | tokens per CPU second | of full | peak MiB |", "|---|---|---|---|---|"]
+    for row in rows:
+        ratio = row["tokens_per_s"] / full[row["T"]]
+        speed = f"{row['tokens_per_s']:,.0f} | {ratio:.2f}"
+        lines.append(f"| {row['T']:,} | {row['kind']} | {speed} | {row['memory_mb']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def generation_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| key-value heads | tokens per CPU second | cache, MiB |", "|---|---|---|"]
+    lines += [f"| {row['kv_heads']} of 8 | {row['tokens_per_s']:,.0f} | {row['cache_mb']:.1f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def window_lines(rows: list[dict[str, Any]]) -> str:
+    (row,) = rows
+    return (
+        f"Cache of a window of {WINDOW} after each quarter of {row['tokens']:,} tokens: "
+        f"{', '.join(f'{size:,}' for size in row['cache_bytes'])} bytes, at {row['tokens_per_s']} tokens/s; "
+        f"of a full context of 1,024: {row['full_cache_bytes']:,} bytes.\n"
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -168,15 +270,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{ratio:.2f} | {r['memory_mb']:.0f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def decoding_lines(found: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{row['cache_bytes']:,} after {row['tokens']:,}" for row in found["window_cache"])
-    return (
-        f"Cache of a window of {WINDOW} while it writes, in bytes: {sizes} tokens "
-        f"(tokens/s by quarters: {found['window_tokens_per_s']}); of a full cache: {found['full_cache_bytes']:,}.\n"
-        f"Cache of 8 key and value heads: {found['multi_head_bytes']:,} bytes; of 2: {found['grouped_bytes']:,}.\n"
-    )
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:

@@ -119,6 +119,7 @@ def test_runs_of_the_same_name_are_called_by_their_folders_too(tmp_path: Path, n
         (tmp_path / parent).mkdir()
     runs = [make_run(tmp_path / parent / name, steps=10) for parent in ("a", "b")]
     assert [content.name for content in gather(runs).runs] == [f"a/{name}", f"b/{name}"]
+    assert gather(runs[:1]).title == ("run" if name == "run" else f"a/{name}"), "a seed alone is no name"
 
 
 def test_texts_without_the_metrics_of_the_plot_have_no_plot(run: Run) -> None:

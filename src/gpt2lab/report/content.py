@@ -16,7 +16,7 @@ from statistics import median
 
 from gpt2lab import plots
 from gpt2lab.compare.output import draw
-from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options
+from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options, run_names
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map
 from gpt2lab.evaluation.text_quality import (
@@ -211,7 +211,7 @@ def gather(
     if outcomes is None and len(runs) > 1:
         outcomes = outcomes_by_options(runs)
     called = {outcome.path: outcome.name for outcome in outcomes or ()}
-    names = [called[str(run.path)] if called else run.path.resolve().name for run in runs]
+    names = [called[str(run.path)] for run in runs] if called else run_names([run.path for run in runs])
     comparison = None if outcomes is None else compare_outcomes(outcomes)
     paths = {str(run.path) for run in runs}
     pictured = paths if outcomes is None else _first_of_each_arm([o for o in outcomes if o.path in paths])
