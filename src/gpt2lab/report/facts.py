@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
-from statistics import median
 from typing import Any
+
+import torch
 
 from gpt2lab.data.dataset import HELD_OUT, DataManifest
 from gpt2lab.data.documents import SPLITS
@@ -23,7 +23,10 @@ from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.evaluation.text_quality import HELD_OUT as HELD_OUT_TEXT
 from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
+from gpt2lab.model.attention import choose_kernel
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.report.markdown import Markdown, read_markdown
+from gpt2lab.runtime import DTYPES
 from gpt2lab.training.config import flatten
 
 
@@ -219,19 +222,17 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
 
 
-def _log(data: RunData) -> str:
-    """Return train.log; empty if there is none."""
-    log = data.run.path / "train.log"
-    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-
-
 def _kernel(data: RunData, asked: str) -> str:
-    """Return the attention kernel of the training steps, which the log of the newest segment names, and the reason."""
-    chosen = re.findall(r"attention kernel (\w+) under mask [^:\n]*: (.*)", _log(data))
-    if not chosen:
-        return f"{asked}, which one that was is not known" if asked == "auto" else asked
-    kernel, why = chosen[-1]
-    return f"{kernel} ({'auto: ' if asked == 'auto' else ''}{why})"
+    """Return the attention kernel of the training steps: what ``auto`` chooses for this configuration, and why."""
+    config = data.config
+    try:
+        model, dtype = GPTConfig(**data.options("model")), DTYPES[config["precision"]]
+        T = config.get("seq_len") or model.n_ctx
+        device = torch.device(config["device"])
+        kernel, why = choose_kernel(model.attention_mask, device, dtype, T, T, training=True)
+    except (InputError, KeyError, TypeError, RuntimeError):
+        return asked
+    return f"{kernel} (auto: {why})" if asked == "auto" else asked
 
 
 _POSITION = {
@@ -477,8 +478,6 @@ LOST_RELEVANCE = 0.2
 """Relative loss of relevance compared with the held-out text."""
 LOOPING = 0.3
 """Share of trigrams that are repeats."""
-WAITING = 10.0
-"""Percent of a step that the loader takes."""
 STRENGTH, WEAKNESS, NEXT_STEP = "Strengths", "Weaknesses", "What to try next"
 Judgment = tuple[str, str]
 """One of these three, and a sentence."""
@@ -486,7 +485,7 @@ Judgment = tuple[str, str]
 
 def judgments(data: RunData) -> list[Judgment]:
     """Return strengths, weaknesses and what to try next, each by a rule over the figures of the run."""
-    found = [*_judge_losses(data), *_judge_context(data), *_judge_texts(data), *_judge_speed(data)]
+    found = [*_judge_losses(data), *_judge_context(data), *_judge_texts(data)]
     return sorted(found, key=lambda judged: (STRENGTH, WEAKNESS, NEXT_STEP).index(judged[0]))
 
 
@@ -560,12 +559,6 @@ def _judge_texts(data: RunData) -> Iterator[Judgment]:
             yield WEAKNESS, f"{text.format('less diverse than' if more_alike > 0 else 'more diverse than')}."
         elif relevant:
             yield STRENGTH, f"{text.format('as diverse and as relevant as')}, relevance {said['relevance']}."
-
-
-def _judge_speed(data: RunData) -> Iterator[Judgment]:
-    waits = [float(share) for share in re.findall(r"  data ([\d.]+) %", _log(data))]
-    if len(waits) > 2 and median(waits) > WAITING:
-        yield NEXT_STEP, f"Put the data on a faster disk: the loader takes {percent(median(waits))} of a step (median)."
 
 
 def repeated_trigrams(text: str) -> float:
