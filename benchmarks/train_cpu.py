@@ -1,12 +1,13 @@
 """Training speed on a CPU: tokens per second, MFU and peak memory, beside nanoGPT's, on two types of CPU.
 
-    python benchmarks/train_cpu.py [--nanogpt DIR] [--rounds 3]
+    python benchmarks/train_cpu.py [--nanogpt DIR] [--rounds 3] [--compiled]
 
 Two rows: `small` is nanoGPT's documented CPU recipe (4 layers, 4 heads, width 128, T 64, B 12, 65 characters); `wide`
 is half of GPT-2 124M (6 layers, 12 heads, width 768, T 256, B 4, vocabulary 50,304). Each measurement has its own
 process. The sides alternate, so that a machine that slows down slows all of them. Our side is `Trainer.update`, as
-`gpt2lab train` runs it, eager and with compiled blocks; nanoGPT's side is its model and the training step of its
-train.py on a CPU (fp32, eager, gradient clipping, its own AdamW). The figures are medians over steps, then over rounds.
+`gpt2lab train` runs it, eager and, on request, with compiled blocks; nanoGPT's side is its model and the training step
+of its train.py on a CPU (fp32, eager, gradient clipping, its own AdamW). The figures are medians over steps, then over
+rounds.
 
 The type `avx2` is this machine without what most laptops lack: torch and oneDNN are told to use AVX2 only, where bf16
 is slow and our side therefore trains in fp32. MFU is the share of the rate of a large product in the same precision:
@@ -31,7 +32,7 @@ ROWS: dict[str, dict[str, int]] = {
     "wide": {"n_layer": 6, "n_head": 12, "n_embd": 768, "T": 256, "B": 4, "vocab": 50304, "steps": 8, "warmup": 2},
 }
 CPUS = {"native": {}, "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
-SIDES = ("ours", "ours, compiled", "nanoGPT")
+OURS, COMPILED, NANOGPT = "ours", "ours, compiled", "nanoGPT"
 RESULTS = Path(__file__).parent / "results" / "train_cpu.json"
 
 
@@ -39,15 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="checkout of nanoGPT, to measure it as well")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per CPU type, row and side (default 3)")
+    parser.add_argument("--compiled", action="store_true", help="measure our side with compiled blocks as well")
     parser.add_argument("--cpu", choices=CPUS, help="measure one type of CPU")
     parser.add_argument("--only", choices=ROWS, help="measure one row")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         side, row = options.child
-        print(json.dumps(measure_nanogpt(row, options.nanogpt) if side == "nanoGPT" else measure_ours(row, side)))
+        print(json.dumps(measure_nanogpt(row, options.nanogpt) if side == NANOGPT else measure_ours(row, side)))
         return
-    sides = SIDES if options.nanogpt else SIDES[:-1]
+    sides = [OURS, *([COMPILED] if options.compiled else []), *([NANOGPT] if options.nanogpt else [])]
     rows = [options.only] if options.only else list(ROWS)
     results = []
     for cpu in [options.cpu] if options.cpu else CPUS:
@@ -58,7 +60,7 @@ def main() -> None:
                     found[side].append(run_child(cpu, side, row, options.nanogpt))
                     print(f"{cpu:6} {row:5} {side:14} {found[side][-1]['tokens_per_s']:9,.0f} tokens/s", flush=True)
             results += [summary(cpu, row, side, found) for side in sides]
-    if len(results) == len(CPUS) * len(ROWS) * len(SIDES):  # an incomplete measurement does not replace the results
+    if options.nanogpt and len(results) == len(CPUS) * len(ROWS) * len(sides):  # else it does not replace the results
         from gpt2lab.runtime import environment
 
         text = json.dumps({"environment": environment(), "rows": results}, indent=2)
@@ -78,8 +80,8 @@ def summary(cpu: str, row: str, side: str, found: dict[str, list[dict[str, Any]]
     entry: dict[str, Any] = {"cpu": cpu, "row": row, "side": side, "precision": found[side][0]["precision"]}
     for key in ("tokens_per_s", "ms_per_step", "mfu", "peak_gflops", "peak_memory_mb"):
         entry[key] = round(statistics.median(r[key] for r in found[side]), 4)
-    if side != "nanoGPT" and "nanoGPT" in found:
-        pairs = zip(found[side], found["nanoGPT"], strict=True)
+    if side != NANOGPT and NANOGPT in found:
+        pairs = zip(found[side], found[NANOGPT], strict=True)
         ratios = [round(a["tokens_per_s"] / b["tokens_per_s"], 2) for a, b in pairs]
         entry |= {"times_nanogpt": statistics.median(ratios), "ratios": ratios}
     print(entry, flush=True)
@@ -160,7 +162,7 @@ def measure_ours(name: str, side: str) -> dict[str, Any]:
         micro_batch=row["B"],
         device="cpu",
         precision=where.precision,  # type: ignore[arg-type]
-        compile="on" if "compiled" in side else "off",
+        compile="on" if side == COMPILED else "off",
         parallel="none",
         log_every=steps,
         eval_every=steps,

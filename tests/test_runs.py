@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import free_path, write_atomically, write_checked_json
+from gpt2lab.files import free_path, with_checksum, write_atomically, write_checked_json
 from gpt2lab.runs import EVALS_COLUMNS, MetricsRow, Run
 from gpt2lab.runs import METRICS_COLUMNS as COLUMNS
 
@@ -97,11 +97,11 @@ def test_what_is_written_is_read_bit_for_bit(
         assert list(read) == list(COLUMNS)
         assert [_bits(v) for v in read.values()] == [_bits(v) for v in metrics.values()]
     run.add_eval(3, "perplexity", "test", protocol, "bits_per_byte", value)
-    run.add_eval(4, "hellaswag", "val", "p", "acc", 0.25)
+    run.add_eval(4, "hellaswag", "val", "of two\r\nlines", "acc", 0.25)
     first, second = run.evals()
     assert list(first) == list(EVALS_COLUMNS)
     assert (first["step"], first["protocol"], float(first["value"])) == ("3", protocol, value)
-    assert second["task"] == "hellaswag"
+    assert (second["task"], second["protocol"]) == ("hellaswag", "of two lines")
     run.add_sample(7, "greedy", prompt, written, verdict="consistent")
     run.add_sample(8, "nucleus", "", "x")
     sample, other = run.samples()
@@ -170,9 +170,10 @@ DAMAGED = [
     ("evals.csv", "step\n", "the first line is not step,task"),
     ("evals.csv", f"{EVALS}1,a,b,c,d,1\n", "line 2 does not match its checksum; the file is damaged or was edited"),
     ("evals.csv", None, r"cannot be read \(No such file"),
-    ("samples.jsonl", '{"step": 1}\n{"step": \n', "line 2 is not JSON"),
-    ("samples.jsonl", "[]\n", "line 1 is not a sample with its step"),
-    ("samples.jsonl", '{"text": "x"}\n', "line 1 is not a sample with its step"),
+    ("evals.csv", f"{EVALS}00000000\n", "line 2 does not match its checksum"),
+    ("samples.jsonl", f"{json.dumps(with_checksum({'step': 1}))}\n{{\n", "line 2 is not JSON"),
+    ("samples.jsonl", "[]\n", "line 1: no object with its checksum"),
+    ("samples.jsonl", '{"step": 1, "text": "x"}\n', "line 1: no object with its checksum"),
     ("samples.jsonl", '{"step": 1, "text": "x", "sha256": "ab"}\n', "line 1: does not match its checksum"),
 ]
 
@@ -191,17 +192,11 @@ def test_damage_is_reported_with_its_line_and_nothing_is_changed(
     assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
 
 
-def test_a_stray_quotation_mark_swallows_no_lines(run: Run) -> None:
-    for step in (1, 2):
-        run.add_eval(step, "perplexity", "test", 'context "8', "loss", 1.5)
-    assert [evaluation["step"] for evaluation in run.evals()] == ["1", "2"]
-
-
 def test_saved_evaluation_is_that_of_the_last_step_or_its_damage_is_reported(run: Run) -> None:
     assert run.saved_evaluation("x.json", dict) is None
-    for step, value in ((5, '{"a": 1}'), (12, '{"a": 2}')):
-        (run.evaluations(step) / "x.json").write_text(value, encoding="utf-8")
-    assert run.saved_evaluation("x.json", lambda values: values["a"]) == 2
+    for step in (5, 12):
+        write_checked_json(run.evaluations(step) / "x.json", {"a": step})
+    assert run.saved_evaluation("x.json", lambda values: values["a"]) == 12
     with pytest.raises(InputError, match=r"step_00000012.x\.json: damaged \(KeyError\('b'\)\); measure it again"):
         run.saved_evaluation("x.json", lambda values: values["b"])
     write_checked_json(run.evaluations(20) / "x.json", {"a": 3})

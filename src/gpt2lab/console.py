@@ -55,7 +55,7 @@ def log_to_console() -> None:
 
 
 def print_skipped(skipped: Mapping[str, str], where: str = "") -> None:
-    """Print which files were skipped and why; of many, the first, and ``where`` the others are listed."""
+    """Print the first 20 files that were skipped, and why; ``where`` says where the rest are listed."""
     for name, why in islice(skipped.items(), SKIPPED):
         print(f"skipped {name}: {why}")
     if (more := len(skipped) - SKIPPED) > 0:

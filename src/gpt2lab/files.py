@@ -167,11 +167,11 @@ def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, with_checksum(value))
 
 
-def read_checked_json(path: Path) -> Any:
-    """Read JSON that `write_checked_json` wrote, without its checksum. A file without one is read as it is.
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """Read the object that `write_checked_json` wrote, without its checksum.
 
     Raises:
-        InputError: It cannot be read, is not JSON, or does not match its checksum.
+        InputError: It cannot be read, is not JSON, or has no checksum that it matches.
     """
     return without_checksum(read_json(path), path)
 
@@ -181,20 +181,17 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**value, CHECKSUM: _checksum(value)}
 
 
-def without_checksum(value: Any, where: object) -> Any:
-    """Return a JSON object without its checksum, if it has one.
+def without_checksum(value: Any, where: object) -> dict[str, Any]:
+    """Return an object that `with_checksum` made as it was before.
 
     Raises:
-        InputError: It does not match its checksum; the message names ``where`` it stands.
+        InputError: It has no checksum, or does not match it; the message names ``where`` it stands.
     """
     if not isinstance(value, dict) or CHECKSUM not in value:
-        return value
+        raise InputError(f'{where}: no object with its checksum, "{CHECKSUM}": damaged, or of another version')
     stated = value.pop(CHECKSUM)
     if stated != _checksum(value):
-        raise InputError(
-            f"{where}: does not match its checksum, so it was altered since it was written; restore it from a copy, or "
-            f'remove its "{CHECKSUM}" if the change is meant'
-        )
+        raise InputError(f"{where}: does not match its checksum: altered since it was written; restore it from a copy")
     return value
 
 
@@ -238,7 +235,7 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
             return Path(value)
         if option is float and type(value) is int and abs(value) < 2**53:
             return float(value)
-    found = reprlib.repr(value)
+    found = reprlib.repr(value) if isinstance(value, dict | list | str) else json.dumps(value)
     raise InputError(f"{name or 'the content'} is {found}; it must be {' or '.join(map(_type_name, options))}")
 
 

@@ -23,6 +23,7 @@ from gpt2lab.compare.results import outcome_of
 from gpt2lab.compare.run import ComparisonPlan, compare, in_this_process, make_plan
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData, attention_map
+from gpt2lab.files import with_checksum
 from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run
 from gpt2lab.training import loop
@@ -193,7 +194,7 @@ def test_report_shows_the_attention_of_the_model(done: Path, tmp_path: Path) -> 
         ("metrics.csv", "broken\n", "damaged"),
         ("checkpoints/step_00000006/state.json", "{", "damaged"),
         ("evaluations/step_00000006/recall.json", "[]", "damaged"),
-        ("evaluations/step_00000006/recall.json", '{"distances": [4], "second": [1.0]}', "damaged"),
+        ("evaluations/step_00000006/recall.json", json.dumps(with_checksum({"distances": [4]})), "damaged"),
         ("config.json", None, "not run yet"),
     ],
 )

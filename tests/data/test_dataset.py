@@ -19,7 +19,7 @@ from gpt2lab.data import shards
 from gpt2lab.data.dataset import TokenDataset, split_documents, survey
 from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
-from gpt2lab.files import read_checked_json
+from gpt2lab.files import read_checked_json, write_checked_json
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 END = 4
@@ -48,7 +48,7 @@ def refused(directory: Path, split: str = "train") -> str:
 
 def edit_manifest(directory: Path, edit: dict[str, Any]) -> None:
     path = directory / "manifest.json"
-    path.write_text(json.dumps({**read_checked_json(path), **edit}), encoding="utf-8")
+    write_checked_json(path, {**read_checked_json(path), **edit})
 
 
 def test_a_copy_is_the_same_data_and_only_the_split_asked_for_is_read(prepared: Path, copy: Path) -> None:
@@ -135,7 +135,7 @@ def test_damaged_data_is_refused(copy: Path, case: str) -> None:
         ({"shards": []}, "manifest.json: train has 7921 tokens, but its files hold 0"),
         ({"splits": {"train": {"tokens": 3}}}, "manifest.json: splits.train.bytes is missing; the file was written by"),
         ({"splits": {"train": 7921}}, "manifest.json: splits.train is 7921; it must be an object"),
-        ({"tokenizer": None}, "manifest.json: tokenizer is None; it must be an object"),
+        ({"tokenizer": None}, "manifest.json: tokenizer is null; it must be an object"),
         ({"source": {}}, "manifest.json: source.max_documents is missing"),
         ({"source": {"names": ["a", 1]}}, "manifest.json: source.names[1] is 1; it must be text"),
         ({"left_out": {"shirt": 1}}, 'manifest.json: unknown field "left_out.shirt" (did you mean "short"?)'),

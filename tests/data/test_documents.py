@@ -382,7 +382,7 @@ def test_errors_replace_puts_the_replacement_character(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "no source": ([], {}, "no source given"),
     "no documents": (["stories"], {"max_documents": 0}, "max_documents is 0"),
-    "way with errors": (["stories"], {"errors": "ignore"}, 'way with errors "ignore"; choose from strict, replace'),
+    "errors": (["stories"], {"errors": "ignore"}, 'errors "ignore"; choose from strict, replace'),
     "seed": (["a.txt"], {"seed": 5}, "seed 5 is given, but only stories have a seed; leave --seed out"),
     "column of stories": (["stories"], {"column": "body"}, "no source has columns"),
     "column of text": (["a.txt"], {"column": "body"}, "no source has columns"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2lab.cli.main import main
-from gpt2lab.files import write_json
+from gpt2lab.files import write_checked_json
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.training.config import OptimConfig, ResolvedConfig, to_dict
@@ -117,7 +117,7 @@ def test_a_run_of_several_processes_is_planned_for_as_many(tmp_path: Path, capsy
     run = measured_run(tmp_path / "run", parallel="fsdp")
     folder = run.checkpoints / "step_00000030"
     folder.mkdir(parents=True)
-    write_json(folder / "state.json", {"world": 2, "val_loss": None})
+    write_checked_json(folder / "state.json", {"world": 2, "val_loss": None})
     for options, gpus, mode, speed in (
         ("", 2, "fsdp", 1100),
         ("--gpus=4", 4, "fsdp", 2200),

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gpt2lab.evaluation.perplexity import PositionCurve, save_positions
-from gpt2lab.files import read_json, write_json
+from gpt2lab.files import read_checked_json, write_checked_json
 from gpt2lab.runs import METRICS_COLUMNS, Run
 
 CONFIG = {
@@ -52,20 +52,20 @@ def save_checkpoint(run: Run, step: int, finished: str | None) -> None:
     weights = {"wte.weight": np.zeros((1024, 32), np.float32), "wpe.weight": np.zeros((256, 32), np.float32)}
     save_file(weights, folder / "model.safetensors")
     fingerprints = {"data": "d" * 64, "tokenizer": "e" * 64}
-    write_json(folder / "state.json", {"step": step, "finished": finished, "fingerprints": fingerprints})
-    write_json(folder / "manifest.json", {"step": step})
+    write_checked_json(folder / "state.json", {"step": step, "finished": finished, "fingerprints": fingerprints})
+    write_checked_json(folder / "manifest.json", {"step": step})
 
 
 def update_state(run: Run, **values: object) -> None:
     """Change what the state of the checkpoint says."""
     path = run.checkpoints / "step_00000300" / "state.json"
-    write_json(path, {**read_json(path), **values})
+    write_checked_json(path, {**read_checked_json(path), **values})
 
 
 def save_texts(run: Run, rows: list[dict[str, object]], examples: Sequence[dict[str, object]] = ()) -> None:
     """Write the quality of texts as it is saved."""
     saved = {"step": 300, "split": "test", "rows": rows, "examples": examples, "protocol": "100 prompts."}
-    write_json(run.evaluations(300) / "text.json", saved)
+    write_checked_json(run.evaluations(300) / "text.json", saved)
 
 
 def save_curve(run: Run, losses: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, 
 from gpt2lab.compare.results import outcome_of
 from gpt2lab.data.prepare import prepare
 from gpt2lab.evaluation.run_data import RunData
-from gpt2lab.files import write_json
+from gpt2lab.files import with_checksum, write_checked_json
 from gpt2lab.report import facts
 from gpt2lab.report.content import RunContent, gather
 from gpt2lab.report.facts import Fact
@@ -91,8 +91,8 @@ def test_strategies_are_in_the_order_of_their_last_samples(tmp_path: Path) -> No
     ("name", "content", "expected"),
     [
         ("config.json", "{", "config.json: not JSON at line 1"),
-        ("config.json", "[]", "expected a JSON object"),
-        ("config.json", '{"model": 3, "optim": []}', "configuration cannot be read"),
+        ("config.json", "[]", "no object with its checksum"),
+        ("config.json", json.dumps(with_checksum({"model": 3, "optim": []})), "configuration cannot be read"),
         ("environment.json", "\xff", "environment.json"),
         ("metrics.csv", "step\n1\n", "metrics.csv"),
         ("evals.csv", "step,task,split,protocol,metric,value,crc32\n1,a,b,c,d,1.5,0\n", "line 2 does not match"),
@@ -100,8 +100,8 @@ def test_strategies_are_in_the_order_of_their_last_samples(tmp_path: Path) -> No
         ("samples.jsonl", "3\n", "samples.jsonl"),
         ("checkpoints/step_00000300/state.json", "", "state.json"),
         ("checkpoints/step_00000300/model.safetensors", "short", "model.safetensors"),
-        ("evaluations/step_00000300/text.json", '{"rows": [{}]}', "text.json: damaged"),
-        ("evaluations/step_00000300/positions.json", "[]", "positions.json: damaged"),
+        ("evaluations/step_00000300/text.json", json.dumps(with_checksum({"rows": [{}]})), "text.json: damaged"),
+        ("evaluations/step_00000300/positions.json", "[]", "positions.json: no object with"),
     ],
 )
 def test_damaged_file_is_named_and_the_rest_is_reported(run: Run, name: str, content: str, expected: str) -> None:
@@ -308,7 +308,7 @@ def test_positions_have_their_equation_and_its_source(
 )
 def test_kernel_is_the_one_that_auto_chose(run: Run, asked: str, seq_len: int, expected: str) -> None:
     model = {**CONFIG["model"], "kernel": asked, "n_ctx": 2048}
-    write_json(run.path / "config.json", {**CONFIG, "model": model, "seq_len": seq_len})
+    write_checked_json(run.path / "config.json", {**CONFIG, "model": model, "seq_len": seq_len})
     assert named(facts.model_facts(RunData(run)))["Attention kernel"].value.startswith(expected)
 
 
@@ -328,7 +328,7 @@ def test_splits_are_those_of_the_manifest_with_their_sizes(
     dataset = prepare(
         [str(tmp_path / "text.txt")], Tokenizer.train([text], 257), out, val_fraction=0.1, test_fraction=0.1
     )
-    write_json(run.path / "config.json", {**CONFIG, "data": str(out)})
+    write_checked_json(run.path / "config.json", {**CONFIG, "data": str(out)})
     assert "holds other data now" in facts.splits(RunData(run))
     update_state(run, fingerprints={"data": dataset.fingerprint})
     found = facts.splits(RunData(run))

@@ -17,7 +17,7 @@ from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, 
 
 from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
-from gpt2lab.files import write_json
+from gpt2lab.files import with_checksum, write_checked_json
 from gpt2lab.report.write import report_on, write_report
 from gpt2lab.runs import METRICS_COLUMNS, Run
 
@@ -124,7 +124,8 @@ def test_page_is_small_however_long_the_run(tmp_path: Path) -> None:
 def test_characters_that_html_cannot_hold_are_replaced(run: Run) -> None:
     run.add_sample(300, "odd", "", "null \x00 escape \x1b \x9f end")
     with (run.path / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 300, "strategy": "half", "prompt": "", "text": "half \\ud83d of \\ud83d\\ude00"}\n')
+        sample = {"step": 300, "strategy": "half", "prompt": "", "text": "half \ud83d of \U0001f600"}
+        file.write(json.dumps(with_checksum(sample)) + "\n")
     page = page_of([run], run.path / "report.html")
     assert "null ␀ escape ␛ � end" in page.text
     assert "half � of 😀" in page.text
@@ -223,7 +224,7 @@ def make_variant(path: Path, seed: int, **groups: Mapping[str, object]) -> Run:
     """Make a run with another seed and some options changed."""
     run = make_run(path)
     changed = {group: {**CONFIG[group], **options} for group, options in groups.items()}
-    write_json(run.path / "config.json", {**CONFIG, "seed": seed, **changed})
+    write_checked_json(run.path / "config.json", {**CONFIG, "seed": seed, **changed})
     return run
 
 
@@ -269,7 +270,7 @@ def test_report_of_a_comparison_keeps_its_arms_and_names_runs_without_results(tm
     statuses += [("large", 3, "not run yet"), ("large", 4, "failed: out of memory")]
     keys = ("path", "arm", "seed", "status")
     recorded = [(f"{arm}/{seed}", f"the {arm} one", seed, status) for arm, seed, status in statuses]
-    write_json(tmp_path / "comparison.json", {"runs": [dict(zip(keys, row, strict=True)) for row in recorded]})
+    write_checked_json(tmp_path / "comparison.json", {"runs": [dict(zip(keys, row, strict=True)) for row in recorded]})
     (tmp_path / "small/2/metrics.csv").write_text("broken\n", encoding="utf-8")
     text, _ = text_of(report_on([tmp_path], tmp_path / "report.pdf"))
     html = report_on([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
@@ -293,8 +294,8 @@ def test_earlier_report_is_replaced_by_the_same_bytes_and_other_files_are_kept(
     assert out.read_bytes() == b"%PDF-1.7 <html>mine</html>"
 
 
-def comparison_of(run: object) -> dict[str, str]:
-    return {"comparison.json": json.dumps({"runs": [run]})}
+def comparison_of(*runs: object) -> dict[str, str]:
+    return {"comparison.json": json.dumps(with_checksum({"runs": runs}))}
 
 
 BAD_SEED = {"path": "a", "arm": "a", "seed": "x", "status": "finished"}
@@ -302,7 +303,7 @@ REFUSALS: dict[str, tuple[dict[str, str], str, str, str]] = {
     "another kind of file": ({}, "run", "a.txt", r"ends in \.html or \.pdf"),
     "missing folder": ({}, "run", "b/a.html", "there is no folder"),
     "a folder": ({}, "run", "folder.html", "is a folder"),
-    "no run": ({"comparison.json": '{"runs": []}'}, "", "a.html", "at least one run"),
+    "no run": (comparison_of(), "", "a.html", "at least one run"),
     "not a run": ({}, "", "a.html", "holds no run"),
     "missing notes": ({}, "run", "a.html with missing", "missing: cannot be read"),
     "formula with an unknown command": ({"notes": "see $\\foo{x}$"}, "run", "a.html with notes", r"foo is not known"),
@@ -311,7 +312,7 @@ REFUSALS: dict[str, tuple[dict[str, str], str, str, str]] = {
     "formula with a stray sign": ({"notes": "$a & b$"}, "run", "a.html with notes", "cannot be typeset"),
     "markup in a formula": ({"notes": "$\\text{<b>x</b>}$"}, "run", "a.html with notes", "lt b.gt|not known"),
     "notes in another encoding": ({"notes": "caf\xe9"}, "run", "a.html with notes", "not UTF-8 text at byte 3"),
-    "comparison without runs": ({"comparison.json": "[]"}, "", "a.html", r"comparison\.json: damaged"),
+    "comparison without runs": ({"comparison.json": "[]"}, "", "a.html", r"comparison\.json: no object"),
     "comparison with an empty run": (comparison_of({}), "", "a.html", r"comparison\.json: damaged"),
     "comparison with a bad seed": (comparison_of(BAD_SEED), "", "a.html", r"comparison\.json: damaged"),
 }

@@ -241,3 +241,12 @@ class TestConsistency:
     def test_the_first_fault_is_named(self, text: str, fault: tuple[bool, bool, int, str]) -> None:
         grammatical, consistent, offset, message = fault
         assert parse(text, TOY) == Verdict(grammatical, consistent, None, offset, message)
+
+    def test_a_story_whose_end_forgets_a_name_is_inconsistent(self) -> None:
+        story = next(story.text for story in SAMPLE if re.search(r"From that \w+ on, \w+ and \w+", story.text))
+        match = re.search(r"From that \w+ on, (\w+) and", story)
+        assert match
+        name = "Lily" if match[1] != "Lily" else "Mia"
+        verdict = parse(story[: match.start(1)] + name + story[match.end(1) :])
+        assert (verdict.grammatical, verdict.consistent, verdict.offset) == (True, False, match.start(1))
+        assert verdict.message == f'expected "{match[1]}", found "{name}"'

@@ -12,7 +12,7 @@ from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.pretokenize import find_pattern
 
-DAMAGED = "not as Hugging Face writes it"
+DAMAGED = "not in the expected format"
 GPT2_NEEDS = r"it needs encoder.json and vocab.bpe, or vocab.json and merges.txt"
 
 

@@ -65,6 +65,23 @@ def wait_for_steps(process: subprocess.Popen[str], count: int) -> None:
 
 
 @pytest.mark.fault
+def test_sigterm_to_a_process(start: Launch, data: Path, tmp_path: Path) -> None:
+    options = {"model": PLAIN, "steps": 100_000, "checkpoint_every": 100_000, "eval_every": 100_000}
+    config = small(data, tmp_path / "run", **options)
+    process = start(config)
+    wait_for_steps(process, 20)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    run = Run(tmp_path / "run")
+    (step,) = saved_steps(run)
+    assert process.returncode == 128 + signal.SIGTERM
+    stopped = f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
+    assert said.splitlines()[-1] == stopped
+    go_on(config, steps=step + 5)
+    assert saved_steps(run) == [step, step + 5]
+
+
+@pytest.mark.fault
 def test_killed_at_twenty_random_moments(start: Launch, data: Path, tmp_path: Path) -> None:
     options = {"steps": 800, "checkpoint_every": 3, "keep_last": 2, "eval_every": 50, "log_every": 7}
     unbroken = train(small(data, tmp_path / "unbroken", **options))
@@ -104,14 +121,14 @@ def test_compiled_with_two_threads_and_killed_in_several_processes(start: Launch
 
 Death = tuple[int, Any, str, int, str]
 ALONE: dict[str, Death] = {
-    # Of the second save: each writes two files of tensors, two of JSON, and syncs two folders.
+    # Of the second save: each writes two files of tensors, which it syncs, two of JSON, and syncs two folders.
     "within the weights": (0, checkpoint, "save_file", 3, "within"),
     "after the weights": (0, checkpoint, "save_file", 3, "after"),
     "after the optimizer": (0, checkpoint, "save_file", 4, "after"),
     "after the state": (0, checkpoint, "write_checked_json", 3, "after"),
     "before the manifest": (0, checkpoint, "write_checked_json", 4, "before"),
-    "before the rename": (0, checkpoint, "sync_directory", 3, "after"),
-    "after the rename": (0, checkpoint, "sync_directory", 4, "before"),
+    "before the rename": (0, checkpoint, "sync", 7, "after"),
+    "after the rename": (0, checkpoint, "sync", 8, "before"),
     "before pruning": (0, checkpoint, "prune", 2, "before"),
     "while pruning": (0, shutil, "rmtree", 1, "within"),
     "after pruning": (0, checkpoint, "prune", 2, "after"),
@@ -121,7 +138,7 @@ SHARDED: dict[str, Death] = {
     "weights": (0, checkpoint, "save_file", 2, "before"),
     "state": (0, checkpoint, "write_checked_json", 3, "before"),
     "manifest": (0, checkpoint, "_publish", 2, "before"),
-    "rename": (0, checkpoint, "sync_directory", 5, "before"),  # each save syncs two folders, renames, syncs one
+    "rename": (0, checkpoint, "sync", 7, "before"),  # each save syncs the weights, two folders, renames, syncs one
 }
 """The rank that is killed, the function in whose call it is, which call, and whether before, within or after it."""
 

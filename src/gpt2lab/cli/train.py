@@ -23,7 +23,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from gpt2lab import console, formatting
 from gpt2lab.cli.arguments import Command, Device, parse, parse_known, part_of
 from gpt2lab.errors import InputError
-from gpt2lab.files import from_json, read_checked_json
+from gpt2lab.files import CHECKSUM, from_json, read_json, without_checksum
 from gpt2lab.imports import import_file, import_from
 from gpt2lab.model.config import PRESETS
 from gpt2lab.runs import Run
@@ -95,7 +95,7 @@ class Start:
         elif self.config is not None:
             if self.config.name in PRESETS and not self.config.exists():
                 raise InputError(f"there is no file {self.config}; for the preset, give --preset {self.config}")
-            values = read_checked_json(self.config)
+            values = _options_in(self.config)
             if self.imports is not None and isinstance(values, dict) and isinstance(values.get("model"), dict):
                 values["model"]["import_sha256"] = None  # the file of --import replaces that of the configuration
             elif self.config.name == "config.json":
@@ -108,6 +108,17 @@ class Start:
         if any(getattr(self, name) is not None for name in LENGTHS):
             start = dataclasses.replace(start, steps=None, epochs=None, max_tokens=None)
         return start.filled_in()
+
+
+def _options_in(file: Path) -> object:
+    """Read a configuration; one that was written by hand has no checksum."""
+    values = read_json(file)
+    if not isinstance(values, dict) or CHECKSUM not in values:
+        return values
+    try:
+        return without_checksum(values, file)
+    except InputError as error:
+        raise InputError(f'{error}, or remove its "{CHECKSUM}" if the change is meant') from None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A directory of prepared data: its manifest, and opened and checked, surveyed, or made of others' token files."""
+"""Prepared data: the manifest, validation, statistics, and the import of token files of other projects."""
 
 from __future__ import annotations
 
@@ -148,6 +148,7 @@ class DataManifest:
             )
         manifest = from_json(cls, tree, path)
         for name, split in manifest.splits.items():
+            one_of(f"{path}: split", name, SPLITS)
             held = sum(shard.tokens for shard in manifest.shards if shard.split == name)
             if held != split.tokens:
                 raise InputError(

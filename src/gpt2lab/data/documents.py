@@ -186,7 +186,8 @@ def decoded_text(blocks: Iterable[bytes], path: Path, errors: str, start: int, s
         for block in blocks:
             if errors == "strict" and (zero := block.find(0)) >= 0:
                 raise InputError(f"{path}: not a text file: a zero byte at offset {at + zero}; give UTF-8 text")
-            yield block
+            if block:  # an empty one would end the text for the decoder
+                yield block
             at += len(block)
         if at < stop:
             raise InputError(f"{path}: became shorter while it was read; leave it unchanged and try again")
@@ -207,7 +208,7 @@ def decoded(blocks: Iterable[bytes], path: Path, errors: str, encoding: str = "u
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:  # its object is the block and what was left of the one before
             at, byte = start - len(error.object) + error.start, error.object[error.start]
-            name = "UTF-8" if encoding.startswith("utf-8") else "UTF-16"
+            name = "UTF-8" if encoding.startswith("utf-8") else "UTF-16, as its byte order mark says"
             raise InputError(
                 f"{path}: not {name}: byte 0x{byte:02x} at offset {at}; save it as UTF-8, or use --errors replace"
             ) from error

@@ -307,7 +307,7 @@ class StreamLoader(BatchLoader[SegmentStore]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._first_steps = [0]  # of each segment whose size is known, and of the one after
-        self._stream = functools.cache(self.source.stream)  # which checks every byte
+        self._stream = functools.lru_cache(2)(self.source.stream)  # which checks every byte
         self._guard = threading.RLock()  # batches are prefetched by threads
         self._preparer: Preparer | None = None
         self._check: Callable[[], None] = lambda: None

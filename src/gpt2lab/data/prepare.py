@@ -201,26 +201,27 @@ def _write_chunks(
     done: list[ChunkRecord] = []
     read: Counter[str] = Counter()  # documents of the chunks with a given split
     for index in own:
-        chunk, left = plan.chunks[index], [plan.chunks[i] for i in own if i >= index]
+        chunk = plan.chunks[index]
         if not journal.is_complete(index):
+            left = [plan.chunks[i] for i in own if i >= index]
             needed = output_bytes(left, tokenizer) + max(chunk.download for chunk in left)
             with explaining_full_disk(journal.folder, needed):
                 writer = ChunkWriter(chunk, journal.begin(index), tokenizer, plan, budget, skip, keep_hashes)
                 if deduplicate:
                     writer.seen = read_hashes([journal.chunk(i) for i in range(index)], SPLITS)
                 if progress is not None:
-                    writer.advance = partial(_report, progress, done, left)
+                    before = sum((split for record in done for split in record.splits.values()), NOTHING)
+                    after = sum(later.text_bytes for later in left[1:])
+                    writer.advance = partial(_report, progress, before, chunk.text_bytes, after)
                 journal.complete(index, writer.write(None if most is None else most - read[chunk.split]))
         done.append(journal.record(index))
         read[chunk.split] += done[-1].documents
 
 
-def _report(progress: ProgressCallback, done: Sequence[ChunkRecord], left: Sequence[Chunk], now: SplitInfo) -> None:
-    """Report what is written of the chunks that are ``done`` and ``now`` of the first of those that are ``left``."""
-    before = sum((split for record in done for split in record.splits.values()), NOTHING)
-    this, *after = (chunk.text_bytes for chunk in left)
+def _report(progress: ProgressCallback, before: SplitInfo, this: int, after: int, now: SplitInfo) -> None:
+    """Report what was written ``before`` and ``now`` of a chunk of ``this`` many bytes, with ``after`` to come."""
     total = before + now
-    progress(total.documents, total.bytes, total.tokens, before.bytes + max(this, now.bytes) + sum(after))
+    progress(total.documents, total.bytes, total.tokens, before.bytes + max(this, now.bytes) + after)
 
 
 def make_plan(config: PrepareConfig, tokenizer: Tokenizer, max_disk: int | None, world: int) -> PreparePlan:

@@ -224,8 +224,8 @@ def resolve(config: SourceConfig) -> list[Chunk]:
         raise InputError(f"no source given: name files, directories or a corpus ({', '.join(CORPORA)})")
     if config.max_documents is not None and config.max_documents < 1:
         raise InputError(f"max_documents is {config.max_documents}; it must be 1 or more")
-    one_of("way with errors", config.errors, ERRORS)
-    one_of("way with files that cannot be read", config.on_error, ("stop", "skip"))
+    one_of("errors", config.errors, ERRORS)
+    one_of("on_error", config.on_error, ("stop", "skip"))
     if config.seed and "stories" not in config.sources:
         raise InputError(f"seed {config.seed} is given, but only stories have a seed; leave --seed out")
     groups: list[Chunk] = []

@@ -179,7 +179,7 @@ class SegmentStore:
         self._keep(range(first, wanted + 1))
 
     def _keep(self, indices: range) -> None:
-        """Delete every segment but some."""
+        """Delete all segments except ``indices``."""
         for folder in list(self._journal.folder.iterdir()):
             if folder.name.isdigit() and int(folder.name) not in indices:
                 size = bytes_below(folder)

@@ -112,7 +112,7 @@ def encode_items(
         style,
         scored,
         cut=sum(any(not ending.fits(n_ctx) for ending in each.endings) for each in scored),
-        left_out=tuple(item.ind for item, scored in zip(items, scorable, strict=True) if not scored),
+        left_out=tuple(item.ind for item, fits in zip(items, scorable, strict=True) if not fits),
     )
 
 

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.perplexity import saved_positions
 from gpt2lab.evaluation.text_quality import saved_texts
-from gpt2lab.files import read_checked_json
 from gpt2lab.imports import import_from
 from gpt2lab.model.gpt import attention_weights
 from gpt2lab.runs import Run
@@ -60,13 +59,13 @@ class RunData:
         self.damage: list[str] = []
         """What cannot be read, in one line each; that part is empty."""
         for path in (run.path / name for name in ("metrics.csv", "evals.csv", "samples.jsonl")):
-            if path.exists() and not path.read_bytes().endswith(b"\n"):
+            if path.is_file() and not self._read(path.read_bytes, b"\n").endswith(b"\n"):
                 what = "ends within a line, which is left out; its write was interrupted, or it was cut"
                 self.damage.append(f"{path}: {what}")
-        self.config = self._read(lambda: _mapping(run.path / "config.json"), {})
+        self.config = self._read(lambda: run.config, {})
         if self.config:
             self._read(lambda: import_from(run), None)
-        self.environment = self._read(lambda: _mapping(run.path / "environment.json"), {})
+        self.environment = self._read(lambda: run.environment, {})
         self.metrics = self._read(run.metrics, [])
         self.evals = self._read(lambda: [_eval_row(row) for row in run.evals()], [])
         self.samples = self._read(lambda: [_sample_text(sample) for sample in run.samples()], [])
@@ -74,9 +73,9 @@ class RunData:
         """The scalars of the newest checkpoint; empty if there is none."""
         self.parameters: int | None = None
         """Without the padding of the vocabulary, the tied head counted once; None if there are no weights."""
-        if complete := [c.path for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
-            self.state = self._read(lambda: _mapping(complete[-1] / "state.json"), {})
-            self.parameters = self._read(lambda: _count_parameters(complete[-1], self.config), None)
+        if complete := [c for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
+            self.state = self._read(lambda: complete[-1].state, {})
+            self.parameters = self._read(lambda: _count_parameters(complete[-1].path, self.config), None)
         self.texts = self._read(lambda: saved_texts(run), None)
         """Quality of the texts of each decoding strategy, if it was measured."""
         self.positions = self._read(lambda: saved_positions(run), None)
@@ -130,13 +129,6 @@ class RunData:
             return {}
         newest = max(reversed(rows), key=lambda e: e.step)
         return {e.metric: e.value for e in rows if (e.step, e.protocol) == (newest.step, newest.protocol)}
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    value = read_checked_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {str(value)[:40]!r}; the run directory is damaged")
-    return value
 
 
 def _eval_row(row: dict[str, str]) -> EvalRow:

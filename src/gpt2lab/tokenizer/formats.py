@@ -69,13 +69,13 @@ def read_tokenizer(source: Path | str) -> Vocabulary:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say in an error about what a file holds, or the files of a directory, which it is."""
+    """Begin the errors of the block with the path that they are about."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not as Hugging Face writes it ({error!r}); save it again") from None
+        raise InputError(f"{path}: not in the expected format ({error!r}); save it again") from None
 
 
 def _from_strings(
@@ -183,7 +183,7 @@ def _added_beside(directory: Path) -> dict[str, int]:
     with _naming(added):
         specials = dict(tokens.items())
     with _naming(config):
-        more = settings.get("added_tokens_decoder", {})
+        more = dict(settings.get("added_tokens_decoder") or {})
         _refuse_stripping(more.values())
         _refuse_prefix_space(settings)
         specials |= {token["content"]: int(number) for number, token in more.items()}

@@ -321,6 +321,9 @@ class Trainer:
         """Call a hook with the full model if it is due: on rank 0, for which all ranks gather the weights."""
         if not over and (not every or self.progress.step % every):
             return
+        does_something = getattr(hook, "__func__", None) not in (Hooks.sample, Hooks.hellaswag)
+        if not self.comm.all_reduce_max(does_something):
+            return
         with self._evaluating():
             model = self.parallel.full_model(keep=self.comm.is_main)
             if model is not None:

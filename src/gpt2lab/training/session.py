@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +90,19 @@ def _start(config: TrainConfig, hooks: Hooks, comm: Communicator) -> Run:
             dataset.move_to(run.stream)
 
     comm.run_on_main(create)
-    if isinstance(dataset, StreamingDataset):
-        data = Data.open(dataset, setup.config)  # at its new path
     trainer: Trainer | None = None
     try:
+        if isinstance(dataset, StreamingDataset):
+            data = Data.open(dataset, setup.config)  # at its new path
         with held(run, comm), _training(run, setup, data, hooks) as trainer:
             _begin(trainer, weights)
             trainer.fit()
     except BaseException:
         untrained = trainer is None or trainer.progress.step == 0
         if comm.is_main and untrained:
-            if isinstance(dataset, StreamingDataset):
-                dataset.move_to(directory)  # keep what was prepared
+            if isinstance(dataset, StreamingDataset) and dataset.directory != directory:
+                with suppress(OSError):
+                    dataset.move_to(directory)  # keep what was prepared
             shutil.rmtree(run.path, ignore_errors=True)  # so that the corrected command can have it
         raise
     return run
