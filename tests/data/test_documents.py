@@ -309,7 +309,11 @@ BAD = {
     "cut before a separator": ("a.txt", b"caf\xc3<|endoftext|>", "not UTF-8: byte 0xc3 at offset 3"),
     "UTF-16 without its mark": ("a.txt", "abc".encode("utf-16-le"), "zero byte at offset 1"),
     "only the mark of UTF-16": ("a.txt", codecs.BOM_UTF16_LE, "the file is empty"),
-    "half a character of UTF-16": ("a.txt", utf16(b"abc", "le")[:-1], "not UTF-16: byte 0x63 at offset 6"),
+    "half a character of UTF-16": (
+        "a.txt",
+        utf16(b"abc", "le")[:-1],
+        "not UTF-16, as its byte order mark says: byte 0x63 at offset 6",
+    ),
     "zero character": ("a.txt", utf16(b"abc\0", "be"), "a zero byte at offset 6"),
     "late byte": ("a.txt", b"a " * MIB + b"\xff", f"not UTF-8: byte 0xff at offset {2 * MIB}"),
     "late zero": ("a.txt", "\u20ac".encode() * MIB + b"\0", f"zero byte at offset {3 * MIB}"),
@@ -374,7 +378,7 @@ def test_errors_replace_puts_the_replacement_character(tmp_path: Path) -> None:
     assert "b.parquet: row 0 is not UTF-8 at byte 1" in refusal(two)
     content = utf16(b"ab", "le") + b"\x00\xd8" + b"c\0d"  # half a surrogate pair, and half a character at the end
     assert read(write(tmp_path / "c.txt", content), errors="replace") == ["ab\ufffdc\ufffd"]
-    assert "c.txt: not UTF-16: byte 0x00 at offset 6" in refusal(tmp_path / "c.txt")
+    assert "c.txt: not UTF-16, as its byte order mark says: byte 0x00 at offset 6" in refusal(tmp_path / "c.txt")
     table = write(tmp_path / "d.csv", b"text\ncaf\xe9\n")
     assert read(table, errors="replace") == ["caf\ufffd"]
 

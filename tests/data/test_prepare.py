@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "no val": (["tiny.txt"], {"val_fraction": 0.1, "test_fraction": 0.1}, r"too short .* nothing is left for val;"),
     "no test": (["many.txt"], {"val_fraction": 0.5, "test_fraction": 1e-6}, r"too short .* nothing is left for test;"),
     "min_length": (["many.txt"], {"min_length": -1}, "min_length is -1; it must be 0 or more characters"),
-    "on_error": (["many.txt"], {"on_error": "ask"}, 'unknown way .* "ask"; choose from stop, skip'),
+    "on_error": (["many.txt"], {"on_error": "ask"}, 'unknown on_error "ask"; choose from stop, skip'),
     "max_disk": (["many.txt"], {"max_disk": 0}, "max_disk is 0; it must be at least 1 byte"),
 }
 
