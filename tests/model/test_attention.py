@@ -12,7 +12,7 @@ from gpt2lab.model.attention import KERNELS, AttentionPattern, CausalSelfAttenti
 from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.model.masks import Mask, causal, causal_tensor, sliding_window
+from gpt2lab.model.masks import Mask, as_mask, causal, causal_tensor, sliding_window
 
 CPU = torch.device("cpu")
 B, H, D = 2, 3, 8
@@ -184,3 +184,13 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     model.hidden(torch.zeros(1, 9, dtype=torch.long), cache=behind)
     with pytest.raises(InputError, match="0 of 8 positions and 9 more"):
         model.new_cache(1, room=8).copy_rows(behind, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize(("shape", "seen"), [((4, 5), (4, 5)), ((2, 4, 5), (2, 1, 4, 5)), ((2, 3, 4, 5), (2, 3, 4, 5))])
+def test_masks_of_zeros_and_ones_are_boolean_masks(shape: tuple[int, ...], seen: tuple[int, ...], dtype: Any) -> None:
+    mask = random_mask(*shape)
+    found = as_mask(mask.to(dtype), B=2, H=3, T=4, S=5)
+    assert found.dtype == torch.bool
+    assert found.shape == seen
+    assert torch.equal(found.reshape(shape), mask)

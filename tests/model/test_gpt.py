@@ -107,6 +107,15 @@ def test_a_mask_stands_in_place_of_the_causal_one(kernel: str) -> None:
     assert (both_ways[:, 0] - expected[:, 0]).abs().max() > 1e-3
 
 
+def test_a_document_mask_keeps_documents_apart() -> None:
+    model = model_of()
+    document = torch.tensor([[0] * 7 + [1] * 10])
+    mask = torch.ones(T, T, dtype=torch.bool).tril() & (document[:, :, None] == document[:, None, :])
+    tokens = tokens_of(1, T)
+    changed = torch.cat([(tokens[:, :7] + 1) % V, tokens[:, 7:]], dim=1)
+    torch.testing.assert_close(model(changed, mask=mask).logits[:, 7:], model(tokens, mask=mask).logits[:, 7:])
+
+
 def test_dropout_is_active_in_training_and_off_in_evaluation() -> None:
     model, without = model_of(dropout=0.3), model_of(dropout=0.0)
     tokens = tokens_of(2, T)
