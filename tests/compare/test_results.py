@@ -117,7 +117,7 @@ def test_a_time_with_an_interval_wider_than_itself_is_left_out_with_the_reason(
     comparison = compare_outcomes(runs)
     names = {row.metric.name for row in comparison.rows}
     assert ("seconds" in names) == shown and {"recall_gain", "test_loss"} <= names
-    assert any("wider than the mean: Training time." in remark for remark in comparison.remarks) != shown
+    assert any("includes zero: Training time." in remark for remark in comparison.remarks) != shown
 
 
 def test_each_arm_names_the_options_that_it_changes() -> None:
@@ -129,6 +129,18 @@ def test_each_arm_names_the_options_that_it_changes() -> None:
         "b": ("model.position=rope",),
         "c": ("model.bias=false", "model.window=8"),
     }
+    runs[0] = dataclasses.replace(runs[0], options={})
+    assert compare_outcomes(runs).options == {
+        "b": ("model.position=rope", "model.bias=true", "model.window=none"),
+        "c": ("model.position=learned", "model.bias=false", "model.window=8"),
+    }
+
+
+def test_a_second_run_of_an_arm_and_a_seed_is_left_out_with_a_remark() -> None:
+    again = dataclasses.replace(outcome("b", 1, 9.0), path="runs/b")
+    comparison = compare_outcomes([outcome("a", 1, 2.0), outcome("b", 1, 1.5), again])
+    assert [cell.mean for cell in comparison.rows[0].cells] == [2.0, 1.5]
+    assert "b, seed 1: runs/b is another run of this arm and seed. Left out." in comparison.remarks
 
 
 @pytest.mark.parametrize(

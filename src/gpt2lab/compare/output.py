@@ -24,6 +24,16 @@ NOTE = (
     "Mean over the seeds ± half its 95 % interval; below it, the mean difference to the reference, paired by seed, "
     "with its 95 % interval (Student's t) in brackets. An interval that contains 0 shows no difference."
 )
+NOTE_OF_SINGLE_RUNS = (
+    "A run of each; below its figure, the difference to the reference if they have the same seed. There is no "
+    "interval, so a difference may be chance."
+)
+
+
+def note(comparison: Comparison) -> str:
+    """Return how to read the table."""
+    several = any(cell.runs > 1 for row in comparison.rows for cell in row.cells)
+    return NOTE if several else NOTE_OF_SINGLE_RUNS
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
@@ -41,7 +51,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 def page_values(comparison: Comparison) -> dict[str, Any]:
     """Return what a page says about a comparison besides its plots."""
     groups = column_groups(len(comparison.arms))
-    return {"comparison": comparison, "rows": table_rows(comparison), "groups": groups, "note": NOTE}
+    return {"comparison": comparison, "rows": table_rows(comparison), "groups": groups, "note": note(comparison)}
 
 
 def column_groups(arms: int) -> list[list[int]]:
@@ -115,10 +125,9 @@ def _markdown(comparison: Comparison) -> str:
         rows.append(cells)
     lines = "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |" for row in rows)
     listed = "\n".join(f"- {text}" for text in (*comparison.findings, *comparison.remarks))
-    variants = "\n".join(
-        f"- {arm}: `{' '.join(changed) or 'no change'}`" for arm, changed in comparison.options.items()
-    )
-    return f"# Comparison\n\n{listed}\n\n{variants}\n\n{lines}\n\n{NOTE}\n"
+    changes = {arm: comparison.options.get(arm, ("options unknown",)) for arm in comparison.arms}
+    variants = "\n".join(f"- {arm}: `{' '.join(changed) or 'no changes'}`" for arm, changed in changes.items())
+    return f"# Comparison\n\n{listed}\n\n{variants}\n\n{lines}\n\n{note(comparison)}\n"
 
 
 def _csv(comparison: Comparison) -> str:

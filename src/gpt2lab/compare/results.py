@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,7 @@ STRATEGY = "nucleus 0.9"
 NOT_COMPARED = {"seed", "out", "resume"}
 """Options in which runs of one arm differ."""
 TIMES = {"steps_to_loss", "seconds_to_loss", "seconds", "tokens_per_s"}
-"""Metrics that are left out if they vary by more than their mean: by the load of the machine, or at a loss that some
+"""Metrics that are left out if the interval of a mean includes zero: by the load of the machine, or at a loss that some
 runs hardly reach."""
 LEAST_VALIDATIONS = 5
 """Validations before the one that reached a loss, for steps and seconds to it to be compared."""
@@ -126,7 +126,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
     """Read a run; if it is unfinished or damaged, its status says so and it has no figures."""
     path = str(run.path)
     if failure is not None:
-        return Outcome(arm, seed, path, f"failed: {failure}")
+        return Outcome(arm, seed, path, f"failed: {failure}", options=_saved_options(run))
     if not (run.path / "config.json").is_file():
         return Outcome(arm, seed, path, "not run yet")
     data = RunData(run)
@@ -203,20 +203,21 @@ def _cache_bytes_per_token(data: RunData) -> float | None:
 def outcomes_by_options(runs: Sequence[Run]) -> list[Outcome]:
     """Read runs and group those that differ in the seed only; a group is called by the options that differ.
 
-    If each run is alone in its group, or they are no variants of each other, the name of the run says more.
+    If each run is alone in its group, a seed comes twice, or they are no variants of each other, each run is a group
+    and is called by its name.
     """
-    names, options = run_names([run.path for run in runs]), [_saved_options(run) for run in runs]
+    names = run_names([run.path for run in runs])
+    options = [{name: str(value) for name, value in _saved_options(run).items()} for run in runs]
     every = dict.fromkeys(name for saved in options for name in saved if name not in NOT_COMPARED)
     varied = [name for name in every if len({saved.get(name, "") for saved in options if saved}) > 1]
     labels = short_names(varied)
     arms = [", ".join(f"{labels[name]}={saved.get(name, 'not set')}" for name in varied) for saved in options]
-    grouped = len(set(arms)) < len(arms) and len(varied) <= MAX_OPTIONS
+    seeds = [int(seed) if (seed := saved.get("seed", "0")).isdecimal() else 0 for saved in options]
+    alone, distinct = len(set(arms)) == len(arms), len(set(zip(arms, seeds, strict=True))) == len(arms)
+    grouped = not alone and distinct and len(varied) <= MAX_OPTIONS
     outcomes = []
-    for run, name, saved, arm in zip(runs, names, options, arms, strict=True):
-        seed = saved.get("seed", "0")
-        outcome = outcome_of(
-            run, (arm or "every run") if grouped and saved else name, int(seed) if seed.isdecimal() else 0
-        )
+    for run, name, saved, arm, seed in zip(runs, names, options, arms, seeds, strict=True):
+        outcome = outcome_of(run, (arm or "every run") if grouped and saved else name, seed)
         outcomes.append(dataclasses.replace(outcome, own_name=name))
     return outcomes
 
@@ -235,12 +236,13 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     return list(map(str, paths))
 
 
-def _saved_options(run: Run) -> dict[str, str]:
+def _saved_options(run: Run) -> dict[str, Any]:
+    """Return the options of a run by name; empty if they cannot be read."""
     try:
         tree = run.config
     except InputError:
         return {}
-    return {name: str(value) for name, value in _options_of(tree).items()} if isinstance(tree, dict) else {}
+    return _options_of(tree) if isinstance(tree, dict) else {}
 
 
 def _options_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,7 +371,8 @@ class Comparison:
     per_token: bool
     """Whether losses per token compare: the same tokenizer and data."""
     options: dict[str, tuple[str, ...]]
-    """By the arm, each option that it changes, such as ``model.position=rope``; of the reference, its own values."""
+    """By the arm, each option that it changes, such as ``model.position=rope``; of the reference, its own values. An
+    arm whose options are unknown is missing."""
     findings: tuple[str, ...]
     """What the test figures say about each arm, in a sentence each."""
     remarks: tuple[str, ...]
@@ -391,10 +394,12 @@ def compare_outcomes(
     """Compare runs by arm; the first arm is the reference.
 
     Args:
-        outcomes: Runs; those that are unfinished or damaged are named in the remarks and left out.
+        outcomes: Runs; those that are unfinished or damaged, or repeat the arm and the seed of another, are named in
+            the remarks and left out.
         target_loss: Validation loss for "steps to the loss"; None is the lowest that every run reached.
         remarks: Remarks to begin with.
     """
+    outcomes = list(_without_repeated(outcomes))
     arms = tuple(dict.fromkeys(o.arm for o in outcomes))
     usable = [o for o in outcomes if o.usable]
     incomparable = _incomparable(usable)
@@ -417,7 +422,7 @@ def compare_outcomes(
         f"{LEAST_VALIDATIONS} validations before it; a smaller --eval-every gives more."
     )
     too_wide = (
-        f"Left out, since the 95 % interval of a mean is wider than the mean: {', '.join(m.title for m in scattered)}. "
+        f"Left out, since the 95 % interval of a mean includes zero: {', '.join(m.title for m in scattered)}. "
         "More seeds narrow it, and for times and speeds a machine that does nothing else."
     )
     return Comparison(
@@ -436,23 +441,34 @@ def compare_outcomes(
     )  # fmt: skip
 
 
+def _without_repeated(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+    """Leave out every usable run but the first of an arm and a seed: they would replace each other's figures."""
+    first: set[tuple[str, int]] = set()
+    for o in outcomes:
+        again = o.usable and (o.arm, o.seed) in first
+        yield dataclasses.replace(o, status=f"{o.path} is another run of this arm and seed") if again else o
+        first |= {(o.arm, o.seed)} if o.usable else set()
+
+
 def _is_scattered(row: MetricRow) -> bool:
-    """Return whether a time or a speed varies so much between seeds that its interval goes below zero."""
+    """Return whether a time or a speed varies so much between seeds that its interval includes zero."""
     widths = [(cell.mean, cell.half_width) for cell in row.cells]
     return row.metric.name in TIMES and any(mean and width and width >= mean for mean, width in widths)
 
 
 def _changed_options(arms: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, tuple[str, ...]]:
     options = {o.arm: o.options for o in reversed(outcomes) if o.options}
-    reference = options.get(arms[0], {})
+    known = [arm for arm in arms if arm in options]
+    if not known:
+        return {}
+    reference = options[known[0]]
     changed = {
-        arm: [n for n, value in options.get(arm, {}).items() if n not in NOT_COMPARED and value != reference.get(n)]
-        for arm in arms
+        arm: [n for n, value in options[arm].items() if n not in NOT_COMPARED and value != reference.get(n)]
+        for arm in known
     }
-    changed[arms[0]] = list(dict.fromkeys(name for names in changed.values() for name in names))
+    changed[known[0]] = list(dict.fromkeys(name for names in changed.values() for name in names))
     return {
-        arm: tuple(f"{name}={option_text(options.get(arm, {}).get(name))}" for name in names)
-        for arm, names in changed.items()
+        arm: tuple(f"{name}={option_text(options[arm].get(name))}" for name in names) for arm, names in changed.items()
     }
 
 
