@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gpt2lab.files import with_checksum, write_checked_json
 from gpt2lab.report import facts
 from gpt2lab.report.content import RunContent, gather
 from gpt2lab.report.facts import Fact
+from gpt2lab.report.write import render_html
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -113,6 +115,14 @@ def test_damaged_file_is_named_and_the_rest_is_reported(run: Run, name: str, con
     assert len([part for part in tables if part]) >= 2
 
 
+def test_run_whose_code_was_not_run_keeps_its_figures(run: Run) -> None:
+    write_checked_json(run.path / "config.json", {**CONFIG, "model": {**CONFIG["model"], "import_sha256": "0" * 64}})
+    outcome = outcome_of(run, "a", 1)
+    assert outcome.usable and "test_loss" in outcome.figures and "cache_bytes" not in outcome.figures
+    assert any("holds no file" in remark for remark in content_of(run).remarks)
+    assert outcome_of(run, "a", 1, "out of memory").options["model.n_layer"] == 2
+
+
 @pytest.mark.parametrize("name", ["run", "seed_1337"])
 def test_runs_of_the_same_name_are_called_by_their_folders_too(tmp_path: Path, name: str) -> None:
     for parent in ("a", "b"):
@@ -165,12 +175,13 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
         ({}, ""),
         ({"n_kv_head": 1}, "The 4 query heads share 1 key-value head ("),
         ({"mask": "window", "window": 64}, "64 in all"),
-        ({"mask": "checkered"}, "The mask M is checkered."),
+        ({"mask": "strided", "window": 2}, "at a distance that is a multiple of 2 ("),
+        ({"mask": "checkered {0}"}, "M is the mask checkered {0}, defined in imports/my.py."),
         ({"norm": "post"}, "Layer norm follows each sum"),
     ],
 )
 def test_differences_from_gpt2_are_explained(options: dict, expected: str) -> None:
-    found = " ".join(facts.deviations({**CONFIG["model"], **options}))
+    found = " ".join(facts.deviations({**CONFIG["model"], **options}, Path("imports/my.py")))
     assert expected in found and bool(expected) == bool(found)
 
 
@@ -248,7 +259,11 @@ def test_context_helps_if_the_loss_falls_along_the_window(
         (
             [(10, 5.0, 5.0), (50, 2.0, 3.0), (80, 1.0, 3.5), (100, 0.5, 4.0)], 1,
             "minimum of 3.000 at step 50 and rose",
-            "more --model.dropout, or 50 steps; the validation loss reached its minimum of 3.000 at step 50.", "",
+            "or stop after 50 steps: the validation loss reached its minimum of 3.000 at step 50.", "",
+        ),
+        (
+            [(10, 5.0, 5.0), (50, 3.0, 3.0), (60, 6.0, 6.0), (80, 5.0, 5.0), (100, 4.0, 4.0)], 1,
+            "Training diverged: the validation loss reached its minimum of 3.000 at step 50", "a lower --optim.lr", "",
         ),
         (
             [(10, 5.0, 5.0), (80, 1.0, 3.0), (100, 0.9, 3.0)], 1, "generalization gap is large",
@@ -256,7 +271,7 @@ def test_context_helps_if_the_loss_falls_along_the_window(
         ),
         (
             [(10, 5.0, 5.0), (80, 4.0, 4.0), (100, 3.6, 3.6)], 1, "validation loss still fell by 10.0\u00a0%",
-            "More than 100 steps: over the last fifth of the steps the validation loss still fell by 10.0\u00a0%.", "",
+            "Train longer: over the last fifth of the steps the validation loss still fell by 10.0\u00a0%.", "",
         ),
     ],
 )  # fmt: skip
@@ -273,6 +288,21 @@ def test_judgments_follow_from_the_losses_if_they_bear_them(
         assert len(found) == bool(expected) and all(expected in text for text in found), kind
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (0.1, 0.31, "refer less to"), (0.25, 0.31, "as diverse and nearly as relevant as"), (0.1, 0.0, ""),
+        (0.4, 0.31, "as diverse and as relevant as"),
+    ],
+)  # fmt: skip
+def test_texts_are_judged_by_their_relevance(run: Run, ours: float, theirs: float, said: str) -> None:
+    rows = [("held-out text", None, theirs), ("nucleus 0.9", {"top_p": 0.9}, ours)]
+    saved = [{"name": n, "strategy": s, "figures": {"self_bleu": 40.0, "relevance": x}} for n, s, x in rows]
+    save_texts(run, saved)
+    found = [text for _, text in facts.judgments(RunData(run)) if "relevan" in text]
+    assert len(found) == bool(said) and all(said in text for text in found)
+
+
 def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
     run.add_sample(300, "greedy", "", "the cat sat " * 20)
     assert facts.repeated_trigrams("a b c a b c a") == pytest.approx(1 - 3 / 5)
@@ -285,18 +315,20 @@ def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
     [
         ("learned", ["trained like the embedding", "<msub><mi>P</mi><mi>t</mi></msub>"], "Radford, Narasimhan"),
         ("sinusoidal", ["Vaswani et al. 2017", "sin", "0.02", "10000"], "Attention Is All You Need"),
-        ("rope", ["Su et al. 2021", "cos", "<mn>500</mn>", "<mtable"], "RoFormer"),
+        ("rope", ["Su et al. 2021", "cos", "<mn>1000000</mn>", "<mtable"], "RoFormer"),
         ("none", ["Haviv et al. 2022", "<msub><mi>E</mi>"], "Haviv, Ram, Press"),
     ],
 )
 def test_positions_have_their_equation_and_its_source(
     tmp_path: Path, position: str, expected: list[str], reference: str
 ) -> None:
-    model = {**CONFIG["model"], "position": position, "rope_base": 500.0}
+    model = {**CONFIG["model"], "position": position, "rope_base": 1e6}
     run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
     report = gather([run])
     html = facts.position(report.runs[0].data).html
     assert all(part in html for part in (*expected, "<math")), html
+    (embedding,) = re.findall(r"Embedding\.</b>.*?</math>", render_html(report), re.DOTALL)
+    assert ("<mi>P</mi>" in embedding) == (position in ("learned", "sinusoidal"))
     sources = ("Radford, Narasimhan", "RoFormer", "Haviv, Ram, Press")
     for source in (reference, *sources):
         assert any(source in text for text in report.references.values()) == (source == reference), source
@@ -315,8 +347,12 @@ def test_kernel_is_the_one_that_auto_chose(run: Run, asked: str, seq_len: int, e
 @pytest.mark.parametrize(
     ("rule", "documents", "expected"),
     [
-        ("hash", 300, "A hash of its text decides to which split a document belongs (10.0\u00a0% for validation, 10.0"),
-        ("position", 1, "Each document is cut in three: its first part is for training, the next 10.0\u00a0% for"),
+        (
+            "hash",
+            300,
+            "A hash of its text decides to which split a document belongs (10.0\u00a0% for validation and 10.",
+        ),
+        ("position", 1, "Each document is cut: its first part is for training, followed by 10.0\u00a0% for validation"),
     ],
 )
 def test_splits_are_those_of_the_manifest_with_their_sizes(

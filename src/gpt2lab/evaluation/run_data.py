@@ -58,13 +58,15 @@ class RunData:
         self.run = run
         self.damage: list[str] = []
         """What cannot be read, in one line each; that part is empty."""
+        self.refused: list[str] = []
+        """Why the code that the model needs was not run; what the run directory holds is known all the same."""
         for path in (run.path / name for name in ("metrics.csv", "evals.csv", "samples.jsonl")):
             if path.is_file() and not self._read(path.read_bytes, b"\n").endswith(b"\n"):
                 what = "ends within a line, which is left out; its write was interrupted, or it was cut"
                 self.damage.append(f"{path}: {what}")
         self.config = self._read(lambda: run.config, {})
         if self.config:
-            self._read(lambda: import_from(run), None)
+            self._read(lambda: import_from(run), None, self.refused)
         self.environment = self._read(lambda: run.environment, {})
         self.metrics = self._read(run.metrics, [])
         self.evals = self._read(lambda: [_eval_row(row) for row in run.evals()], [])
@@ -81,11 +83,12 @@ class RunData:
         self.positions = self._read(lambda: saved_positions(run), None)
         """Loss by position, if it was measured."""
 
-    def _read(self, read: Callable[[], T], default: T) -> T:
+    def _read(self, read: Callable[[], T], default: T, problems: list[str] | None = None) -> T:
         try:
             return read()
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            self.damage.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+            problems = self.damage if problems is None else problems
+            problems.append(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
             return default
 
     def options(self, group: str) -> dict[str, Any]:

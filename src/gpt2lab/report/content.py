@@ -238,21 +238,19 @@ def _first_of_each_arm(outcomes: Sequence[Outcome]) -> set[str]:
 
 
 def _remarks(data: RunData) -> list[str]:
-    remarks = list(data.damage)
+    remarks, step = [*data.damage, *data.refused], data.state.get("step")
     diverged = (row["step"] for row in data.metrics if not math.isfinite(row["train_loss"] or 0.0))
-    if (step := next(diverged, None)) is not None:
-        remarks.append(f"The training loss is not finite at step {count(step)}: training diverged.")
+    if (first := next(diverged, None)) is not None:
+        remarks.append(f"The training loss is not finite at step {count(first)}: training diverged.")
     if not data.state:
         remarks.append("There is no complete checkpoint: the run is unfinished, or its checkpoints were removed.")
     elif data.state.get("finished") is None:
-        remarks.append(f"The run is unfinished: its newest checkpoint is from step {setting(data.state.get('step'))}.")
+        remarks.append(f"The run is unfinished: its newest checkpoint is from step {setting(step)}.")
     if not data.metrics:
         remarks.append("No training step was logged.")
-    elif data.state.get("finished") and (last := data.metrics[-1]["step"]) != data.state.get("step"):
-        remarks.append(
-            f"metrics.csv ends at step {setting(last)}, before the run's last step, {setting(data.state.get('step'))}: "
-            "rows were removed."
-        )
+    elif data.state.get("finished") and isinstance(step, int) and (last := data.metrics[-1]["step"] or 0) < step:
+        text = f"metrics.csv ends at step {count(last)}, before the run's last step, {count(step)}"
+        remarks.append(f"{text}: rows were removed.")
     return remarks
 
 

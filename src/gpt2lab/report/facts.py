@@ -139,18 +139,22 @@ def task(data: RunData) -> tuple[str, ...]:
     )
     if data.streamed:
         reading = f"reads sequences of {seq_len} tokens of one segment, in an order drawn anew for each."
-    return (
+    goal = (
         "The task is to predict each token of a text from the tokens before it. A good model gives the text a high "
-        "probability, which its loss measures, and writes text by sampling one token after another.",
+        "probability, which its loss measures, and writes text by sampling one token after another."
+    )
+    if "data" not in data.config:  # an imported model
+        return goal, f"Text is split into tokens {tokenizer}. The data that it was trained on is not recorded."
+    return (
+        goal,
         f"The text ({data_name(data)}) is split into tokens {tokenizer}. Documents are separated by an end-of-text "
         f"token. {splits(data)} A training step {reading}",
     )
 
 
 _SPLIT_RULES = {
-    "hash": "A hash of its text decides to which split a document belongs ({val} for validation, {test} for testing).",
-    "position": "Each document is cut in three: its first part is for training, the next {val} for validation, the "
-    "last {test} for testing.",
+    "hash": "A hash of its text decides to which split a document belongs ({}).",
+    "position": "Each document is cut: its first part is for training, followed by {}.",
     "given": "The corpus comes in splits.",
 }
 _SPLIT_NAMES = {"train": "training", "val": "validation", "test": "testing"}
@@ -168,14 +172,16 @@ def splits(data: RunData) -> str:
     if not data.streamed and known not in (None, manifest.fingerprint):
         return f"{folder.name} holds other data now, so the splits of this run are not known."
     rule = manifest.split_rule
-    shares = {"val": percent(100 * rule.val_fraction), "test": percent(100 * rule.test_fraction)}
+    fractions = {"validation": rule.val_fraction, "testing": rule.test_fraction}
+    shares = " and ".join(f"{percent(100 * part)} for {name}" for name, part in fractions.items() if part)
+    split_by = _SPLIT_RULES[rule.by].format(shares) if shares or rule.by == "given" else "All of it is for training."
     sizes = [
         f"{plural(found.documents, 'document')} ({count(found.tokens)} tokens) for {_SPLIT_NAMES[name]}"
         for name in SPLITS
         if (found := manifest.splits.get(name))
     ]
     held_out_of = "Validation and test documents are held out of the first one. " if data.streamed else ""
-    return f"{streamed}{held_out_of}{_SPLIT_RULES[rule.by].format(**shares)} That gives {', '.join(sizes)}."
+    return f"{streamed}{held_out_of}{split_by} That gives {', '.join(sizes)}."
 
 
 _MODEL = {
@@ -254,30 +260,46 @@ _POSITION = {
 def position(data: RunData) -> Markdown:
     """Return how positions are encoded, with the equation and its source."""
     model = data.options("model")
-    text = _POSITION.get(str(model.get("position", "learned")), "")
-    return read_markdown(text.replace("BASE", f"{model.get('rope_base') or 10_000:g}"))
+    text = _POSITION.get(str(model.get("position", "learned")), "") if model else ""
+    return read_markdown(text.replace("BASE", _tex(model.get("rope_base") or 10_000)))
+
+
+def _tex(base: Any) -> str:
+    """Return the base of a power; a letter if a damaged configuration has no number there."""
+    if not isinstance(base, int | float):
+        return "b"
+    mantissa, _, exponent = f"{base:.15g}".partition("e")
+    return rf"({mantissa} \cdot 10^{{{int(exponent)}}})" if exponent else mantissa
+
+
+def adds_positions(data: RunData) -> bool:
+    """Whether the embedding of a token has a vector of its position added."""
+    return data.options("model").get("position", "learned") in ("learned", "sinusoidal")
 
 
 _MASK = {
     "causal": "",
     "window": "A position attends to itself and those just before it, {window} in all: M is 0 only there.",
-    "global": "A position attends to the last {window} and the first {prefix}, which also attend to one another.",
-    "strided": "A position attends to the last {window} and every {window}th before them (Child et al. 2019).",
+    "global": "A position attends to the last {window} and the first {prefix}.",
+    "strided": "A position attends to the last {window}, and before them to those at a distance that is a multiple of "
+    "{window} (Child et al. 2019).",
     "prefix": "The first {prefix} positions attend to one another in both directions.",
     "bidirectional": "Every position attends to every other: M is 0.",
 }
 
 
-def deviations(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return how a model differs from the equations of GPT-2."""
+def deviations(model: Mapping[str, Any], imported: Path | None = None) -> tuple[str, ...]:
+    """Return how a model differs from the equations of GPT-2; a mask of its own is defined in an imported file."""
     heads, shared, mask = model.get("n_head"), model.get("n_kv_head"), str(model.get("mask", "causal"))
     texts = []
     if isinstance(shared, int) and shared != heads:
         texts.append(
             f"The {heads} query heads share {plural(shared, 'key-value head')} (Shazeer 2019; Ainslie et al. 2023)."
         )
-    text = _MASK.get(mask, f"The mask M is {mask}.")
-    texts.append(text.format(window=model.get("window"), prefix=model.get("prefix")))
+    if mask in _MASK:
+        texts.append(_MASK[mask].format(window=model.get("window"), prefix=model.get("prefix")))
+    else:
+        texts.append(f"M is the mask {mask}{f', defined in imports/{imported.name}' if imported else ''}.")
     if model.get("norm") == "post":
         texts.append("Layer norm follows each sum instead of preceding each branch.")
     return tuple(filter(None, texts))
@@ -363,7 +385,7 @@ _SCHEDULES = {
 
 def _schedule(optim: Mapping[str, Any]) -> str:
     lowest, warmup, shape = optim.get("min_lr"), optim.get("warmup_steps"), str(optim.get("schedule", "cosine"))
-    decay = _SCHEDULES.get(shape, shape).format(lowest="a tenth of it" if lowest is None else setting(lowest))
+    decay = _SCHEDULES.get(shape, shape).replace("{lowest}", "a tenth of it" if lowest is None else setting(lowest))
     steps = "5 % of the steps (at most 2,000)" if warmup is None else plural(warmup, "step")
     return f"linear warmup over {steps}, then {decay}"
 
@@ -504,9 +526,16 @@ def _judge_losses(data: RunData) -> Iterator[Judgment]:
     figures = f"training loss {number(train[-1])}, validation loss {number(last)}"
     if last > (1 + OVERFITTING) * lowest:
         text = f"the validation loss reached its minimum of {number(lowest)} at step {count(step)}"
-        yield WEAKNESS, f"It overfits: {text} and rose to {number(last)}. Evaluations use the best checkpoint."
-        yield NEXT_STEP, f"Against overfitting: more text, more --model.dropout, or {count(step)} steps; {text}."
-    elif last - train[-1] > OVERFITTING * last:
+        risen, stop = f"{text} and rose to {number(last)}", f"stop after {count(step)} steps"
+        _, then = min(data.curve("step", "train_loss"), key=lambda point: abs(point[0] - step))
+        if train[-1] < then:
+            yield WEAKNESS, f"It overfits: {risen}. By default, evaluations use the best checkpoint."
+            yield NEXT_STEP, f"Against overfitting: more text, more --model.dropout, or {stop}: {text}."
+        else:
+            yield WEAKNESS, f"Training diverged: {risen}, and the training loss rose, too."
+            yield NEXT_STEP, f"Against divergence: a lower --optim.lr; {text}."
+        return
+    if last - train[-1] > OVERFITTING * last:
         yield WEAKNESS, f"Its generalization gap is large: {figures}."
         yield NEXT_STEP, f"More text or --model.dropout would narrow the gap ({figures})."
     elif len(val) >= LEAST_VALIDATIONS and epochs and epochs[-1] >= 1 and not data.streamed:
@@ -516,7 +545,7 @@ def _judge_losses(data: RunData) -> Iterator[Judgment]:
         fall = percent(100 * (1 - last / earlier[-1]))
         text = f"over the last fifth of the steps the validation loss still fell by {fall}"
         yield WEAKNESS, f"It is undertrained: {text}."
-        yield NEXT_STEP, f"More than {count(end)} steps: {text}."
+        yield NEXT_STEP, f"Train longer: {text}."
 
 
 def _judge_context(data: RunData) -> Iterator[Judgment]:
@@ -539,17 +568,17 @@ def _judge_texts(data: RunData) -> Iterator[Judgment]:
             yield STRENGTH if share >= 0.9 else WEAKNESS, f"{percent(100 * share)} of its stories are {metric}."
     repeated = max((repeated_trigrams(s.text) for s in data.samples if s.strategy == "greedy"), default=0.0)
     if repeated > LOOPING:
-        loops = f"{percent(100 * repeated)} of trigrams are repeats"
-        yield WEAKNESS, f"Greedy decoding loops: {loops}."
-        yield NEXT_STEP, f"Sample with --top-p 0.9 instead of --greedy, in whose text {loops}."
+        share = f"{percent(100 * repeated)} of trigrams"
+        yield WEAKNESS, f"Greedy decoding loops: {share} are repeats."
+        yield NEXT_STEP, f"Sample with --top-p 0.9 instead of --greedy, which repeats itself ({share})."
     if data.texts is None:
         return
     model, human = data.texts.figures_of(JUDGED_STRATEGY), data.texts.figures_of(HELD_OUT_TEXT)
     both = {name: (model[name], human[name]) for name in model.keys() & human.keys()}
     said = {name: f"{number(ours, 3)} against {number(theirs, 3)}" for name, (ours, theirs) in both.items()}
     relevance, held_out_relevance = both.get("relevance", (0.0, 0.0))
-    relevant = relevance >= (1 - LOST_RELEVANCE) * held_out_relevance > 0
-    if "relevance" in both and not relevant:
+    less_relevant = relevance < (1 - LOST_RELEVANCE) * held_out_relevance
+    if less_relevant:
         text = "Its texts refer less to what the prompt mentions than the held-out text does"
         yield WEAKNESS, f"{text}: relevance {said['relevance']}."
     if "self_bleu" in both:
@@ -557,8 +586,9 @@ def _judge_texts(data: RunData) -> Iterator[Judgment]:
         text = f"With {JUDGED_STRATEGY} its texts are {{}} the held-out text: self-BLEU {said['self_bleu']}"
         if abs(more_alike) > SAME_DIVERSITY:
             yield WEAKNESS, f"{text.format('less diverse than' if more_alike > 0 else 'more diverse than')}."
-        elif relevant:
-            yield STRENGTH, f"{text.format('as diverse and as relevant as')}, relevance {said['relevance']}."
+        elif held_out_relevance > 0 and not less_relevant:
+            nearly = "" if relevance >= held_out_relevance else "nearly "
+            yield STRENGTH, f"{text.format(f'as diverse and {nearly}as relevant as')}, relevance {said['relevance']}."
 
 
 def repeated_trigrams(text: str) -> float:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import gpt2lab
 from gpt2lab import formatting, plots
-from gpt2lab.compare.output import NOTE, page_values
+from gpt2lab.compare.output import page_values
 from gpt2lab.compare.results import COMPARISON_FILE, Comparison, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import RunData
@@ -44,9 +44,10 @@ def report_on(paths: Sequence[Path], out: Path, notes: Path | None = None, cover
     """
     comparisons = [path for path in paths if (path / COMPARISON_FILE).is_file()]
     loose = outcomes_by_options([Run.open(path) for path in paths if path not in comparisons])
-    if comparisons:  # their arms have names, and each other run is one of its own
-        loose = [dataclasses.replace(outcome, arm=outcome.own_name) for outcome in loose]
-    outcomes = [*(outcome for path in comparisons for outcome in recorded_outcomes(path)), *loose]
+    recorded = [outcome for path in comparisons for outcome in recorded_outcomes(path)]
+    if arms := {outcome.arm for outcome in recorded}:  # they have names, and each other run is an arm of its own
+        loose = [dataclasses.replace(o, arm=o.path if o.own_name in arms else o.own_name) for o in loose]
+    outcomes = [*recorded, *loose]
     started = [Run(Path(o.path)) for o in outcomes if (Path(o.path) / "config.json").is_file()]
     return write_report(started, out, notes, outcomes if len(outcomes) > 1 else None, cover)
 
@@ -100,6 +101,7 @@ def render_html(report: Report) -> str:
         cite=report.cite,
         facts=facts,
         biases=any(facts.has_biases(run.data) for run in report.runs),
+        adding={facts.adds_positions(run.data) for run in report.runs},
     )
 
 
@@ -170,7 +172,8 @@ def _pdf_values(report: Report) -> dict[str, Any]:
             "task": facts.task(data),
             "model": facts.model_facts(data),
             "position": facts.position(data).tree,
-            "deviations": facts.deviations(data.options("model")),
+            "adds_positions": facts.adds_positions(data),
+            "deviations": facts.deviations(data.options("model"), data.run.imported),
             "biases": facts.has_biases(data),
             "training": facts.training_facts(data),
             "cosine": facts.has_cosine(data),
@@ -196,7 +199,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     shown = page_values(comparison)
     rows = [row._asdict() | {"cells": [cell._asdict() for cell in row.cells]} for row in shown["rows"]]
     names = ("arms", "options", "findings", "remarks")
-    return {"rows": rows, "groups": shown["groups"], "note": NOTE} | {n: getattr(comparison, n) for n in names}
+    return {"rows": rows, "groups": shown["groups"], "note": shown["note"]} | {n: getattr(comparison, n) for n in names}
 
 
 def _captions(content: Report | RunContent) -> dict[str, dict[str, Any]]:
