@@ -14,7 +14,7 @@ from gpt2lab.runs import Run
 NOTES = r"""# Seen
 
 The *window* **hurts** [a lot](https://example.org/a?b=1&c=2) and costs $5 and $6; `n_ctx` is
-small. <script>alert(1)</script> ![picture](https://example.org/x.png) [bad](javascript:alert(1))
+small. <script>alert(1)</script> ![picture](https://example.org/x.png) [bad](javascript:alert(1)) [empty]()
 
 ### Why
 Since $M_{ij} = -\infty$ and $a < b$:
@@ -61,6 +61,16 @@ def test_notes_are_markdown_with_mathematics_in_both_kinds_of_report(run: Run, t
     ):  # fmt: skip
         assert text in pdf, text
     assert re.search("𝑎 *< *𝑏", pdf), "letters of a formula are italic"
+
+
+def test_formulas_keep_their_text_and_lengths_and_have_no_links() -> None:
+    text = (
+        r"$\text{if x < 0 & <b}\!\hspace{1cm}\kern3pt\mkern18mu\rule{1ex}{2pt} \href{javascript:x}{\style{a:b}{y}} < z$"
+    )
+    html = read_markdown(text).html
+    assert "if\u00a0x\u00a0&lt;\u00a00\u00a0&amp;\u00a0&lt;b</mtext>" in html and "<mo>&lt;</mo>" in html
+    assert re.findall('<mspace.*? width="([^"]*)', html) == ["-0.1667em", "2.845em", "0.3em", "1em", "0.43em"]
+    assert "href" not in html and "style=" not in html
 
 
 def test_headings_begin_below_the_title_of_the_notes_whatever_their_level() -> None:

@@ -279,6 +279,9 @@ def test_report_of_a_comparison_keeps_its_arms_and_names_runs_without_results(tm
         assert "the large one, seed 3: not run yet. Left out." in found
         assert "the large one, seed 4: failed: out of memory. Left out." in found
         assert "the small one, seed 2: damaged" in found
+    loose = make_run(tmp_path / "the small one").path
+    html = report_on([tmp_path, loose], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'<th scope="row">{loose}<br><small>the small one</small></th>' in html, "no run is put into another's arm"
 
 
 @pytest.mark.parametrize("ending", ["html", "pdf"])
@@ -309,8 +312,8 @@ REFUSALS: dict[str, tuple[dict[str, str], str, str, str]] = {
     "formula with an unknown command": ({"notes": "see $\\foo{x}$"}, "run", "a.html with notes", r"foo is not known"),
     "formula without an end": ({"notes": "$$\\left( a$$"}, "run", "a.pdf with notes", "cannot be typeset"),
     "formula of half a fraction": ({"notes": "$\\frac{a}$"}, "run", "a.pdf with notes", "fraction needs two parts"),
-    "formula with a stray sign": ({"notes": "$a & b$"}, "run", "a.html with notes", "cannot be typeset"),
-    "markup in a formula": ({"notes": "$\\text{<b>x</b>}$"}, "run", "a.html with notes", "lt b.gt|not known"),
+    "formula with a stray sign": ({"notes": "$a & b$"}, "run", "a.html with notes", "& stands outside a table"),
+    "length without a unit": ({"notes": "$\\hspace{3}$"}, "run", "a.pdf with notes", "3 is not a length"),
     "notes in another encoding": ({"notes": "caf\xe9"}, "run", "a.html with notes", "not UTF-8 text at byte 3"),
     "comparison without runs": ({"comparison.json": "[]"}, "", "a.html", r"comparison\.json: no object"),
     "comparison with an empty run": (comparison_of({}), "", "a.html", r"comparison\.json: damaged"),

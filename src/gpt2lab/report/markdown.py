@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from html import unescape
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 Tree = dict[str, Any]
 """A node: its ``kind``, ``text`` and ``children``, and more by kind."""
+_ATTRIBUTES = {
+    "accent", "columnalign", "columnlines", "columnspacing", "depth", "display", "displaystyle", "fence", "form",
+    "height", "largeop", "linebreak", "linethickness", "lspace", "mathbackground", "mathcolor", "mathsize",
+    "mathvariant", "maxsize", "minsize", "movablelimits", "notation", "rowlines", "rowspacing", "rspace", "scriptlevel",
+    "separator", "stretchy", "voffset", "width",
+}  # fmt: skip
+"""Attributes of a formula that stay: it has no links, and no style of its own."""
 TOP_LEVEL = 3
 """Level of the highest heading in a text, below the title of its section."""
 
@@ -92,31 +100,50 @@ def _mathml(tex: str, block: bool) -> ElementTree.Element:
     Raises:
         InputError: It is not TeX, or has a command that is not known.
     """
-    from latex2mathml.converter import convert
+    from latex2mathml.converter import convert_to_element
 
-    source = tex.replace("<", r"\lt ").replace(">", r"\gt ").replace("{aligned}", "{split}")
     try:
-        root = ElementTree.fromstring(convert(source, display="block" if block else "inline"))
+        root = convert_to_element(tex.replace("{aligned}", "{split}"), display="block" if block else "inline")
         for element in root.iter():
-            element.tag = element.tag.rpartition("}")[2]
             _require_known(element)
-    except Exception as error:  # the converter raises what it meets, and lets through what is not well-formed
+            element.text = unescape(element.text or "")
+            element.attrib = {name: value for name, value in element.items() if name in _ATTRIBUTES}
+            if element.tag == "mspace":
+                element.set("width", f"{_em(element.get('width', '0em')):.4g}em")
+    except Exception as error:  # the converter raises what it meets
         why = str(error) or type(error).__name__
         raise InputError(f"the formula ${tex}$ cannot be typeset ({why}); correct it in the notes") from error
     return root
 
 
 def _require_known(element: ElementTree.Element) -> None:
-    """Raise `InputError` for what the converter lets through: a command it does not know, a fraction of one part."""
+    """Raise `InputError` for what the converter lets through: an unknown command, a stray &, a fraction of one part."""
     if unknown := re.match(r"\\\w+", element.text or ""):
         raise InputError(f"{unknown[0]} is not known")
+    if element.tag == "mi" and element.text == "&":
+        raise InputError("& stands outside a table; write \\&")
     if element.tag == "mfrac" and len(element) != 2:
         raise InputError("a fraction needs two parts")
 
 
+_EM = {"em": 1, "ex": 0.43, "mu": 1 / 18, "pt": 0.1, "px": 0.075, "pc": 1.2, "mm": 0.2845, "cm": 2.845, "in": 7.227}
+"""Units of length in em, at 10 points an em."""
+_NAMED_SPACES = {"thin": 3 / 18, "medium": 4 / 18, "thick": 5 / 18}
+
+
+def _em(length: str) -> float:
+    """Return a length in em; a named one is such as ``negativethinmathspace``."""
+    if named := re.fullmatch("(negative)?(thin|medium|thick)mathspace", length):
+        return _NAMED_SPACES[named[2]] * (-1 if named[1] else 1)
+    known = re.fullmatch(rf"([+-]?\d*\.?\d+) *({'|'.join(_EM)})", length.strip())
+    if known is None:
+        raise InputError(f"{length} is not a length such as 1em or 3pt")
+    return float(known[1]) * _EM[known[2]]
+
+
 def _formula(element: ElementTree.Element) -> Tree:
     kind = "stack" if element.get("linethickness") == "0" else element.tag
-    width = float(element.get("width", "0em").removesuffix("em"))
+    width = float(element.get("width", "0em").removesuffix("em")) if kind == "mspace" else 0.0
     upright = element.get("mathvariant") == "normal"
     children = list(_fenced([_formula(child) for child in element]))
     return {
