@@ -38,7 +38,7 @@ def one_of(what: str, given: str, allowed: Iterable[str]) -> None:
 
 
 def require(true: bool, name: str, value: object, allowed: str) -> None:
-    """Raise :class:`InputError` unless the value of an option is allowed. Compare so that NaN is not."""
+    """Raise :class:`InputError` unless the value of an option is allowed. Write the condition so that NaN fails it."""
     if not true:
         raise InputError(f"{name} is {value}; it must be {allowed}")
 

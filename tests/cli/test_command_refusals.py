@@ -49,8 +49,10 @@ REFUSALS = [
     ("train --data nowhere", "nowhere"),
     ("train --data RUN/train.log --out new", "gpt2lab data prepare"),
     ("train --data . --precision fp8", "fp32"),
-    ("train --data . --steps ten", 'train: --steps is "ten"; it must be INT; see gpt2lab train --help'),
-    ("train --data . --optim.lr ten", 'train: --optim.lr is "ten"; it must be FLOAT; see gpt2lab train --help'),
+    ("train --data . --steps ten", 'train: --steps is "ten"; it must be an integer; see gpt2lab train --help'),
+    ("train --data . --optim.lr ten", 'train: --optim.lr is "ten"; it must be a number; see gpt2lab train --help'),
+    ("train --data . --micro-batch x", 'train: --micro-batch is "x"; it must be an integer or auto; see'),
+    ("plan --gpu", "plan: --gpu needs a value; see"),
     ("train --data . --steps 5 --epochs 1", "given twice"),
     ("train --data . --max_tokens 5000 --epochs 1", "given twice"),
     ("train --data . --steps 5 --config", "--config"),
@@ -60,7 +62,7 @@ REFUSALS = [
     ("train --out nowhere --resume", "nowhere does not exist"),
     ("train --data DATA --out new --device cuda:7", 'no device "cuda:7" here; this machine has cpu'),
     ("train --data DATA --out new --model.n-ctx 32 --batch-tokens 100", "96 or 128"),
-    ("train --data DATA --out new --hellaswag-every 5", "hellaswag is None; it must be a file"),
+    ("train --data DATA --out new --hellaswag-every 5", "hellaswag_every needs --hellaswag FILE"),
     ("train --data DATA --out RUN --steps 5", "exists"),
     *(
         (f"compare --data d --out c --vary seed=1,2 {flags}", f"{flags.split()[0]} cannot be used")

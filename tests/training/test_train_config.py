@@ -147,7 +147,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ),
     (TrainConfig, {"preset": "gpt2-larg"}, r'unknown preset "gpt2-larg" \(did you mean "gpt2-large"\?\)'),
     (TrainConfig, {"init": Path("run"), "preset": "gpt2"}, "preset gpt2 and init run both determine the model"),
-    (TrainConfig, {"hellaswag_every": 5}, "hellaswag is None; it must be a file to evaluate on"),
+    (TrainConfig, {"hellaswag_every": 5}, "hellaswag_every needs --hellaswag FILE"),
     *(
         (TrainConfig, {name: value}, f"^{name} {value} is for --data stream:CORPUS, not for data")
         for name, value in (("tokenizer", Path("tok")), ("max_disk", "5GB"), ("column", "text"))

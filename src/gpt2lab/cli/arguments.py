@@ -173,6 +173,10 @@ def _suggest(given: str, flags: list[str]) -> str:
 _SIMPLER = (
     (r"^Error parsing (-\S+): .*?(?:from \[|base 10: |to float: )'(.*?)'.*", r'\1 is "\2"'),
     (r"^Argument helptext: -\S+ (?:\{None\}\|)?(\S+) .*", r"it must be \1"),
+    (r"^it must be INT\b", "it must be an integer"),
+    (r"^it must be FLOAT\b", "it must be a number"),
+    (r"^(it must be an? \w+)\|\{(\w+)\}$", r"\1 or \2"),
+    (r"^Missing value for argument '(\S+)'\. Expected 1 values", r"\1 needs a value"),
     (r"^Error parsing \w+: ", ""),
     (r"Perhaps you meant: (\S+).*", r"did you mean \1?"),
 )

@@ -287,7 +287,7 @@ class Report(Command):
 
 @dataclass(frozen=True)
 class Trust(Command):
-    """Allow the code that a run of somebody else brings along, such as its mask, to run on this machine.
+    """Trust the custom code in someone else's run, such as its mask, on this machine.
 
     Read the file first: it can do whatever you can. It is trusted by its SHA-256, in every run that has it.
     """

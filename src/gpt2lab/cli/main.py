@@ -41,7 +41,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "compare": ("train:Compare", "Compare variants of a model fairly, with paired seeds and confidence intervals."),
     "plan": ("train:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
     "report": ("evaluate:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
-    "trust": ("evaluate:Trust", "Allow the code that a run of somebody else brings along to run."),
+    "trust": ("evaluate:Trust", "Trust the custom code in someone else's run."),
     "import-hf": ("evaluate:ImportHF", "Import a GPT-2 in Hugging Face's format as a run."),
     "export-hf": ("evaluate:ExportHF", "Export a run for Hugging Face's transformers."),
 }

@@ -176,7 +176,7 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the blocks; auto does if a compiler exists and the run is long enough to amortize it."""
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
-    """Over torchrun's processes: ddp replicates the model, fsdp shards it; auto shards above half of a GPU's memory."""
+    """Across torchrun processes: ddp replicates, fsdp shards; auto: fsdp if a replica exceeds half of GPU memory."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more compute."""
     deterministic: bool = False
@@ -221,7 +221,8 @@ class TrainConfig:
         for name, least in LEAST.items():
             value = getattr(self, name)
             require(value in (None, "auto") or value >= least, name, value, f"at least {least}")
-        require(self.hellaswag is not None or not self.hellaswag_every, "hellaswag", None, "a file to evaluate on")
+        if self.hellaswag_every and self.hellaswag is None:
+            raise InputError("hellaswag_every needs --hellaswag FILE")
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
         prompt = ascii(self.sample_prompt)
         require(not re.search(r"\\ud[89a-f]", prompt), "sample_prompt", prompt, "text in the encoding of the terminal")
