@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from gpt2lab.errors import InputError, located
+from gpt2lab.errors import InputError, ReportedElsewhere, located
 from gpt2lab.files import write_atomically
 from gpt2lab.model.masks import BUILT_IN, IMPORTED, MASKS
 from gpt2lab.runs import Run
@@ -54,10 +54,12 @@ def import_file(path: Path) -> str:
     The file is trusted from then on, in every run that has it.
 
     Raises:
-        InputError: It cannot be read or run (with the line), adds no mask, or replaces a built-in one.
+        InputError: It cannot be read or run (with the line), has a name that a run cannot hold, or adds no mask or
+            replaces a built-in one.
     """
     file = _read(path)
     run_file(file)
+    IMPORTED[file.sha256] = IMPORTED.pop(file.sha256)  # the last: see origin_of
     MASKS.update(IMPORTED[file.sha256])
     _remember_if_possible(file)
     return file.sha256
@@ -79,24 +81,24 @@ def trust(run: Run) -> ImportedFile:
     """Allow the code of a run, now and in later processes; return its file. The same as ``gpt2lab trust RUN``.
 
     Raises:
-        InputError: The run has no code of its own, its file is missing or altered, or this cannot be remembered.
+        InputError: The run has no code of its own, its file is missing or altered, or the trust file cannot be written.
     """
     file = _file_of(run)
     if file is None:
-        raise InputError(f"{run.path} needs no code of its own; there is nothing to trust")
+        raise InputError(f"{run.path} contains no custom code")
     try:
         _remember(file)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"cannot be remembered ({error}); set GPT2LAB_HOME to a directory that can be written"
+            f"cannot write the trust file ({error}); set GPT2LAB_HOME to a directory that can be written"
         ) from error
     return file
 
 
 def copy_to(run: Run, sha256: str | None) -> None:
     """Write the imported file with a SHA-256 into a run, unless it is there; without a SHA-256 there is none."""
-    if sha256 is not None and run.imported is None:
-        run.imports.mkdir()
+    if sha256 is not None and run.imported(sha256) is None:
+        run.imports.mkdir(exist_ok=True)
         write_atomically(run.imports / FILES[sha256].path.name, FILES[sha256].source)
 
 
@@ -113,6 +115,8 @@ def run_file(file: ImportedFile) -> None:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses and the compiler look it up
     before = dict(MASKS)
+    for name in before.keys() - BUILT_IN:  # of other files
+        del MASKS[name]
     try:
         exec(compile(file.source, str(path), "exec", dont_inherit=True), vars(module))
         after = dict(MASKS)
@@ -123,7 +127,7 @@ def run_file(file: ImportedFile) -> None:
         MASKS.update(before)
     if replaced := [name for name in BUILT_IN if after.get(name) is not before[name]]:
         raise InputError(f"{path} replaces mask {replaced[0]}, which is built in; give yours another name")
-    masks = {name: make for name, make in after.items() if make is not before.get(name)}
+    masks = {name: make for name, make in after.items() if name not in BUILT_IN}
     if not masks:
         raise InputError(f'{path} adds no mask; end it with MASKS["NAME"] = FUNCTION (docs/attention.md)')
     for name, make in masks.items():
@@ -133,7 +137,13 @@ def run_file(file: ImportedFile) -> None:
 
 
 def _read(path: Path) -> ImportedFile:
+    if path.name.startswith(".") or not path.name.isprintable():  # it could make a terminal show another question
+        raise InputError(
+            f"the name of {str(path)!a} begins with a dot or has a character that cannot be printed; rename it"
+        )
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file")
         return ImportedFile(path, path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -146,31 +156,31 @@ def _file_of(run: Run) -> ImportedFile | None:
     sha256 = model.get("import_sha256") if isinstance(model, dict) else None
     if sha256 is None:
         return None
-    if run.imported is None:
-        raise InputError(f"{run.imports} holds no file, and the model needs the one with SHA-256 {sha256}; restore it")
-    if not run.imported.name.isprintable():  # it could make a terminal show another question
-        raise InputError(f"{run.imports} holds a file whose name cannot be printed: {run.imported.name!a}")
-    file = _read(run.imported)
-    if file.sha256 != sha256:
+    if (path := run.imported(sha256)) is None:
         raise InputError(
-            f"{file.path} does not match its SHA-256 in config.json: it was altered since the run began; restore it"
+            f"{run.imports} holds no readable file with the SHA-256 in config.json, {sha256}: it was altered or "
+            "removed; restore it"
         )
-    return file
+    return _read(path)
 
 
 def _require_trusted(run: Run, file: ImportedFile) -> None:
-    """Raise `InputError` unless the code of a run is trusted; ask on a terminal, once, but not under torchrun."""
+    """Raise `InputError` unless the code of a run is trusted; ask on a terminal, once, but not under torchrun.
+
+    There, one process of each machine reports the error.
+    """
     if file.sha256 in _trusted():
         return
     terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if terminal and "RANK" not in os.environ and file.sha256 not in _refused:
-        print(f"{run.path} brings code of its own, which was not given by --import here:", file=sys.stderr)
+        print(f"{run.path} contains code that has not been imported on this machine:", file=sys.stderr)
         print(f"  {file.path}\n  SHA-256 {file.sha256}\nRun this code? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             _remember_if_possible(file)
             return
         _refused.add(file.sha256)
-    raise InputError(
+    kind = InputError if os.environ.get("LOCAL_RANK", "0") == "0" else ReportedElsewhere
+    raise kind(
         f"{file.path} (SHA-256 {file.sha256}) is code that is not trusted here, so it was not run; read it, then allow "
         f"it with: gpt2lab trust {run.path}"
     )
@@ -190,8 +200,8 @@ def state_directory() -> Path:
 def _trusted() -> set[str]:
     """Return the SHA-256 of every file that is trusted."""
     try:
-        return set((state_directory() / "trusted").read_text(encoding="utf-8").split())
-    except (OSError, RuntimeError, ValueError):
+        return set((state_directory() / "trusted").read_text(encoding="ascii", errors="replace").split())
+    except (OSError, RuntimeError):
         return set()
 
 
@@ -199,12 +209,14 @@ def _remember(file: ImportedFile) -> None:
     """Add a file to those that are trusted. Raises `OSError`, or `RuntimeError` if the user has no home directory."""
     if file.sha256 not in _trusted():
         state_directory().mkdir(parents=True, exist_ok=True)
-        with (state_directory() / "trusted").open("a", encoding="utf-8") as lines:
-            lines.write(f"{file.sha256}\n")
+        with (path := state_directory() / "trusted").open("ab") as lines:
+            lines.write(f"\n{file.sha256}\n".encode("ascii"))  # the last line may lack its end
+        if file.sha256 not in _trusted():
+            raise OSError(f"{path} cannot be read back")
 
 
 def _remember_if_possible(file: ImportedFile) -> None:
     try:
         _remember(file)
     except (OSError, RuntimeError) as error:
-        log.warning("cannot remember that %s is trusted (%s): a later process will not know", file.path, error)
+        log.warning("cannot remember that %s is trusted (%s): you will be asked again", file.path, error)

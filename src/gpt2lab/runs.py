@@ -40,6 +40,7 @@ from gpt2lab.files import (
     new_directory,
     read_checked_json,
     read_text,
+    sha256_of,
     with_checksum,
     without_checksum,
     write_atomically,
@@ -119,10 +120,10 @@ class Run:
         """The folder of the Python file that the model needs, if it needs one."""
         return self.path / "imports"
 
-    @property
-    def imported(self) -> Path | None:
-        """The Python file that the model needs; None if there is none."""
-        return min(self.imports.glob("[!.]*"), default=None)
+    def imported(self, sha256: str) -> Path | None:
+        """Return the Python file in `imports` that has a SHA-256; None if there is none."""
+        files = sorted(file for file in self.imports.glob("[!.]*") if file.is_file() and os.access(file, os.R_OK))
+        return next((file for file in files if sha256_of(file) == sha256), None)
 
     @property
     def stream(self) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import pickle
 import shlex
 import shutil
 import subprocess
@@ -132,6 +134,8 @@ plan --from RUN
 train --out RUN --resume --steps 22
 train --init RUN --data DATA --out tuned --steps 2 --batch-tokens 128
 train --config RUN/config.json --out again --steps 2
+train --config RUN/segments/step_00000000/config.json --out again --steps 2
+train --config RUN/config.json --out again --steps 2 --import OTHER --model.mask halves
 """.strip().splitlines()
 
 
@@ -141,13 +145,15 @@ def test_every_command_finds_the_mask_in_the_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "items.jsonl", json.dumps(ITEM) + "\n")
-    for name, path in (("RUN", run), ("DATA", work / "data"), ("ITEMS", tmp_path / "items.jsonl")):
+    other = written(tmp_path / "other.py", EVERY_THIRD.replace('"dilated"', '"halves"'))
+    used = other if "OTHER" in command else run / "imports" / "my_masks.py"
+    for name, path in (("RUN", run), ("DATA", work / "data"), ("ITEMS", tmp_path / "items.jsonl"), ("OTHER", other)):
         command = command.replace(name, path.as_posix())
     assert output(*shlex.split(command)) != ""
     for made in ("tuned", "again"):
         if (tmp_path / made).exists():
-            assert saved_model(Run(tmp_path / made)).import_sha256 == sha256_of(run / "imports" / "my_masks.py")
-            assert (tmp_path / made / "imports" / "my_masks.py").exists()
+            assert saved_model(Run(tmp_path / made)).import_sha256 == sha256_of(used)
+            assert (tmp_path / made / "imports" / used.name).exists()
 
 
 def test_lm_evaluation_harness_finds_it_too(run: Path, tmp_path: Path, output: Output) -> None:
@@ -231,8 +237,9 @@ def test_the_report_names_the_file_and_its_commands_train_the_run_again(
     sha256 = sha256_of(Path("run/imports/my_masks.py"))
     assert (mask.value, mask.note) == ("dilated", f"defined in imports/my_masks.py, SHA-256 {sha256[:16]}")
     (again,) = [fact.value for fact in commands(found) if fact.value.startswith("gpt2lab train")]
-    assert "--import run/imports/my_masks.py" in again
     other_user(monkeypatch, tmp_path / "stranger")
+    assert main(shlex.split(again)[1:]) == 2, "a command from a report trusts nothing"
+    trust(Run(Path("run")))
     assert main(shlex.split(again)[1:]) == 0
     weights = "checkpoints/step_00000020/model.safetensors"
     assert sha256_of(Path("run-again") / weights) == sha256_of(Path("run") / weights)
@@ -288,6 +295,8 @@ def test_without_a_terminal_a_strangers_code_is_refused_until_it_is_allowed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Output, refused: Output
 ) -> None:
     other_user(monkeypatch, tmp_path / "stranger")
+    written(tmp_path / "trusted", "").write_bytes(b"\xff\n" + b"0" * 64)  # not UTF-8, and without an end of line
+    other_user(monkeypatch, tmp_path)
     for command in (
         SAMPLE,
         ("eval", "perplexity"),
@@ -314,6 +323,9 @@ def test_a_rank_refuses_and_does_not_ask(run: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("RANK", "1")
     assert main(["train", "--out", str(run), "--resume"]) == 2
     assert f"gpt2lab trust {run}" in said.getvalue() and "[y/N]" not in said.getvalue()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("sys.stderr", said := Terminal())
+    assert (main(["train", "--out", str(run), "--resume"]), said.getvalue()) == (2, ""), "rank 0 of the machine says it"
 
 
 def test_python_trusts_by_a_call_and_the_same_content_by_import(
@@ -343,12 +355,38 @@ def test_training_works_where_trust_cannot_be_remembered(
 
 def test_an_altered_copy_is_refused(run: Path, refused: Output) -> None:
     written(run / "imports" / "my_masks.py", EVERY_THIRD)
-    assert "my_masks.py does not match its SHA-256 in config.json" in refused(*SAMPLE, run)
-    assert "my_masks.py does not match" in refused("trust", run)
-    (run / "imports" / "my_masks.py").rename(run / "imports" / "my\x1b[2K.py")
-    assert "whose name cannot be printed: 'my\\x1b[2K.py'" in refused("trust", run)
+    assert "imports holds no readable file with the SHA-256 in config.json" in refused(*SAMPLE, run)
+    assert "imports holds no readable file" in refused("trust", run)
+    written(run / "imports" / "my\x1b[2K.py", EVERY_SECOND)
+    assert "my\\x1b[2K.py' begins with a dot or has a character that cannot be printed" in refused("trust", run)
     shutil.rmtree(run / "imports")
-    assert "imports holds no file" in refused(*SAMPLE, run)
+    assert "imports holds no readable file" in refused(*SAMPLE, run)
+
+
+@pytest.mark.parametrize("name", [".masks.py", "my\u00a0masks.py"])
+def test_a_file_that_its_run_could_not_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rename it"):
+        import_file(written(tmp_path / name, EVERY_SECOND))
+
+
+def test_other_files_beside_the_copy_do_not_matter(run: Path, output: Output) -> None:
+    (run / "imports" / "__pycache__").mkdir()
+    written(run / "imports" / "a.py", "1 / 0")
+    output(*SAMPLE, run)
+
+
+def test_a_configuration_keeps_the_file_of_its_own_mask_only(tmp_path: Path) -> None:
+    first = import_file(written(tmp_path / "a.py", EVERY_SECOND))
+    second = import_file(written(tmp_path / "b.py", EVERY_THIRD.replace('"dilated"', '"halves"')))
+    model = GPTConfig(mask="dilated", window=4)
+    assert (model.import_sha256, dataclasses.replace(model, mask="halves").import_sha256) == (first, second)
+
+
+def test_a_file_that_names_a_built_in_function_can_be_edited_and_imported_again(tmp_path: Path) -> None:
+    source = "from gpt2lab.model.masks import MASKS, sliding_window\nMASKS['w2'] = sliding_window\n"
+    for text in (source, f"{source}# edited\n", source):
+        sha256 = import_file(written(tmp_path / "w2.py", text))
+        assert GPTConfig(mask="w2", window=4).import_sha256 == sha256
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model": []}'])
@@ -357,7 +395,7 @@ def test_a_configuration_of_another_form_is_refused(content: str, tmp_path: Path
 
 
 def test_a_run_without_code_needs_no_trust(work: Path, refused: Output) -> None:
-    assert "needs no code of its own" in refused("trust", work / "run")
+    assert "contains no custom code" in refused("trust", work / "run")
 
 
 ADD = 'MASKS["{0}"] = {0}\n'
@@ -437,9 +475,12 @@ def test_a_mask_of_the_process_alone_is_warned_of_and_can_be_given_its_file_late
 ) -> None:
     file, run = written(tmp_path / "my_masks.py", EVERY_SECOND), tmp_path / "run"
     exec(EVERY_SECOND, {})
+    pickled = pickle.dumps(GPTConfig(mask="dilated", window=4))
     assert "known to this process only" in output(*train, *OWN, "--out", run)
     new_process()
-    assert 'unknown mask "dilated"' in refused(*SAMPLE, run)
+    with pytest.raises(InputError, match="unknown mask"):
+        _ = pickle.loads(pickled).attention_mask
+    assert "give its file to gpt2lab train --import FILE (with --resume" in refused(*SAMPLE, run)
     output("train", "--out", run, "--resume", "--steps", 22, "--import", file)
     new_process()
     output(*SAMPLE, run)

@@ -26,7 +26,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import CHECKSUM, from_json, read_json, without_checksum
 from gpt2lab.imports import import_file, import_from
 from gpt2lab.model.config import PRESETS
-from gpt2lab.runs import Run
+from gpt2lab.model.masks import IMPORTED
+from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config
 
 if TYPE_CHECKING:
@@ -96,10 +97,14 @@ class Start:
             if self.config.name in PRESETS and not self.config.exists():
                 raise InputError(f"there is no file {self.config}; for the preset, give --preset {self.config}")
             values = _options_in(self.config)
-            if self.imports is not None and isinstance(values, dict) and isinstance(values.get("model"), dict):
-                values["model"]["import_sha256"] = None  # the file of --import replaces that of the configuration
-            elif self.config.name == "config.json":
-                import_from(Run(self.config.parent))
+            given = values.get("model") if isinstance(values, dict) else None
+            model = given if isinstance(given, dict) else {}
+            sha256 = None if self.imports is None else import_file(self.imports)
+            if sha256 is not None and model.get("mask") in [*IMPORTED[sha256]]:
+                model["import_sha256"] = sha256  # the file of --import replaces that of the configuration
+            elif model.get("import_sha256") is not None and self.config.name == "config.json":
+                folder = self.config.parent
+                import_from(Run(folder.parents[1] if folder.parent.name == SEGMENTS else folder))
             saved = from_json(TrainConfig, values, self.config)
             follows = saved.model is not None and saved.seq_len == saved.model.n_ctx  # then --model.n-ctx sets both
             start = dataclasses.replace(saved, out=None, resume=None, seq_len=None if follows else saved.seq_len)

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from gpt2lab.errors import InputError, did_you_mean, one_of, require
-from gpt2lab.model.masks import BUILT_IN, MASKS, Mask, make_mask, masks_of, options_of, origin_of
+from gpt2lab.errors import InputError, one_of, require
+from gpt2lab.model.masks import BUILT_IN, IMPORTED, MASKS, Mask, function_of, make_mask, options_of, origin_of
 
 if TYPE_CHECKING:  # --help must not wait for torch
     import torch
@@ -68,7 +68,7 @@ class GPTConfig:
     norm: Norm = "pre"
     """Layer norm before each branch (GPT-2) or after each sum (GPT-1, Vaswani et al. 2017)."""
     import_sha256: str | None = None
-    """SHA-256 of the imported file that defines the mask; it need not be given."""
+    """SHA-256 of the imported file that defines the mask; --import sets it."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner"):
@@ -96,15 +96,10 @@ class GPTConfig:
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
 
     def _check_mask(self) -> None:
-        if self.mask in BUILT_IN or self.import_sha256 is None:
-            object.__setattr__(self, "import_sha256", origin_of(self.mask))
-        masks = masks_of(self.import_sha256)
-        if self.mask not in masks:
-            hint = did_you_mean(self.mask, masks)
-            raise InputError(
-                f'unknown mask "{self.mask}"{hint}; choose from {", ".join(masks)}, or --import a file with it'
-            )
-        takes = options_of(masks[self.mask])
+        sha256 = self.import_sha256
+        if self.mask in BUILT_IN or sha256 is None or self.mask not in IMPORTED.get(sha256, [self.mask]):
+            object.__setattr__(self, "import_sha256", origin_of(self.mask))  # that of another mask does not count
+        takes = options_of(function_of(self.mask, self.import_sha256))
         if strange := ", ".join(set(takes) - set(MASK_OPTIONS)):
             raise InputError(f"mask {self.mask} takes {strange}; its options can be {' and '.join(MASK_OPTIONS)}")
         for name in MASK_OPTIONS:
@@ -129,9 +124,9 @@ class GPTConfig:
         """The mask that ``mask`` and its options name.
 
         Raises:
-            InputError: It is one of your own and is not what it says.
+            InputError: It is one of your own and is not what it says, or is not known in this process.
         """
-        make = masks_of(self.import_sha256)[self.mask]
+        make = function_of(self.mask, self.import_sha256)
         options = tuple((name, getattr(self, name)) for name in options_of(make))
         return make_mask(self.mask, make, self.n_ctx, self.n_head, options)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpt2lab.errors import InputError, located
+from gpt2lab.errors import InputError, did_you_mean, located
 
 if TYPE_CHECKING:  # the configuration imports this module, and --help must not wait for torch
     import torch
@@ -139,22 +139,25 @@ IMPORTED: dict[str, dict[str, Callable[..., Mask]]] = {}
 """The masks of each imported file, by its SHA-256. If two files define a name, each model keeps the mask of its own."""
 
 
-def masks_of(sha256: str | None) -> dict[str, Callable[..., Mask]]:
-    """Return the masks by name that a model can use whose configuration names an imported file, or none.
+def function_of(name: str, sha256: str | None) -> Callable[..., Mask]:
+    """Return the function of a mask, for a model whose configuration names an imported file, or none.
 
     Raises:
-        InputError: The file has not been imported.
+        InputError: There is no such mask (the nearest is named), or the file has not been imported.
     """
-    if sha256 is None:
-        return MASKS
-    if sha256 not in IMPORTED:
-        raise InputError(f"the file with SHA-256 {sha256} defines the mask and is not imported; give it with --import")
-    return MASKS | IMPORTED[sha256]
+    how = "gpt2lab train --import FILE (with --resume for a run that exists)"
+    if sha256 is not None and sha256 not in IMPORTED:
+        raise InputError(f"mask {name} is in the file with SHA-256 {sha256}, which is not imported; give it to {how}")
+    masks = MASKS | IMPORTED.get(sha256 or "", {})
+    if name not in masks:
+        hint = did_you_mean(name, masks)
+        raise InputError(f'unknown mask "{name}"{hint}; choose from {", ".join(masks)}, or give its file to {how}')
+    return masks[name]
 
 
 def origin_of(name: str) -> str | None:
     """Return the SHA-256 of the imported file that the mask of this name is from now; None if it is from none."""
-    return next((sha256 for sha256, masks in IMPORTED.items() if masks.get(name, 0) is MASKS.get(name)), None)
+    return next((sha256 for sha256, masks in reversed(IMPORTED.items()) if masks.get(name, 0) is MASKS.get(name)), None)
 
 
 def options_of(make: Callable[..., Mask]) -> tuple[str, ...]:

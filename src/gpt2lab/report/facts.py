@@ -217,12 +217,12 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
         options["n_inner"] = 4 * width
     if options.get("position") != "rope":
         options.pop("rope_base", None)
-    sha256, file = options.pop("import_sha256", None), data.run.imported
+    sha256 = options.pop("import_sha256", None)
     shown = {name: setting(value) for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
     if "kernel" in shown:
         shown["kernel"] = _kernel(data, shown["kernel"])
     labels = _MODEL | {name: (name, "") for name in options if name not in _MODEL}
-    if isinstance(sha256, str) and file is not None:
+    if isinstance(sha256, str) and (file := data.run.imported(sha256)) is not None:
         labels["mask"] = (labels["mask"][0], f"defined in imports/{file.name}, SHA-256 {sha256[:16]}")
     facts = [Fact(label, shown[name], symbol) for name, (label, symbol) in labels.items() if name in shown]
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
@@ -434,8 +434,6 @@ def _commands_of_training(data: RunData) -> list[str]:
     segments = segments_of(data)
     first = f"{path}/config.json" if len(segments) < 2 else data.run.segments[0].as_posix()
     commands = [f"{train} --config {shlex.quote(first)} --out {again}"]
-    if data.run.imported is not None:
-        commands[0] += f" --import {shlex.quote(data.run.imported.as_posix())}"
     for (_, before), (begin, options) in pairwise(segments):
         if begin != before["steps"]:
             commands[-1] += f" --checkpoint-every {begin} --keep-last {before['steps']}"
