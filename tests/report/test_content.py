@@ -119,7 +119,7 @@ def test_run_whose_code_was_not_run_keeps_its_figures(run: Run) -> None:
     write_checked_json(run.path / "config.json", {**CONFIG, "model": {**CONFIG["model"], "import_sha256": "0" * 64}})
     outcome = outcome_of(run, "a", 1)
     assert outcome.usable and "test_loss" in outcome.figures and "cache_bytes" not in outcome.figures
-    assert any("holds no file" in remark for remark in content_of(run).remarks)
+    assert any("holds no readable file" in remark for remark in content_of(run).remarks)
     assert outcome_of(run, "a", 1, "out of memory").options["model.n_layer"] == 2
 
 

@@ -222,7 +222,7 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
     if "kernel" in shown:
         shown["kernel"] = _kernel(data, shown["kernel"])
     labels = _MODEL | {name: (name, "") for name in options if name not in _MODEL}
-    if isinstance(sha256, str) and (file := data.run.imported(sha256)) is not None:
+    if (file := mask_file(data)) is not None:
         labels["mask"] = (labels["mask"][0], f"defined in imports/{file.name}, SHA-256 {sha256[:16]}")
     facts = [Fact(label, shown[name], symbol) for name, (label, symbol) in labels.items() if name in shown]
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
@@ -286,6 +286,12 @@ _MASK = {
     "prefix": "The first {prefix} positions attend to one another in both directions.",
     "bidirectional": "Every position attends to every other: M is 0.",
 }
+
+
+def mask_file(data: RunData) -> Path | None:
+    """Return the imported file that defines the model's mask; None if the mask is built in, or the file is missing."""
+    sha256 = data.options("model").get("import_sha256")
+    return data.run.imported(sha256) if isinstance(sha256, str) else None
 
 
 def deviations(model: Mapping[str, Any], imported: Path | None = None) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def _pdf_values(report: Report) -> dict[str, Any]:
             "model": facts.model_facts(data),
             "position": facts.position(data).tree,
             "adds_positions": facts.adds_positions(data),
-            "deviations": facts.deviations(data.options("model"), data.run.imported),
+            "deviations": facts.deviations(data.options("model"), facts.mask_file(data)),
             "biases": facts.has_biases(data),
             "training": facts.training_facts(data),
             "cosine": facts.has_cosine(data),
