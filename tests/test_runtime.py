@@ -222,11 +222,11 @@ def test_a_cpu_is_measured() -> None:
     assert math.isfinite(rate)
 
 
-def test_compiled_code_is_found_again_only_on_the_same_type_of_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine ")
-    for _ in range(2):
-        runtime.key_compiled_code()
-    assert torch.compiler.config.cache_key_tag == f"mine {torch.backends.cpu.get_cpu_capability()}"
+def test_compiled_code_is_found_again_only_on_the_same_type_of_cpu() -> None:
+    with torch.compiler.config.patch(cache_key_tag="mine "):  # type: ignore[attr-defined]
+        for _ in range(2):
+            runtime.key_compiled_code()
+        assert torch.compiler.config.cache_key_tag == f"mine {torch.backends.cpu.get_cpu_capability()}"
 
 
 def test_eager_does_not_compile() -> None:

@@ -75,22 +75,20 @@ def test_another_seed_is_another_run(finished: Run, data: Path, tmp_path: Path) 
 
 @pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's own, inside the compiler
-def test_compiled_with_two_threads_on_data_that_repeats_tokens(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
+def test_compiled_with_two_threads_on_data_that_repeats_tokens(data: Path, tmp_path: Path) -> None:
     model = GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=16, dropout=0.1)
     config = small(data, tmp_path / "run", model=model, compile="on", batch_tokens=512, micro_batch=16, steps=16)
     torch.set_num_threads(2)
     try:
-        with torch._inductor.config.patch(compile_threads=1):  # a pool of compilers takes longer to start
+        tag = torch.compiler.config.patch(cache_key_tag="")  # type: ignore[attr-defined]
+        with torch._inductor.config.patch(compile_threads=1), tag:  # a pool of compilers takes longer to start
             unbroken = train(config)
+            assert torch.compiler.config.cache_key_tag == torch.backends.cpu.get_cpu_capability()
             run, again = copy_of(unbroken, tmp_path / "copy")
             assert_same_run(go_on(again, 4), unbroken, 16)
     finally:
         torch.set_num_threads(1)
     assert saved_config(run).compile == "on"
-    assert torch.compiler.config.cache_key_tag == torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant", "wsd"])

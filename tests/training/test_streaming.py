@@ -172,8 +172,11 @@ class Watch(threading.Thread):
         self.out, self.most, self.over = out, 0, threading.Event()
 
     def run(self) -> None:
+        before = 0
         while not self.over.wait(0.001):
-            self.most = max(self.most, sum(map(self._bytes, (self.out / "stream", Path(f"{self.out}.stream")))))
+            now = sum(map(self._bytes, (self.out / "stream", Path(f"{self.out}.stream"))))
+            self.most = max(self.most, min(before, now))  # one walk may count a file and what replaced it
+            before = now
 
     def _bytes(self, folder: Path) -> int:
         found = 0
