@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import make_stream
 
-from gpt2lab.data.loader import Batch, Loader, Prefetcher, count_windows, micro_steps, permute, within_documents
+from gpt2lab.data.loader import Batch, Loader, Prefetcher, count_windows, draw, micro_steps, permute, within_documents
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError
 
@@ -35,14 +36,20 @@ def stream(tmp_path: Path) -> TokenStream:
     return counting(tmp_path, 1000, 37)
 
 
-def windows_of(batch: Batch, seq_len: int) -> list[int]:
-    """Which windows a batch over `counting` holds, checking that it holds them rightly."""
+def starts_of(batch: Batch, seq_len: int) -> list[int]:
+    """Where the rows of a batch over `counting` begin, checking that it holds them rightly."""
     starts = batch.tokens[:, :1]
     assert torch.equal(batch.tokens, starts + torch.arange(seq_len))
     assert torch.equal(batch.targets, batch.tokens + 1)
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64
-    assert not (starts % seq_len).any()
-    return (starts[:, 0] // seq_len).tolist()
+    return starts[:, 0].tolist()
+
+
+def windows_of(batch: Batch, seq_len: int) -> list[int]:
+    """Which windows a batch over `counting` holds."""
+    starts = starts_of(batch, seq_len)
+    assert not any(start % seq_len for start in starts)
+    return [start // seq_len for start in starts]
 
 
 def step_of(stream: TokenStream, step: int, seq_len: int, sequences: int, micro_batch: int, world: int) -> list[int]:
@@ -89,6 +96,35 @@ def test_a_batch_depends_on_its_arguments_alone(stream: TokenStream) -> None:
         assert windows_of(fresh.batch(step, m), 8) == windows
     other = Loader(stream, seq_len=8, sequences_per_step=6, micro_batch=3, seed=2)
     assert [windows_of(other.batch(step, m), 8) for step, m, _ in forward] != [windows for *_, windows in forward]
+
+
+def test_random_windows_begin_at_any_token_and_are_the_same_whatever_the_processes(stream: TokenStream) -> None:
+    def of_step(step: int, micro_batch: int, world: int, seed: int = 3) -> list[int]:
+        loaders = [Loader(stream, 8, 12, micro_batch, seed, world, rank, None, True) for rank in range(world)]
+        batches = [loader.batch(step, m) for m in range(loaders[0].micro_steps) for loader in loaders]
+        return [start for batch in batches for start in starts_of(batch, 8)]
+
+    steps = [of_step(step, 12, 1) for step in range(700)]
+    for step in (699, 7, 40, 0):  # in any order, by any number of processes
+        for micro_batch, world in ((1, 1), (3, 2), (1, 4), (6, 2)):
+            assert of_step(step, micro_batch, world) == steps[step]
+    assert {start for step in steps for start in step} == set(range(1000 - 8))  # the last reads the last token
+    assert of_step(0, 12, 1, seed=4) != steps[0]
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    numbers = np.arange(200_000).reshape(2, -1)
+    drawn = draw(numbers, 10, seed=-1)
+    assert drawn.shape == numbers.shape and drawn.dtype == np.int64
+    assert drawn.tolist() != draw(numbers, 10, seed=2**70).tolist()
+    pairs = np.stack([drawn.ravel()[:-1], drawn.ravel()[1:]])
+    for observed in (np.bincount(drawn.ravel(), minlength=10), np.bincount(pairs[0] * 10 + pairs[1], minlength=100)):
+        chi_square = ((observed - observed.mean()) ** 2 / observed.mean()).sum()
+        freedom = len(observed) - 1
+        assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+    assert draw(np.array([5]), 1, 0).tolist() == [0]
+    many = draw(np.arange(10_000) + 2**40, 1 << 39, seed=0)
+    assert len(set(many.tolist())) == 10_000 and many.mean() == pytest.approx(1 << 38, rel=0.03)
 
 
 def test_epochs_differ_in_their_order_and_a_step_may_span_several(stream: TokenStream, tmp_path: Path) -> None:
@@ -147,7 +183,7 @@ def test_a_step_that_does_not_divide_names_the_nearest_that_do(
     ],
 )
 def test_a_loader_that_cannot_be_is_refused(stream: TokenStream, change: dict[str, int], message: str) -> None:
-    arguments = {"seq_len": 8, "sequences_per_step": 12, "micro_batch": 3, "seed": 0, **change}
+    arguments: dict[str, Any] = {"seq_len": 8, "sequences_per_step": 12, "micro_batch": 3, "seed": 0, **change}
     with pytest.raises(InputError, match=message):
         Loader(stream, **arguments)
 

@@ -216,6 +216,12 @@ def test_batch_is_divided_among_the_processes(run: Run) -> None:
         assert named(facts.training_facts(RunData(run)))["Batch"].note == expected
 
 
+def test_the_way_in_which_sequences_are_drawn_is_told(run: Run, tmp_path: Path) -> None:
+    drawn = Run.create(tmp_path / "run", {**CONFIG, "sampling": "random"}, ENVIRONMENT)
+    assert "visited once per epoch" in facts.task(RunData(run))[1]
+    assert "each begins at a token that is drawn at random" in facts.task(RunData(drawn))[1]
+
+
 def test_a_stream_counts_segments_instead_of_epochs(run: Run, tmp_path: Path) -> None:
     stream = Run.create(tmp_path / "run", {**CONFIG, "data": "stream:stories"}, ENVIRONMENT)
     log_steps(stream, 300)

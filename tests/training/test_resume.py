@@ -62,6 +62,15 @@ def test_resuming_several_times_ends_as_the_unbroken_run(unbroken: Run, tmp_path
     assert_same_run(run, unbroken)
 
 
+def test_random_windows_resume_as_the_unbroken_run(data: Path, tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", model=PLAIN, sampling="random")
+    unbroken = train(dataclasses.replace(config, out=tmp_path / "unbroken"))
+    interrupted(config, 10)
+    assert_same_run(go_on(config), unbroken)
+    ordered = train(dataclasses.replace(config, sampling="permutation", out=tmp_path / "ordered"))
+    assert rows(ordered)[0]["train_loss"] != rows(unbroken)[0]["train_loss"]
+
+
 def test_the_unbroken_run_repeats_itself(unbroken: Run, tmp_path: Path) -> None:
     again = dataclasses.replace(saved_config(unbroken).as_asked(), out=tmp_path / "again")
     assert_same_run(train(again), unbroken)

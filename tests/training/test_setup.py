@@ -214,6 +214,7 @@ TO_RESUME: list[tuple[dict[str, Any], str | int, str]] = [
     ({"seed": 1}, 8, became("seed", 1337, 1)),
     ({"batch_tokens": 256}, 8, became("batch_tokens", 128, 256)),
     ({"seq_len": 8}, 8, became("seq_len", 16, 8)),
+    ({"sampling": "random"}, 8, became("sampling", "permutation", "random")),
     ({"mask_documents": True}, 8, became("mask_documents", False, True)),
     ({"data": "other_data"}, 8, r"the data given is not the run's: its fingerprint is \w{16}, .* \w{16};"),
     ({"data": "other_tokenizer"}, 8, r"the tokenizer given is not the run's: its fingerprint is \w{16}, .* \w{16};"),

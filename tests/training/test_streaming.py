@@ -142,6 +142,20 @@ def test_batches_are_those_of_each_file_in_its_own_permutation(tok: Path, tmp_pa
     assert step == BORDERS[-1] + BORDERS[0]
 
 
+def test_random_windows_stay_within_the_segment_of_their_step(tok: Path, tmp_path: Path) -> None:
+    segments = segments_of(tok, tmp_path / "stream")
+    loader = StreamLoader(segments, 16, 8, 4, seed=5, random=True)
+    ordered = StreamLoader(segments, 16, 8, 4, seed=5)
+    for number in range(2):
+        segments.prepare(number)
+    for step in (0, BORDERS[0]):
+        stream = loader.section(step).stream
+        rows = [loader.batch(step, micro_step).tokens for micro_step in (0, 1)]
+        starts = np.concatenate([loader.windows(step, micro_step) for micro_step in (0, 1)])
+        assert (starts % 16).any() and ordered.section(step).stream.name == stream.name
+        assert torch.equal(torch.cat(rows), torch.from_numpy(stream.read(starts, 16).astype(np.int64)))
+
+
 def test_training_segments_are_deleted_and_held_out_splits_kept(unbroken: Run) -> None:
     assert {*BORDERS, STEPS} <= set(saved_steps(unbroken))
     assert {path.suffix for path in (unbroken.stream / "preparing").rglob("*") if path.is_file()} == {".json"}

@@ -30,7 +30,8 @@ MODEL: dict[str, Any] = {
 EVERY: dict[str, Any] = {
     "data": Path("stream:fineweb"), "out": Path("runs/ä b"), "preset": "tiny", "model": GPTConfig(**MODEL),
     "optim": OptimConfig(**OPTIM), "tokenizer": Path("tok"), "column": "words", "max_disk": "20GB", "seq_len": 16,
-    "batch_tokens": 10**6, "micro_batch": 3, "mask_documents": True, "loader_workers": 0, "seed": -(2**70),
+    "batch_tokens": 10**6, "micro_batch": 3, "sampling": "random", "mask_documents": True, "loader_workers": 0,
+    "seed": -(2**70),
     "device": "cuda:1", "precision": "tf32", "compile": "on", "parallel": "fsdp", "activation_checkpointing": True,
     "deterministic": True, "on_spike": "skip", "spike_z": 0.5, "tracker": "wandb", "profile_steps": "10:15",
     "log_every": 1, "eval_every": 2, "eval_tokens": 0, "sample_every": 3, "sample_prompt": "\x00\n{\"",
@@ -147,6 +148,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ),
     (TrainConfig, {"preset": "gpt2-larg"}, r'unknown preset "gpt2-larg" \(did you mean "gpt2-large"\?\)'),
     (TrainConfig, {"init": Path("run"), "preset": "gpt2"}, "preset gpt2 and init run both determine the model"),
+    (TrainConfig, {"sampling": "randm"}, r'unknown sampling "randm" \(did you mean "random"\?\)'),
     (TrainConfig, {"hellaswag_every": 5}, "hellaswag_every needs --hellaswag FILE"),
     *(
         (TrainConfig, {name: value}, f"^{name} {value} is for --data stream:CORPUS, not for data")

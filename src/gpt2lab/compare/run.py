@@ -108,6 +108,7 @@ class ComparisonPlan:
         varied = {
             "data": [config.data for config in configs],
             "batch tokens": [recipe.batch_tokens for recipe in recipes],
+            "sampling": [config.sampling for config in configs],
             "sequence length": [c.seq_len or r.model.n_ctx for c, r in zip(configs, recipes, strict=True)],
         }
         differing = [name for name, values in varied.items() if len(set(values)) > 1]

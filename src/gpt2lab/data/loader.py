@@ -18,6 +18,10 @@ step, and a step reads the same sequences for any number of processes.
 The permutation is a Feistel network over the digits of an index in base (a, b), a * b >= n, that is applied again to
 results outside the set ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
 
+With random sampling, as in nanoGPT, a sequence may begin at any token, independently of all others:
+
+    start = hash(seed, number) mod (tokens - seq_len)
+
 If attention must stay within documents, a batch also holds, for each token, the document of its row that it belongs to
 and its position in that document. A document begins at ``<|endoftext|>``; one that began before the row counts from 0.
 
@@ -94,8 +98,28 @@ def _hash(x: np.ndarray) -> np.ndarray:
 
 
 def _round_keys(seed: int, epoch: int) -> np.ndarray:
-    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8 * ROUNDS)
-    return np.frombuffer(digest.digest(), dtype="<u8")
+    return _keys(f"{seed}/{epoch}", ROUNDS)
+
+
+def _keys(name: str, count: int) -> np.ndarray:
+    return np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8 * count).digest(), dtype="<u8")
+
+
+def draw(numbers: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Draw from {0, ..., n-1} with replacement: the outcome of each draw is a function of its number and the seed.
+
+    The generator is SplitMix64 (Steele, Lea & Flood 2014), whose state is a counter, so that any draw costs the same.
+
+    Args:
+        numbers: Numbers of the draws, integers of 0 or more, any shape.
+        n: Possible outcomes, 1 <= n < 2**40: each then has its probability to within 2**-23 of it.
+        seed: Any integer.
+
+    Returns:
+        int64 array with the shape of ``numbers``.
+    """
+    states = _keys(f"{seed}/random", 1) + np.asarray(numbers).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_hash(states) % np.uint64(n)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -142,6 +166,7 @@ class BatchLoader(ABC, Generic[Source]):
         world: Processes.
         rank: This process.
         eot: The id that documents begin with, to set `Batch.documents`; None leaves them out.
+        random: Whether windows begin at random tokens.
 
     Raises:
         InputError: The step is not divisible (see `micro_steps`).
@@ -155,12 +180,14 @@ class BatchLoader(ABC, Generic[Source]):
     world: int = 1
     rank: int = 0
     eot: int | None = None
+    random: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise InputError(f"rank {self.rank} of {self.world} processes; ranks go from 0 to {self.world - 1}")
         self.batch_tokens = self.sequences_per_step * self.seq_len
         self.micro_steps = micro_steps(self.batch_tokens, self.seq_len, self.micro_batch, self.world)
+        self._stride = 1 if self.random else self.seq_len
 
     @abstractmethod
     def section(self, step: int) -> Section:
@@ -172,7 +199,7 @@ class BatchLoader(ABC, Generic[Source]):
 
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
-        starts = self.windows(step, micro_step) * self.seq_len
+        starts = self.windows(step, micro_step) * self._stride
         rows = self.section(step).stream.read(starts, self.seq_len + 1)  # (B, T + 1)
         tokens, targets = (torch.from_numpy(part.astype(np.int64)) for part in (rows[:, :-1], rows[:, 1:]))
         if self.eot is None:
@@ -182,18 +209,20 @@ class BatchLoader(ABC, Generic[Source]):
     def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
         """Return the indices of the windows in that batch, (B,), or in the batch of another rank.
 
-        Window k of a section starts at token k * seq_len.
+        Window k of a section starts at token k * seq_len, or with random sampling at token k.
         """
         rank = self.rank if rank is None else rank
         if step < 0 or not 0 <= micro_step < self.micro_steps:
             raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
-        _, n, first_step, first_epoch = self.section(step)
-        first = (step - first_step) * self.sequences_per_step + (micro_step * self.world + rank) * self.micro_batch
-        epochs, positions = np.divmod(np.arange(first, first + self.micro_batch), n)
+        stream, n, first_step, first_epoch = self.section(step)
+        rows = (micro_step * self.world + rank) * self.micro_batch + np.arange(self.micro_batch)
+        if self.random:
+            return draw(step * self.sequences_per_step + rows, len(stream) - self.seq_len, self.seed)
+        epochs, positions = np.divmod((step - first_step) * self.sequences_per_step + rows, n)
         windows = np.empty_like(positions)
         for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            windows[rows] = permute(positions[rows], n, self.seed, first_epoch + int(epoch))
+            of_epoch = epochs == epoch
+            windows[of_epoch] = permute(positions[of_epoch], n, self.seed, first_epoch + int(epoch))
         return windows
 
     def is_ready(self, step: int) -> bool:
@@ -222,7 +251,7 @@ class BatchLoader(ABC, Generic[Source]):
 
 
 class Loader(BatchLoader[TokenStream]):
-    """The batches of data that is all on disk: one section, in a new permutation each epoch.
+    """The batches of data that is all on disk: one section, in a new permutation each epoch unless sampled.
 
     Raises:
         InputError: The stream is shorter than a window.

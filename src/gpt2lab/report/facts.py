@@ -137,7 +137,10 @@ def task(data: RunData) -> tuple[str, ...]:
     reading = (
         f"reads sequences of {seq_len} tokens; each is visited once per epoch, in an order drawn anew for each epoch."
     )
-    if data.streamed:
+    if data.config.get("sampling") == "random":
+        segment = " of one segment" if data.streamed else ""
+        reading = f"reads sequences of {seq_len} tokens{segment}; each begins at a token that is drawn at random."
+    elif data.streamed:
         reading = f"reads sequences of {seq_len} tokens of one segment, in an order drawn anew for each."
     goal = (
         "The task is to predict each token of a text from the tokens before it. A good model gives the text a high "

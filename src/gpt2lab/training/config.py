@@ -163,6 +163,8 @@ class TrainConfig:
     """Architecture; None is the preset's."""
     optim: OptimConfig | None = None
     """Optimizer; None is the preset's."""
+    sampling: Literal["permutation", "random"] = "permutation"
+    """Windows of a step: a permutation of consecutive windows each epoch, or random offsets, as nanoGPT draws them."""
     mask_documents: bool = False
     """Keep attention and positions within each document, in training and validation."""
     loader_workers: int = 2
@@ -223,6 +225,7 @@ class TrainConfig:
             require(value in (None, "auto") or value >= least, name, value, f"at least {least}")
         if self.hellaswag_every and self.hellaswag is None:
             raise InputError("hellaswag_every needs --hellaswag FILE")
+        one_of("sampling", self.sampling, ("permutation", "random"))
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
         prompt = ascii(self.sample_prompt)
         require(not re.search(r"\\ud[89a-f]", prompt), "sample_prompt", prompt, "text in the encoding of the terminal")

@@ -83,7 +83,10 @@ class Data:
     def loader(self, config: ResolvedConfig, comm: Communicator) -> BatchLoader[Any]:
         """Return the loader of one process's batches."""
         sequences = config.batch_tokens // config.seq_len
-        how = (config.seq_len, sequences, config.micro_batch, config.seed, comm.world_size, comm.rank, self.eot)
+        how = (
+            *(config.seq_len, sequences, config.micro_batch, config.seed, comm.world_size, comm.rank, self.eot),
+            config.sampling == "random",
+        )
         return StreamLoader(self.train, *how) if isinstance(self.train, SegmentStore) else Loader(self.train, *how)
 
     @staticmethod
