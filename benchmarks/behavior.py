@@ -104,7 +104,7 @@ TRAINING: dict[str, Options] = {
     "no-position": {"model.position": "none"},
     "grouped": {"model.n_kv_head": 2},
     "multi-query": {"model.n_kv_head": 1, "model.position": "rope", **NARROW},
-    "post-norm": {"model.norm": "post", "model.bias": False},
+    "post-norm": {"model.norm_placement": "post", "model.bias": False},
     "documents": {"mask_documents": True},
     "documents-rope": {"mask_documents": True, "model.position": "rope", **NARROW},
     "activation-checkpointing": {"activation_checkpointing": True, "model.dropout": 0.1},
@@ -138,7 +138,7 @@ MODELS: dict[str, dict[str, Any]] = {
     **{position: {"position": position} for position in ("rope", "sinusoidal", "none")},
     "grouped": {"n_kv_head": 2},
     "grouped-rope-window": {"n_kv_head": 1, "position": "rope", **WINDOW},
-    "post-norm": {"norm": "post"},
+    "post-norm": {"norm_placement": "post"},
     "no-bias": {"bias": False, "n_inner": 48},
 }
 """Architectures by name: what differs from GPT-2's."""

@@ -95,14 +95,12 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["reference", "matmul"])
-@pytest.mark.parametrize("n_inner", [None, 50])
+@pytest.mark.parametrize("options", [{}, {"n_inner": 50}, {"activation": "swiglu", "tied_head": False}], ids=str)
 @pytest.mark.parametrize(("B", "T"), [(1, 16), (3, 7)])
 def test_the_formula_equals_a_count_of_the_products_of_a_training_step(
-    B: int, T: int, n_inner: Any, kernel: Any
+    B: int, T: int, options: Any, kernel: Any
 ) -> None:
-    config = GPTConfig(
-        n_layer=3, n_head=2, n_embd=32, n_ctx=16, vocab_size=192, n_inner=n_inner, dropout=0.0, kernel=kernel
-    )
+    config = GPTConfig(n_layer=3, n_head=2, n_embd=32, n_ctx=16, vocab_size=192, dropout=0.0, kernel=kernel, **options)
     model = GPT(config)
     tokens = torch.zeros(B, T, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:

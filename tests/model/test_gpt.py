@@ -196,7 +196,7 @@ def test_under_autocast_the_stream_is_narrow_and_the_loss_fp32_and_near(grad: bo
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
 def test_weights_may_be_narrow_themselves(position: str, norm: str, dtype: torch.dtype) -> None:
-    model, wide = (model_of(position=position, norm=norm).eval() for _ in range(2))
+    model, wide = (model_of(position=position, norm_placement=norm).eval() for _ in range(2))
     tokens, targets = tokens_of(3, T), tokens_of(3, T, seed=1)
     loss = model.to(dtype)(tokens, targets).loss
     assert loss.dtype == torch.float32

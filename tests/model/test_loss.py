@@ -50,11 +50,21 @@ def test_the_fused_loss_equals_the_plain_one_at_the_borders_of_its_chunks(N: int
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 20), st.integers(2, 130), st.integers(0, 63))
-def test_the_fused_loss_equals_the_plain_one_for_any_shape(N: int, C: int, V: int, padding: int) -> None:
+@given(
+    st.integers(1, 90),
+    st.integers(1, 20),
+    st.integers(2, 130),
+    st.integers(0, 63),
+    st.sampled_from([None, 1.0, 30.0]),
+    st.sampled_from([0.0, 1e-4, 0.1]),
+)
+def test_the_fused_loss_equals_the_plain_one_for_any_shape(
+    N: int, C: int, V: int, padding: int, softcap: float | None, z_loss: float
+) -> None:
     x, weight, targets = inputs(N, C, V, padding, torch.float32)
-    found = loss_and_gradients(fused_loss(x, weight, targets, V), x, weight)
-    expected = loss_and_gradients(plain_loss(x, weight, targets, V), x, weight)
+    targets[1::3] = -100
+    found = loss_and_gradients(fused_loss(x, weight, targets, V, softcap, z_loss), x, weight)
+    expected = loss_and_gradients(plain_loss(x, weight, targets, V, softcap, z_loss), x, weight)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     assert (found[2][V:] == 0).all(), "the padding, whatever it holds, has no probability and no gradient"

@@ -137,7 +137,7 @@ def test_pooling_takes_the_mean_of_each_group() -> None:
 def test_post_norm_equals_hugging_faces_gpt_1() -> None:
     from transformers import OpenAIGPTConfig, OpenAIGPTModel
 
-    ours = model_of(norm="post")
+    ours = model_of(norm_placement="post")
     theirs = OpenAIGPTModel(OpenAIGPTConfig(vocab_size=61, n_positions=20, n_embd=32, n_layer=2, n_head=4)).eval()
     names = {"tokens_embed.weight": "wte.weight", "positions_embed.weight": "wpe.weight"}
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_post_norm_equals_hugging_faces_gpt_1() -> None:
 
 def test_post_norm_begins_without_scaled_projections_and_has_no_final_norm() -> None:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(6, 4, 128, 256, 1000, norm="post"))
+    model = GPT(GPTConfig(6, 4, 128, 256, 1000, norm_placement="post"))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2 and name != "wte.weight":
             assert parameter.std().item() == pytest.approx(0.02, rel=0.03), name
@@ -162,7 +162,7 @@ def test_parameters_of_the_variants_by_hand() -> None:
     plain = model_of().n_params
     assert model_of(position="rope").n_params == plain - 20 * 32
     assert model_of(n_kv_head=1).n_params == plain - 2 * (2 * 3 * 8) * (32 + 1)  # layers, k and v heads less, weights
-    assert model_of(norm="post").n_params == plain - 2 * 32
+    assert model_of(norm_placement="post").n_params == plain - 2 * 32
     assert model_of(mask="window", window=3).n_params == plain
 
 
@@ -218,7 +218,7 @@ def test_attention_weights_are_those_of_hugging_face(hugging_face_twin: Callable
 
 
 @pytest.mark.parametrize(
-    "options", [{"position": "rope"}, {"n_kv_head": 1}, {"mask": "window", "window": 3}, {"norm": "post"}], ids=str
+    "options", [{"position": "rope"}, {"n_kv_head": 1}, {"mask": "window", "window": 3}, {"norm_placement": "post"}], ids=str
 )
 def test_attention_weights_sum_to_one_and_are_zero_where_masked(options: dict[str, Any]) -> None:
     weights = attention_weights(model_of(**options), tokens_of(1))

@@ -175,8 +175,8 @@ def test_a_model_without_biases_is_exported_with_biases_of_zero(tmp_path: Path) 
         ({"position": "none"}, "position none"),
         ({"n_kv_head": 1}, "n_kv_head 1"),
         ({"mask": "window", "window": 4}, "mask window, window 4"),
-        ({"norm": "post"}, "norm post"),
-        ({"norm": "post", "position": "rope"}, "position rope, norm post"),
+        ({"norm_placement": "post"}, "norm_placement post"),
+        ({"norm_placement": "post", "position": "rope"}, "position rope, norm_placement post"),
     ],
     ids=str,
 )

@@ -177,7 +177,7 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
         ({"mask": "window", "window": 64}, "64 in all"),
         ({"mask": "strided", "window": 2}, "at a distance that is a multiple of 2 ("),
         ({"mask": "checkered {0}"}, "M is the mask checkered {0}, defined in imports/my.py."),
-        ({"norm": "post"}, "Layer norm follows each sum"),
+        ({"norm_placement": "post"}, "Layer norm follows each sum"),
     ],
 )
 def test_differences_from_gpt2_are_explained(options: dict, expected: str) -> None:

@@ -25,7 +25,7 @@ OPTIM: dict[str, Any] = {
 MODEL: dict[str, Any] = {
     "n_layer": 3, "n_head": 2, "n_embd": 64, "n_ctx": 4096, "vocab_size": 1000, "n_inner": 96, "bias": False,
     "dropout": 0.3, "kernel": "matmul", "position": "rope", "rope_base": 1e9, "n_kv_head": 1, "mask": "global",
-    "window": 16, "prefix": 8, "norm": "post",
+    "window": 16, "prefix": 8, "norm_placement": "post",
 }  # fmt: skip
 EVERY: dict[str, Any] = {
     "data": Path("stream:fineweb"), "out": Path("runs/ä b"), "preset": "tiny", "model": GPTConfig(**MODEL),

@@ -154,8 +154,9 @@ def _count_parameters(checkpoint: Path, config: dict[str, Any]) -> int:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     except (OSError, SafetensorError) as error:
         raise InputError(f"{weights}: cannot be read ({error}); the checkpoint is damaged") from error
-    rows, width = shapes["wte.weight"]
-    return sum(math.prod(shape) for shape in shapes.values()) - (rows - config["model"]["vocab_size"]) * width
+    heads = [shapes[name] for name in ("wte.weight", "lm_head.weight") if name in shapes]
+    padding = sum((rows - config["model"]["vocab_size"]) * width for rows, width in heads)
+    return sum(math.prod(shape) for shape in shapes.values()) - padding
 
 
 MAX_TOKENS = 22

@@ -31,6 +31,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.model.banded import BLOCK, Band, banded, fold_bias, make_bands
 from gpt2lab.model.cache import LayerCache
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.layers import make_norm
 from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, without_empty_rows
 from gpt2lab.runtime import key_compiled_code
 
@@ -303,6 +304,9 @@ class CausalSelfAttention(nn.Module):
         width = (config.n_head + 2 * config.kv_heads) * config.head_dim
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm, self.k_norm = (
+            make_norm(config, self.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(
         self,
@@ -323,9 +327,6 @@ class CausalSelfAttention(nn.Module):
         """Return queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), rotated to their positions."""
         H, K = self.n_head, self.n_kv_head
         heads = self.c_attn(x).view(*x.shape[:2], H + 2 * K, self.head_dim).transpose(1, 2)
-        if rotation is None:
-            q, k, v = heads.split((H, K, K), dim=1)
-            return q, k, v
-        rotated, v = heads.split((H + K, K), dim=1)
-        q, k = rotate(rotated, rotation).split((H, K), dim=1)
-        return q, k, v
+        q, k, v = heads.split((H, K, K), dim=1)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)

@@ -22,7 +22,12 @@ VOCAB_MULTIPLE = 64
 
 Kernel = Literal["auto", "reference", "matmul", "sdpa", "banded", "flex"]
 Position = Literal["learned", "sinusoidal", "rope", "none"]
-Norm = Literal["pre", "post"]
+Norm = Literal["layernorm", "rmsnorm"]
+NormPlacement = Literal["pre", "post", "sandwich"]
+Activation = Literal["gelu_tanh", "gelu", "relu", "relu2", "silu", "glu", "geglu", "swiglu"]
+GATED = ("glu", "geglu", "swiglu")
+INNER_MULTIPLE = 8
+"""The width of a gated feed-forward layer is rounded to a multiple of this."""
 MASK_OPTIONS = ("window", "prefix")
 
 
@@ -46,7 +51,7 @@ class GPTConfig:
     vocab_size: int = 50257
     """Entries of the vocabulary; training takes it from the data's tokenizer."""
     n_inner: int | None = None
-    """Width of the feed-forward layer; None is 4 * n_embd."""
+    """Width of the feed-forward layer; None is 4 * n_embd, and 8/3 * n_embd if gated, for as many parameters."""
     bias: bool = True
     """Biases in linear layers and layer norms."""
     dropout: float = 0.1
@@ -65,8 +70,28 @@ class GPTConfig:
     """Positions that a query attends to, including its own, for masks window and global; the stride of strided."""
     prefix: int | None = None
     """Leading positions: every query attends to them (mask global), or they attend to one another (prefix)."""
-    norm: Norm = "pre"
-    """Layer norm before each branch (GPT-2) or after each sum (GPT-1, Vaswani et al. 2017)."""
+    norm: Norm = "layernorm"
+    """layernorm (GPT-2), or rmsnorm, which divides by the root mean square only."""
+    norm_placement: NormPlacement = "pre"
+    """Norms before each branch (pre, GPT-2), after each sum (post, GPT-1), or before and after each branch (sandwich)."""
+    norm_eps: float = 1e-5
+    """Added under the root of a norm."""
+    norm_affine: bool = True
+    """Train a weight in each norm, and with bias a bias in each layernorm."""
+    qk_norm: bool = False
+    """Normalize each head's queries and keys before they are rotated and multiplied."""
+    activation: Activation = "gelu_tanh"
+    """Of the feed-forward layer; glu, geglu and swiglu are gated."""
+    parallel_blocks: bool = False
+    """Attention and feed-forward read the same normalized input and are added together, as in GPT-J."""
+    tied_head: bool = True
+    """Use the token embedding as the output head (GPT-2); otherwise the head is a matrix of its own."""
+    logit_softcap: float | None = None
+    """Squash logits to c * tanh(logits / c) for this c, as in Gemma 2 (30 there); None leaves them."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2 in the training loss, Z the sum of exp(logits), as in PaLM (1e-4 there)."""
+    embedding_norm: bool = False
+    """Normalize the embeddings before the first block, as in BLOOM."""
     import_sha256: str | None = None
     """SHA-256 of the imported file that defines the mask; --import sets it."""
 
@@ -74,9 +99,18 @@ class GPTConfig:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
-        for name, choices in (("kernel", Kernel), ("position", Position), ("norm", Norm)):
+        for name, choices in _CHOICES.items():
             one_of(name, getattr(self, name), get_args(choices))
         require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "at least 0 and below 1")
+        require(0.0 < self.norm_eps < 1.0, "norm_eps", self.norm_eps, "above 0 (usual: 1e-5 or 1e-6) and below 1")
+        require(0.0 <= self.z_loss < math.inf, "z_loss", self.z_loss, "at least 0 (usual: 1e-4) and finite")
+        softcap, usual = self.logit_softcap, "above 0 (usual: 15 to 30) and finite, or none"
+        require(softcap is None or 0.0 < softcap < math.inf, "logit_softcap", softcap, usual)
+        if self.parallel_blocks and self.norm_placement != "pre":
+            raise InputError(
+                f"parallel_blocks with norm_placement {self.norm_placement}: a parallel block has one norm, before its "
+                "branches; take norm_placement pre"
+            )
         self._check_heads()
         self._check_mask()
 
@@ -142,13 +176,25 @@ class GPTConfig:
 
     @property
     def inner(self) -> int:
-        """Width of the feed-forward layer."""
-        return self.n_inner or 4 * self.n_embd
+        """Width of the feed-forward layer: by default 4 C, and gated, with three matrices for two, 8/3 C rounded."""
+        if self.n_inner is not None or not self.is_gated:
+            return self.n_inner or 4 * self.n_embd
+        return max(1, round(8 * self.n_embd / 3 / INNER_MULTIPLE)) * INNER_MULTIPLE
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward layer has a gate."""
+        return self.activation in GATED
 
     @property
     def padded_vocab(self) -> int:
         """Rows of the token embedding: vocab_size rounded up to a multiple of 64."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def padding_params(self) -> int:
+        """Numbers in the padding rows of the token embedding, and of a head of its own."""
+        return (self.padded_vocab - self.vocab_size) * self.n_embd * (1 if self.tied_head else 2)
 
     def flops_per_token(self, T: int) -> float:
         """Return the operations of one training token (forward and backward) in sequences of T tokens.
@@ -161,7 +207,8 @@ class GPTConfig:
         attention. Over the peak rate this is model FLOPs utilization (MFU).
         """
         c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
-        block = c_attn + self.n_embd**2 + 2 * self.n_embd * self.inner  # attn.c_proj, the feed-forward
+        matrices = 3 if self.is_gated else 2
+        block = c_attn + self.n_embd**2 + matrices * self.n_embd * self.inner  # attn.c_proj, the feed-forward
         products = self.n_layer * block + self.vocab_size * self.n_embd
         keys = self.attention_mask.keys_per_query(T)
         return 6.0 * products + 12.0 * self.n_layer * self.n_embd * keys
@@ -183,6 +230,15 @@ class GPTConfig:
         """
         one_of("preset", name, PRESETS)
         return dataclasses.replace(PRESETS[name], **changes)
+
+
+_CHOICES = {
+    "kernel": Kernel,
+    "position": Position,
+    "norm": Norm,
+    "norm_placement": NormPlacement,
+    "activation": Activation,
+}
 
 
 def divisors(n: int) -> list[int]:

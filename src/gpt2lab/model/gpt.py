@@ -5,9 +5,8 @@
     x_l+1 = x_l' + feed_forward(layer_norm(x_l'))
     logits = layer_norm(x_L) wte^T
 
-Radford et al. 2019, section 2.3. With norm ``post``, as in GPT-1 (Radford et al. 2018), x_l' = layer_norm(x_l +
-attention(x_l)), the same for the feed-forward, and there is no final norm. Attention and positions: attention.py; who
-may attend to whom: masks.py.
+Radford et al. 2019, section 2.3. Norms and feed-forward layers, GPT-2's and later ones: layers.py; attention and
+positions: attention.py; who may attend to whom: masks.py. With post-norm, as in GPT-1, there is no final norm.
 
 Parameters keep the published names. The model knows nothing of devices, ranks or precision: run it under
 ``torch.autocast``, and the residual stream is kept in autocast's dtype.
@@ -42,34 +41,22 @@ from gpt2lab.model.attention import (
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_hf, write_hf
-from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, token_losses
+from gpt2lab.model.layers import FeedForward, make_norm
+from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, token_losses
 from gpt2lab.model.masks import Mask
 
 INIT_STD = 0.02
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between them, in its tanh form (Hendrycks & Gimpel 2016)."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.inner, bias=config.bias)
-        self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x (B, T, C) to (B, T, C)."""
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-
-
 class Block(nn.Module):
-    """Attention, then feed-forward, each on the normalized stream and added to it; or normalized after the sum."""
+    """Attention, then feed-forward, each on the normalized stream and added to it. This is GPT-2's; others follow."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.dropout, self.norm = config.dropout, config.norm
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.dropout = config.dropout
+        self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = make_norm(config)
         self.mlp = FeedForward(config)
 
     def forward(
@@ -80,12 +67,71 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
-        if self.norm == "pre":
-            x = x + F.dropout(self.attn(self.ln_1(x), bias, rotation, cache), self.dropout, self.training)
-            return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+        x = x + self.drop(self.attn(self.ln_1(x), bias, rotation, cache))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply dropout to what a branch adds."""
+        return F.dropout(x, self.dropout, self.training)
+
+
+class PostNormBlock(Block):
+    """Each sum is normalized: layer_norm(x + attention(x)), the same for the feed-forward (GPT-1, Vaswani et al.)."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        bias: AttentionBias = CAUSAL,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         dtype = x.dtype  # CUDA's autocast computes norms in fp32, which the stream would take on
-        x = self.ln_1(x + F.dropout(self.attn(x, bias, rotation, cache), self.dropout, self.training)).to(dtype)
-        return self.ln_2(x + F.dropout(self.mlp(x), self.dropout, self.training)).to(dtype)
+        x = self.ln_1(x + self.drop(self.attn(x, bias, rotation, cache))).to(dtype)
+        return self.ln_2(x + self.drop(self.mlp(x))).to(dtype)
+
+
+class SandwichBlock(Block):
+    """A norm before and after each branch: x + norm(attention(norm(x))) (Ding et al. 2021; Gemma 2)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.ln_1_post, self.ln_2_post = make_norm(config), make_norm(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        bias: AttentionBias = CAUSAL,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
+        dtype = x.dtype
+        x = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), bias, rotation, cache)).to(dtype))
+        return x + self.drop(self.ln_2_post(self.mlp(self.ln_2(x))).to(dtype))
+
+
+class ParallelBlock(Block):
+    """Both branches read one normalized input: x + attention(norm(x)) + mlp(norm(x)) (Wang & Komatsuzaki 2021)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        del self.ln_2
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        bias: AttentionBias = CAUSAL,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
+        normalized = self.ln_1(x)
+        return x + self.drop(self.attn(normalized, bias, rotation, cache)) + self.drop(self.mlp(normalized))
+
+
+BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
+"""By ``norm_placement``."""
 
 
 class GPTOutput(NamedTuple):
@@ -111,8 +157,12 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias) if config.norm == "pre" else nn.Identity()
+        self.ln_0 = make_norm(config) if config.embedding_norm else nn.Identity()
+        block = ParallelBlock if config.parallel_blocks else BLOCKS[config.norm_placement]
+        self.h = nn.ModuleList(block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
+        if not config.tied_head:
+            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
         self._initialize()
 
     def forward(
@@ -157,7 +207,9 @@ class GPT(nn.Module):
             return GPTOutput(self.head(x), None)
         if self.training:
             warn_of_leaks(self.mask if mask is None else mask)
-        loss = fused_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size)
+        config, z_loss = self.config, self.config.z_loss if self.training else 0.0
+        output = x.flatten(0, 1), self.head_weight, targets.flatten()
+        loss = fused_loss(*output, config.vocab_size, config.logit_softcap, z_loss)
         return GPTOutput(self.head(x) if return_logits else None, loss)
 
     def hidden(
@@ -192,6 +244,7 @@ class GPT(nn.Module):
         elif self.config.position == "sinusoidal":
             positions = _from(start, tokens) if positions is None else positions
             x = x + sinusoidal(positions, self.config.n_embd).to(x.dtype)
+        x = self.ln_0(x)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -199,7 +252,13 @@ class GPT(nn.Module):
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (.., V) of the final stream x (.., C)."""
-        return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
+        logits = F.linear(x, self.head_weight)[..., : self.config.vocab_size]
+        return soft_capped(logits, self.config.logit_softcap)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The matrix (padded V, C) of the output head: the token embedding, unless the head is its own."""
+        return self.wte.weight if self.config.tied_head else self.lm_head.weight
 
     def token_losses(
         self,
@@ -215,8 +274,8 @@ class GPT(nn.Module):
         """
         with torch.no_grad():
             x = self.hidden(tokens, documents=documents, positions=positions)[:, tokens.shape[1] - targets.shape[1] :]
-            losses = token_losses(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.config.vocab_size)
-            return losses.view(targets.shape)
+            output = x.flatten(0, 1), self.head_weight, targets.flatten()
+            return token_losses(*output, self.config.vocab_size, self.config.logit_softcap).view(targets.shape)
 
     def new_cache(self, batch: int, padding: torch.Tensor | None = None, room: int | None = None) -> KVCache:
         """Return an empty cache for ``batch`` rows, on the model's device, in the dtype of keys and values."""
@@ -227,9 +286,8 @@ class GPT(nn.Module):
 
     @property
     def n_params(self) -> int:
-        """Parameters of the unpadded model, the tied head counted once."""
-        padding = (self.config.padded_vocab - self.config.vocab_size) * self.config.n_embd
-        return sum(p.numel() for p in self.parameters()) - padding
+        """Parameters of the unpadded model, a tied head counted once."""
+        return sum(p.numel() for p in self.parameters()) - self.config.padding_params
 
     @classmethod
     def from_hf(cls, source: Path | str) -> GPT:
@@ -260,10 +318,10 @@ class GPT(nn.Module):
     def _initialize(self) -> None:
         """Set weights to N(0, 0.02) and biases to 0 (Radford et al. 2018, section 4.1).
 
-        With norm ``pre``, projections that end a residual branch are scaled by 1/sqrt(2 n_layer), since nothing keeps
-        the stream from growing with depth (Radford et al. 2019, section 2.3). With ``post`` every sum is normalized.
+        Projections that end a residual branch are scaled by 1/sqrt(2 n_layer), since nothing keeps the stream from
+        growing with depth (Radford et al. 2019, section 2.3), except where norms follow: post and sandwich.
         """
-        depth = 2 * self.config.n_layer if self.config.norm == "pre" else 1
+        depth = 2 * self.config.n_layer if self.config.norm_placement == "pre" else 1
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -271,7 +329,8 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=INIT_STD / math.sqrt(depth))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=INIT_STD)
-        self.wte.weight[self.config.vocab_size :] = 0.0
+        for embedding in {self.wte.weight, self.head_weight}:
+            embedding[self.config.vocab_size :] = 0.0
 
     def _attention_pattern(
         self,

@@ -30,19 +30,53 @@ WEIGHT_ROWS = 8192
 """Rows of the weight's gradient added at once on a CPU: all at once take its size again twice over in bf16."""
 
 
-def plain_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """The reference: logits, then cross-entropy. x (N, C), weight (padded V, C), targets (N,) -> loss ()."""
-    logits = F.linear(x, weight.to(x.dtype))[:, :vocab_size]
-    return F.cross_entropy(logits.float(), targets)
+def plain_loss(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> torch.Tensor:
+    """The reference: logits, then cross-entropy.
+
+    Args:
+        x: The final stream (N, C).
+        weight: The output head (padded V, C).
+        targets: Ids (N,).
+        vocab_size: V; further rows of the weight are padding.
+        softcap: Logits are c tanh(logits / c) for this c (Gemma Team 2024, section 2); None leaves them.
+        z_loss: Weight of (log sum_v exp logits_v)^2, which keeps the sum near 1 (Chowdhery et al. 2022, section 5).
+
+    Returns:
+        The mean loss in nats, fp32, shape ().
+    """
+    logits = soft_capped(F.linear(x, weight.to(x.dtype))[:, :vocab_size].float(), softcap)
+    loss = F.cross_entropy(logits, targets)
+    return loss + z_loss * logits[targets != IGNORE_INDEX].logsumexp(-1).square().mean() if z_loss else loss
 
 
-def fused_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """The same number as `plain_loss` in a fraction of its memory. Returns the mean loss in nats, fp32, shape ()."""
-    return _FusedLoss.apply(x, weight, targets, vocab_size)  # type: ignore[no-any-return]
+def fused_loss(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> torch.Tensor:
+    """The same number as `plain_loss` in a fraction of its memory."""
+    return _FusedLoss.apply(x, weight, targets, vocab_size, softcap, z_loss)  # type: ignore[no-any-return]
+
+
+def soft_capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Return c tanh(logits / c), or the logits themselves if c is None."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 @torch.no_grad()
-def token_losses(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def token_losses(
+    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int, softcap: float | None = None
+) -> torch.Tensor:
     """Return the loss of each position in nats, fp32, shape (N,), 0 where the target is ignored.
 
     Arguments as for `plain_loss`; no gradient.
@@ -55,7 +89,7 @@ def token_losses(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, v
         for rows in _chunks(len(x), CHUNK_ROWS):
             logits = x[rows] @ w.T  # (R, padded V)
             for part in _chunks(len(logits), _softmax_rows(logits)):
-                z = logits[part, :vocab_size].float()
+                z = soft_capped(logits[part, :vocab_size].float(), softcap)
                 chosen = z.gather(1, targets[rows][part, None]).squeeze(1)
                 losses[rows][part] = torch.logsumexp(z, dim=1) - chosen
     return losses.masked_fill_(ignored, 0.0)
@@ -69,14 +103,22 @@ def _softmax_rows(logits: torch.Tensor) -> int:
     return max(1, SOFTMAX_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else CHUNK_ROWS
 
 
-def _losses_and_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def _losses_and_gradient_(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, softcap: float | None, z_loss: float
+) -> torch.Tensor:
     """Replace logits (R, padded V) by the gradient of each row's loss in place; return the losses (R, 1)."""
-    z = logits[:, :vocab_size].float()  # (R, V)
+    z = soft_capped(logits[:, :vocab_size].float(), softcap)  # (R, V)
     chosen = z.gather(1, targets[:, None])
     log_probabilities = torch.log_softmax(z, dim=1)
     losses = -log_probabilities.gather(1, targets[:, None])
     gradient = log_probabilities.exp_()
+    if z_loss:
+        log_sum = losses + chosen  # -log p + z = log sum exp
+        losses = losses + z_loss * log_sum.square()
+        gradient *= 1.0 + 2.0 * z_loss * log_sum
     gradient.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
+    if softcap is not None:
+        gradient.sub_(gradient * z.div_(softcap).square_())  # times 1 - tanh^2, the derivative of c tanh(x / c)
     logits[:, :vocab_size] = gradient
     logits[:, vocab_size:] = 0.0
     return losses
@@ -87,12 +129,18 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        vocab_size: int,
+        softcap: float | None,
+        z_loss: float,
     ) -> torch.Tensor:
         ignored = (targets == IGNORE_INDEX)[:, None]
         count = len(x) - ignored.sum()
-        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            return token_losses(x, weight, targets, vocab_size).sum() / count
+        if not z_loss and not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            return token_losses(x, weight, targets, vocab_size, softcap).sum() / count
         targets = targets.masked_fill(ignored[:, 0], 0)
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(x.dtype)
@@ -103,7 +151,7 @@ class _FusedLoss(torch.autograd.Function):
             for rows in _chunks(len(x), CHUNK_ROWS):
                 logits = torch.mm(x[rows], w.T, out=buffer[: len(x[rows])])  # (R, padded V)
                 for part in _chunks(len(logits), _softmax_rows(logits)):
-                    losses = _losses_and_gradient_(logits[part], targets[rows][part], vocab_size)
+                    losses = _losses_and_gradient_(logits[part], targets[rows][part], vocab_size, softcap, z_loss)
                     loss += losses.masked_fill_(ignored[rows][part], 0.0).sum()
                 torch.mm(logits, w, out=grad_x[rows])
                 kept = x[rows].masked_fill(ignored[rows], 0.0)  # an ignored row has no part in the weight's gradient
@@ -117,7 +165,7 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_output: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
         grad_x, grad_weight, count = ctx.saved_tensors
         scale = grad_output / count  # (), fp32: multiplies in fp32 whatever grad_x is
-        return grad_x * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None
+        return grad_x * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None, None, None

@@ -20,7 +20,8 @@ bytes each) live as long as the activations.
 A block keeps for its backward pass, in bytes per token (s per number, m in dropout's mask, r in the input of a norm):
 
     two branches        2 (C (r + s + m) + 8)                       norm: input, output, mean, deviation; dropout's mask
-    feed-forward        2 inner s                                   outputs of c_fc and of GELU
+    feed-forward        2 inner s                                   outputs of c_fc and of GELU; gated 4 inner s: c_fc's
+                                                                    two halves, the function of the gate, the product
     attention           C s + one of these, with E = (n_head + 2 n_kv_head) head_dim numbers in q, k, v:
       fused kernels     E s + 4 n_head                              the log of each row's sum; with rope, q and k again
       plain products    E s + n_head T (softmax, mask, product)     the weights are (B, H, T, T)
@@ -109,8 +110,7 @@ def parameter_shapes(model: GPTConfig) -> dict[str, torch.Size]:
 
 def n_params(model: GPTConfig) -> int:
     """Return the number of parameters, without the padding of the vocabulary."""
-    padding = (model.padded_vocab - model.vocab_size) * model.n_embd
-    return sum(size.numel() for size in parameter_shapes(model).values()) - padding
+    return sum(size.numel() for size in parameter_shapes(model).values()) - model.padding_params
 
 
 def estimate(shape: Shape) -> Memory:
@@ -156,19 +156,30 @@ def estimate(shape: Shape) -> Memory:
 
 
 def block_activations(shape: Shape) -> int:
-    """Return the bytes that a block keeps for its backward pass: inputs of norms, products, GELU and dropout."""
+    """Return the bytes that a block keeps for its backward pass: inputs of norms, products, activations and dropout."""
     attention = _branch(shape) + _attention(shape).kept + shape.rows * shape.model.n_embd * shape.size
-    return attention + _feed_forward(shape)
+    shared = _norm(shape) + shape.rows * shape.model.n_embd * shape.size if shape.model.parallel_blocks else 0
+    return attention + _feed_forward(shape) - shared
 
 
 def _feed_forward(shape: Shape) -> int:
-    return _branch(shape) + 2 * shape.rows * shape.model.inner * shape.size
+    """Return the bytes of its branch, and of what the activation and c_proj keep."""
+    kept = 4 if shape.model.is_gated else 1 if shape.model.activation == "relu" else 2
+    return _branch(shape) + kept * shape.rows * shape.model.inner * shape.size
 
 
 def _branch(shape: Shape) -> int:
-    """Return the bytes of a branch's norm (input, output, mean and deviation) and of its dropout's mask."""
+    """Return the bytes of a branch's norms, of the output of the first, and of its dropout's mask."""
+    norms = 2 if shape.model.norm_placement == "sandwich" else 1
+    return norms * _norm(shape) + shape.rows * shape.model.n_embd * (shape.size + shape.mask_size)
+
+
+def _norm(shape: Shape) -> int:
+    """Return the bytes of a norm's input, of its statistics, and of the quotient that rmsnorm's weight multiplies."""
+    model = shape.model
     read = FP32 if shape.device == "cuda" else shape.size  # autocast on a GPU runs norms in fp32 and keeps that copy
-    return shape.rows * (shape.model.n_embd * (read + shape.size + shape.mask_size) + 2 * FP32)
+    quotient = shape.size if model.norm == "rmsnorm" and model.norm_affine else 0
+    return shape.rows * (model.n_embd * (read + quotient) + 2 * FP32)
 
 
 @dataclass(frozen=True)
@@ -203,14 +214,14 @@ def _attention(shape: Shape) -> _Attention:
 def _fused(shape: Shape, angles: int, mask: int) -> _Attention:
     """Count q, k, v and the log of each row's sum; in the backward pass, their gradients and the output's.
 
-    q, k and v are views of c_attn's output; with rope, q and k are rotated copies, and v keeps all of that output
+    q, k and v are views of c_attn's output; rotated or normalized, q and k are copies, and v keeps all of that output
     alive. The kernel's output is laid out by head, as q is, and copied for c_proj. An explicit mask becomes an additive
     one in every block.
     """
     model = shape.model
     heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
-    rotated = heads - model.kv_heads * model.head_dim + model.n_embd if model.position == "rope" else 0
-    kept = shape.rows * ((heads + rotated) * shape.size + model.n_head * FP32) + mask * shape.size
+    copied = heads - model.kv_heads * model.head_dim + model.n_embd if model.position == "rope" or model.qk_norm else 0
+    kept = shape.rows * ((heads + copied) * shape.size + model.n_head * FP32) + mask * shape.size + _qk_norm(shape)
     return _Attention(kept, shape.rows * (heads + model.n_embd) * shape.size, angles + mask)
 
 
@@ -227,7 +238,9 @@ def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
     weights = shape.B * model.n_head * shape.T**2
     groups = model.kv_heads if kernel == "matmul" else model.n_head  # the others repeat keys and values
     heads = shape.rows * (model.n_head + 2 * groups) * model.head_dim
-    return _Attention(heads * product + weights * kept, weights * (3 * softmax + mask - kept), shared)
+    c_attn = shape.rows * (model.n_head + 2 * model.kv_heads) * model.head_dim * size if model.qk_norm else 0
+    others = heads * product + c_attn + _qk_norm(shape)
+    return _Attention(others + weights * kept, weights * (3 * softmax + mask - kept), shared)
 
 
 def _banded(shape: Shape, shared: int) -> _Attention:
@@ -242,9 +255,17 @@ def _banded(shape: Shape, shared: int) -> _Attention:
     ]
     weights = shape.B * model.n_head
     heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
-    kept = shape.rows * heads * size + (weights * sum(bands) if model.dropout else 0)
+    copied = heads - model.kv_heads * model.head_dim if model.qk_norm else 0
+    kept = shape.rows * (heads + copied) * size + _qk_norm(shape) + (weights * sum(bands) if model.dropout else 0)
     work = (5 if model.dropout else 3) * weights * max(bands) * size
     return _Attention(kept, shape.rows * (heads + model.n_embd) * size + work, shared + sum(bands) * size)
+
+
+def _qk_norm(shape: Shape) -> int:
+    """Return the bytes that the norms of q and k keep, besides their inputs and outputs."""
+    model = shape.model
+    quotient = model.head_dim * shape.size if model.norm == "rmsnorm" and model.norm_affine else 0
+    return shape.rows * (model.n_head + model.kv_heads) * (quotient + 2 * FP32) if model.qk_norm else 0
 
 
 def _loss(shape: Shape, embedding: int) -> int:
