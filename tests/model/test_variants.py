@@ -218,7 +218,9 @@ def test_attention_weights_are_those_of_hugging_face(hugging_face_twin: Callable
 
 
 @pytest.mark.parametrize(
-    "options", [{"position": "rope"}, {"n_kv_head": 1}, {"mask": "window", "window": 3}, {"norm_placement": "post"}], ids=str
+    "options",
+    [{"position": "rope"}, {"n_kv_head": 1}, {"mask": "window", "window": 3}, {"norm_placement": "post"}],
+    ids=str,
 )
 def test_attention_weights_sum_to_one_and_are_zero_where_masked(options: dict[str, Any]) -> None:
     weights = attention_weights(model_of(**options), tokens_of(1))

@@ -25,7 +25,9 @@ OPTIM: dict[str, Any] = {
 MODEL: dict[str, Any] = {
     "n_layer": 3, "n_head": 2, "n_embd": 64, "n_ctx": 4096, "vocab_size": 1000, "n_inner": 96, "bias": False,
     "dropout": 0.3, "kernel": "matmul", "position": "rope", "rope_base": 1e9, "n_kv_head": 1, "mask": "global",
-    "window": 16, "prefix": 8, "norm_placement": "post",
+    "window": 16, "prefix": 8, "norm": "rmsnorm", "norm_placement": "post", "norm_eps": 1e-6, "norm_affine": False,
+    "qk_norm": True, "activation": "swiglu", "tied_head": False, "logit_softcap": 30.0, "z_loss": 1e-4,
+    "embedding_norm": True,
 }  # fmt: skip
 EVERY: dict[str, Any] = {
     "data": Path("stream:fineweb"), "out": Path("runs/ä b"), "preset": "tiny", "model": GPTConfig(**MODEL),
@@ -38,7 +40,7 @@ EVERY: dict[str, Any] = {
     "hellaswag": Path("h.jsonl"), "hellaswag_every": 4, "checkpoint_every": 5, "keep_last": 6, "patience": 9,
     "resume": "100",
 }  # fmt: skip
-"""Every option but the lengths and init, none at its default."""
+"""Every option that goes with the others, none at its default."""
 LENGTH: list[dict[str, Any]] = [{}, {"steps": 5}, {"max_tokens": 10**12}, {"epochs": 0.1}]
 
 
@@ -53,7 +55,7 @@ def test_to_json_and_back(length: dict[str, Any]) -> None:
     assert_survives_json(TrainConfig(init=Path("run"), model=GPTConfig(dropout=0.0), **length))
     for kind, values in ((TrainConfig, EVERY), (OptimConfig, OPTIM), (GPTConfig, MODEL)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-        free = {"init", "steps", "epochs", "max_tokens", "warmup_tokens", "import_sha256"}
+        free = {"init", "steps", "epochs", "max_tokens", "warmup_tokens", "import_sha256", "parallel_blocks"}
         assert defaults.keys() - values.keys() <= free
         assert all(value != defaults[name] for name, value in values.items()), kind
 

@@ -73,7 +73,7 @@ class GPTConfig:
     norm: Norm = "layernorm"
     """layernorm (GPT-2), or rmsnorm, which divides by the root mean square only."""
     norm_placement: NormPlacement = "pre"
-    """Norms before each branch (pre, GPT-2), after each sum (post, GPT-1), or before and after each branch (sandwich)."""
+    """Norms before each branch (pre, GPT-2), after each sum (post, GPT-1), or on both sides of a branch (sandwich)."""
     norm_eps: float = 1e-5
     """Added under the root of a norm."""
     norm_affine: bool = True

@@ -5,10 +5,12 @@ Every number is one of the run directory's, rounded, or follows from them by the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
@@ -204,9 +206,20 @@ _MODEL = {
     "mask": ("Attention mask", ""),
     "window": ("Window of the mask, in tokens", ""),
     "prefix": ("Prefix of the mask, in tokens", ""),
-    "norm": ("Layer norm before or after", ""),
+    "norm": ("Norm", ""),
+    "norm_placement": ("Norms stand", ""),
+    "norm_eps": ("Epsilon of the norms", "ε"),
+    "norm_affine": ("Norms have weights", ""),
+    "qk_norm": ("Queries and keys are normalized", ""),
+    "activation": ("Activation", ""),
+    "parallel_blocks": ("Branches are parallel", ""),
+    "tied_head": ("The embedding is the output head", ""),
+    "logit_softcap": ("Bound of the logits", "c"),
+    "z_loss": ("Weight of the loss on log Z", ""),
+    "embedding_norm": ("Embeddings are normalized", ""),
 }
-_GPT2 = {"n_kv_head": None, "position": "learned", "mask": "causal", "norm": "pre", "window": None, "prefix": None}
+_SIZES = {"n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "bias", "dropout", "kernel", "rope_base"}
+_GPT2 = {name: value for name, value in dataclasses.asdict(GPTConfig()).items() if name not in _SIZES}
 """GPT-2's values of the options that change the architecture; these are shown only if they differ."""
 
 
@@ -216,8 +229,9 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
     width, heads = options.get("n_embd"), options.get("n_head")
     if isinstance(width, int) and isinstance(heads, int) and heads > 0:
         options["head_dim"] = width // heads
-    if isinstance(width, int) and options.get("n_inner", 0) is None:
-        options["n_inner"] = 4 * width
+    if options.get("n_inner", 0) is None:
+        with suppress(InputError, TypeError):  # of a damaged configuration
+            options["n_inner"] = GPTConfig(**data.options("model")).inner
     if options.get("position") != "rope":
         options.pop("rope_base", None)
     sha256 = options.pop("import_sha256", None)
@@ -309,7 +323,7 @@ def deviations(model: Mapping[str, Any], imported: Path | None = None) -> tuple[
         texts.append(_MASK[mask].format(window=model.get("window"), prefix=model.get("prefix")))
     else:
         texts.append(f"M is the mask {mask}{f', defined in imports/{imported.name}' if imported else ''}.")
-    if model.get("norm") == "post":
+    if model.get("norm_placement") == "post":
         texts.append("Layer norm follows each sum instead of preceding each branch.")
     return tuple(filter(None, texts))
 
