@@ -32,11 +32,9 @@ from gpt2lab.evaluation.text_quality import (
     Row,
     TextQuality,
     choose_prompts,
-    findings,
     measure_texts,
     save_text_quality,
     saved_texts,
-    text_table,
 )
 from gpt2lab.generation import DecodingStrategy
 from gpt2lab.model.config import GPTConfig
@@ -237,7 +235,7 @@ def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path)
     assert kept["rows"][3]["figures"] == quality.rows[3].figures
     assert kept["examples"][0]["completions"].keys() == {row.name for row in quality.rows[1:]}
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert table_of(text_table(quality), "a title").row_count == 12
+    assert table_of(quality, "a title").row_count == 12
     assert saved_texts(Run(tmp_path)) == quality
     read = page.read_text(encoding="utf-8")
     assert "](text.png)" in read and quality.protocol in read and "| nucleus 0.95 |" in read
@@ -259,12 +257,12 @@ def test_strategies_as_diverse_as_the_held_out_text_are_compared() -> None:
         row("nucleus 0.9", DecodingStrategy(top_p=0.9), 1.9, 70.5, 0.97),
         row("nucleus 0.5", DecodingStrategy(top_p=0.5), 1.7, 85.0, 1.0),
     )
-    likeliest, diverse = findings(TextQuality(rows, (), "a protocol"))
+    likeliest, diverse = TextQuality(rows, (), "a protocol").findings
     assert "self-BLEU 95.0 against 70.0" in likeliest and "25.0\u00a0% of its texts end in a loop" in likeliest
     assert "temperature 1.0 (self-BLEU 69.0): perplexity 2.10, 62.5\u00a0% grammatical" in diverse
     assert "nucleus 0.9 (self-BLEU 70.5): perplexity 1.90, 97.0\u00a0% grammatical" in diverse
     assert "0.5" not in diverse.replace("70.5", "")
-    assert findings(TextQuality(rows[1:], (), "without held-out text")) == ()
+    assert TextQuality(rows[1:], (), "without held-out text").findings == []
 
 
 @pytest.mark.parametrize(

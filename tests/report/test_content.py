@@ -135,7 +135,7 @@ def test_runs_of_the_same_name_are_called_by_their_folders_too(tmp_path: Path, n
 def test_texts_without_the_metrics_of_the_plot_have_no_plot(run: Run) -> None:
     save_texts(run, [{"name": "held-out text", "strategy": None, "figures": {"perplexity": 3.25}}])
     content = content_of(run)
-    assert content.texts is not None and "texts" not in content.pictures
+    assert content.data.texts is not None and "texts" not in content.pictures
 
 
 def test_every_option_is_shown_as_in_the_configuration_but_paths_from_the_working_directory(

@@ -21,7 +21,7 @@ from gpt2lab.imports import trust
 from gpt2lab.runs import Run
 
 if TYPE_CHECKING:
-    from gpt2lab.evaluation.text_quality import TextTable
+    from gpt2lab.evaluation.text_quality import TextQuality as MeasuredTexts
 
 TABLE_WIDTH = 130
 """Columns of the table of texts in a file; a narrower terminal wraps its lines."""
@@ -229,7 +229,7 @@ class TextQuality(Command):
 
     def run(self) -> None:
         """Print the table; save it, with its plot, in the run directory."""
-        from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality, text_table
+        from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality
 
         run = self.model.load()
         dataset = run.dataset(self.data)
@@ -238,7 +238,7 @@ class TextQuality(Command):
         prompts = choose_prompts(dataset, self.split, run.model.config.n_ctx, *size)
         with console.bar("strategies") as progress:
             quality = measure_texts(run.model, run.tokenizer, prompts, run.runtime, self.seed, progress)
-        table = table_of(text_table(quality), f"{split}, checkpoint of step {run.checkpoint.step}")
+        table = table_of(quality, f"{split}, checkpoint of step {run.checkpoint.step}")
         # print(width=...) of the shared console is limited to the terminal's width, and would cut figures off
         console.Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
         print(f"protocol: {quality.protocol}")
@@ -246,13 +246,13 @@ class TextQuality(Command):
             print(path)
 
 
-def table_of(texts: TextTable, title: str) -> Table:
+def table_of(texts: MeasuredTexts, title: str) -> Table:
     """Return the quality of texts as a table for the terminal, a row for each decoding strategy."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("texts", no_wrap=True)
-    for name in texts.columns:
-        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row in texts.rows:
+    head, *rows = texts.table
+    for name in head:
+        table.add_column(name.replace(" ", "\n"), justify="left" if name == "texts" else "right", no_wrap=True)
+    for row in rows:
         table.add_row(*row)
     return table
 

@@ -139,6 +139,42 @@ class TextQuality:
         """Return the figures of a row; empty if there is no row of that name."""
         return next((row.figures for row in self.rows if row.name == name), {})
 
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """The figures as text: the names of the metrics, then a row for the held-out text and for each strategy."""
+        metrics = tuple(dict.fromkeys(metric for row in self.rows for metric in row.figures))
+        rows = [(row.name, *(row.number(m) if m in row.figures else "" for m in metrics)) for row in self.rows]
+        return [("texts", *(metric.replace("_", " ") for metric in metrics)), *rows]
+
+    @property
+    def findings(self) -> list[str]:
+        """Greedy decoding, and each kind of sampling where it is about as diverse as the held-out text, in words."""
+        if not self.can_be_drawn:
+            return []
+        human, families = self.drawn[0], self.families
+        found = [
+            f"Greedy decoding: self-BLEU {row.number('self_bleu')} against {human.number('self_bleu')} of the held-out "
+            f"text, perplexity {row.number('perplexity')} against {human.number('perplexity')}; "
+            f"{row.share('repetition')} of its texts end in a loop."
+            for row in families.pop("greedy", [])
+        ]
+        metric, what = ("repetition", "ending in a loop")
+        if "grammatical" in human.figures:
+            metric = what = "grammatical"
+        bleu = human.figures["self_bleu"]
+        diverse = [min(rows, key=lambda row: abs(row.figures["self_bleu"] - bleu)) for rows in families.values()]
+        if diverse:
+            each = [
+                f"{row.name} (self-BLEU {row.number('self_bleu')}): perplexity {row.number('perplexity')}, "
+                f"{row.share(metric)} {what}"
+                for row in diverse
+            ]
+            found.append(
+                "Each kind of sampling at the setting that is nearest to the held-out text in diversity (self-BLEU "
+                f"{human.number('self_bleu')}, perplexity {human.number('perplexity')}): {'; '.join(each)}."
+            )
+        return found
+
 
 def choose_prompts(
     dataset: TokenDataset,
@@ -266,17 +302,6 @@ def _protocol(prompts: Prompts) -> str:
     )
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """Figures of texts; the first row is the held-out text."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    """The strategy, then its figures."""
-    protocol: str
-    findings: tuple[str, ...]
-
-
 def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> tuple[Path, ...]:
     """Write ``text.json``, ``text.png`` and ``text.md`` for the weights of a step; return their paths."""
     folder = run.evaluations(step)
@@ -298,10 +323,10 @@ def draw_text_quality(quality: TextQuality, title: str = "") -> Figure:
 
 def _markdown(quality: TextQuality, title: str) -> str:
     """Return the table and the examples as a page that shows ``text.png``."""
-    table = text_table(quality)
-    rows = [("texts", *table.columns), ("---", *("---:" for _ in table.columns)), *table.rows]
+    head, *rows = quality.table
+    rows = [head, ("---", *("---:" for _ in head[1:])), *rows]
     parts = [f"# Texts by decoding strategy: {title}", "![Fluency against diversity](text.png)", CAPTION]
-    parts += [*table.findings, "\n".join(f"| {' | '.join(row)} |" for row in rows), table.protocol]
+    parts += [*quality.findings, "\n".join(f"| {' | '.join(row)} |" for row in rows), quality.protocol]
     parts += ["## Prompts and their continuations"]
     for example in quality.examples:
         parts.append(f"**{_escaped(example.prompt)}**")
@@ -331,44 +356,3 @@ def _quality(saved: dict[str, Any]) -> TextQuality:
     )
     examples = tuple(Example(e["prompt"], e["held_out"], dict(e["completions"])) for e in saved["examples"])
     return TextQuality(rows, examples, str(saved["protocol"]))
-
-
-def text_table(quality: TextQuality) -> TextTable:
-    """Return the figures as text, for a table."""
-    columns = tuple(dict.fromkeys(name for row in quality.rows for name in row.figures))
-    rows = tuple(
-        (row.name, *(row.number(name) if name in row.figures else "" for name in columns)) for row in quality.rows
-    )
-    return TextTable(tuple(c.replace("_", " ") for c in columns), rows, quality.protocol, findings(quality))
-
-
-def findings(quality: TextQuality) -> tuple[str, ...]:
-    """Summarize greedy decoding, and each kind of sampling where it is about as diverse as the held-out text."""
-    if not quality.can_be_drawn:
-        return ()
-    human, families = quality.drawn[0], quality.families
-    found = [
-        f"Greedy decoding: self-BLEU {row.number('self_bleu')} against {human.number('self_bleu')} of the held-out "
-        f"text, perplexity {row.number('perplexity')} against {human.number('perplexity')}; "
-        f"{row.share('repetition')} of its texts end in a loop."
-        for row in families.pop("greedy", [])
-    ]
-    diverse = [min(rows, key=lambda row: _distance(row, human)) for rows in families.values()]
-    metric, what = ("repetition", "ending in a loop")
-    if "grammatical" in human.figures:
-        metric = what = "grammatical"
-    each = [
-        f"{row.name} (self-BLEU {row.number('self_bleu')}): perplexity {row.number('perplexity')}, "
-        f"{row.share(metric)} {what}"
-        for row in diverse
-    ]
-    if each:
-        found.append(
-            "Each kind of sampling at the setting that is nearest to the held-out text in diversity (self-BLEU "
-            f"{human.number('self_bleu')}, perplexity {human.number('perplexity')}): {'; '.join(each)}."
-        )
-    return tuple(found)
-
-
-def _distance(row: Row, human: Row) -> float:
-    return abs(row.figures["self_bleu"] - human.figures["self_bleu"])

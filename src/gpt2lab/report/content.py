@@ -19,13 +19,7 @@ from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options, run_names
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map
-from gpt2lab.evaluation.text_quality import (
-    CAPTION,
-    Example,
-    TextTable,
-    draw_text_quality,
-    text_table,
-)
+from gpt2lab.evaluation.text_quality import CAPTION, draw_text_quality
 from gpt2lab.formatting import count, duration, folded, memory, number, percent, setting, short
 from gpt2lab.plots import Picture, Points
 from gpt2lab.report import facts
@@ -99,7 +93,24 @@ class RunContent:
     @cached_property
     def key_figures(self) -> tuple[KeyFigure, ...]:
         """What a reader looks for first."""
-        return _key_figures(self.data)
+        data = self.data
+        split, figures = data.held_out_figures()
+        speeds, memories, seconds, tokens = map(data.column, ("tokens_per_s", "peak_memory_mb", "seconds", "tokens"))
+        device = "on the GPU" if str(data.config.get("device")).startswith("cuda") else "of the process"
+        step, best = min(data.curve("step", "val_loss"), key=lambda point: point[1], default=(0, None))
+        seen = short(tokens[-1]) if tokens else None
+        perplexity, bits, gap = map(figures.get, ("perplexity", "bits_per_byte", "gap_percent"))
+        return (
+            KeyFigure(f"{split.capitalize()} perplexity", _if_known(perplexity), "per token", per_token=True),
+            KeyFigure(f"{split.capitalize()} bits per byte", _if_known(bits), "for any tokenizer"),
+            KeyFigure("Above the entropy floor", _if_known(gap, percent), f"bits per byte, {split} set", True),
+            KeyFigure("Best validation loss", _if_known(best), f"nats per token, step {count(step)}", per_token=True),
+            KeyFigure("Parameters", _if_known(data.parameters, short), "the tied head counted once"),
+            KeyFigure("Training time", duration(seconds[-1]) if seconds else None, f"{seen} tokens" if seen else ""),
+            KeyFigure("Tokens per second", count(median(speeds)) if speeds else None, "median"),
+            KeyFigure("Peak memory", memory(max(memories)) if memories else None, device),
+            KeyFigure("Tokens seen", seen, facts.passes(data)),
+        )
 
     @property
     def headline(self) -> list[KeyFigure]:
@@ -115,32 +126,46 @@ class RunContent:
     @property
     def floor(self) -> float | None:
         """Entropy of the test set in nats per token: its loss over 1 + gap."""
-        return _floor(self.data.test_figures())
+        figures = self.data.test_figures()
+        loss, gap = figures.get("loss", math.nan), figures.get("gap_percent", math.nan)
+        return loss / (1 + gap / 100) if math.isfinite(loss) and math.isfinite(gap) else None
 
     @property
     def description(self) -> str:
         """The curves in words."""
-        return _describe(self.curves["train_loss"], self.curves["val_loss"], self.floor)
+        train, val = self.curves["train_loss"], self.curves["val_loss"]
+        if not train:
+            return "No loss was logged."
+        text = f"Over {short(train[-1][0])} tokens the training loss falls from {number(train[0][1])}"
+        if train[-1][1] > train[0][1]:
+            text = text.replace("falls", "rises")
+        text += f" to {number(train[-1][1])} nats per token"
+        if val:
+            lowest = min(loss for _, loss in val)
+            text += f"; the validation loss ends at {number(val[-1][1])}, its minimum is {number(lowest)}"
+        if (floor := self.floor) is not None:
+            text += f"; the entropy of the test text, the lowest possible loss, is {number(floor)}"
+        return f"{text}."
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """Figures by protocol."""
         return evaluations(self.data.evals)
 
-    @property
-    def texts(self) -> TextTable | None:
-        """Quality of the texts by decoding strategy, if it was measured."""
-        return None if self.data.texts is None else text_table(self.data.texts)
-
-    @property
-    def completions(self) -> tuple[Example, ...]:
-        """Held-out prompts with the reference continuation and the model's."""
-        return () if self.data.texts is None else self.data.texts.examples
+    @cached_property
+    def main_step(self) -> int:
+        """The step with samples of the most strategies (samples during training use only one), else the newest."""
+        strategies: dict[int, set[str]] = {}
+        for sample in self.data.samples:
+            strategies.setdefault(sample.step, set()).add(sample.strategy)
+        return max(strategies, key=lambda step: (len(strategies[step]), step), default=0)
 
     @cached_property
     def strategies(self) -> tuple[StrategySamples, ...]:
-        """Samples of the main step by decoding strategy."""
-        return _strategies(self.data.samples)
+        """Samples of the main step by decoding strategy, in the order of the last sample of each."""
+        of_step = [s for s in self.data.samples if s.step == self.main_step]
+        names = [*dict.fromkeys(s.strategy for s in reversed(of_step))][::-1]
+        return tuple(_strategy([s for s in of_step if s.strategy == name], MAX_CHARACTERS) for name in names)
 
     @property
     def prompted(self) -> bool:
@@ -149,8 +174,12 @@ class RunContent:
 
     @property
     def other_steps(self) -> tuple[StrategySamples, ...]:
-        """A sample of each of some other steps, to show the progress."""
-        return _other_steps(self.data.samples)
+        """The first sample of other steps, to show the progress, evenly spread over them if they are many."""
+        first = {s.step: s for s in reversed(self.data.samples) if s.step != self.main_step}
+        steps = sorted(first)
+        if len(steps) > SHOWN_STEPS:
+            steps = [steps[i * (len(steps) - 1) // (SHOWN_STEPS - 1)] for i in range(SHOWN_STEPS)]
+        return tuple(_strategy([first[step]], MAX_CHARACTERS // 10) for step in steps)
 
 
 @dataclass(frozen=True)
@@ -254,47 +283,8 @@ def _remarks(data: RunData) -> list[str]:
     return remarks
 
 
-def _key_figures(data: RunData) -> tuple[KeyFigure, ...]:
-    split, figures = data.held_out_figures()
-    speeds, memories, seconds, tokens = map(data.column, ("tokens_per_s", "peak_memory_mb", "seconds", "tokens"))
-    device = "on the GPU" if str(data.config.get("device")).startswith("cuda") else "of the process"
-    step, best = min(data.curve("step", "val_loss"), key=lambda point: point[1], default=(0, None))
-    seen = short(tokens[-1]) if tokens else None
-    perplexity, bits, gap = map(figures.get, ("perplexity", "bits_per_byte", "gap_percent"))
-    return (
-        KeyFigure(f"{split.capitalize()} perplexity", _if_known(perplexity), "per token", per_token=True),
-        KeyFigure(f"{split.capitalize()} bits per byte", _if_known(bits), "for any tokenizer"),
-        KeyFigure("Above the entropy floor", _if_known(gap, percent), f"bits per byte, {split} set", True),
-        KeyFigure("Best validation loss", _if_known(best), f"nats per token, step {count(step)}", per_token=True),
-        KeyFigure("Parameters", _if_known(data.parameters, short), "the tied head counted once"),
-        KeyFigure("Training time", duration(seconds[-1]) if seconds else None, f"{seen} tokens" if seen else ""),
-        KeyFigure("Tokens per second", count(median(speeds)) if speeds else None, "median"),
-        KeyFigure("Peak memory", memory(max(memories)) if memories else None, device),
-        KeyFigure("Tokens seen", seen, facts.passes(data)),
-    )
-
-
 def _if_known(value: float | None, text: Callable[[float], str] = number) -> str | None:
     return None if value is None else text(value)
-
-
-def _floor(figures: dict[str, float]) -> float | None:
-    loss, gap = figures.get("loss", math.nan), figures.get("gap_percent", math.nan)
-    return loss / (1 + gap / 100) if math.isfinite(loss) and math.isfinite(gap) else None
-
-
-def _describe(train: Points, val: Points, floor: float | None) -> str:
-    if not train:
-        return "No loss was logged."
-    text = f"Over {short(train[-1][0])} tokens the training loss falls from {number(train[0][1])}"
-    if train[-1][1] > train[0][1]:
-        text = text.replace("falls", "rises")
-    text += f" to {number(train[-1][1])} nats per token"
-    if val:
-        text += f"; the validation loss ends at {number(val[-1][1])}, its minimum is {number(min(y for _, y in val))}"
-    if floor is not None:
-        text += f"; the entropy of the test text, the lowest possible loss, is {number(floor)}"
-    return f"{text}."
 
 
 _FIGURES = {
@@ -337,29 +327,6 @@ def _evaluation_title(task: str, split: str, group: Iterable[EvalRow]) -> str:
 def _figure(row: EvalRow) -> Fact:
     label, note, factor = _FIGURES.get(row.metric, (row.metric.replace("_", " ").capitalize(), "", 0))
     return Fact(label, percent(row.value * factor) if factor else number(row.value), note)
-
-
-def _main_step(samples: Sequence[SampleText]) -> int:
-    """Return the step with samples of the most strategies (samples during training use only one), else the newest."""
-    steps = {s.step for s in samples}
-    return max(steps, key=lambda step: (len({s.strategy for s in samples if s.step == step}), step), default=0)
-
-
-def _strategies(samples: Sequence[SampleText]) -> tuple[StrategySamples, ...]:
-    """Group the samples of the main step by strategy, in the order of the last sample of each."""
-    step = _main_step(samples)
-    of_step = [s for s in samples if s.step == step]
-    names = [*dict.fromkeys(s.strategy for s in reversed(of_step))][::-1]
-    return tuple(_strategy([s for s in of_step if s.strategy == name], MAX_CHARACTERS) for name in names)
-
-
-def _other_steps(samples: Sequence[SampleText]) -> tuple[StrategySamples, ...]:
-    """Return the first sample of other steps, evenly spread over them if they are many."""
-    main = _main_step(samples)
-    steps = sorted({s.step for s in samples if s.step != main})
-    if len(steps) > SHOWN_STEPS:
-        steps = [steps[i * (len(steps) - 1) // (SHOWN_STEPS - 1)] for i in range(SHOWN_STEPS)]
-    return tuple(_strategy([s for s in samples if s.step == step][:1], MAX_CHARACTERS // 10) for step in steps)
 
 
 def _strategy(samples: Sequence[SampleText], longest: int) -> StrategySamples:

@@ -184,7 +184,7 @@ def _pdf_values(report: Report) -> dict[str, Any]:
             "samples": _samples(run),
             "step": run.strategies[0].step if run.strategies else "",
             "prompted": run.prompted,
-            "texts": run.texts,
+            "texts": data.texts and {name: getattr(data.texts, name) for name in ("table", "protocol", "findings")},
             "completion": _completion(run),
             "judgments": list(facts.judgments(data)),
             "commands": facts.commands(data),
@@ -218,9 +218,9 @@ def _samples(run: RunContent) -> list[dict[str, Any]]:
 
 def _completion(run: RunContent) -> dict[str, Any] | None:
     """Return the first held-out prompt with its continuations, each on one line and cut."""
-    if not run.completions:
+    if run.data.texts is None or not run.data.texts.examples:
         return None
-    first = run.completions[0]
+    first = run.data.texts.examples[0]
     endings = [(name, *_line(text.strip())) for name, text in first.endings]
     return {"prompt": _line(first.prompt)[0], "endings": endings}
 
