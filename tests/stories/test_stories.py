@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.stories.corpus import Verdict, Writer, generate, generate_story, grammar, parse, splitmix64, stories
-from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Literal, Node, Word
-from gpt2lab.stories.notation import Grammar
+from gpt2lab.stories.grammar import AmbiguityError, Choice, Draw, Grammar, Literal, Node, Word
 
 SEED = 0
 SAMPLE = [generate_story(SEED, index) for index in range(2_000)]

@@ -1,9 +1,9 @@
 """Short children's stories: generated in any number, the same everywhere, each with its exact probability.
 
-A seeded probabilistic grammar writes them (the graph in `grammar.py`, the notation in `notation.py`, the contents in
-`plots.toml` and `lexicon.toml`), in the manner of TinyStories (Eldan & Li 2023). Every story carries its information
-content, -log2 p. The mean over stories is the entropy of the corpus, which is the lowest loss that any model can reach.
-:func:`parse` tells whether the grammar can write a text, and where it first breaks.
+A seeded probabilistic grammar writes them (the graph and its notation in `grammar.py`, the contents in `plots.toml` and
+`lexicon.toml`), in the manner of TinyStories (Eldan & Li 2023). Every story carries its information content, -log2 p.
+The mean over stories is the entropy of the corpus, which is the lowest loss that any model can reach. :func:`parse`
+tells whether the grammar can write a text, and where it first breaks.
 
 Story ``index`` is a function of ``(seed, index)`` alone, computed in integers: any process can write any part of the
 corpus.
@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2lab.errors import require
-from gpt2lab.stories.grammar import END, Choice, Draw, Trie, Walk, Word
-from gpt2lab.stories.notation import Grammar, read_pool
+from gpt2lab.stories.grammar import END, Choice, Draw, Grammar, Trie, Walk, Word, read_pool
 
 _MASK = (1 << 64) - 1
 _MAX_SHOWN = 5  # expected words named in a message
