@@ -30,7 +30,7 @@ from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import HELD_OUT, TokenDataset, split_documents
 from gpt2lab.data.loader import StreamLoader, permute
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.streaming import SegmentStore, StreamingDataset
+from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.data.writing import DiskFull
 from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
@@ -85,11 +85,11 @@ def streaming(tok: Path, out: Path, corpus: str = "hub:o/three", **changes: Any)
     return small(Path(f"stream:{corpus}"), out, **({"tokenizer": tok, "steps": STEPS} | changes))
 
 
-def segments_of(tok: Path, folder: Path, corpus: str = "hub:o/three") -> SegmentStore:
-    """The segments of a corpus, of which the first is prepared."""
+def segments_of(tok: Path, folder: Path, corpus: str = "hub:o/three") -> StreamingDataset:
+    """A corpus whose first segment is prepared."""
     dataset = StreamingDataset(corpus, Tokenizer.load(tok), folder)
     dataset.held_out()
-    return dataset.segments()
+    return dataset
 
 
 def kept(tok: Path, folder: Path, content: bytes) -> TokenDataset:
@@ -207,7 +207,7 @@ def test_disk_use_stays_within_max_disk(tok: Path, tmp_path: Path) -> None:
         return streaming(tok, tmp_path / name, "hub:o/large", batch_tokens=1280, micro_batch=40, steps=40, **changes)
 
     unbounded = train(run_of("unbounded"))
-    segments = SegmentStore.reopen(unbounded.stream)
+    segments = StreamingDataset.reopen(unbounded.stream)
     for number in range(3):
         segments.prepare(number)
     bound = 75_000

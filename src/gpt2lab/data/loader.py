@@ -50,7 +50,7 @@ import numpy as np
 import torch
 
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.streaming import Preparer, SegmentStore
+from gpt2lab.data.streaming import Preparer, StreamingDataset
 from gpt2lab.errors import InputError
 
 log = logging.getLogger("gpt2lab")
@@ -140,7 +140,7 @@ class Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in parts if part is not None))
 
 
-Source = TypeVar("Source", TokenStream, SegmentStore)
+Source = TypeVar("Source", TokenStream, StreamingDataset)
 
 
 class Section(NamedTuple):
@@ -327,7 +327,7 @@ def _other_micro_batches(batch_tokens: int, row_tokens: int, micro_batch: int) -
     return f", or a micro_batch of {' or '.join(map(str, [below, *above]))}"
 
 
-class StreamLoader(BatchLoader[SegmentStore]):
+class StreamLoader(BatchLoader[StreamingDataset]):
     """The batches of a streamed corpus, whose segments are the sections.
 
     A step reads one segment only; the windows left over at its end, fewer than a step, are skipped.

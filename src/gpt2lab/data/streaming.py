@@ -34,6 +34,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +56,7 @@ from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, read_json, remove_temporary, write_json
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
+LEDGER = "ledger.json"
 SEGMENTS_AHEAD = 2
 """Segments that may be ready beyond the one in use."""
 
@@ -64,26 +66,94 @@ def training_chunks(plan: PreparePlan) -> tuple[Chunk, ...]:
     return tuple(chunk for chunk in plan.chunks if chunk.split in ("", "train"))
 
 
-class SegmentStore:
-    """The directory of a corpus that is prepared segment by segment; its plan exists already."""
+class StreamingDataset:
+    """A corpus in segments. It stands in for a `TokenDataset`; ``manifest`` is what is known before any is prepared."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, max_disk: int | None = None) -> None:
-        """Open ``folder``, whose downloads and shards may take ``max_disk`` bytes at any moment."""
-        self.folder, self.max_disk = folder, max_disk
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        directory: Path,
+        max_disk: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        """Stream the corpus ``name`` (any source of `documents`) through ``directory``, which may exist already.
+
+        Downloads and shards may take ``max_disk`` bytes at any moment.
+
+        Raises:
+            InputError: The tokenizer has no ``<|endoftext|>``.
+        """
+        self.directory, self.max_disk = directory, max_disk
         self._tokenizer = tokenizer
-        self._journal = Journal(folder)
-        self._ledger = folder / "ledger.json"
-        self._plan = self._journal.load()
-        self._chunks = training_chunks(self._plan)
-        self._stories = self._chunks[0].cut == "stories"
-        self._repeats = len(self._chunks) == 1 and not self._stories  # every segment is the same
+        self._config = PrepareConfig((name,), column=column)
+        self._journal, self._stories = Journal(directory), name == "stories"
+        made_with = TokenizerInfo.of(tokenizer)
+        self.manifest = DataManifest(source_info(self._config), made_with, SplitRule("given", 0.0, 0.0), {}, ())
         self._oldest = self._current = 0  # the first segment that is still needed, and the one being written
         self._budget = DiskBudget(max_disk, more_will_come=lambda: self._oldest < self._current)
 
     @classmethod
-    def reopen(cls, folder: Path, max_disk: int | None = None) -> SegmentStore:
-        """Open a directory whose first segment was prepared, with the tokenizer stored there."""
-        return cls(folder, Tokenizer.load(folder / HELD_OUT / TOKENIZER), max_disk)
+    def reopen(cls, directory: Path, max_disk: int | None = None) -> Self:
+        """Open a directory whose held-out splits were prepared, with the tokenizer stored there."""
+        arguments = Journal(directory).load().arguments
+        tokenizer = Tokenizer.load(directory / HELD_OUT / TOKENIZER)
+        return cls(arguments["sources"][0], tokenizer, directory, max_disk, arguments["column"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the plan: which chunks there are, at which commit, and how they become tokens.
+
+        Raises:
+            InputError: The corpus is unknown or unreachable, or was begun here with another tokenizer.
+            DiskFull: No segment of it fits.
+        """
+        return hashlib.sha256(json.dumps(asdict(self._plan), sort_keys=True).encode()).hexdigest()
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer."""
+        return self._tokenizer
+
+    @contextmanager
+    def discard_if_refused(self) -> Iterator[None]:
+        """Delete a directory created within the block if it raises an error that the same command would raise again."""
+        existed = self.directory.exists()
+        try:
+            yield
+        except InputError as error:
+            if not existed and not isinstance(error, TemporaryError):
+                shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    def move_to(self, directory: Path) -> None:
+        """Move everything that was prepared."""
+        self.directory = self.directory.rename(directory)
+        self._journal = Journal(directory)
+
+    @cached_property
+    def _plan(self) -> PreparePlan:
+        return self._journal.plan(self._config.arguments(self._tokenizer), self._make_plan)
+
+    def _make_plan(self) -> PreparePlan:
+        plan, name = make_plan(self._config, self._tokenizer, None, 1), self._config.sources[0]
+        if not (chunks := training_chunks(plan)):
+            raise InputError(f"{name}: has no split to train on; choose another corpus")
+        needed = max(chunk.download + output_bytes([chunk], self._tokenizer) for chunk in chunks)
+        if self.max_disk is not None and needed > self.max_disk:
+            raise DiskFull(
+                f"{name}: about {needed:,} bytes are needed (a download and its shards), but --max-disk allows "
+                f"{self.max_disk:,}; allow more, ideally twice as much so that the next segment is ready in time"
+            )
+        return plan
+
+    @cached_property
+    def _chunks(self) -> tuple[Chunk, ...]:
+        return training_chunks(self._plan)
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether every segment is the same."""
+        return len(self._chunks) == 1 and not self._stories
 
     def is_ready(self, number: int) -> bool:
         """Return whether a segment can be read."""
@@ -119,10 +189,11 @@ class SegmentStore:
                 "start again with a smaller --batch-tokens"
             )
 
-    def prepare_first(self, config: PrepareConfig) -> None:
-        """Prepare segment 0 and the held-out splits, unless they are there. Raises what `prepare` does."""
-        if not (self.folder / HELD_OUT / MANIFEST).exists():
-            journal = Journal(self.folder / HELD_OUT)
+    def held_out(self) -> TokenDataset:
+        """Return the held-out splits, after preparing them and segment 0. Raises what `prepare` does."""
+        folder = self.directory / HELD_OUT
+        if not (folder / MANIFEST).exists():
+            journal = Journal(folder)
             given = {c.split: c for c in reversed(self._plan.chunks) if c.split in ("test", "val")}  # the first of each
             chunks = tuple(given.values())
             plan = PreparePlan(self._plan.arguments, SplitRule("given", 0.0, 0.0), chunks or (self._chunk(0),))
@@ -131,8 +202,9 @@ class SegmentStore:
                 journal.complete(index, self._write(chunk, journal, index))
             if not chunks:
                 self._divide_first(journal)
-            finish(plan, journal, self._tokenizer, config, self.folder / HELD_OUT)
+            finish(plan, journal, self._tokenizer, self._config, folder)
         self.prepare(0)
+        return TokenDataset(folder)
 
     def prepare(self, number: int) -> None:
         """Write a segment unless it is ready; wait for disk space that earlier segments will free.
@@ -171,7 +243,7 @@ class SegmentStore:
 
     def tidy(self, first: int) -> None:
         """Start from segment ``first``: delete what an interruption left, and segments out of sequence."""
-        remove_temporary(self.folder)
+        remove_temporary(self.directory)
         self._oldest = first
         if self._repeats:
             return
@@ -202,13 +274,14 @@ class SegmentStore:
         return str(number if self._stories else number % len(self._chunks))
 
     def _entries(self) -> dict[str, Any]:
-        return read_json(self._ledger) if self._ledger.exists() else {}
+        ledger = self.directory / LEDGER
+        return read_json(ledger) if ledger.exists() else {}
 
     def _write(self, chunk: Chunk, journal: Journal, index: int) -> ChunkRecord:
         folder = journal.begin(index)
         with self._budget.changed:
-            self._budget.used = bytes_below(self.folder)
-        with explaining_full_disk(self.folder, chunk.download + output_bytes([chunk], self._tokenizer)):
+            self._budget.used = bytes_below(self.directory)
+        with explaining_full_disk(self.directory, chunk.download + output_bytes([chunk], self._tokenizer)):
             return ChunkWriter(chunk, folder, self._tokenizer, self._plan, self._budget).write()
 
     def _divide_first(self, journal: Journal) -> None:
@@ -240,7 +313,7 @@ class SegmentStore:
                 f"{name}: its {entry['tokens']:,} tokens differ from the {before['tokens']:,} of the first time: "
                 "the source has changed, and the run cannot be resumed exactly"
             )
-        write_json(self._ledger, ledger)
+        write_json(self.directory / LEDGER, ledger)
         index = self._index(number)
         for shard in record.shards:
             if shard not in shards:
@@ -249,90 +322,12 @@ class SegmentStore:
         self._journal.complete(index, kept)
 
 
-class StreamingDataset:
-    """Stands in for a `TokenDataset`; its ``manifest`` holds what is known before anything is prepared."""
-
-    def __init__(
-        self,
-        name: str,
-        tokenizer: Tokenizer,
-        directory: Path,
-        max_disk: int | None = None,
-        column: str | None = None,
-    ) -> None:
-        """Stream the corpus ``name`` (any source of `documents`) through ``directory``, which may exist already.
-
-        Raises:
-            InputError: The tokenizer has no ``<|endoftext|>``.
-        """
-        self.directory = directory
-        self._tokenizer = tokenizer
-        self._max_disk = max_disk
-        self._config = PrepareConfig((name,), column=column)
-        made_with = TokenizerInfo.of(tokenizer)
-        self.manifest = DataManifest(source_info(self._config), made_with, SplitRule("given", 0.0, 0.0), {}, ())
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the plan: which chunks there are, at which commit, and how they become tokens.
-
-        Raises:
-            InputError: The corpus is unknown or unreachable, or was begun here with another tokenizer.
-            DiskFull: No segment of it fits.
-        """
-        return hashlib.sha256(json.dumps(asdict(self._plan()), sort_keys=True).encode()).hexdigest()
-
-    def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer."""
-        return self._tokenizer
-
-    def held_out(self) -> TokenDataset:
-        """Return the held-out splits, after preparing them and segment 0. Raises what `prepare` does."""
-        self._plan()
-        self.segments().prepare_first(self._config)
-        return TokenDataset(self.directory / HELD_OUT)
-
-    def segments(self) -> SegmentStore:
-        """Return the segments to train on."""
-        return SegmentStore(self.directory, self._tokenizer, self._max_disk)
-
-    @contextmanager
-    def discard_if_refused(self) -> Iterator[None]:
-        """Delete a directory created within the block if it raises an error that the same command would raise again."""
-        existed = self.directory.exists()
-        try:
-            yield
-        except InputError as error:
-            if not existed and not isinstance(error, TemporaryError):
-                shutil.rmtree(self.directory, ignore_errors=True)
-            raise
-
-    def move_to(self, directory: Path) -> None:
-        """Move everything that was prepared."""
-        self.directory = self.directory.rename(directory)
-
-    def _plan(self) -> PreparePlan:
-        return Journal(self.directory).plan(self._config.arguments(self._tokenizer), self._make_plan)
-
-    def _make_plan(self) -> PreparePlan:
-        plan, name = make_plan(self._config, self._tokenizer, None, 1), self._config.sources[0]
-        if not (chunks := training_chunks(plan)):
-            raise InputError(f"{name}: has no split to train on; choose another corpus")
-        needed = max(chunk.download + output_bytes([chunk], self._tokenizer) for chunk in chunks)
-        if self._max_disk is not None and needed > self._max_disk:
-            raise DiskFull(
-                f"{name}: about {needed:,} bytes are needed (a download and its shards), but --max-disk allows "
-                f"{self._max_disk:,}; allow more, ideally twice as much so that the next segment is ready in time"
-            )
-        return plan
-
-
 class Preparer:
     """The helper process that prepares segments from ``first`` on; it runs within a ``with`` block."""
 
-    def __init__(self, segments: SegmentStore, first: int) -> None:
-        self._arguments = [str(segments.folder), str(first), str(segments.max_disk or 0)]
-        self._log = segments.folder / "preparer.log"
+    def __init__(self, dataset: StreamingDataset, first: int) -> None:
+        self._arguments = [str(dataset.directory), str(first), str(dataset.max_disk or 0)]
+        self._log = dataset.directory / "preparer.log"
 
     def __enter__(self) -> Self:
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # the same source as this file's
@@ -379,14 +374,14 @@ def _prepare_for_training(folder: str, first: str, max_disk: str) -> int:
 
     def listen() -> None:
         for line in sys.stdin:
-            store.keep_from(int(line))
+            dataset.keep_from(int(line))
         os._exit(0)  # training has ended
 
     try:
-        store = SegmentStore.reopen(Path(folder), int(max_disk) or None)
-        store.tidy(int(first))
+        dataset = StreamingDataset.reopen(Path(folder), int(max_disk) or None)
+        dataset.tidy(int(first))
         threading.Thread(target=listen, daemon=True).start()
-        store.prepare_ahead()
+        dataset.prepare_ahead()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ from gpt2lab import runtime
 from gpt2lab.data.dataset import DataManifest, TokenDataset
 from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.streaming import SegmentStore, StreamingDataset
+from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import parse_size
 from gpt2lab.imports import FILES
@@ -47,7 +47,7 @@ MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
 class Data:
     """The splits that a run reads, checked, and the fingerprints that they must have when it resumes."""
 
-    train: TokenStream | SegmentStore
+    train: TokenStream | StreamingDataset
     val: TokenStream | None
     fingerprints: dict[str, str]
     """Of the ``data`` and its ``tokenizer``."""
@@ -64,7 +64,7 @@ class Data:
         """
         with dataset.discard_if_refused() if isinstance(dataset, StreamingDataset) else nullcontext():
             if isinstance(dataset, StreamingDataset):
-                held_out, train = dataset.held_out(), dataset.segments()
+                held_out, train = dataset.held_out(), dataset
                 train.require_one_step(0, config.batch_tokens)
             else:
                 held_out, train = dataset, dataset.stream("train", every_byte)
@@ -87,7 +87,7 @@ class Data:
             *(config.seq_len, sequences, config.micro_batch, config.seed, comm.world_size, comm.rank, self.eot),
             config.sampling == "random",
         )
-        return StreamLoader(self.train, *how) if isinstance(self.train, SegmentStore) else Loader(self.train, *how)
+        return StreamLoader(self.train, *how) if isinstance(self.train, StreamingDataset) else Loader(self.train, *how)
 
     @staticmethod
     def fingerprints_of(dataset: AnyDataset) -> dict[str, str]:
