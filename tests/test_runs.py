@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zlib
@@ -192,18 +193,26 @@ def test_damage_is_reported_with_its_line_and_nothing_is_changed(
     assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Some results."""
+
+    a: int
+
+
 def test_saved_evaluation_is_that_of_the_last_step_or_its_damage_is_reported(run: Run) -> None:
-    assert run.saved_evaluation("x.json", dict) is None
+    assert run.saved_evaluation("x.json", Measured) is None
     for step in (5, 12):
-        write_checked_json(run.evaluations(step) / "x.json", {"a": step})
-    assert run.saved_evaluation("x.json", lambda values: values["a"]) == 12
-    with pytest.raises(InputError, match=r"step_00000012.x\.json: damaged \(KeyError\('b'\)\); measure it again"):
-        run.saved_evaluation("x.json", lambda values: values["b"])
+        write_checked_json(run.evaluations(step) / "x.json", {"step": step, "a": step})
+    assert run.saved_evaluation("x.json", Measured) == Measured(12)
+    write_checked_json(run.evaluations(12) / "x.json", {"step": 12})
+    with pytest.raises(InputError, match=r"step_00000012.x\.json: a is missing"):
+        run.saved_evaluation("x.json", Measured)
     write_checked_json(run.evaluations(20) / "x.json", {"a": 3})
-    assert run.saved_evaluation("x.json", dict) == {"a": 3}
+    assert run.saved_evaluation("x.json", Measured) == Measured(3)
     write_atomically(path := run.evaluations(20) / "x.json", path.read_text(encoding="utf-8").replace("3", "4", 1))
     with pytest.raises(InputError, match=r"x\.json: does not match its checksum"):
-        run.saved_evaluation("x.json", dict)
+        run.saved_evaluation("x.json", Measured)
     (run.path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json: not JSON"):
         _ = run.config

@@ -23,20 +23,22 @@ a line of samples.jsonl ends with its SHA-256, so that no number changes unnotic
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
     free_path,
+    from_json,
     new_directory,
     read_checked_json,
     read_text,
@@ -173,20 +175,17 @@ class Run:
         """Return a file such as ``text.json`` of the last step that has it; None if no step has."""
         return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
-    def saved_evaluation(self, name: str, read: Callable[[Any], T]) -> T | None:
-        """Parse the values of `latest_evaluation` with ``read``; None if nothing was saved.
+    def saved_evaluation(self, name: str, kind: type[T]) -> T | None:
+        """Return the file `latest_evaluation` as a dataclass, without what else it holds; None if there is none.
 
         Raises:
             InputError: The file is damaged.
         """
-        path = self.latest_evaluation(name)
-        if path is None:
+        if (path := self.latest_evaluation(name)) is None:
             return None
-        values = read_checked_json(path)
-        try:
-            return read(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: damaged ({error!r}); measure it again") from error
+        names = {field.name for field in dataclasses.fields(cast(Any, kind))}
+        saved = {entry: value for entry, value in read_checked_json(path).items() if entry in names}
+        return from_json(kind, saved, path)
 
     def metrics(self) -> list[MetricsRow]:
         """Return the rows of metrics.csv in the order of steps; an empty cell is None.

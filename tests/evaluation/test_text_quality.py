@@ -29,12 +29,12 @@ from gpt2lab.evaluation.text_metrics import (
 )
 from gpt2lab.evaluation.text_quality import (
     HELD_OUT,
+    TEXT_FILE,
     Row,
     TextQuality,
     choose_prompts,
     measure_texts,
     save_text_quality,
-    saved_texts,
 )
 from gpt2lab.generation import DecodingStrategy
 from gpt2lab.model.config import GPTConfig
@@ -236,7 +236,7 @@ def test_it_is_kept_as_json_with_a_picture(quality: TextQuality, tmp_path: Path)
     assert kept["examples"][0]["completions"].keys() == {row.name for row in quality.rows[1:]}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert table_of(quality, "a title").row_count == 12
-    assert saved_texts(Run(tmp_path)) == quality
+    assert Run(tmp_path).saved_evaluation(TEXT_FILE, TextQuality) == quality
     read = page.read_text(encoding="utf-8")
     assert "](text.png)" in read and quality.protocol in read and "| nucleus 0.95 |" in read
     for name in (HELD_OUT, "greedy", "temperature 1.0", "nucleus 0.9"):

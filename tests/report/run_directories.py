@@ -71,7 +71,11 @@ def save_texts(run: Run, rows: list[dict[str, object]], examples: Sequence[dict[
 def save_curve(run: Run, losses: Sequence[float]) -> None:
     """Write the loss by position as it is saved; where it is not finite, no token was scored."""
     tokens = tuple(5 if math.isfinite(loss) else 0 for loss in losses)
-    save_positions(run, 300, PositionCurve("test", "", tuple(losses), tokens))
+    save_positions(
+        run,
+        300,
+        PositionCurve("test", "", tuple(loss if n else None for loss, n in zip(losses, tokens, strict=True)), tokens),
+    )
 
 
 def make_run(path: Path, steps: int = 300, finished: str | None = "300 steps done") -> Run:

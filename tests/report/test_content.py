@@ -102,7 +102,11 @@ def test_strategies_are_in_the_order_of_their_last_samples(tmp_path: Path) -> No
         ("samples.jsonl", "3\n", "samples.jsonl"),
         ("checkpoints/step_00000300/state.json", "", "state.json"),
         ("checkpoints/step_00000300/model.safetensors", "short", "model.safetensors"),
-        ("evaluations/step_00000300/text.json", json.dumps(with_checksum({"rows": [{}]})), "text.json: damaged"),
+        (
+            "evaluations/step_00000300/text.json",
+            json.dumps(with_checksum({"rows": [{}]})),
+            "text.json: rows[0].figures",
+        ),
         ("evaluations/step_00000300/positions.json", "[]", "positions.json: no object with"),
     ],
 )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ class Positions(_OnHeldOutText):
         print(f"{curve.split}, checkpoint of step {run.checkpoint.step}\nposition  loss (nats per token)")
         last = len(curve.losses)
         for position in [*(1 << n for n in range(last.bit_length()) if 1 << n < last), last]:
-            print(f"{position:8,}  {curve.losses[position - 1]:.4f}")
+            loss = curve.losses[position - 1]
+            print(f"{position:8,}  {math.nan if loss is None else loss:.4f}")
         print(f"protocol: {curve.protocol}")
         for path in save_positions(run.run, run.checkpoint.step, curve):
             print(path)

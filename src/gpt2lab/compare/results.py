@@ -15,12 +15,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from operator import sub
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 from gpt2lab import formatting
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation.likelihood import Recall
 from gpt2lab.evaluation.run_data import RunData
 from gpt2lab.files import read_checked_json
 from gpt2lab.runs import Run
@@ -135,7 +137,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
     if not outcome.usable:
         return outcome
     try:
-        recall = run.saved_evaluation(RECALL_FILE, _recall_curve) or []
+        recall = run.saved_evaluation(RECALL_FILE, Recall)
     except InputError as error:
         return dataclasses.replace(outcome, status=f"damaged: {error}")
     curve = _validations(data)
@@ -143,7 +145,7 @@ def outcome_of(run: Run, arm: str, seed: int, failure: str | None = None) -> Out
         outcome,
         figures=_figures(data, curve, recall),
         curve=curve,
-        recall=tuple((distance, second) for distance, _, second in recall),
+        recall=tuple(zip(map(float, recall.distances), recall.second, strict=True)) if recall else (),
         positions=data.positions.points if data.positions else (),
     )
 
@@ -156,19 +158,13 @@ def _status(data: RunData) -> str:
     return "finished"
 
 
-def _recall_curve(saved: dict[str, Any]) -> list[tuple[float, float, float]]:
-    """Return distance and the losses on the first and the second occurrence."""
-    columns = [[float(x) for x in saved[name]] for name in ("distances", "first", "second")]
-    return list(zip(*columns, strict=True))
-
-
 def _validations(data: RunData) -> tuple[Validation, ...]:
     rows = [[row[name] for name in ("step", "tokens", "seconds", "val_loss")] for row in data.metrics]
     complete = [[x for x in row if x is not None] for row in rows if None not in row]
     return tuple(Validation(*row) for row in complete if math.isfinite(row[-1]))
 
 
-def _figures(data: RunData, curve: Sequence[Validation], recall: Sequence[tuple[float, ...]]) -> dict[str, float]:
+def _figures(data: RunData, curve: Sequence[Validation], recall: Recall | None) -> dict[str, float]:
     """Return the figures of a run that are known and finite."""
     test, seconds, speeds = data.test_figures(), data.column("seconds"), data.column("tokens_per_s")
     stories = {e.metric: e.value for e in data.evals if e.task == "stories"}
@@ -183,7 +179,7 @@ def _figures(data: RunData, curve: Sequence[Validation], recall: Sequence[tuple[
         "seconds": seconds[-1] if seconds else None,
         "tokens_per_s": median(speeds) if speeds else None,
         "peak_memory_mb": max(data.column("peak_memory_mb"), default=None),
-        "recall_gain": fmean(first - second for _, first, second in recall) if recall else None,
+        "recall_gain": fmean(map(sub, recall.first, recall.second)) if recall else None,
         "parameters": data.parameters,
         "cache_bytes": _cache_bytes_per_token(data),
     }

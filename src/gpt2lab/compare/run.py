@@ -37,8 +37,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import recall_probe, require_causal_mask
 from gpt2lab.evaluation.measure import LoadedRun, Measurement
 from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of, save_positions
-from gpt2lab.evaluation.text_quality import FILE as TEXT_FILE
-from gpt2lab.evaluation.text_quality import choose_prompts, measure_texts, save_text_quality
+from gpt2lab.evaluation.text_quality import TEXT_FILE, choose_prompts, measure_texts, save_text_quality
 from gpt2lab.files import free_path, write_checked_json
 from gpt2lab.imports import FILES, ImportedFile, run_file
 from gpt2lab.lab.train import train

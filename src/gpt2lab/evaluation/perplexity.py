@@ -34,10 +34,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -184,16 +184,16 @@ def perplexity_of(
 class PositionCurve:
     """The mean loss at each position; entry t - 1 belongs to the tokens with t tokens before them."""
 
+    step: int = field(default=0, kw_only=True)
+    """Step of the weights, which `save_positions` stores."""
     split: str
     """The text that it was measured on."""
     protocol: str
     """How it was measured, in one sentence."""
-    losses: tuple[float, ...]
-    """Mean loss in nats; NaN where no token was scored."""
+    losses: tuple[float | None, ...]
+    """Mean loss in nats; None where no token was scored."""
     tokens: tuple[int, ...]
     """Number of tokens scored."""
-    step: int = 0
-    """Step of the weights; `save_positions` stores it."""
 
     @property
     def points(self) -> tuple[tuple[float, float], ...]:
@@ -202,10 +202,11 @@ class PositionCurve:
         edges = sorted({round(last ** (n / MAX_POSITION_POINTS)) for n in range(MAX_POSITION_POINTS)} | {last + 1})
         points: list[tuple[float, float]] = []
         for begin, end in pairwise(edges):
-            positions = [t for t in range(begin, end) if self.tokens[t - 1]]
-            if total := sum(self.tokens[t - 1] for t in positions):
-                loss = sum(self.losses[t - 1] * self.tokens[t - 1] for t in positions) / total
-                points.append((sum(positions) / len(positions), loss))
+            found = zip(range(begin, end), self.losses[begin - 1 :], self.tokens[begin - 1 :], strict=False)
+            scored = [(t, loss, n) for t, loss, n in found if loss is not None]
+            if total := sum(n for _, _, n in scored):
+                mean = sum(loss * n for _, loss, n in scored) / total
+                points.append((sum(t for t, _, _ in scored) / len(scored), mean))
         return tuple(points)
 
     def draw(self, title: str = "") -> Figure:
@@ -228,40 +229,22 @@ def loss_by_position(
     for positions, losses in _losses_by_batch(model, held_out.stream, windows, batch_size, progress):
         sums += np.bincount(positions, losses, minlength=context)
         counts += np.bincount(positions, minlength=context)
-    with np.errstate(invalid="ignore"):
-        means = sums / counts
+    means = [
+        loss / n if n and math.isfinite(loss) else None for loss, n in zip(sums.tolist(), counts.tolist(), strict=True)
+    ]
     protocol = (
         f"Mean loss by the number of preceding tokens in the window, over {windows.scored:,} tokens in non-overlapping "
         f"windows of {context:,} tokens {'within documents' if by_document else 'across document boundaries'}."
     )
-    return PositionCurve(held_out.name, protocol, tuple(means.tolist()), tuple(counts.tolist()))
+    return PositionCurve(held_out.name, protocol, tuple(means), tuple(counts.tolist()))
 
 
 def save_positions(run: Run, step: int, curve: PositionCurve) -> tuple[Path, Path]:
     """Write ``positions.json`` and ``positions.png`` for the weights of a step; return their paths."""
     file = run.evaluations(step) / POSITIONS_FILE
-    losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
-    saved = {"step": step, "split": curve.split, "protocol": curve.protocol, "losses": losses, "tokens": curve.tokens}
-    write_checked_json(file, saved)
+    write_checked_json(file, asdict(replace(curve, step=step)))
     plots.write_png(file.with_suffix(".png"), curve.draw(f"{run.path.name}, step {step:,}, {curve.split}"))
     return file, file.with_suffix(".png")
-
-
-def saved_positions(run: Run) -> PositionCurve | None:
-    """Return the curve that `save_positions` wrote for the newest step; None if there is none.
-
-    Raises:
-        InputError: The file is damaged.
-    """
-    return run.saved_evaluation(POSITIONS_FILE, _curve)
-
-
-def _curve(saved: dict[str, Any]) -> PositionCurve:
-    losses = tuple(math.nan if loss is None else float(loss) for loss in saved["losses"])
-    tokens = tuple(map(int, saved["tokens"]))
-    if not 0 < len(losses) == len(tokens):
-        raise ValueError(f"{len(losses)} losses, {len(tokens)} numbers of tokens")
-    return PositionCurve(str(saved["split"]), str(saved["protocol"]), losses, tokens, int(saved["step"]))
 
 
 def _window_length(model: GPT, stream: TokenStream, context: int | None) -> int:

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.perplexity import saved_positions
-from gpt2lab.evaluation.text_quality import saved_texts
+from gpt2lab.evaluation.perplexity import POSITIONS_FILE, PositionCurve
+from gpt2lab.evaluation.text_quality import TEXT_FILE, TextQuality
 from gpt2lab.imports import import_from
 from gpt2lab.model.gpt import attention_weights
 from gpt2lab.runs import Run
@@ -78,9 +78,9 @@ class RunData:
         if complete := [c for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
             self.state = self._read(lambda: complete[-1].state, {})
             self.parameters = self._read(lambda: _count_parameters(complete[-1].path, self.config), None)
-        self.texts = self._read(lambda: saved_texts(run), None)
+        self.texts = self._read(lambda: run.saved_evaluation(TEXT_FILE, TextQuality), None)
         """Quality of the texts of each decoding strategy, if it was measured."""
-        self.positions = self._read(lambda: saved_positions(run), None)
+        self.positions = self._read(lambda: run.saved_evaluation(POSITIONS_FILE, PositionCurve), None)
         """Loss by position, if it was measured."""
 
     def _read(self, read: Callable[[], T], default: T, problems: list[str] | None = None) -> T:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from gpt2lab.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILE = "text.json"
+TEXT_FILE = "text.json"
 HELD_OUT = "held-out text"
 SETTINGS = (
     DecodingStrategy(greedy=True),
@@ -306,10 +306,10 @@ def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> 
     """Write ``text.json``, ``text.png`` and ``text.md`` for the weights of a step; return their paths."""
     folder = run.evaluations(step)
     title = f"{run.path.name}, step {step:,}"
-    write_checked_json(folder / FILE, {"step": step, "split": split, **dataclasses.asdict(quality)})
+    write_checked_json(folder / TEXT_FILE, {"step": step, "split": split, **dataclasses.asdict(quality)})
     plots.write_png(folder / "text.png", draw_text_quality(quality, title))
     write_atomically(folder / "text.md", _markdown(quality, title))
-    return folder / FILE, folder / "text.png", folder / "text.md"
+    return folder / TEXT_FILE, folder / "text.png", folder / "text.md"
 
 
 def draw_text_quality(quality: TextQuality, title: str = "") -> Figure:
@@ -337,22 +337,3 @@ def _markdown(quality: TextQuality, title: str) -> str:
 def _escaped(text: str) -> str:
     """Return a text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", " ¶ ".join(text.strip().splitlines()))
-
-
-def saved_texts(run: Run) -> TextQuality | None:
-    """Return the text quality of the newest step of a run that has it; None if none has.
-
-    Raises:
-        InputError: The file is damaged.
-    """
-    return run.saved_evaluation(FILE, _quality)
-
-
-def _quality(saved: dict[str, Any]) -> TextQuality:
-    strategies = [None if row["strategy"] is None else DecodingStrategy(**row["strategy"]) for row in saved["rows"]]
-    rows = tuple(
-        Row(str(row["name"]), strategy, {key: float(value) for key, value in row["figures"].items()})
-        for row, strategy in zip(saved["rows"], strategies, strict=True)
-    )
-    examples = tuple(Example(e["prompt"], e["held_out"], dict(e["completions"])) for e in saved["examples"])
-    return TextQuality(rows, examples, str(saved["protocol"]))
