@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import copy_of, quickly, small, train
+from support import Alone, copy_of, small, train
 
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.checkpoint import list_checkpoints
 from gpt2lab.training.config import OptimConfig, TrainConfig
+from ranks import quickly
 
 TEXT = "".join(f"{n} cats and {n + 2} dogs went to the {'sea' if n % 3 else 'hill'}. " for n in range(50))
 
@@ -94,3 +98,24 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def copied(finished: Run, tmp_path: Path) -> tuple[Run, TrainConfig]:
     """A copy of the finished run, and its configuration."""
     return copy_of(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Alone]]:
+    """Train in a process of its own, resuming the run where it has a checkpoint; none outlives its test."""
+    started: list[Alone] = []
+
+    def begin(config: TrainConfig, threads: int = 1, largest_file: int | None = None) -> Alone:
+        if config.out is not None and config.out.exists():
+            if list_checkpoints(Run(config.out)):
+                config = dataclasses.replace(config, resume="last")
+            else:
+                shutil.rmtree(config.out)
+        started.append(Alone(config, threads, largest_file))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.process.kill()
+        each.process.join()
+        each.told.close()

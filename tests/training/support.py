@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +23,66 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
-from gpt2lab.training import loop
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import Interrupted
 from gpt2lab.training.loop import Hooks, StepReport, Trainer
 from gpt2lab.training.session import train
 from gpt2lab.training.setup import Data, Setup, resolve
+from ranks import FORKED, quickly
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
 SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.1)
 PLAIN = GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
-TRAIN = """
-import json, sys
-import torch
-torch.set_num_threads(int(sys.argv[2]))
-from gpt2lab.training.loop import Hooks
-from gpt2lab.training.distributed import Interrupted
-from gpt2lab.files import from_json
-from gpt2lab.training.config import TrainConfig
-from gpt2lab.training.session import train
-
-hooks = Hooks()
-hooks.on_step = lambda report: print(report.step, flush=True)
-try:
-    train(from_json(TrainConfig, json.loads(sys.argv[1]), "the arguments"), hooks)
-except Interrupted as stop:
-    print(stop)
-    sys.exit(128 + stop.signal)
-"""
-"""A process of its own that trains: its arguments are the configuration as JSON and a number of threads."""
 
 
-@contextmanager
-def quickly() -> Iterator[None]:
-    """Leave out what costs more than a small run: threads, measuring the machine's peak, pictures (tested apart)."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
-        patch.setattr(loop, "draw_curves", lambda run: None)
-        torch.set_num_threads(1)
+class Alone:
+    """A training in a process of its own, which tells each step that it has done and what stopped it."""
+
+    def __init__(self, config: TrainConfig, threads: int, largest_file: int | None) -> None:
+        self.told, tell = FORKED.Pipe(duplex=False)
+        arguments = (dict(os.environ), config, threads, largest_file, tell)
+        self.process = FORKED.Process(target=_train_alone, args=arguments)
+        self.process.start()
+        tell.close()
+
+    def kill_after(self, steps: int, seconds: float = 0.0) -> None:
+        """Kill the process when it has told some steps, and a while later."""
+        for _ in range(steps):
+            self.told.recv()
+        time.sleep(seconds)
+        self.process.kill()
+        assert self.exit_code() == -signal.SIGKILL
+
+    def last_told(self) -> object:
+        """Wait for the end of the process; return what it told last."""
+        told = None
+        with suppress(EOFError):
+            while True:
+                told = self.told.recv()
+        return told
+
+    def exit_code(self) -> int:
+        """Wait for the end of the process."""
+        self.process.join(200)
+        return self.process.exitcode
+
+
+def _train_alone(
+    environment: dict[str, str], config: TrainConfig, threads: int, largest_file: int | None, tell: Connection
+) -> None:
+    os.environ |= environment
+    if largest_file is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    with quickly():
+        torch.set_num_threads(threads)
         try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+            train(config, Doing(on_step=lambda report: tell.send(report.step)))
+        except Interrupted as stop:
+            tell.send(str(stop))
+            sys.exit(128 + stop.signal)
 
 
 def small(data: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -4,118 +4,81 @@ checkpoint, and none of it shows."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from ranks import FORKED, launch, needs_fork
-from support import PLAIN, TRAIN, assert_same_run, column, go_on, hidden, saved_steps, small, train
+import torch._inductor.config
+from support import PLAIN, Alone, assert_same_run, column, go_on, hidden, saved_steps, small, train
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from gpt2lab.cli.main import main
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
-from gpt2lab.training import checkpoint
-from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config, to_dict
+from gpt2lab.training import checkpoint, loop
+from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
+from ranks import FORKED, launch, launch_each, needs_fork, run_under_agent
 
 pytestmark = needs_fork  # Windows has neither SIGKILL nor limits on files
 needs_compiler = pytest.mark.skipif(not can_compile(torch.device("cpu"))[0], reason="no C++ compiler")
-Launch = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start() -> Iterator[Launch]:
-    """Train in a process of its own, resuming the run where it has a checkpoint; none outlives its test."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def begin(config: TrainConfig, preamble: str = "", threads: int = 1) -> subprocess.Popen[str]:
-        if config.out is not None and config.out.exists():
-            if checkpoint.list_checkpoints(Run(config.out)):
-                config = dataclasses.replace(config, resume="last")
-            else:
-                shutil.rmtree(config.out)
-        command = [sys.executable, "-c", preamble + TRAIN, json.dumps(to_dict(config)), str(threads)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8"))
-        return processes[-1]
-
-    yield begin
-    for process in processes:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def wait_for_steps(process: subprocess.Popen[str], count: int) -> None:
-    """Return after some steps of a process."""
-    assert process.stdout is not None
-    for _ in range(count):
-        assert process.stdout.readline()
+Start = Callable[..., Alone]
 
 
 @pytest.mark.fault
-def test_sigterm_to_a_process(start: Launch, data: Path, tmp_path: Path) -> None:
+def test_sigterm_to_a_process(start: Start, data: Path, tmp_path: Path) -> None:
     options = {"model": PLAIN, "steps": 100_000, "checkpoint_every": 100_000, "eval_every": 100_000}
     config = small(data, tmp_path / "run", **options)
-    process = start(config)
-    wait_for_steps(process, 20)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    training = start(config)
+    while training.told.recv() < 20:
+        pass
+    training.process.terminate()
+    said = training.last_told()
     run = Run(tmp_path / "run")
     (step,) = saved_steps(run)
-    assert process.returncode == 128 + signal.SIGTERM
-    stopped = f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
-    assert said.splitlines()[-1] == stopped
+    assert training.exit_code() == 128 + signal.SIGTERM
+    assert said == f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
     go_on(config, steps=step + 5)
     assert saved_steps(run) == [step, step + 5]
 
 
 @pytest.mark.fault
-def test_killed_at_twenty_random_moments(start: Launch, data: Path, tmp_path: Path) -> None:
-    options = {"steps": 800, "checkpoint_every": 3, "keep_last": 2, "eval_every": 50, "log_every": 7}
+def test_killed_at_twenty_random_moments(start: Start, data: Path, tmp_path: Path) -> None:
+    options = {"steps": 400, "checkpoint_every": 3, "keep_last": 2, "eval_every": 50, "log_every": 7}
     unbroken = train(small(data, tmp_path / "unbroken", **options))
     seconds = unbroken.metrics()[-1]["seconds"] or 0.0
     config, moments = small(data, tmp_path / "run", **options), random.Random(20)
     for _ in range(20):  # of the run's whole length about 0.6 in expectation, so that it is not over before the last
-        process = start(config)
-        wait_for_steps(process, 1)
-        time.sleep(moments.uniform(0.0, seconds / 16))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    last = start(config)
-    last.communicate(timeout=200)
-    assert last.returncode == 0
+        start(config).kill_after(1, moments.uniform(0.0, seconds / 16))
+    assert start(config).exit_code() == 0
     run = Run(tmp_path / "run")
-    assert_same_run(run, unbroken, 800)
+    assert_same_run(run, unbroken, 400)
     assert not hidden(run)
 
 
 @pytest.mark.fault
 @needs_compiler
-def test_compiled_with_two_threads_and_killed_in_several_processes(start: Launch, data: Path, tmp_path: Path) -> None:
+def test_compiled_with_two_threads_and_killed_in_several_processes(
+    start: Start, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers takes longer to start
     model = GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=16, dropout=0.1)
     options = {"model": model, "compile": "on", "batch_tokens": 512, "micro_batch": 16, "steps": 60, "eval_every": 50}
     unbroken, config = (small(data, tmp_path / name, **options) for name in ("unbroken", "run"))
-    assert start(unbroken, threads=2).wait(timeout=200) == 0
-    for step in (9, 12):
-        process = start(config, threads=2)
-        wait_for_steps(process, step)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert start(config, threads=2).wait(timeout=200) == 0
+    assert start(unbroken, threads=2).exit_code() == 0
+    for steps in (9, 12):
+        start(config, threads=2).kill_after(steps)
+    assert start(config, threads=2).exit_code() == 0
     assert_same_run(Run(tmp_path / "run"), Run(tmp_path / "unbroken"), 60)
 
 
@@ -165,10 +128,17 @@ def die_while_saving(each: TrainConfig, stage: str) -> None:
     train(each)
 
 
+@pytest.fixture(scope="module")
+def short(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An unbroken run of 12 steps that keeps its last checkpoint."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    return train(small(data, out, steps=12, keep_last=1, eval_every=100))
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("stage", ALONE)
-def test_killed_during_a_save(data: Path, tmp_path: Path, stage: str) -> None:
-    config = small(data, tmp_path / "run", steps=12, keep_last=1, eval_every=100)
+def test_killed_during_a_save(short: Run, tmp_path: Path, stage: str) -> None:
+    config = dataclasses.replace(saved_config(short).as_asked(), out=tmp_path / "run")
     process = FORKED.Process(target=die_while_saving, args=(config, stage))
     process.start()
     process.join(100)
@@ -178,40 +148,30 @@ def test_killed_during_a_save(data: Path, tmp_path: Path, stage: str) -> None:
     found, warnings = checkpoint.newest_valid(run)
     assert (found.step, warnings) == (8 if renamed else 4, [])
     go_on(config)
-    assert_same_run(run, train(dataclasses.replace(config, out=tmp_path / "unbroken")), 12)
+    assert_same_run(run, short, 12)
     assert saved_steps(run) == [12]
     assert not hidden(run)
 
 
 @pytest.mark.fault
-def test_a_file_that_cannot_grow(start: Launch, data: Path, tmp_path: Path) -> None:
-    limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-    process = start(small(data, tmp_path / "run"), limited)
-    process.communicate(timeout=60)
-    assert process.returncode == 1
+def test_a_file_that_cannot_grow(start: Start, data: Path, tmp_path: Path) -> None:
+    assert start(small(data, tmp_path / "run"), largest_file=50_000).exit_code() == 1
     assert saved_steps(Run(tmp_path / "run")) == []
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-KILLED_ONCE = """
-import json, os, signal, sys
-import torch
-from gpt2lab.training import loop
-from gpt2lab.files import from_json
-from gpt2lab.training.config import TrainConfig
-from gpt2lab.training.session import train
-torch.set_num_threads(1)
-accumulate = loop.Trainer._backward
-def killed(self, step, micro_step):
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if first and os.environ["RANK"] == "1" and step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return accumulate(self, step, micro_step)
-loop.Trainer._backward = killed
-train(from_json(TrainConfig, json.loads(sys.argv[1]), "the arguments"))
-"""
+def killed_once(each: TrainConfig, at: int) -> None:
+    """Train; on the first start rank 1 is killed in a step."""
+    backward = loop.Trainer._backward
+
+    def killed(self: loop.Trainer, step: int, micro_step: int) -> torch.Tensor:
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1" and step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return backward(self, step, micro_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "_backward", killed)
+        train(each)
 
 
 def on_two_ranks(data: Path, out: Path, mode: str) -> TrainConfig:
@@ -223,97 +183,94 @@ def on_two_ranks(data: Path, out: Path, mode: str) -> TrainConfig:
 @pytest.mark.fault
 @pytest.mark.parametrize(("mode", "step"), [("ddp", 9), ("fsdp", 9), ("fsdp", 2)])
 def test_a_killed_rank_is_restarted_and_the_run_goes_on(data: Path, tmp_path: Path, mode: str, step: int) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(KILLED_ONCE, encoding="utf-8")
-    each = on_two_ranks(data, tmp_path / "run", mode)
-    command = [*TORCHRUN, "--max-restarts", "1", str(script), json.dumps(to_dict(each)), str(step)]
-    subprocess.run(command, check=True, timeout=200, env=ENVIRONMENT)
+    run_under_agent(tmp_path / "logs", killed_once, on_two_ranks(data, tmp_path / "run", mode), step, restarts=1)
     run, alone = Run(tmp_path / "run"), train(on_two_ranks(data, tmp_path / "alone", "auto"))
     assert column(run, "step") == list(range(1, 13))
     assert column(run, "train_loss") == pytest.approx(column(alone, "train_loss"), abs=1e-5)
     assert saved_steps(run) == [4, 8, 12]
 
 
-COMMAND_LINE = """
-import os, sys
-from pathlib import Path
-import torch
-from gpt2lab.cli.main import main
-torch.set_num_threads(1)
-Path(sys.argv[1], os.environ["RANK"]).write_text(str(os.getpid()))
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def command_line(folder: Path, data: Path, options: str) -> list[str]:
-    """``gpt2lab train`` on two ranks; each writes its process id to a file of its number in ``folder``."""
-    (folder / "train.py").write_text(COMMAND_LINE, encoding="utf-8")
+def command_line(folder: Path, data: Path, options: str) -> None:
+    """``gpt2lab train`` on a rank, which writes its process id to a file of its number."""
+    (folder / os.environ["RANK"]).write_text(str(os.getpid()), encoding="utf-8")
     files = ["--data", str(data), "--out", str(folder / "run")]
     options += " --seq-len 16 --batch-tokens 128 --micro-batch 2 --log-every 1 --device cpu --precision fp32"
-    return [*TORCHRUN, str(folder / "train.py"), str(folder), "train", *files, *options.split()]
+    sys.exit(main(["train", *files, *options.split()]))
 
 
-@contextmanager
-def under_torchrun(folder: Path, data: Path, mode: str) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
-    """Start a run of more steps than it will do; yield when three are done."""
-    run, pipe = Run(folder / "run"), subprocess.PIPE
+class Ended(NamedTuple):
+    """What two ranks printed, and the exit code of the one that left first; torchrun ends the other."""
+
+    said: str
+    errors: str
+    exit_code: int
+
+
+def stopped_by(folder: Path, data: Path, mode: str, act: Callable[[Run], object]) -> Ended:
+    """Start a run of more steps than it will do, and do something that ends it when three are done."""
+    run = Run(folder / "run")
     options = f"--parallel {mode} --steps 100000 --checkpoint-every 100000 --eval-every 100000 --compile off"
-    command = command_line(folder, data, options)
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True) as started:
-        try:
-            while not (run.path / "metrics.csv").exists() or len(run.metrics()) < 3:
-                assert started.poll() is None, started.communicate()
-                time.sleep(0.05)
-            yield run, started
-        finally:
-            started.terminate()
-
-
-def first_exit(report: str) -> int:
-    """Return the exit code of the rank that left first; torchrun ends the others, and has a trace of its own alone."""
-    assert report.count("Traceback") == 1
-    return int(re.findall(r"exitcode +: (-?\d+)", report)[-1])
+    with ThreadPoolExecutor(1) as pool:
+        ranks = pool.submit(run_under_agent, folder / "logs", command_line, folder, data, options)
+        while not (run.path / "metrics.csv").exists() or len(run.metrics()) < 3:
+            assert not ranks.done(), ranks.exception()
+            time.sleep(0.05)
+        act(run)
+        with pytest.raises(ChildFailedError) as ended:
+            ranks.result(100)
+    said, errors = ("".join(path.read_text() for path in folder.rglob(f"std{name}.log")) for name in ("out", "err"))
+    return Ended(said, errors, ended.value.get_first_failure()[1].exitcode)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize(("mode", "rank"), [("ddp", 1), ("fsdp", 1), ("ddp", 0)])
 def test_sigterm_to_one_rank_makes_all_save_and_leave(data: Path, tmp_path: Path, mode: str, rank: int) -> None:
-    with under_torchrun(tmp_path, data, mode) as (run, started):
+    def terminate(run: Run) -> None:
         os.kill(int((tmp_path / str(rank)).read_text(encoding="utf-8")), signal.SIGTERM)
-        said, report = started.communicate(timeout=100)
+
+    run, ended = Run(tmp_path / "run"), stopped_by(tmp_path, data, mode, terminate)
     (step,) = saved_steps(run)
     assert step == run.metrics()[-1]["step"]
     checkpoint.verify(checkpoint.find(run, "last"))
     stopped = f"stopped after step {step}, state saved; resume with: gpt2lab train --out {run.path} --resume"
-    assert said.count(stopped) == 1
-    assert started.returncode == 1 and first_exit(report) == 143
+    assert ended.said.count(stopped) == 1
+    assert (ended.exit_code, "Traceback" in ended.errors) == (143, False)
 
 
 @pytest.mark.fault
 def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(data: Path, tmp_path: Path) -> None:
-    with under_torchrun(tmp_path, data, "ddp") as (run, started):
+    def fill(run: Run) -> None:
         (tmp_path / "full").symlink_to("/dev/full")
         (tmp_path / "full").replace(run.path / "metrics.csv")
-        _, report = started.communicate(timeout=100)
-    assert report.count("metrics.csv: cannot be written (No space left on device); free space") == 1
-    assert started.returncode == 1 and first_exit(report) == 2
+
+    ended = stopped_by(tmp_path, data, "ddp", fill)
+    assert ended.errors.count("metrics.csv: cannot be written (No space left on device); free space") == 1
+    assert (ended.exit_code, "Traceback" in ended.errors) == (2, False)
+
+
+def compile_without_pool(each: TrainConfig) -> None:
+    """Train with one compiler in the process: a pool of them takes longer to start."""
+    with torch._inductor.config.patch(compile_threads=1):
+        train(each)
 
 
 @pytest.mark.fault
 @needs_compiler
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_compiled_on_two_ranks_losses_are_those_of_one_process(data: Path, tmp_path: Path, mode: str) -> None:
-    options = f"--parallel {mode} --steps 8 --eval-every 4 --eval-tokens 64 --compile on"
-    options += " --optim.lr 1e-2 --optim.warmup-steps 2"
-    options += " --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.n-ctx 16 --model.dropout 0"
-    subprocess.run(command_line(tmp_path, data, options), check=True, timeout=300, env=ENVIRONMENT)
+def test_compiled_on_two_ranks_losses_are_those_of_one_process(data: Path, tmp_path: Path) -> None:
     model, optim = dataclasses.replace(PLAIN, n_layer=2), OptimConfig(lr=1e-2, warmup_steps=2)
-    alone = train(small(data, tmp_path / "alone", model=model, optim=optim, steps=8, log_every=1, eval_every=4))
-    run = Run(tmp_path / "run")
-    assert (saved_config(run).compile, saved_config(run).parallel) == ("on", mode)
-    for figure, count in (("train_loss", 8), ("val_loss", 2)):
-        assert len(column(alone, figure)) == count
-        assert column(run, figure) == pytest.approx(column(alone, figure), abs=1e-5, rel=0)
+    options = {"model": model, "optim": optim, "steps": 8, "micro_batch": 2, "log_every": 1, "eval_every": 4}
+    works = [
+        partial(compile_without_pool, small(data, tmp_path / mode, parallel=mode, compile="on", **options))
+        for mode in ("ddp", "fsdp")
+    ]
+    assert launch_each(2, works) == [["", ""]] * 2
+    alone = train(small(data, tmp_path / "alone", **options))
+    for mode in ("ddp", "fsdp"):
+        run = Run(tmp_path / mode)
+        assert (saved_config(run).compile, saved_config(run).parallel) == ("on", mode)
+        for figure, count in (("train_loss", 8), ("val_loss", 2)):
+            assert len(column(alone, figure)) == count
+            assert column(run, figure) == pytest.approx(column(alone, figure), abs=1e-5, rel=0)
 
 
 @pytest.mark.fault

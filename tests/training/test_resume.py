@@ -6,17 +6,16 @@ import dataclasses
 import shutil
 import signal
 import threading
-import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor.config
-from ranks import FORKED, launch, needs_fork
 from support import (
     PLAIN,
+    Alone,
     Doing,
     assert_same_run,
     at_step,
@@ -42,6 +41,7 @@ from gpt2lab.runtime import can_compile
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
 from gpt2lab.training.distributed import SINGLE_PROCESS, Interrupted, catch_signals
 from gpt2lab.training.session import held
+from ranks import launch, needs_fork
 
 Copied = tuple[Run, TrainConfig]
 
@@ -265,13 +265,6 @@ def test_a_second_ctrl_c_takes_effect_at_once() -> None:
 TAKEN = "run is being trained by another process; wait for it, or end it"
 
 
-def hold(run: Run, tell: Connection) -> None:
-    """Hold a run until the process is killed."""
-    with held(run, SINGLE_PROCESS):
-        tell.send("held")
-        time.sleep(100)
-
-
 def test_a_run_that_is_being_trained_is_not_resumed(data: Path, tmp_path: Path) -> None:
     config = small(data, tmp_path / "run", model=PLAIN, steps=12)
 
@@ -286,15 +279,12 @@ def test_a_run_that_is_being_trained_is_not_resumed(data: Path, tmp_path: Path) 
 
 
 @needs_fork
-def test_the_lock_of_a_killed_process_is_gone(copied: Copied) -> None:
+def test_the_lock_of_a_killed_process_is_gone(copied: Copied, start: Callable[..., Alone]) -> None:
     run, config = copied
-    told, tell = FORKED.Pipe(duplex=False)
-    holder = FORKED.Process(target=hold, args=(run, tell), daemon=True)
-    holder.start()
-    assert told.poll(60) and told.recv() == "held"
+    training = start(dataclasses.replace(config, steps=100_000, checkpoint_every=100_000))
+    assert training.told.recv() == 25
     refusal(lambda: go_on(config, steps=28), TAKEN)
-    holder.kill()
-    holder.join()
+    training.kill_after(0)
     go_on(config, steps=28)
     assert saved_steps(run)[-1] == 28
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import launch, launch_each, needs_fork, this_rank
 from safetensors.torch import load_file
 from support import Doing, column, flip, go_on, log_of, refusal, saved_steps, small, train, truncate
 from support import checkpoint as folder_of
@@ -37,6 +36,7 @@ from gpt2lab.training.distributed import MODES, fail_on_all_ranks, process_group
 from gpt2lab.training.loop import Hooks
 from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.setup import resolve
+from ranks import launch, launch_each, needs_fork, this_rank
 
 pytestmark = needs_fork
 

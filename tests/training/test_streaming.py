@@ -6,15 +6,13 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import TRAIN, Doing, assert_same_run, at_step, go_on, interrupted, refusal, saved_steps, small, train
+from support import Alone, Doing, assert_same_run, at_step, go_on, interrupted, refusal, saved_steps, small, train
 
 from gpt2lab.cli.main import main
 from gpt2lab.data.corpora import CORPORA
@@ -36,10 +34,11 @@ from gpt2lab.errors import InputError
 from gpt2lab.runs import Run
 from gpt2lab.stories.corpus import stories
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-from gpt2lab.training.config import TrainConfig, to_dict
+from gpt2lab.training.config import TrainConfig
 from gpt2lab.training.distributed import Communicator, Interrupted
 from gpt2lab.training.setup import open_data
 from loopback_hub import Hub, loopback_hub
+from ranks import needs_fork
 
 FILES, STEPS = 3, 50
 BORDERS = (16, 31, 46)
@@ -339,22 +338,22 @@ def test_streaming_on_two_processes_is_refused(tok: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.fault
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_run_killed_at_any_moment_resumes_to_the_uninterrupted_one(unbroken: Run, tok: Path, tmp_path: Path) -> None:
+@needs_fork  # Windows has no SIGKILL
+def test_a_run_killed_at_any_moment_resumes_to_the_uninterrupted_one(
+    unbroken: Run, tok: Path, tmp_path: Path, start: Callable[..., Alone]
+) -> None:
     config = streaming(tok, tmp_path / "run", checkpoint_every=1)
     for step in (3, 15, 16, 24, 31, 40):
-        resumed = dataclasses.replace(config, resume="last") if (tmp_path / "run").exists() else config
-        command = [sys.executable, "-c", TRAIN, json.dumps(to_dict(resumed)), "1"]
-        with subprocess.Popen(command) as process:
-            while not (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").exists():
-                assert process.poll() is None
-                time.sleep(0.001)
-            process.kill()
+        training = start(config)
+        while not (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").exists():
+            assert training.process.is_alive()
+            time.sleep(0.001)
+        training.kill_after(0)
     assert_same_run(go_on(config), unbroken, STEPS)
 
 
 @pytest.mark.fault
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@needs_fork  # Windows has no SIGKILL
 def test_a_preparer_that_is_killed_ends_training_with_one_line(
     unbroken: Run, hub: Hub, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Several ranks on this machine, set up as torchrun does but forked from a server that has imported torch."""
+"""Processes forked from a server that has imported torch: several ranks, set up as torchrun does or by its agent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from gpt2lab.errors import InputError
 from gpt2lab.training import loop
@@ -23,8 +27,22 @@ TIMEOUT = 120
 PRELOAD = ["torch.distributed.fsdp", "torch.distributed.checkpoint.hf_storage", "torch.distributed.tensor"]
 FORKED: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 """Processes that begin with torch imported."""
-FORKED.set_forkserver_preload(["gpt2lab.training.session", "pytest", *PRELOAD])
+FORKED.set_forkserver_preload(["gpt2lab.cli.train", "gpt2lab.training.session", "pytest", *PRELOAD])
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server that has torch")
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """Leave out what costs more than a small run: threads, measuring the machine's peak, pictures (tested apart)."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "peak_flops", lambda device, precision: (1e12, "not measured"))
+        patch.setattr(loop, "draw_curves", lambda run: None)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def launch(world_size: int, work: Callable[..., Any], *arguments: Any, restarts: int = 0) -> list[str]:
@@ -64,23 +82,38 @@ def _run(rank: int, world_size: int, restarts: int, jobs: list[tuple[int, Callab
         "TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_RUN_ID": "tests",
         "TORCHELASTIC_USE_AGENT_STORE": "True", "GPT2LAB_RENDEZVOUS_SECONDS": "60",
     }  # fmt: skip
-    torch.set_num_threads(1)
-    loop.peak_flops = lambda device, precision: (1e12, "not measured")
-    loop.draw_curves = lambda run: None
     lines = []
-    for port, work in jobs:
-        os.environ["MASTER_PORT"] = str(port)
-        try:
-            work()
-            lines.append("")
-        except (InputError, Interrupted) as error:
-            lines.append(f"{type(error).__name__}: {error}")
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
+    with quickly():
+        for port, work in jobs:
+            os.environ["MASTER_PORT"] = str(port)
+            try:
+                work()
+                lines.append("")
+            except (InputError, Interrupted) as error:
+                lines.append(f"{type(error).__name__}: {error}")
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
     results.put((rank, lines))
 
 
 def this_rank() -> int:
     """Return the rank of the calling process."""
     return int(os.environ["RANK"])
+
+
+def run_under_agent(folder: Path, work: Callable[..., Any], *arguments: Any, restarts: int = 0) -> None:
+    """Run ``work(*arguments)`` on two ranks under torchrun's agent; what they print goes to files in ``folder``.
+
+    Raises:
+        ChildFailedError: From torch: a rank failed, and no restart is left.
+    """
+    agent = LaunchConfig(1, 1, 2, DefaultLogsSpecs(str(folder), redirects=Std.ALL), max_restarts=restarts)
+    agent.run_id, agent.rdzv_backend, agent.rdzv_endpoint = "tests", "c10d", "localhost:0"
+    agent.start_method = FORKED.get_start_method()
+    elastic_launch(agent, _quick)(work, *arguments)
+
+
+def _quick(work: Callable[..., Any], *arguments: Any) -> None:
+    with quickly():
+        work(*arguments)
