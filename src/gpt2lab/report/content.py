@@ -105,7 +105,7 @@ class RunContent:
             KeyFigure(f"{split.capitalize()} bits per byte", _if_known(bits), "for any tokenizer"),
             KeyFigure("Above the entropy floor", _if_known(gap, percent), f"bits per byte, {split} set", True),
             KeyFigure("Best validation loss", _if_known(best), f"nats per token, step {count(step)}", per_token=True),
-            KeyFigure("Parameters", _if_known(data.parameters, short), "the tied head counted once"),
+            KeyFigure("Parameters", _if_known(data.parameters, short), "a tied head counted once"),
             KeyFigure("Training time", duration(seconds[-1]) if seconds else None, f"{seen} tokens" if seen else ""),
             KeyFigure("Tokens per second", count(median(speeds)) if speeds else None, "median"),
             KeyFigure("Peak memory", memory(max(memories)) if memories else None, device),

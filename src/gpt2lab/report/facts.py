@@ -26,7 +26,8 @@ from gpt2lab.evaluation.text_quality import HELD_OUT as HELD_OUT_TEXT
 from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
 from gpt2lab.model.attention import choose_kernel
-from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.config import GATED, GPTConfig
+from gpt2lab.report.equations import differences, learning_rate, parts
 from gpt2lab.report.markdown import Markdown, read_markdown
 from gpt2lab.runtime import DTYPES
 from gpt2lab.training.config import flatten
@@ -58,6 +59,17 @@ REFERENCES = {
     "heads": "Shazeer 2019, Fast Transformer Decoding; Ainslie et al. 2023, GQA (shared key-value heads).",
     "window": "Beltagy, Peters & Cohan 2020, Longformer: The Long-Document Transformer.",
     "strided": "Child, Gray, Radford & Sutskever 2019, Generating Long Sequences with Sparse Transformers.",
+    "rmsnorm": "Zhang & Sennrich 2019, Root Mean Square Layer Normalization.",
+    "sandwich": "Ding et al. 2021, CogView: Mastering Text-to-Image Generation via Transformers (sandwich norm).",
+    "qk_norm": "Henry, Dachapally, Pawar & Chen 2020, Query-Key Normalization for Transformers.",
+    "relu2": "So et al. 2021, Primer: Searching for Efficient Transformers for Language Modeling (squared ReLU).",
+    "silu": "Elfwing, Uchibe & Doya 2017, Sigmoid-Weighted Linear Units for Neural Network Function Approximation.",
+    "gated": "Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks; Shazeer 2020, GLU Variants "
+    "Improve Transformer.",
+    "parallel_blocks": "Wang & Komatsuzaki 2021, GPT-J-6B: A 6 Billion Parameter Autoregressive Language Model.",
+    "logit_softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
+    "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
+    "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
     "texts": "Holtzman, Buys, Du, Forbes & Choi 2020, The Curious Case of Neural Text Degeneration.",
     "self_bleu": "Zhu et al. 2018, Texygen: A Benchmarking Platform for Text Generation Models (self-BLEU).",
     "distinct": "Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models (distinct-n).",
@@ -77,6 +89,9 @@ def references(runs: Sequence[RunData], comparison: bool) -> dict[str, str]:
         model = data.options("model")
         mask = model.get("mask")
         used |= {str(model.get("position", "learned")), "window" if mask == "global" else str(mask)}
+        used |= {str(model.get(name)) for name in ("norm", "norm_placement", "activation")}
+        used |= {"gated"} if model.get("activation") in GATED else set()
+        used |= {name for name in model if model[name]}  # qk_norm, z_loss and other parts that are off in GPT-2
         used |= {"heads"} if model.get("n_kv_head") not in (None, model.get("n_head")) else set()
         used |= {"muon"} if data.options("optim").get("name") == "muon" else set()
         used |= {"texts", "self_bleu", "distinct"} if data.texts else set()
@@ -260,7 +275,7 @@ def _kernel(data: RunData, asked: str) -> str:
 
 _POSITION = {
     "learned": "Positions are learned: row $t$ of the table $P$ is trained like the embedding of a token (Radford et "
-    "al. 2018, 2019): $$x_t^0 = E_{s_t} + P_t$$",
+    "al. 2018, 2019).\n\n$$x_t^0 = E_{s_t} + P_t$$",
     "sinusoidal": "Positions are fixed waves in place of a learned $P$ (Vaswani et al. 2017), scaled to the size of "
     r"the embeddings: $$x_t^0 = E_{s_t} + P_t, \quad P_{t,2i} = 0.02 \sin \frac{t}{10000^{2i/C}}, \quad P_{t,2i+1} "
     r"= 0.02 \cos \frac{t}{10000^{2i/C}}$$",
@@ -278,6 +293,7 @@ def position(data: RunData) -> Markdown:
     """Return how positions are encoded, with the equation and its source."""
     model = data.options("model")
     text = _POSITION.get(str(model.get("position", "learned")), "") if model else ""
+    text = f"**Embedding.** Each token has a learned vector of width $C$. {text}" if text else ""
     return read_markdown(text.replace("BASE", _tex(model.get("rope_base") or 10_000)))
 
 
@@ -289,53 +305,37 @@ def _tex(base: Any) -> str:
     return rf"({mantissa} \cdot 10^{{{int(exponent)}}})" if exponent else mantissa
 
 
-def adds_positions(data: RunData) -> bool:
-    """Whether the embedding of a token has a vector of its position added."""
-    return data.options("model").get("position", "learned") in ("learned", "sinusoidal")
-
-
-_MASK = {
-    "causal": "",
-    "window": "A position attends to itself and those just before it, {window} in all: M is 0 only there.",
-    "global": "A position attends to the last {window} and the first {prefix}.",
-    "strided": "A position attends to the last {window}, and before them to those at a distance that is a multiple of "
-    "{window} (Child et al. 2019).",
-    "prefix": "The first {prefix} positions attend to one another in both directions.",
-    "bidirectional": "Every position attends to every other: M is 0.",
-}
-
-
 def mask_file(data: RunData) -> Path | None:
     """Return the imported file that defines the model's mask; None if the mask is built in, or the file is missing."""
     sha256 = data.options("model").get("import_sha256")
     return data.run.imported(sha256) if isinstance(sha256, str) else None
 
 
-def deviations(model: Mapping[str, Any], imported: Path | None = None) -> tuple[str, ...]:
-    """Return how a model differs from the equations of GPT-2; a mask of its own is defined in an imported file."""
-    heads, shared, mask = model.get("n_head"), model.get("n_kv_head"), str(model.get("mask", "causal"))
-    texts = []
-    if isinstance(shared, int) and shared != heads:
-        texts.append(
-            f"The {heads} query heads share {plural(shared, 'key-value head')} (Shazeer 2019; Ainslie et al. 2023)."
-        )
-    if mask in _MASK:
-        texts.append(_MASK[mask].format(window=model.get("window"), prefix=model.get("prefix")))
-    else:
-        texts.append(f"M is the mask {mask}{f', defined in imports/{imported.name}' if imported else ''}.")
-    if model.get("norm_placement") == "post":
-        texts.append("Layer norm follows each sum instead of preceding each branch.")
-    return tuple(filter(None, texts))
+def equations(data: RunData) -> list[Markdown]:
+    """Return the equations of the model that ran, part by part."""
+    model = data.options("model")
+    return [position(data), *map(read_markdown, parts(model, CITE, mask_file(data)).values())]
+
+
+def deviations(data: RunData) -> list[Markdown]:
+    """Return the equations of the parts that are not as in GPT-2, after that of the positions."""
+    return [position(data), *map(read_markdown, differences(data.options("model"), CITE, mask_file(data)))]
+
+
+def gpt2_equations() -> list[Markdown]:
+    """Return the equations of GPT-2 itself."""
+    return [*map(read_markdown, parts({}, CITE).values())]
+
+
+def schedule(data: RunData) -> Markdown | None:
+    """Return the equations of the learning rate if it followed a cosine."""
+    cosine = data.options("optim").get("schedule", "cosine") == "cosine"
+    return read_markdown(learning_rate(CITE)) if cosine else None
 
 
 def has_biases(data: RunData) -> bool:
     """Whether the linear layers add a bias."""
     return data.options("model").get("bias") is not False
-
-
-def has_cosine(data: RunData) -> bool:
-    """Whether the learning rate follows the cosine of the equations."""
-    return data.options("optim").get("schedule", "cosine") == "cosine"
 
 
 def training_facts(data: RunData) -> tuple[Fact, ...]:

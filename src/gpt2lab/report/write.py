@@ -100,8 +100,6 @@ def render_html(report: Report) -> str:
         labels=list(dict.fromkeys(figure.label for figure in shown)),
         cite=report.cite,
         facts=facts,
-        biases=any(facts.has_biases(run.data) for run in report.runs),
-        adding={facts.adds_positions(run.data) for run in report.runs},
     )
 
 
@@ -171,12 +169,10 @@ def _pdf_values(report: Report) -> dict[str, Any]:
             "headline": run.headline,
             "task": facts.task(data),
             "model": facts.model_facts(data),
-            "position": facts.position(data).tree,
-            "adds_positions": facts.adds_positions(data),
-            "deviations": facts.deviations(data.options("model"), facts.mask_file(data)),
+            "equations": [text.tree for text in facts.equations(data)],
             "biases": facts.has_biases(data),
             "training": facts.training_facts(data),
-            "cosine": facts.has_cosine(data),
+            "schedule": schedule.tree if (schedule := facts.schedule(data)) else None,
             "description": run.description,
             "points_per_mean": _points_per_mean([run]),
             "evaluations": run.evaluations,

@@ -1,0 +1,196 @@
+"""The model of a run in equations: each part as it ran, in words and in TeX, with its source.
+
+A part is Markdown with formulas, which markdown.py turns into HTML and PDF. What a configuration leaves out is as in
+GPT-2, so a damaged or older one still has its equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2lab.formatting import plural, setting
+from gpt2lab.model.config import GATED
+
+_BLOCK = {
+    "pre": (
+        "Each of the $L$ blocks adds attention and then feed-forward to the residual stream, each with a norm before "
+        "it.",
+        r"y^\ell = x^\ell + \mathrm{Attention}(N(x^\ell))",
+        r"x^{\ell+1} = y^\ell + \mathrm{FF}(N(y^\ell))",
+    ),
+    "post": (
+        "Each of the $L$ blocks adds attention and then feed-forward to the residual stream, and normalizes each sum, "
+        "as in GPT-1 (Radford et al. 2018).",
+        r"y^\ell = N(x^\ell + \mathrm{Attention}(x^\ell))",
+        r"x^{\ell+1} = N(y^\ell + \mathrm{FF}(y^\ell))",
+    ),
+    "sandwich": (
+        "Each of the $L$ blocks adds attention and then feed-forward to the residual stream, each between two norms "
+        "(Ding et al. 2021).",
+        r"y^\ell = x^\ell + N(\mathrm{Attention}(N(x^\ell)))",
+        r"x^{\ell+1} = y^\ell + N(\mathrm{FF}(N(y^\ell)))",
+    ),
+    "parallel": (
+        "Each of the $L$ blocks adds attention and feed-forward of the same normalized input to the residual stream "
+        "(Wang & Komatsuzaki 2021).",
+        r"x^{\ell+1} = x^\ell + \mathrm{Attention}(N(x^\ell)) + \mathrm{FF}(N(x^\ell))",
+    ),
+}
+_QUOTIENT = {"layernorm": r"\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}", "rmsnorm": r"\frac{x}{\sqrt{m + \epsilon}}"}
+_NORM = {
+    "layernorm": "**Layer norm** CITE normalizes each position to mean 0 and variance 1; $\\mu$ and $\\sigma^2$ are "
+    "over its $C$ features.",
+    "rmsnorm": "**RMSNorm** (Zhang & Sennrich 2019) divides each position by its root mean square; $m$ is the mean of "
+    "the squares of its $C$ features.",
+}
+_MASK = {
+    "window": "A position attends to itself and those just before it, {window} in all: $M$ is 0 only there.",
+    "global": "A position attends to the last {window} and the first {prefix}.",
+    "strided": "A position attends to the last {window}, and before them to those at a distance that is a multiple of "
+    "{window} (Child et al. 2019).",
+    "prefix": "The first {prefix} positions attend to one another in both directions.",
+    "bidirectional": "Every position attends to every other: $M$ is 0.",
+}
+_ACTIVATION = {
+    "gelu_tanh": (
+        "GELU CITE in its tanh form",
+        r"f(z) = \frac{z}{2} \left(1 + \tanh\left(\sqrt{\frac{2}{\pi}} (z + 0.044715 z^3)\right)\right)",
+    ),
+    "gelu": ("GELU CITE", r"f(z) = \frac{z}{2} \left(1 + \mathrm{erf}\left(\frac{z}{\sqrt{2}}\right)\right)"),
+    "relu": ("ReLU", r"f(z) = \max(z, 0)"),
+    "relu2": ("ReLU squared (So et al. 2021)", r"f(z) = \max(z, 0)^2"),
+    "silu": ("SiLU (Elfwing et al. 2017)", r"f(z) = \frac{z}{1 + e^{-z}}"),
+    "glu": ("a sigmoid as the gate (Dauphin et al. 2017)", r"f(z) = \frac{1}{1 + e^{-z}}"),
+    "geglu": (
+        "GELU as the gate (Shazeer 2020)",
+        r"f(z) = \frac{z}{2} \left(1 + \tanh\left(\sqrt{\frac{2}{\pi}} (z + 0.044715 z^3)\right)\right)",
+    ),
+    "swiglu": ("SiLU as the gate (Shazeer 2020)", r"f(z) = \frac{z}{1 + e^{-z}}"),
+}
+
+
+def parts(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path | None = None) -> dict[str, str]:
+    """Return the equations of a model by part, after those of its embedding.
+
+    Args:
+        model: Options of a `GPTConfig` by name.
+        cite: Numbers of the references in the text, such as ``[4]``.
+        imported: The file that defines the mask, if it is not built in.
+    """
+    return {
+        "Block": _text("**Block.** ", *_BLOCK["parallel" if model.get("parallel_blocks") else _placement(model)]),
+        "Norm": _norm(model, cite),
+        "Attention": _attention(model, cite, imported),
+        "Feed-forward": _feed_forward(model, cite),
+        "Output": _output(model, cite),
+        "Loss": _loss(model),
+    }
+
+
+def differences(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path | None = None) -> list[str]:
+    """Return the parts that are not as in GPT-2."""
+    gpt2 = parts({}, cite)
+    return [text for name, text in parts(model, cite, imported).items() if text != gpt2[name]]
+
+
+def learning_rate(cite: Mapping[str, str]) -> str:
+    """Return the equations of the cosine schedule."""
+    return _text(
+        "",
+        f"The learning rate {cite['schedule']} at step $k$ of $K$ rises linearly over $w$ warmup steps, then decays "
+        "along a cosine.",
+        r"\eta_k = \eta_{\max} \frac{k + 1}{w} \quad \text{where } k < w, \quad \text{else}",
+        r"\eta_k = \eta_{\min} + \frac{1}{2} (\eta_{\max} - \eta_{\min}) \left(1 + \cos \frac{\pi (k - w)}"
+        r"{K - 1 - w}\right)",
+    )
+
+
+def _text(title: str, words: str, *formulas: str) -> str:
+    return "\n\n".join([title + words, *(f"$${formula}$$" for formula in formulas)])
+
+
+def _placement(model: Mapping[str, Any]) -> str:
+    placement = str(model.get("norm_placement"))
+    return placement if placement in _BLOCK else "pre"
+
+
+def _norm(model: Mapping[str, Any], cite: Mapping[str, str]) -> str:
+    kind = "rmsnorm" if model.get("norm") == "rmsnorm" else "layernorm"
+    words, formula = _NORM[kind].replace("CITE", cite["layer_norm"]), _QUOTIENT[kind]
+    if model.get("norm_affine", True):
+        words += r" The weight $\gamma$ is learned."
+        formula = rf"\gamma \odot {formula}"
+        if kind == "layernorm" and model.get("bias", True):
+            words = words.replace("The weight $\\gamma$ is", "The weight $\\gamma$ and the bias $\\beta$ are")
+            formula += r" + \beta"
+    return _text("", words, f"N(x) = {formula}")
+
+
+def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path | None) -> str:
+    words = (
+        f"**Attention** {cite['attention']}. Each of the $H$ heads projects the stream to queries, keys and values of "
+        r"width $D = C/H$; a position attends to itself and those before it: the mask $M$ is 0 where $j \leq i$, else "
+        r"$-\infty$."
+    )
+    heads, shared, mask = model.get("n_head"), model.get("n_kv_head"), str(model.get("mask", "causal"))
+    if isinstance(shared, int) and shared != heads:
+        words += (
+            f" The {heads} query heads share {plural(shared, 'key-value head')} (Shazeer 2019; Ainslie et al. 2023)."
+        )
+    if mask in _MASK:
+        words += " " + _MASK[mask].format(window=model.get("window"), prefix=model.get("prefix"))
+    elif mask != "causal":
+        words += f" Here $M$ is the mask `{mask}`{f', defined in imports/{imported.name}' if imported else ''}."
+    q, k = r"x W_h^Q", r"x W_h^K"
+    if model.get("qk_norm"):
+        words += " Queries and keys are normalized over their $D$ features (Henry et al. 2020)."
+        q, k = f"N({q})", f"N({k})"
+    return _text(
+        "",
+        words,
+        r"A_h = \mathrm{softmax}\left(\frac{Q_h K_h^\top}{\sqrt{D}} + M\right) V_h",
+        rf"(Q_h, K_h, V_h) = ({q}, {k}, x W_h^V)",
+        r"\mathrm{Attention}(x) = [A_1; \dots; A_H] W^O",
+    )
+
+
+def _feed_forward(model: Mapping[str, Any], cite: Mapping[str, str]) -> str:
+    name = str(model.get("activation"))
+    activation, formula = _ACTIVATION.get(name, _ACTIVATION["gelu_tanh"])
+    layers, inside = "Two linear layers with $F$ hidden units", "f(x W_1)"
+    if name in GATED:
+        layers, inside = "Three linear layers with $F$ hidden units", r"(f(x W_1) \odot x W_3)"
+    words = f"{layers} and {activation.replace('CITE', cite['gelu'])}."
+    return _text("**Feed-forward.** ", words, rf"\mathrm{{FF}}(x) = {inside} W_2", formula)
+
+
+def _output(model: Mapping[str, Any], cite: Mapping[str, str]) -> str:
+    head, words = r"E^\top", f"The token embedding is also the output head {cite['tied']}, which"
+    if model.get("tied_head") is False:
+        head, words = "W^U", "The output head, a matrix of its own,"
+    last = "x_t^L" if _placement(model) == "post" else "N(x_t^L)"
+    logits, words = f"{last} {head}", f"{words} scores each of the $V$ tokens as the next one."
+    if (softcap := model.get("logit_softcap")) is not None:
+        words += f" The scores are bounded by $c = {setting(softcap)}$ (Gemma Team 2024)."
+        logits = rf"c\, \tanh\left(\frac{{{logits}}}{{c}}\right)"
+    return _text("**Output.** ", words, rf"p(s_{{t+1}} | s_{{\leq t}}) = \mathrm{{softmax}}\left({logits}\right)")
+
+
+def _loss(model: Mapping[str, Any]) -> str:
+    words = (
+        "The mean negative log-likelihood of the next token, in nats; from it follow perplexity per token, and bits "
+        "per byte for a text of $N$ tokens and $B$ bytes."
+    )
+    formulas = [
+        r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \ln\, p(s_{t+1} | s_{\leq t})",
+        r"\text{perplexity} = e^{\mathcal{L}}, \quad \text{bits per byte} = "
+        r"\frac{\mathcal{L}}{\ln\, 2} \cdot \frac{N}{B}",
+    ]
+    if weight := model.get("z_loss"):
+        words += (
+            f" In training, {setting(weight)} times the mean of $(\\ln\\, Z_t)^2$ is added, $Z_t$ the sum of $e^z$ "
+            "over the $V$ scores $z$ (Chowdhery et al. 2022)."
+        )
+    return _text("**Loss.** ", words, *formulas)
