@@ -200,7 +200,7 @@ def _checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
 
-def from_json(kind: type[T], value: Any, where: object, name: str = "") -> T:
+def from_json(kind: type[T], value: Any, where: object, name: str = "", *, others: bool = False) -> T:
     """Return what a JSON value stands for: a dataclass from the object of its fields, whose types are checked.
 
     Args:
@@ -208,10 +208,13 @@ def from_json(kind: type[T], value: Any, where: object, name: str = "") -> T:
         value: From `read_json`; fields that are left out have their defaults.
         where: The file it comes from, for messages.
         name: The field of the file that holds it.
+        others: Leave out fields that the dataclass does not have.
 
     Raises:
         InputError: A field is unknown (the nearest is suggested), missing, or of another type than its hint allows.
     """
+    if others:
+        value = {field: value[field] for field in _type_hints(kind) if field in value}
     try:
         return _parse(kind, value, name)
     except InputError as error:
@@ -223,8 +226,8 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         origin, inner = typing.get_origin(option), typing.get_args(option)
-        if option is Any or (origin is Literal and value in inner) or type(value) is option:
-            return value
+        if option is Any or (origin is Literal and value in inner) or (type(value) is option and value == value):
+            return value  # NaN does not equal itself
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             return _build(option, value, f"{name}." if name else "")
         if origin is dict and isinstance(value, dict):

@@ -23,7 +23,6 @@ a line of samples.jsonl ends with its SHA-256, so that no number changes unnotic
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -33,7 +32,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import (
@@ -183,9 +182,7 @@ class Run:
         """
         if (path := self.latest_evaluation(name)) is None:
             return None
-        names = {field.name for field in dataclasses.fields(cast(Any, kind))}
-        saved = {entry: value for entry, value in read_checked_json(path).items() if entry in names}
-        return from_json(kind, saved, path)
+        return from_json(kind, read_checked_json(path), path, others=True)
 
     def metrics(self) -> list[MetricsRow]:
         """Return the rows of metrics.csv in the order of steps; an empty cell is None.

@@ -118,6 +118,7 @@ def test_options_on_top_replace_the_recipe() -> None:
         ({"steps": True}, "steps is true; it must be an integer"),
         ({"epochs": "x"}, "epochs is 'x'; it must be a number or null"),
         ({"epochs": 10**400}, "epochs is 1000.*; it must be a number"),
+        ({"spike_z": math.nan}, "spike_z is NaN; it must be a number"),
         ({"data": 5}, "data is 5; it must be a path"),
         ({"data": None}, "data is null; it must be a path"),
         ({"preset": 5}, "preset is 5; it must be text"),

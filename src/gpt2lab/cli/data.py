@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from tyro.conf import Positional, arg
@@ -20,9 +20,6 @@ from gpt2lab.errors import InputError, require
 from gpt2lab.files import parse_size
 from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer, render_token
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _SHOWN = 80
 """Tokens shown of a document."""
@@ -225,7 +222,7 @@ def _print_tokens(counts: np.ndarray, tokenizer: Tokenizer, number: int) -> None
         print(f'{n:>15,}  {n / total:>6.2%}  {_bar(n, counts.max()):{_WIDTH}}  "{shown}"')
 
 
-def _draw(counts: np.ndarray, lengths: np.ndarray, title: str) -> Figure:
+def _draw(counts: np.ndarray, lengths: np.ndarray, title: str) -> plots.Figure:
     """Plot token frequency against rank, and the distribution of document lengths."""
     edges = _edges(lengths, 40).tolist() if len(lengths) else []
     return plots.token_statistics(np.sort(counts[counts > 0])[::-1].tolist(), lengths.tolist(), edges, title)

@@ -172,7 +172,7 @@ def prepare_shards(
             limit = max_disk and max_disk // world
             _write_chunks(plan, journal, tokenizer, own, limit, config.on_error == "skip", progress)
         with explaining_full_disk(out, _SMALL_FILES):
-            return finish(plan, journal, tokenizer, config, out)
+            return finish(plan, journal, tokenizer, config)
     except InputError as error:
         is_useless = is_new and world == 1 and not any(map(journal.is_complete, own))
         if is_useless and not isinstance(error, TemporaryError):
@@ -319,15 +319,13 @@ def source_info(config: PrepareConfig) -> SourceInfo:
     return SourceInfo(config.sources, **options)
 
 
-def finish(
-    plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, config: PrepareConfig, out: Path
-) -> TokenDataset | None:
+def finish(plan: PreparePlan, journal: Journal, tokenizer: Tokenizer, config: PrepareConfig) -> TokenDataset | None:
     """If all chunks are finished, name the shards, write the manifest and return the data; else return None.
 
     Raises:
         InputError: A split that was asked for is empty. The directory is removed, since resuming would end here again.
     """
-    indices = range(len(plan.chunks))
+    out, indices = journal.out, range(len(plan.chunks))
     if not all(map(journal.is_complete, indices)):
         return TokenDataset(out) if (out / MANIFEST).exists() else None  # another process completed it
     try:
@@ -349,7 +347,7 @@ def finish(
             skipped,
         )
         tokenizer.save(out / TOKENIZER)
-        shards = tuple(_move_shards(journal, records, out))
+        shards = tuple(_move_shards(journal, records))
         DataManifest(source_info(config), TokenizerInfo.of(tokenizer), plan.rule, splits, shards, left_out).save(out)
     except (OSError, InputError):
         if not (out / MANIFEST).exists():  # else another process completed it meanwhile
@@ -358,14 +356,14 @@ def finish(
     return TokenDataset(out)
 
 
-def _move_shards(journal: Journal, records: Sequence[ChunkRecord], out: Path) -> Iterator[ShardInfo]:
-    """Move the shards of all chunks to ``out``, numbered within each split."""
+def _move_shards(journal: Journal, records: Sequence[ChunkRecord]) -> Iterator[ShardInfo]:
+    """Move the shards of all chunks out of the journal, numbered within each split."""
     for split in SPLITS:
         number = count()
         for index, record in enumerate(records):
             for shard in record.shards:
                 if shard.split == split:
-                    target = out / f"{split}_{next(number):06d}.bin"
+                    target = journal.out / f"{split}_{next(number):06d}.bin"
                     try:
                         (journal.chunk(index) / shard.name).replace(target)
                     except FileNotFoundError:

@@ -202,7 +202,7 @@ class StreamingDataset:
                 journal.complete(index, self._write(chunk, journal, index))
             if not chunks:
                 self._divide_first(journal)
-            finish(plan, journal, self._tokenizer, self._config, folder)
+            finish(plan, journal, self._tokenizer, self._config)
         self.prepare(0)
         return TokenDataset(folder)
 

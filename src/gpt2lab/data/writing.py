@@ -258,7 +258,7 @@ class Journal:
     """The plan and the chunks of an unfinished preparation of the directory ``out``."""
 
     def __init__(self, out: Path) -> None:
-        self.folder = out / JOURNAL
+        self.out, self.folder = out, out / JOURNAL
         self._plan = self.folder / "plan.json"
 
     def plan(self, arguments: dict[str, Any], make: Callable[[], PreparePlan]) -> PreparePlan:
@@ -273,14 +273,14 @@ class Journal:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"{self.folder.parent}: cannot be created ({error.strerror}); choose another directory"
+                    f"{self.out}: cannot be created ({error.strerror}); choose another directory"
                 ) from error
             self._write_unless_there(asdict(plan))
         plan = self.load()
         for name, value in arguments.items():
             if (begun := plan.arguments.get(name)) != value:
                 raise InputError(
-                    f"{self.folder.parent}: incomplete and begun with {name} {begun}, now {value}; resume with the "
+                    f"{self.out}: incomplete and begun with {name} {begun}, now {value}; resume with the "
                     "same arguments, or delete the directory"
                 )
         return plan

@@ -37,7 +37,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,9 +51,6 @@ from gpt2lab.evaluation.likelihood import Progress, require_causal_mask
 from gpt2lab.files import write_checked_json
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runs import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 POSITIONS_FILE = "positions.json"
 MAX_POSITION_POINTS = 40
@@ -209,7 +206,7 @@ class PositionCurve:
                 points.append((sum(t for t, _, _ in scored) / len(scored), mean))
         return tuple(points)
 
-    def draw(self, title: str = "") -> Figure:
+    def draw(self, title: str = "") -> plots.Figure:
         """Plot the curve."""
         return plots.by_distance({"": [self.points]}, "tokens before it in the window", "loss, nats per token", title)
 

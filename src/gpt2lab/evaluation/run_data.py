@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.perplexity import POSITIONS_FILE, PositionCurve
 from gpt2lab.evaluation.text_quality import TEXT_FILE, TextQuality
+from gpt2lab.files import from_json
 from gpt2lab.imports import import_from
 from gpt2lab.model.gpt import attention_weights
 from gpt2lab.runs import Run
@@ -48,7 +49,7 @@ class SampleText:
     strategy: str
     prompt: str
     text: str
-    verdict: str
+    verdict: str = ""
 
 
 class RunData:
@@ -70,7 +71,8 @@ class RunData:
         self.environment = self._read(lambda: run.environment, {})
         self.metrics = self._read(run.metrics, [])
         self.evals = self._read(lambda: [_eval_row(row) for row in run.evals()], [])
-        self.samples = self._read(lambda: [_sample_text(sample) for sample in run.samples()], [])
+        file = run.path / "samples.jsonl"
+        self.samples = self._read(lambda: [from_json(SampleText, s, file, others=True) for s in run.samples()], [])
         self.state: dict[str, Any] = {}
         """The scalars of the newest checkpoint; empty if there is none."""
         self.parameters: int | None = None
@@ -136,14 +138,6 @@ class RunData:
 
 def _eval_row(row: dict[str, str]) -> EvalRow:
     return EvalRow(**row | {"step": int(row["step"]), "value": float(row["value"])})  # type: ignore[arg-type]
-
-
-def _sample_text(sample: dict[str, Any]) -> SampleText:
-    try:
-        strategy, prompt, text = (str(sample[name]) for name in ("strategy", "prompt", "text"))
-    except KeyError as error:
-        raise InputError(f"samples.jsonl: a line is not a sample ({error!r}); the file is damaged") from error
-    return SampleText(sample["step"], strategy, prompt, text, str(sample.get("verdict", "")))
 
 
 def _count_parameters(checkpoint: Path, config: dict[str, Any]) -> int:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,9 +29,6 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TEXT_FILE = "text.json"
 HELD_OUT = "held-out text"
@@ -312,7 +308,7 @@ def save_text_quality(run: Run, step: int, split: str, quality: TextQuality) -> 
     return folder / TEXT_FILE, folder / "text.png", folder / "text.md"
 
 
-def draw_text_quality(quality: TextQuality, title: str = "") -> Figure:
+def draw_text_quality(quality: TextQuality, title: str = "") -> plots.Figure:
     """Plot the metrics of `TextQuality.drawn`; see `CAPTION`."""
     families = {
         family: {row.name.removeprefix(family).strip(): row.figures for row in rows}
