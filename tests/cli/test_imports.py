@@ -20,7 +20,7 @@ import torch
 from gpt2lab import imports
 from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import sha256_of, write_checked_json
 from gpt2lab.imports import FILES, import_file, trust
 from gpt2lab.model.config import GPTConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.cli.main import main
-from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import sha256_of
 from gpt2lab.report.facts import commands, training_facts
 from gpt2lab.runs import Run

@@ -22,7 +22,7 @@ from gpt2lab.compare import run as run_module
 from gpt2lab.compare.results import outcome_of
 from gpt2lab.compare.run import ComparisonPlan, compare, in_this_process, make_plan
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import RunData, attention_map
+from gpt2lab.evaluation.measure import RunData, attention_map
 from gpt2lab.files import with_checksum
 from gpt2lab.report.write import write_report
 from gpt2lab.runs import Run

@@ -10,10 +10,9 @@ import pytest
 from small_data import parquet, read, texts_of, write_shards
 
 from gpt2lab.cli.main import main
-from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
-from gpt2lab.data.sources import documents, texts
+from gpt2lab.data.sources import CORPORA, documents, texts
 from gpt2lab.errors import InputError
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_hub import Hub

@@ -17,7 +17,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.hellaswag import encode_items, hellaswag_item, read_hellaswag
 from gpt2lab.evaluation.likelihood import Continuation, recall_probe, repeat_losses, score
 from gpt2lab.evaluation.perplexity import HeldOut, cut_windows, loss_by_position, perplexity_of
-from gpt2lab.evaluation.text_metrics import judge_stories
+from gpt2lab.evaluation.text_quality import judge_stories
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.tokenizer.tokenizer import Tokenizer

@@ -19,22 +19,20 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.data.prepare import prepare
 from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.text_metrics import (
-    METRICS,
-    ScoredText,
-    TextSet,
-    ends_in_a_loop,
-    judge_stories,
-    text_stats,
-)
 from gpt2lab.evaluation.text_quality import (
     HELD_OUT,
+    METRICS,
     TEXT_FILE,
     Row,
+    ScoredText,
     TextQuality,
+    TextSet,
     choose_prompts,
+    ends_in_a_loop,
+    judge_stories,
     measure_texts,
     save_text_quality,
+    text_stats,
 )
 from gpt2lab.generation import DecodingStrategy
 from gpt2lab.model.config import GPTConfig

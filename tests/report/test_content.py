@@ -10,7 +10,7 @@ from run_directories import CONFIG, ENVIRONMENT, PROTOCOL, log_steps, make_run, 
 
 from gpt2lab.compare.results import outcome_of
 from gpt2lab.data.prepare import prepare
-from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import with_checksum, write_checked_json
 from gpt2lab.report import facts
 from gpt2lab.report.content import RunContent, gather

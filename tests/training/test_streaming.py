@@ -24,10 +24,10 @@ import torch
 from support import Alone, Doing, assert_same_run, at_step, go_on, interrupted, refusal, saved_steps, small, train
 
 from gpt2lab.cli.main import main
-from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import HELD_OUT, TokenDataset, split_documents
 from gpt2lab.data.loader import StreamLoader, permute
 from gpt2lab.data.prepare import prepare
+from gpt2lab.data.sources import CORPORA
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.data.writing import DiskFull
 from gpt2lab.errors import InputError

@@ -13,9 +13,9 @@ from tyro.conf import Positional, arg
 
 from gpt2lab import console, formatting, plots
 from gpt2lab.cli.arguments import Command, part_of
-from gpt2lab.data.corpora import CORPORA, Corpus
 from gpt2lab.data.dataset import MANIFEST, Survey, TokenDataset, import_shards, split_documents, survey
 from gpt2lab.data.prepare import PrepareConfig, prepare_shards
+from gpt2lab.data.sources import CORPORA, Corpus
 from gpt2lab.errors import InputError, require
 from gpt2lab.files import parse_size
 from gpt2lab.hub import Unreachable

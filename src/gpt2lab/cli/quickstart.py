@@ -27,7 +27,7 @@ from gpt2lab.data.sources import texts
 from gpt2lab.errors import InputError, require
 from gpt2lab.evaluation.measure import LoadedRun, Measurement
 from gpt2lab.evaluation.perplexity import perplexity_of
-from gpt2lab.evaluation.text_metrics import judge_stories
+from gpt2lab.evaluation.text_quality import judge_stories
 from gpt2lab.files import free_path
 from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.lab.train import step_seconds, train

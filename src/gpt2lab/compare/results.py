@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from gpt2lab import formatting
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Recall
-from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import read_checked_json
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES

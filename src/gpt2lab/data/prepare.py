@@ -28,7 +28,6 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gpt2lab.data.corpora import CORPORA
 from gpt2lab.data.dataset import (
     MANIFEST,
     NOTHING,
@@ -44,7 +43,7 @@ from gpt2lab.data.dataset import (
 )
 from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
 from gpt2lab.data.shards import format_for
-from gpt2lab.data.sources import Chunk, SourceConfig, files_of, read_chunk, require_some, resolve
+from gpt2lab.data.sources import CORPORA, Chunk, SourceConfig, files_of, read_chunk, require_some, resolve
 from gpt2lab.data.writing import (
     ChunkRecord,
     ChunkWriter,

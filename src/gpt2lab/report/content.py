@@ -18,7 +18,7 @@ from gpt2lab import plots
 from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options, run_names
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import EvalRow, RunData, SampleText, attention_map
+from gpt2lab.evaluation.measure import EvalRow, RunData, SampleText, attention_map
 from gpt2lab.evaluation.text_quality import CAPTION, draw_text_quality
 from gpt2lab.formatting import count, duration, folded, memory, number, percent, setting, short
 from gpt2lab.plots import Picture, Points

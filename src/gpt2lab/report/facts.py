@@ -21,7 +21,7 @@ import torch
 from gpt2lab.data.dataset import HELD_OUT, DataManifest
 from gpt2lab.data.documents import SPLITS
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.evaluation.measure import RunData
 from gpt2lab.evaluation.text_quality import HELD_OUT as HELD_OUT_TEXT
 from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short

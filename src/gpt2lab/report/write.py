@@ -22,7 +22,7 @@ from gpt2lab import formatting, plots
 from gpt2lab.compare.output import page_values
 from gpt2lab.compare.results import COMPARISON_FILE, Comparison, Outcome, outcomes_by_options, recorded_outcomes
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.run_data import RunData
+from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import read_text, write_atomically
 from gpt2lab.formatting import GENERATOR, TEMPLATES, page, printable
 from gpt2lab.model.config import GPTConfig
