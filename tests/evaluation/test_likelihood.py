@@ -122,11 +122,12 @@ def test_losses_are_those_of_the_logits() -> None:
     assert second == pytest.approx(losses[:, 10:].mean().item(), abs=1e-5)
 
 
-def test_same_seed_gives_the_same_losses_and_avoided_ids_are_not_drawn() -> None:
+def test_same_seed_gives_the_same_losses_and_only_the_given_ids_are_drawn() -> None:
     model = GPT(CONFIG)
     assert recall_probe(model, sequences=4) == recall_probe(model, sequences=4)
-    kept = recall_probe(Lookup(CONFIG), [4], sequences=8, avoid=range(4, 50))  # leaves four ids
-    assert kept.second == pytest.approx([-math.log(0.9)])
+    few = recall_probe(Lookup(CONFIG), [4], sequences=8, ids=range(4))
+    assert few.second == pytest.approx([-math.log(0.9)])
+    assert few.chance == pytest.approx(math.log(4)) and "drawn from 4 " in few.protocol
 
 
 def test_distances_end_with_the_largest_that_fits() -> None:

@@ -28,6 +28,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpt2lab import console, formatting, runtime
 from gpt2lab.compare.output import write_comparison
 from gpt2lab.compare.results import RECALL_FILE, Comparison, compare_outcomes, option_text, outcome_of, short_names
@@ -384,7 +386,8 @@ def measure(run: Run, texts: bool) -> None:
             found = perplexity_of(model, test, config.seq_len, by_document=by_document)
             Measurement("perplexity", "test", found.protocol, found.figures).record(run, step)
             positions = loss_by_position(model, test, config.seq_len, by_document)
-            recall = recall_probe(model, avoid=[dataset.manifest.tokenizer.eot])
+            seen = np.unique(next(test.stream.blocks()))  # the embeddings of others are not trained
+            recall = recall_probe(model, ids=seen[seen != test.eot].tolist())
         save_positions(run, step, positions)
         saved = {"step": step, "protocol": recall.protocol, "chance": recall.chance} | dataclasses.asdict(recall)
         write_checked_json(run.evaluations(step) / RECALL_FILE, saved)  # last: it says that the others are there

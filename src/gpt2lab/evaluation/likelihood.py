@@ -214,25 +214,30 @@ class Recall:
     """Mean loss on the second occurrence."""
     sequences: int
     """Random sequences for each distance."""
-    vocab_size: int
+    drawn: int
+    """Tokens that the sequences are drawn from."""
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess, ln V, in nats."""
-        return math.log(self.vocab_size)
+        """Loss of a uniform guess among the tokens that are drawn, in nats."""
+        return math.log(self.drawn)
 
     @property
     def protocol(self) -> str:
         """How the losses were measured, in one sentence."""
         return (
-            f"{self.sequences} sequences of random tokens, without repetition if the vocabulary allows it, each "
-            "given twice in a row; mean loss over the tokens of each occurrence except its first; a uniform guess "
-            f"costs {self.chance:.3f} nats."
+            f"{self.sequences} sequences of random tokens, drawn from {self.drawn:,} without repetition if they are "
+            "enough, each given twice in a row; mean loss over the tokens of each occurrence except its first; a "
+            f"uniform guess costs {self.chance:.3f} nats."
         )
 
 
 def recall_probe(
-    model: GPT, distances: Sequence[int] | None = None, sequences: int = 64, avoid: Sequence[int] = (), seed: int = 0
+    model: GPT,
+    distances: Sequence[int] | None = None,
+    sequences: int = 64,
+    ids: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Recall:
     """Measure the recall of a model at several distances, in evaluation mode and under the caller's autocast.
 
@@ -240,24 +245,24 @@ def recall_probe(
         model: The model; its mask must be causal.
         distances: Tokens between the two occurrences; by default `doubling_distances` of its context length.
         sequences: Random sequences for each distance.
-        avoid: Ids that are not drawn, such as end-of-text.
-        seed: The same seed draws the same sequences, for every model with the same vocabulary size.
+        ids: Ids to draw from, such as those that occur in the data; by default the whole vocabulary.
+        seed: The same seed draws the same sequences, for every model and the same ids.
 
     Raises:
         InputError: A distance that does not fit the context, or a mask that is not causal.
     """
     distances = doubling_distances(model.config.n_ctx) if distances is None else distances
-    ids = torch.tensor([i for i in range(model.config.vocab_size) if i not in set(avoid)])
+    drawn = torch.arange(model.config.vocab_size) if ids is None else torch.tensor(ids)
     device = model.wte.weight.device
     pairs = []
     for d in distances:
-        tokens = _random_sequences(ids, sequences, d, torch.Generator().manual_seed(seed + d)).to(device)
+        tokens = _random_sequences(drawn, sequences, d, torch.Generator().manual_seed(seed + d)).to(device)
         parts = tokens.split(max(1, RECALL_TOKENS // (2 * d)))
         losses = torch.tensor([repeat_losses(model, part) for part in parts], dtype=torch.float64)
         weights = torch.tensor([float(len(part)) for part in parts], dtype=torch.float64)
         pairs.append(((losses * weights[:, None]).sum(0) / weights.sum()).tolist())
     first, second = zip(*pairs, strict=True)
-    return Recall(tuple(distances), first, second, sequences, model.config.vocab_size)
+    return Recall(tuple(distances), first, second, sequences, len(drawn))
 
 
 def doubling_distances(n_ctx: int) -> tuple[int, ...]:
