@@ -103,7 +103,7 @@ def test_the_blocks_that_flex_leaves_out_are_found_for_each_head_and_row_that_di
     positions, documents = torch.arange(24), torch.arange(2 * 24).view(2, 24) // 5
     for mask, differing in ((causal(), (1, 1)), (own(3), (1, 4)), (causal() & document(documents), (2, 1))):
         bias: Any = AttentionPattern(mask, 2, 4, positions, positions).bias("flex", torch.float32, training=False)
-        assert bias.mask.shape[:2] == differing
+        assert bias.mask[0].shape[:2] == differing
 
 
 def test_a_name_may_be_given_to_another_mask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +12,7 @@ from random_models import random_ids, random_model
 from torch import nn
 
 from gpt2lab.errors import InputError
-from gpt2lab.model.attention import (
-    SINUSOID_SCALE,
-    AttentionBias,
-    CausalSelfAttention,
-    choose_kernel,
-    rotate,
-    rotation,
-    sinusoidal,
-)
+from gpt2lab.model.attention import AttentionBias, CausalSelfAttention, choose_kernel
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, attention_weights, pool_heads
 from gpt2lab.model.masks import causal, sliding_window
@@ -37,37 +28,6 @@ def model_of(**changes: Any) -> GPT:
 
 def tokens_of(rows: int = 3) -> torch.Tensor:
     return random_ids(61, rows, 20, seed=1)
-
-
-def test_rotation_equals_hugging_faces_llama() -> None:
-    from transformers.models.llama.configuration_llama import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
-
-    config = LlamaConfig(hidden_size=32, num_attention_heads=4)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
-    x = torch.randn(2, 3, 9, 8)
-    positions = torch.arange(5, 14)
-    cos, sin = LlamaRotaryEmbedding(config)(x, positions[None])
-    expected, _ = apply_rotary_pos_emb(x, x, cos, sin)
-    torch.testing.assert_close(rotate(x, rotation(positions, 8, 500.0, torch.float32)), expected)
-
-
-def test_rotation_keeps_lengths_and_makes_products_depend_on_the_distance() -> None:
-    q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
-    products = []
-    for start in (0, 3, 1000):
-        by = rotation(torch.tensor([start, start + 7]), 16, 10_000.0, torch.float64)
-        turned_q, turned_k = rotate(q.expand(1, 1, 2, 16), by)[0, 0, 1], rotate(k.expand(1, 1, 2, 16), by)[0, 0, 0]
-        torch.testing.assert_close(turned_q.norm(), q.norm())
-        products.append(turned_q @ turned_k)
-    torch.testing.assert_close(products[1:], [products[0]] * 2, atol=1e-3, rtol=0)  # angles are fp32
-
-
-def test_sinusoids_by_hand() -> None:
-    found = sinusoidal(torch.tensor([0, 3]), 4) / SINUSOID_SCALE
-    by_hand = [[0.0, 1.0, 0.0, 1.0], [math.sin(3), math.cos(3), math.sin(3 / 100), math.cos(3 / 100)]]
-    torch.testing.assert_close(found, torch.tensor(by_hand))
-    assert sinusoidal(torch.arange(3), 5).shape == (3, 5)
 
 
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])

@@ -350,6 +350,11 @@ def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
         ("learned", ["trained like the embedding", "<msub><mi>P</mi><mi>t</mi></msub>"], "Radford, Narasimhan"),
         ("sinusoidal", ["Vaswani et al. 2017", "sin", "0.02", "10000"], "Attention Is All You Need"),
         ("rope", ["Su et al. 2021", "cos", "<mn>1000000</mn>", "<mtable"], "RoFormer"),
+        (
+            "alibi",
+            ["Press et al. 2022", "<msub><mi>E</mi>", "<msub><mi>m</mi><mi>h</mi></msub>"],
+            "Press, Smith & Lewis",
+        ),
         ("none", ["Haviv et al. 2022", "<msub><mi>E</mi>"], "Haviv, Ram, Press"),
     ],
 )
@@ -362,9 +367,37 @@ def test_positions_have_their_equation_and_its_source(
     html = facts.position(report.runs[0].data).html
     assert all(part in html for part in (*expected, "<math")), html
     assert html in render_html(report)
-    sources = ("Radford, Narasimhan", "RoFormer", "Haviv, Ram, Press")
+    sources = ("Radford, Narasimhan", "RoFormer", "Press, Smith & Lewis", "Haviv, Ram, Press")
     for source in (reference, *sources):
         assert any(source in text for text in report.references.values()) == (source == reference), source
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "reference"),
+    [
+        ({"rope_pairing": "interleaved"}, "<mn>2</mn><mi>i</mi><mo>+</mo><mn>1</mn>", "RoFormer"),
+        ({"rope_fraction": 0.25}, "is the fraction 0.25 of the head width", "RoFormer"),
+        ({"rope_scaling": "linear", "rope_factor": 4.0}, "all angles are divided by", "Chen, Wong"),
+        ({"rope_scaling": "ntk", "rope_factor": 4.0}, "the base grows", "bloc97"),
+        ({"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_ctx": 64}, "that turn 32 times", "YaRN"),
+        ({"nope_every": 4}, "Layers 4, 2 · 4, .. have no positions", "Rope to Nope"),
+        ({"position": "alibi", "n_head": 8}, "<mo>/</mo><mn>8</mn>", "Press, Smith"),
+        ({"position": "alibi", "n_head": 6}, "<mo>&gt;</mo><mn>4</mn>", "Press, Smith"),
+    ],
+    ids=str,
+)
+def test_forms_of_positions_have_their_equation_and_its_source(
+    tmp_path: Path, options: dict, expected: str, reference: str
+) -> None:
+    model = {**CONFIG["model"], "position": "rope", **options}
+    run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
+    report = gather([run])
+    html = facts.position(report.runs[0].data).html
+    assert expected in html, html
+    assert any(reference in text for text in report.references.values())
+    shown = named(facts.model_facts(report.runs[0].data))
+    for name in options.keys() & facts._MODEL.keys():
+        assert facts._MODEL[name][0] in shown
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ BF16: dict[str, Any] = {"precision": "bf16"}
 CHECKPOINTED: dict[str, Any] = {"activation_checkpointing": True}
 SDPA: dict[str, Any] = {"kernel": "sdpa"}
 ROPE: dict[str, Any] = {"position": "rope", "dropout": 0.0}
+ALIBI: dict[str, Any] = {"position": "alibi"}
 CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     "fp32, plain attention with dropout": (64, 8, {}, {}),
     "fp32, SDPA without a fused kernel": (256, 2, {}, {}),
@@ -39,6 +40,14 @@ CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     "a window by SDPA with dropout in bf16": (128, 4, WINDOW | SDPA | {"n_kv_head": 2}, BF16),
     "rotary and grouped, fused": (256, 4, ROPE | SDPA | {"n_kv_head": 1}, BF16),
     "rotary, plain products": (128, 8, ROPE | {"kernel": "matmul"}, {}),
+    "rotary, half of each head, interleaved, not in every layer": (
+        *(256, 4, ROPE | SDPA | {"n_layer": 4, "rope_fraction": 0.5, "rope_pairing": "interleaved", "nope_every": 4}),
+        BF16,
+    ),
+    "ALiBi, plain products": (128, 8, ALIBI, {}),
+    "ALiBi, fused": (256, 2, ALIBI | SDPA | NO_DROPOUT, BF16),
+    "ALiBi, reference": (128, 8, ALIBI | {"kernel": "reference"}, BF16),
+    "ALiBi in a window, banded": (256, 4, ALIBI | BANDED, {}),
     "reference in bf16": (128, 8, {"kernel": "reference"}, BF16),
     "reference without dropout": (128, 8, {"kernel": "reference", "dropout": 0.0}, BF16),
     "narrow feed-forward": (256, 4, {"n_inner": 32, "kernel": "matmul"}, {}),

@@ -2,11 +2,12 @@
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(D) + M) V        (Vaswani et al. 2017, section 3.2.1)
 
-with M = 0 where a query may attend to a key and -inf elsewhere. ``reference`` is that line; every other kernel must
-equal it and exists because it is faster somewhere. A kernel is a function ``(q, k, v, mask, dropout) -> out`` with q
-(B, H, T, D), k and v (B, K, S, D) and out (B, H, T, D). K divides H: query head h uses key and value head h // (H / K),
-so K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and anything between grouped-query
-attention (Ainslie et al. 2023, section 2.2).
+with M = 0 where a query may attend to a key and -inf elsewhere; ALiBi adds to M what the distance costs.
+
+``reference`` is that line; every other kernel must equal it and exists because it is faster somewhere. A kernel is a
+function ``(q, k, v, mask, dropout) -> out`` with q (B, H, T, D), k and v (B, K, S, D) and out (B, H, T, D). K divides
+H: query head h uses key and value head h // (H / K), so K = H is multi-head attention, K = 1 multi-query attention
+(Shazeer 2019), and anything between grouped-query attention (Ainslie et al. 2023, section 2.2).
 
     Mask or tensor, documents, padding      `AttentionPattern`    who may attend to whom in this pass
       -> kernel                             `choose_kernel`       the fastest for mask, device, dtype and length
@@ -32,7 +33,8 @@ from gpt2lab.model.banded import BLOCK, Band, banded, fold_bias, make_bands
 from gpt2lab.model.cache import LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.layers import make_norm
-from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, without_empty_rows
+from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, on_pairs, without_empty_rows
+from gpt2lab.model.positions import Rotation, ScoreBias, make_rotate, rotations
 from gpt2lab.runtime import key_compiled_code
 
 # Kernels --------------------------------------------------------------------------------------------------------------
@@ -41,19 +43,20 @@ from gpt2lab.runtime import key_compiled_code
 def reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """The equation as it is written, with the softmax in fp32. The mask is boolean; None is causal."""
+    """The equation as it is written, with the softmax in fp32. The mask is boolean, or M itself; None is causal."""
     T, S, G = q.shape[-2], k.shape[-2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # (B, H, S, D)
     scores = (q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)).float()  # (B, H, T, S); scaled first for fp16's range
     allowed = causal_tensor(T, S, q.device) if mask is None else mask
-    weights = F.softmax(scores.masked_fill(~allowed, -math.inf), dim=-1)
+    boolean = allowed.dtype == torch.bool
+    weights = F.softmax(scores.masked_fill(~allowed, -math.inf) if boolean else scores + allowed, dim=-1)
     return F.dropout(weights, dropout).to(v.dtype) @ v  # (B, H, T, D)
 
 
 def matmul(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """The equation in the inputs' dtype; the mask, 0 and -inf, is added inside the first product.
+    """The equation in the inputs' dtype; the mask M is added inside the first product.
 
     On a CPU in bf16 its backward pass is 2 to 5 times faster than SDPA's up to T = 512.
     """
@@ -77,7 +80,8 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor |
 def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, dropout: float) -> torch.Tensor:
     """FlexAttention (Dong et al. 2024), compiled for the mask: blocks that it rules out are skipped."""
     assert dropout == 0.0  # the configuration refuses it
-    return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    block_mask, score_mod = mask
+    return _compiled_flex()(q, k, v, score_mod=score_mod, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
 @functools.cache
@@ -121,12 +125,16 @@ def choose_kernel(
     return "sdpa", "the fastest unless another kernel is known to be faster"
 
 
+ScoreMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What FlexAttention does to a score at row, head, query and key."""
+
+
 class AttentionBias(NamedTuple):
     """The mask of one pass, in the form that its kernel expects."""
 
     kernel: str = "sdpa"
-    mask: torch.Tensor | BlockMask | tuple[Band, ...] | None = None
-    """None: causal. A tensor broadcasts to (B, H, T, S): boolean, or 0 and -inf for matmul."""
+    mask: torch.Tensor | tuple[Band, ...] | tuple[BlockMask, ScoreMod | None] | None = None
+    """None: causal. A tensor broadcasts to (B, H, T, S): boolean, or M itself for matmul and with a score bias."""
     empty: torch.Tensor | None = None
     """Queries that may attend to nothing, boolean, broadcastable to (B, H, T, 1); None: there are none."""
 
@@ -163,6 +171,8 @@ class AttentionPattern:
     """Positions within documents, (B, T): a mask of the configuration then counts from each document's first token."""
     padding: torch.Tensor | None = None
     """Empty positions before each row's first token, (B,): nothing attends to them."""
+    score_bias: ScoreBias | None = None
+    """Added to the scores by positions in the row."""
 
     def allowed(self) -> Mask | torch.Tensor:
         """Return everything above as one mask, or as a boolean tensor that broadcasts to (B, H, T, S)."""
@@ -206,7 +216,7 @@ class AttentionPattern:
                 raise InputError(
                     "kernel banded supports masks of limited reach (window, global), not this one; use kernel auto"
                 )
-            return AttentionBias("banded", *make_bands(mask, self.B, self.H, T, device, dtype))
+            return AttentionBias("banded", *make_bands(mask, self.score_bias, self.B, self.H, T, device, dtype))
         if T == S > 1 and kernel == "flex":
             return self._flex_bias(mask, T, device, training)
         if kernel in ("banded", "flex"):
@@ -215,19 +225,23 @@ class AttentionPattern:
             allowed = mask
         elif not mask.is_causal:
             allowed = dense(mask, self.B, self.H, self.queries, self.keys)
-        elif kernel == "sdpa" and T in (1, S):  # in other cases it would align the first query with the first key
+        elif (
+            kernel == "sdpa" and T in (1, S) and self.score_bias is None
+        ):  # in other cases it would align the first query with the first key
             return AttentionBias(kernel)
         else:
             allowed = causal_tensor(T, S, device)
         allowed, empty = without_empty_rows(allowed)
-        return AttentionBias(kernel, additive(allowed, dtype) if kernel == "matmul" else allowed, empty)
+        if self.score_bias is None:
+            return AttentionBias(kernel, additive(allowed, dtype) if kernel == "matmul" else allowed, empty)
+        scores = on_pairs(self.score_bias, self.B, self.H, self.queries, self.keys)
+        return AttentionBias(
+            kernel, additive(allowed, torch.float32 if kernel == "reference" else dtype, scores), empty
+        )
 
-    def rotation(self, config: GPTConfig, dtype: torch.dtype) -> Rotation | None:
-        """Return the rotation of queries and keys; None unless positions are rotary."""
-        if config.position != "rope":
-            return None
-        positions = self.queries if self.positions is None else self.positions
-        return rotation(positions, config.head_dim, config.rope_base, dtype)
+    def rotations(self, config: GPTConfig, dtype: torch.dtype) -> list[Rotation | None]:
+        """Return the rotation of each layer's queries and keys."""
+        return rotations(self.queries if self.positions is None else self.positions, config, dtype)
 
     def _flex_bias(self, mask: Mask | torch.Tensor, T: int, device: torch.device, training: bool) -> AttentionBias:
         if device.type == "cpu" and training:
@@ -239,7 +253,9 @@ class AttentionPattern:
             mask = Mask(lambda b, h, q, k: table[b, h, q, k])
         one = torch.zeros(1, dtype=torch.long, device=device)
         rows, heads = dense(mask, self.B, self.H, one, one).shape[:2]
-        return AttentionBias("flex", create_block_mask(mask.allows, rows, heads, T, T, device=device))
+        score_bias = self.score_bias
+        added = None if score_bias is None else lambda score, b, h, q, k: score + score_bias(b, h, q, k)
+        return AttentionBias("flex", (create_block_mask(mask.allows, rows, heads, T, T, device=device), added))
 
 
 def _moved(mask: Mask, position: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Mask:
@@ -249,43 +265,6 @@ def _moved(mask: Mask, position: Callable[[torch.Tensor, torch.Tensor], torch.Te
         None if mask.leading else mask.reach,
         looks_ahead=mask.looks_ahead,
     )
-
-
-# Positions ------------------------------------------------------------------------------------------------------------
-
-Rotation = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of the angles, each (T, D/2) or (B, 1, T, D/2)."""
-SINUSOID_SCALE = 0.02
-"""Vaswani et al. multiply the embedding, of standard deviation 1/sqrt(C), by sqrt(C) and add waves of amplitude 1. Our
-embedding starts at 0.02, so the waves are scaled instead: their share is the same, and the stream starts as small as
-GPT-2's."""
-
-
-def sinusoidal(positions: torch.Tensor, width: int) -> torch.Tensor:
-    """Return the fixed embedding (.., C), fp32, of positions (..), times `SINUSOID_SCALE` (Vaswani et al. 2017)."""
-    pair = torch.arange(0, width, 2, device=positions.device)
-    angles = positions[..., None] * torch.exp(pair * (-math.log(10_000.0) / width))  # (.., C/2)
-    waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (.., C), one more if C is odd
-    return SINUSOID_SCALE * waves[..., :width]
-
-
-def rotation(positions: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Rotation:
-    """Return cosines and sines of p * base^(-2i/D) for positions (T,) or (B, T), computed in fp32 (Su et al. 2021)."""
-    pair = torch.arange(0, head_dim, 2, device=positions.device)
-    angles = positions[..., None] * torch.exp(pair * (-math.log(base) / head_dim))  # (.., T, D/2)
-    angles = angles[:, None] if positions.dim() == 2 else angles
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
-    """Rotate each head of x (B, H, T, D) by the angles of its position.
-
-    Pair i is made of numbers i and i + D/2, as in GPT-NeoX and Llama, since halves are contiguous; the paper pairs 2i
-    with 2i + 1. One is a fixed permutation of the other, but weights do not carry over between them.
-    """
-    cos, sin = by
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 # The layer ------------------------------------------------------------------------------------------------------------
@@ -300,7 +279,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
-        self.dropout = config.dropout
+        self.dropout, self.rotate = config.dropout, make_rotate(config)
         width = (config.n_head + 2 * config.kv_heads) * config.head_dim
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -329,4 +308,4 @@ class CausalSelfAttention(nn.Module):
         heads = self.c_attn(x).view(*x.shape[:2], H + 2 * K, self.head_dim).transpose(1, 2)
         q, k, v = heads.split((H, K, K), dim=1)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)
+        return (q, k, v) if rotation is None else (self.rotate(q, rotation), self.rotate(k, rotation), v)

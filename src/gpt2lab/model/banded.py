@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from gpt2lab.model.masks import Mask, additive, dense, without_empty_rows
+from gpt2lab.model.masks import Mask, additive, dense, on_pairs, without_empty_rows
+from gpt2lab.model.positions import ScoreBias
 
 BLOCK = 128
 """Queries in a block: larger blocks read more masked keys, smaller ones make slow products, as measured."""
@@ -35,7 +36,7 @@ class Band(NamedTuple):
     leading: int
     first: int
     bias: torch.Tensor
-    """0 or -inf, broadcastable to (B, H, end - start, leading + end - first)."""
+    """0 or what is added to a score, or -inf, broadcastable to (B, H, end - start, leading + end - first)."""
 
 
 def cut(mask: Mask, T: int) -> list[tuple[int, int, int, int]]:
@@ -45,15 +46,16 @@ def cut(mask: Mask, T: int) -> list[tuple[int, int, int, int]]:
 
 
 def make_bands(
-    mask: Mask, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
+    mask: Mask, score_bias: ScoreBias | None, B: int, H: int, T: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[tuple[Band, ...], torch.Tensor | None]:
     """Cut a mask of limited reach over T positions into bands; also return the queries without keys, if any."""
     bands, empty = [], []
     for start, end, leading, first in cut(mask, T):
         positions = torch.arange(end, device=device)
-        allowed = dense(mask, B, H, positions[start:], torch.cat([positions[:leading], positions[first:]]))
-        allowed, none = without_empty_rows(allowed)
-        bands.append(Band(start, end, leading, first, additive(allowed, dtype)))
+        queries, keys = positions[start:], torch.cat([positions[:leading], positions[first:]])
+        allowed, none = without_empty_rows(dense(mask, B, H, queries, keys))
+        scores = None if score_bias is None else on_pairs(score_bias, B, H, queries, keys)
+        bands.append(Band(start, end, leading, first, additive(allowed, dtype, scores)))
         empty.append(none)
     if all(none is None for none in empty):
         return tuple(bands), None

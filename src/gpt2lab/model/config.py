@@ -21,7 +21,9 @@ VOCAB_MULTIPLE = 64
 """The embedding is padded to a multiple of this many rows: matrix units are faster so; padding rows never count."""
 
 Kernel = Literal["auto", "reference", "matmul", "sdpa", "banded", "flex"]
-Position = Literal["learned", "sinusoidal", "rope", "none"]
+Position = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
+RopePairing = Literal["halves", "interleaved"]
+RopeScaling = Literal["none", "linear", "ntk", "yarn"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["pre", "post", "sandwich"]
 Activation = Literal["gelu_tanh", "gelu", "relu", "relu2", "silu", "glu", "geglu", "swiglu"]
@@ -59,9 +61,21 @@ class GPTConfig:
     kernel: Kernel = "auto"
     """How attention is computed; every kernel gives the same numbers. auto picks the fastest that applies."""
     position: Position = "learned"
-    """How positions are encoded: learned (GPT-2), sinusoidal, rope (rotary) or none."""
+    """How positions are encoded: learned (GPT-2), sinusoidal, rope (rotary), alibi (linear biases) or none."""
     rope_base: float = 10_000.0
     """Base of the rotary frequencies; the slowest turns once in 2 pi * base^(1 - 2 / head_dim) positions."""
+    rope_pairing: RopePairing = "halves"
+    """Numbers of a head that rotate together: i and i + D/2 (halves, as in Llama), or 2i and 2i + 1 (interleaved)."""
+    rope_fraction: float = 1.0
+    """Fraction of each head, from its first number on, that is rotated; GPT-NeoX's rotary_pct."""
+    rope_scaling: RopeScaling = "none"
+    """How rotary angles change for contexts longer than the trained one: linear, ntk or yarn."""
+    rope_factor: float | None = None
+    """How many times longer than the trained context, for rope_scaling."""
+    rope_original_ctx: int | None = None
+    """The trained context, for rope_scaling yarn."""
+    nope_every: int | None = None
+    """With rope: every n-th layer has no positions (4: layers 4, 8, ..); None: all layers have them."""
     n_kv_head: int | None = None
     """Key and value heads, each shared by n_head / n_kv_head query heads: None is n_head, 1 is multi-query."""
     mask: str = "causal"
@@ -112,22 +126,62 @@ class GPTConfig:
                 "branches; take norm_placement pre"
             )
         self._check_heads()
+        self._check_positions()
         self._check_mask()
 
     def _check_heads(self) -> None:
         if self.n_embd % self.n_head:
             near = sorted(sorted(divisors(self.n_embd), key=lambda n: abs(n - self.n_head))[:4])
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest that fit: {near}")
-        if self.position == "rope" and self.head_dim % 2:
+        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
+            fits = divisors(self.n_head)
+            raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
+
+    def _check_positions(self) -> None:
+        usual = "above 1 (usual: 10000) and finite"
+        require(1.0 < self.rope_base < math.inf, "rope_base", self.rope_base, usual)
+        if self.position != "rope":
+            for name, unset in ROPE_OPTIONS.items():
+                value = getattr(self, name)
+                if value != unset:
+                    raise InputError(f"{name} {value} with position {self.position}; only position rope takes {name}")
+            return
+        if self.head_dim % 2:
             raise InputError(
                 f"position rope rotates pairs of numbers, but n_embd {self.n_embd} / n_head {self.n_head} = "
                 f"{self.head_dim} per head is odd; choose another n_head or n_embd"
             )
-        usual = "above 1 (usual: 10000) and finite"
-        require(1.0 < self.rope_base < math.inf, "rope_base", self.rope_base, usual)
-        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
-            fits = divisors(self.n_head)
-            raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
+        rotated = self.rope_fraction * self.head_dim
+        even = range(2, self.head_dim + 1, 2)
+        if not any(math.isclose(rotated, width) for width in even):
+            fits = [round(width / self.head_dim, 4) for width in even]
+            raise InputError(
+                f"rope_fraction {self.rope_fraction} of {self.head_dim} numbers per head is {rotated:g}; it must be an "
+                f"even number from 2 to {self.head_dim}: choose from {fits}"
+            )
+        every, layers = self.nope_every, f"from 2 to n_layer {self.n_layer}, or none"
+        require(every is None or 2 <= every <= self.n_layer, "nope_every", every, layers)
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        scaling, factor, original = self.rope_scaling, self.rope_factor, self.rope_original_ctx
+        for name, value, takers in (
+            ("rope_factor", factor, ("linear", "ntk", "yarn")),
+            ("rope_original_ctx", original, ("yarn",)),
+        ):
+            if value is None and scaling in takers:
+                raise InputError(f"rope_scaling {scaling} needs {name}: give it, or take rope_scaling none")
+            if value is not None and scaling not in takers:
+                takes = " or ".join(takers)
+                raise InputError(
+                    f"{name} {value} with rope_scaling {scaling}, which has none; take rope_scaling {takes}"
+                )
+        require(factor is None or 1.0 <= factor < math.inf, "rope_factor", factor, "at least 1 and finite")
+        require(original is None or original >= 1, "rope_original_ctx", original, "at least 1")
+        if scaling == "ntk" and self.rotary_dim == 2:
+            raise InputError(
+                "rope_scaling ntk slows pairs by their number, and one pair is rotated; take linear or yarn"
+            )
 
     def _check_mask(self) -> None:
         sha256 = self.import_sha256
@@ -173,6 +227,17 @@ class GPTConfig:
     def head_dim(self) -> int:
         """Width D of one head."""
         return self.n_embd // self.n_head
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers R of each head that rotary positions rotate, the first ones."""
+        return round(self.rope_fraction * self.head_dim)
+
+    @property
+    def nope_layers(self) -> range:
+        """Layers, from 0 on, that ``nope_every`` leaves without positions."""
+        every = self.nope_every or self.n_layer + 1
+        return range(every - 1, self.n_layer, every)
 
     @property
     def inner(self) -> int:
@@ -235,10 +300,21 @@ class GPTConfig:
 _CHOICES = {
     "kernel": Kernel,
     "position": Position,
+    "rope_pairing": RopePairing,
+    "rope_scaling": RopeScaling,
     "norm": Norm,
     "norm_placement": NormPlacement,
     "activation": Activation,
 }
+ROPE_OPTIONS = {
+    "rope_pairing": "halves",
+    "rope_fraction": 1.0,
+    "rope_scaling": "none",
+    "rope_factor": None,
+    "rope_original_ctx": None,
+    "nope_every": None,
+}
+"""Options of position rope, with the values that leave it as it is; other positions refuse any other value."""
 
 
 def divisors(n: int) -> list[int]:

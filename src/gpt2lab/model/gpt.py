@@ -34,9 +34,7 @@ from gpt2lab.model.attention import (
     AttentionBias,
     AttentionPattern,
     CausalSelfAttention,
-    Rotation,
     reference,
-    sinusoidal,
 )
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig, divisors
@@ -44,6 +42,7 @@ from gpt2lab.model.huggingface import FILES, read_hf, write_hf
 from gpt2lab.model.layers import FeedForward, make_norm
 from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, token_losses
 from gpt2lab.model.masks import Mask
+from gpt2lab.model.positions import Rotation, alibi, sinusoidal
 
 INIT_STD = 0.02
 
@@ -228,8 +227,9 @@ class GPT(nn.Module):
         pattern = self._attention_pattern(tokens, mask, cache, documents, positions)
         x = self.embed(tokens, 0 if cache is None else cache.length, pattern.positions)
         bias = pattern.bias(self.config.kernel, x.dtype, torch.is_grad_enabled() and x.requires_grad)
-        rotation = pattern.rotation(self.config, x.dtype)
-        for block, layer_cache in zip(self.h, [None] * len(self.h) if cache is None else cache.layers, strict=True):
+        rotations = pattern.rotations(self.config, x.dtype)
+        caches = [None] * len(self.h) if cache is None else cache.layers
+        for block, rotation, layer_cache in zip(self.h, rotations, caches, strict=True):
             x = block(x, bias, rotation, layer_cache)
         if cache is not None:
             cache.end(tokens.shape[1])
@@ -340,14 +340,15 @@ class GPT(nn.Module):
         documents: torch.Tensor | None,
         positions: torch.Tensor | None,
     ) -> AttentionPattern:
-        (B, T), padding = tokens.shape, None
+        (B, T), H, padding = tokens.shape, self.config.n_head, None
         queries = keys = _from(0 if cache is None else cache.length, tokens)
+        score_bias = alibi(H, positions, tokens.device) if self.config.position == "alibi" else None
         if cache is not None:
             keys, padding = cache.begin(T), cache.padding
             if padding is not None:
                 positions = (queries - padding[:, None]).clamp(min=0)  # (B, T)
         who = self.mask if mask is None else mask
-        return AttentionPattern(who, B, self.config.n_head, queries, keys, documents, positions, padding)
+        return AttentionPattern(who, B, H, queries, keys, documents, positions, padding, score_bias)
 
 
 def _from(start: int, tokens: torch.Tensor) -> torch.Tensor:

@@ -210,13 +210,18 @@ def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch
 
     A dimension is 1 if the mask does not depend on the row or the head.
     """
+    return on_pairs(mask.allows, B, H, q, k)
+
+
+def on_pairs(function: Predicate, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Return what a function of row, head, query and key gives for each, as `dense` does for a mask."""
     import torch
 
     b = torch.arange(B, device=q.device)[:, None, None, None]
     h = torch.arange(H, device=q.device)[:, None, None]
-    allowed = mask.allows(b, h, q[:, None], k)
-    allowed = allowed[(None,) * (4 - allowed.dim())]
-    return allowed.expand(*allowed.shape[:2], len(q), len(k))
+    values = function(b, h, q[:, None], k)
+    values = values[(None,) * (4 - values.dim())]
+    return values.expand(*values.shape[:2], len(q), len(k))
 
 
 def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:
@@ -228,10 +233,12 @@ def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:
     return keys <= queries
 
 
-def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return 0 where a boolean mask is true and -inf elsewhere."""
+def additive(allowed: torch.Tensor, dtype: torch.dtype, scores: torch.Tensor | None = None) -> torch.Tensor:
+    """Return 0, or what is to be added to the scores, where a boolean mask is true and -inf elsewhere."""
     import torch
 
+    if scores is not None:
+        return torch.where(allowed, scores.to(dtype), -math.inf)
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -math.inf)
 
 

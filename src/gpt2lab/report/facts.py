@@ -54,6 +54,13 @@ REFERENCES = {
     "learned": "Radford, Narasimhan, Salimans & Sutskever 2018, Improving Language Understanding by Generative "
     "Pre-Training.",
     "rope": "Su, Lu, Pan, Murtadha, Wen & Liu 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.",
+    "alibi": "Press, Smith & Lewis 2022, Train Short, Test Long: Attention with Linear Biases Enables Input Length "
+    "Extrapolation.",
+    "linear": "Chen, Wong, Chen & Tian 2023, Extending Context Window of Large Language Models via Positional "
+    "Interpolation.",
+    "ntk": "bloc97 2023, NTK-Aware Scaled RoPE Allows LLaMA Models to Have Extended Context Size (Reddit, LocalLLaMA).",
+    "yarn": "Peng, Quesnelle, Fan & Shippole 2023, YaRN: Efficient Context Window Extension of Large Language Models.",
+    "nope_every": "Yang et al. 2025, Rope to Nope and Back Again: A New Hybrid Attention Strategy.",
     "none": "Haviv, Ram, Press, Izsak & Levy 2022, Transformer Language Models without Positional Encodings Still "
     "Learn Positional Information.",
     "heads": "Shazeer 2019, Fast Transformer Decoding; Ainslie et al. 2023, GQA (shared key-value heads).",
@@ -92,6 +99,9 @@ def references(runs: Sequence[RunData], comparison: bool) -> dict[str, str]:
         used |= {str(model.get(name)) for name in ("norm", "norm_placement", "activation")}
         used |= {"gated"} if model.get("activation") in GATED else set()
         used |= {name for name in model if model[name]}  # qk_norm, z_loss and other parts that are off in GPT-2
+        if model.get("position") == "rope":
+            used |= {str(model.get("rope_scaling"))} & _SCALING.keys()
+            used |= {"none"} if model.get("nope_every") else set()
         used |= {"heads"} if model.get("n_kv_head") not in (None, model.get("n_head")) else set()
         used |= {"muon"} if data.options("optim").get("name") == "muon" else set()
         used |= {"texts", "self_bleu", "distinct"} if data.texts else set()
@@ -218,6 +228,12 @@ _MODEL = {
     "n_kv_head": ("Key-value heads", ""),
     "position": ("Position encoding", ""),
     "rope_base": ("Base of the rotary angles", ""),
+    "rope_pairing": ("Rotary pairing", ""),
+    "rope_fraction": ("Rotated fraction of each head", ""),
+    "rope_scaling": ("Scaling of the rotary angles", ""),
+    "rope_factor": ("Times the trained context", ""),
+    "rope_original_ctx": ("Trained context, in tokens", ""),
+    "nope_every": ("Without positions: every n-th layer", ""),
     "mask": ("Attention mask", ""),
     "window": ("Window of the mask, in tokens", ""),
     "prefix": ("Prefix of the mask, in tokens", ""),
@@ -248,7 +264,7 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
         with suppress(InputError, TypeError):  # of a damaged configuration
             options["n_inner"] = GPTConfig(**data.options("model")).inner
     if options.get("position") != "rope":
-        options.pop("rope_base", None)
+        options = {name: value for name, value in options.items() if not name.startswith("rope_")}
     sha256 = options.pop("import_sha256", None)
     shown = {name: setting(value) for name, value in options.items() if name not in _GPT2 or value != _GPT2[name]}
     if "kernel" in shown:
@@ -279,22 +295,69 @@ _POSITION = {
     "sinusoidal": "Positions are fixed waves in place of a learned $P$ (Vaswani et al. 2017), scaled to the size of "
     r"the embeddings: $$x_t^0 = E_{s_t} + P_t, \quad P_{t,2i} = 0.02 \sin \frac{t}{10000^{2i/C}}, \quad P_{t,2i+1} "
     r"= 0.02 \cos \frac{t}{10000^{2i/C}}$$",
-    "rope": "Positions are rotary (Su et al. 2021): there is no $P$. In each head, the numbers $i$ and $i + D/2$ of "
+    "rope": "Positions are rotary (Su et al. 2021): there is no $P$. In each head, the numbers $FIRST$ and $SECOND$ of "
     r"the query and of the key at position $t$ are rotated by an angle proportional to $t$: $$x_t^0 = E_{s_t}, \quad "
-    r"\begin{pmatrix} q'_i \\ q'_{i+D/2} \end{pmatrix} = \begin{pmatrix} \cos t \theta_i & -\sin t \theta_i \\ "
-    r"\sin t \theta_i & \cos t \theta_i \end{pmatrix} \begin{pmatrix} q_i \\ q_{i+D/2} \end{pmatrix}, \quad \theta_i "
-    r"= BASE^{-2i/D}$$",
+    r"\begin{pmatrix} q'_{FIRST} \\ q'_{SECOND} \end{pmatrix} = \begin{pmatrix} \cos t \theta_i & -\sin t \theta_i \\ "
+    r"\sin t \theta_i & \cos t \theta_i \end{pmatrix} \begin{pmatrix} q_{FIRST} \\ q_{SECOND} \end{pmatrix}, \quad "
+    r"\theta_i = BASE^{-2i/WIDTH}$$",
+    "alibi": "The score of a query at position $i$ and a key at position $j$ falls with their distance, in each head "
+    r"$h$ at a rate of its own (Press et al. 2022); there is no $P$: $$x_t^0 = E_{s_t}, \quad \frac{q_i \cdot k_j}"
+    r"{\sqrt{D}} - m_h |i - j|, \quad SLOPES$$",
     "none": "There is no position encoding: order is known from the causal mask alone (Haviv et al. 2022): "
     "$$x_t^0 = E_{s_t}$$",
+}
+
+
+_SCALING = {
+    "linear": r"For a context $s = FACTOR$ times the trained one, all angles are divided by $s$ (Chen et al. 2023): "
+    r"$$\theta'_i = \theta_i / s$$",
+    "ntk": r"For a context $s = FACTOR$ times the trained one, the base grows (bloc97 2023): "
+    r"$$\theta'_i = (BASE \cdot s^{WIDTH/(WIDTH-2)})^{-2i/WIDTH}$$",
+    "yarn": r"For a context $s = FACTOR$ times the trained one, the angles of slow pairs are divided by $s$ (Peng et "
+    r"al. 2023): $$\theta'_i = \frac{\gamma_i}{s} \theta_i + (1 - \gamma_i) \theta_i$$ where $\gamma_i$ rises from 0 "
+    "for pairs that turn 32 times within the trained context to 1 for those that turn once. Rotated queries and keys "
+    r"are multiplied by $0.1 \ln s + 1$.",
 }
 
 
 def position(data: RunData) -> Markdown:
     """Return how positions are encoded, with the equation and its source."""
     model = data.options("model")
-    text = _POSITION.get(str(model.get("position", "learned")), "") if model else ""
+    name, heads = str(model.get("position", "learned")), model.get("n_head")
+    texts = [_POSITION.get(name, "") if model else ""]
+    if name == "rope":
+        texts.append(_SCALING.get(str(model.get("rope_scaling")), ""))
+        if model.get("rope_fraction", 1.0) != 1.0:
+            texts.append(
+                "$R$ is the fraction {rope_fraction} of the head width $D$; the other numbers stay as they are."
+            )
+        if model.get("nope_every"):
+            texts.append("Layers {nope_every}, 2 · {nope_every}, .. have no positions (Yang et al. 2025).")
+    width = "D" if model.get("rope_fraction", 1.0) == 1.0 else "R"
+    interleaved = model.get("rope_pairing") == "interleaved"
+    values = {
+        "FIRST": "2i" if interleaved else "i",
+        "SECOND": "2i+1" if interleaved else f"i+{width}/2",
+        "WIDTH": width,
+        "BASE": _tex(model.get("rope_base") or 10_000),
+        "FACTOR": _tex(model.get("rope_factor")),
+        "SLOPES": _slopes(heads) if isinstance(heads, int) and heads > 0 else "m_h",
+        **{f"{{{name}}}": setting(model.get(name)) for name in ("rope_fraction", "nope_every")},
+    }
+    text = " ".join(filter(None, texts))
     text = f"**Embedding.** Each token has a learned vector of width $C$. {text}" if text else ""
-    return read_markdown(text.replace("BASE", _tex(model.get("rope_base") or 10_000)))
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return read_markdown(text)
+
+
+def _slopes(heads: int) -> str:
+    """Return the equation of ALiBi's slopes; those beyond a power of two stand between the others."""
+    P = 1 << (heads.bit_length() - 1)
+    first = rf"m_h = 2^{{-8h/{P}}}"
+    if heads == P:
+        return first
+    return rf"{first} \ (h \le {P}), \quad m_h = 2^{{-4(2(h-{P})-1)/{P}}} \ (h > {P})"
 
 
 def _tex(base: Any) -> str:

@@ -27,6 +27,9 @@ A block keeps for its backward pass, in bytes per token (s per number, m in drop
       plain products    E s + n_head T (softmax, mask, product)     the weights are (B, H, T, T)
       banded            E s + n_head (positions read) m             the weights are recomputed
 
+All blocks share one mask, (T, T), and with ALiBi the biases of the heads, (n_head, T, T), in its place; the banded
+kernel keeps either for the positions that are read.
+
 This is the method of Korthikanti et al. 2022 (section 4.1), whose 34 BTC + 5 BHTT bytes per block hold for GPT-2 in 16
 bits with unfused attention and masks of one byte. What each kernel keeps was read from autograd's saved tensors.
 """
@@ -191,7 +194,7 @@ class _Attention:
     backward: int
     """Allocated on top by the backward pass, at its peak."""
     shared: int
-    """Of the mask and of rope's angles: one copy for all blocks."""
+    """Of the mask or ALiBi's biases and of rope's angles: one copy for all blocks."""
 
 
 def _attention(shape: Shape) -> _Attention:
@@ -200,29 +203,32 @@ def _attention(shape: Shape) -> _Attention:
     kernel = model.kernel
     if kernel == "auto":
         kernel, _ = choose_kernel(model.attention_mask, torch.device(shape.device), dtype, T, T, training=True)
-    angles = T * model.head_dim * shape.size if model.position == "rope" else 0
+    angles = T * model.rotary_dim * shape.size if model.position == "rope" else 0
     if kernel == "banded":
         return _banded(shape, angles)
+    biases = model.n_head * T * T if model.position == "alibi" else 0
     if kernel in ("matmul", "reference"):
-        return _products(shape, kernel, angles + T * T * (shape.size if kernel == "matmul" else 1))
-    mask = T * T if kernel == "sdpa" and not model.attention_mask.is_causal else 0  # flex has one of blocks
+        mask = (biases or T * T) * shape.size if kernel == "matmul" else FP32 * biases or T * T
+        return _products(shape, kernel, angles + mask)
+    mask = 0 if biases or model.attention_mask.is_causal else T * T
+    shared = angles + (0 if kernel == "flex" else biases * shape.size + mask)  # flex has a mask of blocks
     if shape.device == "cpu" and model.dropout:
-        return _products(shape, kernel, angles + mask)  # the fused CPU kernel has no dropout
-    return _fused(shape, angles, mask)
+        return _products(shape, kernel, shared)  # the fused CPU kernel has no dropout
+    return _fused(shape, shared, 0 if kernel == "flex" else mask)
 
 
-def _fused(shape: Shape, angles: int, mask: int) -> _Attention:
+def _fused(shape: Shape, shared: int, mask: int) -> _Attention:
     """Count q, k, v and the log of each row's sum; in the backward pass, their gradients and the output's.
 
     q, k and v are views of c_attn's output; rotated or normalized, q and k are copies, and v keeps all of that output
-    alive. The kernel's output is laid out by head, as q is, and copied for c_proj. An explicit mask becomes an additive
+    alive. The kernel's output is laid out by head, as q is, and copied for c_proj. A boolean mask becomes an additive
     one in every block.
     """
     model = shape.model
     heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
     copied = heads - model.kv_heads * model.head_dim + model.n_embd if model.position == "rope" or model.qk_norm else 0
     kept = shape.rows * ((heads + copied) * shape.size + model.n_head * FP32) + mask * shape.size + _qk_norm(shape)
-    return _Attention(kept, shape.rows * (heads + model.n_embd) * shape.size, angles + mask)
+    return _Attention(kept, shape.rows * (heads + model.n_embd) * shape.size, shared)
 
 
 def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
@@ -258,7 +264,8 @@ def _banded(shape: Shape, shared: int) -> _Attention:
     copied = heads - model.kv_heads * model.head_dim if model.qk_norm else 0
     kept = shape.rows * (heads + copied) * size + _qk_norm(shape) + (weights * sum(bands) if model.dropout else 0)
     work = (5 if model.dropout else 3) * weights * max(bands) * size
-    return _Attention(kept, shape.rows * (heads + model.n_embd) * size + work, shared + sum(bands) * size)
+    biases = sum(bands) * (model.n_head if model.position == "alibi" else 1)
+    return _Attention(kept, shape.rows * (heads + model.n_embd) * size + work, shared + biases * size)
 
 
 def _qk_norm(shape: Shape) -> int:
