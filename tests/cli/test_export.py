@@ -58,6 +58,30 @@ def test_an_exported_tokenizer_gives_the_ids_of_the_runs(exported: Path) -> None
     assert len(theirs) == ours.n_vocab
 
 
+def test_a_run_with_llamas_parts_is_exported_as_llama_and_imported_again(
+    work: Path, small: list[str], tmp_path: Path, output: Output
+) -> None:
+    run, out, again = (tmp_path / name for name in ("run", "out", "again"))
+    flags = ["--model.norm", "rmsnorm", "--model.position", "rope", "--model.activation", "swiglu"]
+    flags += ["--model.n-kv-head", "1", "--model.no-bias", "--model.no-tied-head"]
+    output("train", "--data", work / "data", "--out", run, "--steps", 2, *small, *flags)
+    output("export-hf", run, out)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(out)
+    assert theirs.config.architectures == ["LlamaForCausalLM"]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.encode(TEXT) == Tokenizer.load(work / "tok").encode(TEXT, allowed_special="all")
+    ids = torch.tensor([tokenizer.encode("One day")])
+    model, _ = load_model(Run.open(run))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0)
+    written = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9)
+    assert torch.equal(written, generate(model, ids, 9, greedy=True)[:, : written.shape[1]])
+    output("import-hf", out, again)
+    imported, _ = load_model(Run.open(again))
+    assert all(torch.equal(weight, imported.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert output("sample", again, "--prompt", "One day", "--max-new-tokens", 3).startswith("One day")
+
+
 def test_special_tokens_that_come_first_keep_their_ids_from_training_to_the_pipeline(
     small: list[str], tmp_path: Path, output: Output
 ) -> None:
@@ -167,8 +191,8 @@ def test_what_an_import_cannot_use_is_said_in_a_line_and_nothing_is_made(
     said = refused("import-hf", bare, run, "--tokenizer", tok)
     assert "vocabulary of 400, its tokenizer one of 300" in said
     config = json.loads((bare / "config.json").read_text())
-    (bare / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    assert "the architecture is llama" in refused("import-hf", bare, run)
+    (bare / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    assert "the architecture is mistral" in refused("import-hf", bare, run)
     assert not run.exists()
 
 

@@ -18,6 +18,8 @@ PUBLISHED = {
     "gpt2-medium": (24, 16, 1024, 1024, 0.1, 354_823_168),
     "gpt2-large": (36, 20, 1280, 1024, 0.1, 774_030_080),
     "gpt2-xl": (48, 25, 1600, 1024, 0.1, 1_557_611_200),
+    "gpt2-modern": (12, 12, 768, 1024, 0.0, 2 * 50257 * 768 + 12 * (12 * 768**2 + 2 * 768 + 2 * 64) + 768),
+    "cs336": (4, 16, 512, 256, 0.0, 22_696_448),
 }
 """Layers, heads, width, context, dropout and number of parameters."""
 
@@ -29,7 +31,14 @@ def test_presets_have_the_published_shape_and_parameter_count(name: str) -> None
         n_params = GPT(config).n_params
     shape = (config.n_layer, config.n_head, config.n_embd, config.n_ctx)
     assert (*shape, config.dropout, n_params) == PUBLISHED[name]
-    assert config.vocab_size == 50257
+    assert config.vocab_size == (10_000 if name == "cs336" else 50257)
+
+
+def test_the_model_of_cs336_is_the_assignments() -> None:
+    """Section 7.2 (2025): d_ff 1344, RoPE theta 10,000, about 17 million parameters without the token embedding."""
+    config = GPTConfig.preset("cs336")
+    assert (config.inner, config.rope_base, config.norm_eps) == (1344, 10_000, 1e-5)
+    assert PUBLISHED["cs336"][-1] - 10_000 * 512 == pytest.approx(17e6, rel=0.05)
 
 
 @pytest.mark.parametrize(("vocab_size", "padded"), [(1, 64), (63, 64), (64, 64), (65, 128), (50257, 50304)])

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gpt2lab import GPT, GPTConfig
 from gpt2lab.errors import InputError
-from gpt2lab.model.huggingface import config_from_hf, config_to_hf, hf_shapes
+from gpt2lab.model.huggingface import config_from_hf, config_to_hf, to_hf
 
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_ctx": 17, "vocab_size": 61, "dropout": 0.1}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -182,7 +182,7 @@ def test_a_model_without_biases_is_exported_with_biases_of_zero(tmp_path: Path) 
 )
 def test_what_gpt2_does_not_have_is_not_exported_and_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     model = GPT(GPTConfig(**{**SHAPE, "n_embd": 48, **changes}))
-    with pytest.raises(InputError, match=f"it has {said};") as caught:
+    with pytest.raises(InputError, match=f"nearest is GPT2LMHeadModel, but the model has {said};") as caught:
         model.save_hf(tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -193,8 +193,9 @@ def test_every_published_size_has_hugging_faces_names_and_shapes() -> None:
         config = GPTConfig.preset(name)
         with torch.device("meta"):
             theirs = GPT2LMHeadModel(GPT2Config(**{k: v for k, v in config_to_hf(config).items() if k != "model_type"}))
-        shapes = {key: tuple(weight.shape) for key, weight in theirs.transformer.state_dict().items()}
-        assert hf_shapes(config) == shapes, name
+            ours = GPT(config).state_dict()
+        shapes = {key: weight.shape for key, weight in theirs.transformer.state_dict().items()}
+        assert {key: weight.shape for key, weight in to_hf(config, ours).items()} == shapes, name
         assert config_from_hf(json.loads(theirs.config.to_json_string(use_diff=False)), name) == config
 
 
@@ -238,14 +239,14 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "llama"}, "the architecture is llama; only gpt2"),
+        ({"model_type": "mistral"}, "the architecture is mistral; those that can be imported are gpt2, llama, qwen3"),
         ({"activation_function": "relu"}, "activation_function is relu and must be gelu_new or gelu_pytorch_tanh"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06 and must be 1e-05"),
+        ({"layer_norm_epsilon": "1e-6"}, "layer_norm_epsilon is '1e-6' and must be a number"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"tie_word_embeddings": False}, "missing: lm_head.weight"),
         ({"resid_pdrop": 0.3}, "'resid_pdrop': 0.3"),
-        ({"attn_pdrop": None}, "'attn_pdrop': None} and must be a number"),
-        ({"attn_pdrop": []}, "'attn_pdrop': []} and must be a number"),
+        ({"attn_pdrop": None}, "attn_pdrop is None and must be a number"),
+        ({"attn_pdrop": []}, "attn_pdrop is [] and must be a number"),
         ({"n_layer": "two"}, "n_layer is 'two' and must be a whole number"),
         ({"n_inner": 2.5}, "n_inner is 2.5"),
         ({"n_head": 5}, "n_embd 24 is not divisible by n_head 5"),

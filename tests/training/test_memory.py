@@ -108,7 +108,7 @@ def test_parameters_are_those_of_the_model_unmade(preset: str) -> None:
     shapes = parameter_shapes(PRESETS[preset])
     if preset in ("nano", "tiny"):
         assert shapes == {name: p.shape for name, p in GPT(PRESETS[preset]).named_parameters()}
-    memory = estimate(Shape(PRESETS[preset], 1024 if preset not in ("nano", "tiny") else 128, 1))
+    memory = estimate(Shape(PRESETS[preset], PRESETS[preset].n_ctx, 1))
     total = sum(shape.numel() for shape in shapes.values())
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * total, 4 * total, 8 * total)
 

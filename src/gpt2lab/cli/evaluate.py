@@ -305,7 +305,7 @@ class Trust(Command):
 
 @dataclass(frozen=True)
 class ImportHF(Command):
-    """Import a GPT-2 in Hugging Face's format as a run, to sample, evaluate, fine-tune and report on."""
+    """Import a GPT-2, Llama or Qwen3 in Hugging Face's format as a run, to sample, evaluate and fine-tune."""
 
     source: Positional[str]
     """Directory that save_pretrained wrote, or a name on the Hub: gpt2, gpt2-xl, distilgpt2, hub:user/model."""

@@ -257,7 +257,7 @@ class Plan(Command):
     """Estimate what a training run takes: memory, time, floating-point operations, disk."""
 
     preset: str | None = None
-    """Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl; by default gpt2."""
+    """Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl gpt2-modern cs336; by default gpt2."""
     gpu: str | None = None
     """Name of a GPU such as H100, or cpu for this machine; by default H100, or the run's with --from."""
     gpus: int | None = None

@@ -1,7 +1,8 @@
 """The architecture as a value: the sizes of GPT-2 differ only in these numbers.
 
 Sizes of the published models are those of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners",
-table 2; distilgpt2 is Sanh et al. 2019. ``nano`` and ``tiny`` are ours, for machines without a GPU.
+table 2; distilgpt2 is Sanh et al. 2019. ``nano`` and ``tiny`` are ours, for machines without a GPU. ``gpt2-modern`` is
+GPT-2 124M with later parts; ``cs336`` is the model of Stanford CS336's assignment 1 (2025, section 7.2).
 """
 
 from __future__ import annotations
@@ -322,6 +323,8 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
+_MODERN = GPTConfig(norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied_head=False, dropout=0.0)
+"""GPT-2 124M with the parts of Llama (Touvron et al. 2023)."""
 PRESETS: dict[str, GPTConfig] = {
     "nano": GPTConfig(n_layer=1, n_head=2, n_embd=64, n_ctx=128, dropout=0.0),
     "tiny": GPTConfig(n_layer=2, n_head=4, n_embd=128, n_ctx=256),
@@ -330,5 +333,7 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
+    "gpt2-modern": dataclasses.replace(_MODERN, qk_norm=True),
+    "cs336": dataclasses.replace(_MODERN, n_layer=4, n_head=16, n_embd=512, n_ctx=256, vocab_size=10_000, n_inner=1344),
 }
-"""The sizes by name; their parameter counts are fixed by tests."""
+"""The models by name; their parameter counts are fixed by tests."""

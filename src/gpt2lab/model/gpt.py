@@ -38,7 +38,7 @@ from gpt2lab.model.attention import (
 )
 from gpt2lab.model.cache import KVCache, LayerCache
 from gpt2lab.model.config import GPTConfig, divisors
-from gpt2lab.model.huggingface import FILES, read_hf, write_hf
+from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
 from gpt2lab.model.layers import FeedForward, make_norm
 from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, token_losses
 from gpt2lab.model.masks import Mask
@@ -291,25 +291,26 @@ class GPT(nn.Module):
 
     @classmethod
     def from_hf(cls, source: Path | str) -> GPT:
-        """Load a GPT-2 in Hugging Face's format, in fp32 and evaluation mode.
+        """Load a GPT-2, Llama or Qwen3 in Hugging Face's format, in fp32 and evaluation mode.
 
         Args:
             source: A directory that save_pretrained wrote, or a name on the Hub such as ``gpt2`` or ``distilgpt2``.
 
         Raises:
-            InputError: It does not exist, is not a GPT-2, or its weights do not fit its configuration (listed).
+            InputError: It does not exist, is another architecture, or its weights do not fit it (listed).
         """
-        config, weights = read_hf(find_model(source, FILES))
+        folder = find_model(source, FILES)
+        config = read_config(folder)
         with torch.device("meta"):  # no random weights that would only be replaced
             model = cls(config)
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(read_weights(folder, config, model.state_dict()), assign=True)
         return model.eval()
 
     def save_hf(self, directory: Path | str) -> None:
         """Write a directory that ``transformers.AutoModelForCausalLM.from_pretrained`` reads.
 
         Raises:
-            InputError: The directory exists and is not empty, or the architecture goes beyond GPT-2's.
+            InputError: The directory exists and is not empty, or no architecture there has the model's parts.
         """
         with new_directory(Path(directory)) as folder:
             write_hf(self.config, self.state_dict(), folder)

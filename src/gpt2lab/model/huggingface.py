@@ -1,14 +1,15 @@
-"""GPT-2's weights as Hugging Face keeps them, in and out.
+"""Weights as Hugging Face keeps them, in and out: GPT-2's, and those of later models that have parts we have.
 
-    theirs                                          ours
-    config.json: n_positions, three dropouts        `GPTConfig`: n_ctx, one dropout
-    transformer.wte.weight       (V, C)             wte.weight (V padded to a multiple of 64, C)
-    transformer.h.0.attn.c_attn.weight (C, 3 C)     h.0.attn.c_attn.weight (3 C, C)
-    lm_head.weight               (V, C)             none: the head is the token embedding
+    GPT2LMHeadModel                       LlamaForCausalLM, Qwen3ForCausalLM           ours
+    transformer.wte.weight (V, C)         model.embed_tokens.weight (V, C)             wte.weight, V padded to 64
+    transformer.h.0.attn.c_attn (C, 3C)   model.layers.0.self_attn.{q,k,v}_proj        h.0.attn.c_attn (3C, C): q, k, v
+    transformer.h.0.mlp.c_fc (C, F)       model.layers.0.mlp.{gate,up}_proj (F, C)     h.0.mlp.c_fc (2F, C): gate, up
+    lm_head.weight, if untied (V, C)      lm_head.weight, if untied                    lm_head.weight
 
-Matrices of the blocks are transposed: theirs, a "Conv1D", computes x W + b, and nn.Linear x W^T + b. A file of the
-model without its head lacks the ``transformer.`` prefix; a large model is cut into several files, which
-``model.safetensors.index.json`` names; old files also hold the causal mask of each layer (``attn.bias``), no weight.
+An `Architecture` is a table: the parts it is made of, its names for options and weights, and what it must not ask for.
+GPT-2's matrices are transposed: theirs, a "Conv1D", computes x W + b, and nn.Linear x W^T + b. A file of a model
+without its head lacks the prefix; a large model is cut into several files, which ``model.safetensors.index.json``
+names; old files also hold what is computed from the configuration (``attn.bias``, the causal mask).
 Nothing but safetensors is read: a pickle runs whatever its author wrote.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,54 +33,187 @@ from gpt2lab.model.config import GPTConfig
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json", "vocab.json", "merges.txt")
 """What a directory of theirs may hold that is read here: patterns."""
-_SIZES = {
-    "n_layer": ("n_layer", "num_hidden_layers"),
-    "n_head": ("n_head", "num_attention_heads"),
-    "n_embd": ("n_embd", "hidden_size"),
-    "n_ctx": ("n_positions", "max_position_embeddings"),
-    "vocab_size": ("vocab_size",),
-}
-"""The names that GPT2Config takes for each size of ours; the first is the one it writes."""
-_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
-"""What their configuration may say, and is not a choice here: the first value is GPT-2's, and the default."""
-_OF_GPT2 = {"n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "bias", "dropout", "kernel"}
-"""Options of ours that their form of GPT-2 can hold at any value; the others must be as GPT-2 has them."""
-_PREFIX = "transformer."
-_MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+_WITHOUT_EFFECT = {"kernel", "dropout", "z_loss", "import_sha256"}
+"""Options of ours that change no logit of a trained model."""
 _LISTED = 6  # names in a message
 
 
-def read_hf(directory: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
-    """Return the configuration and the weights (fp32, by our names, in our layout) of a Hugging Face directory.
+@dataclass(frozen=True)
+class Architecture:
+    """A model class of Hugging Face, described by the options and modules of ours."""
+
+    name: str
+    model_type: str
+    parts: GPTConfig
+    """What it is made of: an option of ours must be as here unless it is one of ``options``."""
+    options: Mapping[str, Mapping[str, Any]]
+    """Options of ours that it holds at any value: its names for each, all of one value, and what leaving one out means.
+    """
+    fixed: Mapping[str, tuple[Any, ...]]
+    """What its configuration may ask for and is not a choice here; the first value is written, and is the default."""
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Its names for modules of ours, several where ours joins their rows; the others have our name."""
+    prefix: str = "model."
+    """Of every weight but the head's."""
+    blocks: str = "layers"
+    computed: str = ""
+    """Names in old files that are no weights: a regular expression."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names for its options."""
+    head_dim: int | None = None
+    """Width of a head where its configuration leaves it out; None is that of GPT-2."""
+    is_gpt2: bool = False
+    """Matrices of blocks are transposed, every layer has biases, and positions are learned."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What its configuration means where it leaves out an option that is a choice here."""
+        return {name: value for names in self.options.values() for name, value in names.items()}
+
+    def names(self, name: str) -> list[str]:
+        """Return the names, without prefix, of the weights that make up one of ours."""
+        found = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(\w+)", name)
+        assert found is not None
+        layer, module, kind = found.groups()
+        where = "" if layer is None else f"{self.blocks}.{layer}."
+        return [f"{where}{theirs}.{kind}" for theirs in self.modules.get(module, (module,))]
+
+    def differences(self, config: GPTConfig) -> list[str]:
+        """Return the options of a model that this architecture cannot hold."""
+        held = {*self.options, *_WITHOUT_EFFECT} | ({"bias"} if self.is_gpt2 else set())
+        names = (option.name for option in dataclasses.fields(config) if option.name not in held)
+        return [name for name in names if getattr(config, name) != getattr(self.parts, name)]
+
+
+_GPT2 = Architecture(
+    name="GPT2LMHeadModel",
+    model_type="gpt2",
+    parts=GPTConfig(),
+    options={
+        "n_layer": {"n_layer": 12},
+        "n_head": {"n_head": 12},
+        "n_embd": {"n_embd": 768},
+        "n_ctx": {"n_positions": 1024},
+        "vocab_size": {"vocab_size": 50257},
+        "n_inner": {"n_inner": None},
+        "dropout": {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+        "norm_eps": {"layer_norm_epsilon": 1e-5},
+        "tied_head": {"tie_word_embeddings": True},
+    },
+    fixed={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    prefix="transformer.",
+    blocks="h",
+    computed=r"h\.\d+\.attn\.(masked_)?bias",
+    aliases={
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+    },
+    is_gpt2=True,
+)
+_LLAMA = Architecture(
+    name="LlamaForCausalLM",
+    model_type="llama",
+    parts=GPTConfig(norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied_head=False, dropout=0.0),
+    options={
+        "n_layer": {"num_hidden_layers": 32},
+        "n_head": {"num_attention_heads": 32},
+        "n_kv_head": {"num_key_value_heads": None},
+        "n_embd": {"hidden_size": 4096},
+        "n_inner": {"intermediate_size": 11008},
+        "n_ctx": {"max_position_embeddings": 2048},
+        "vocab_size": {"vocab_size": 32000},
+        "norm_eps": {"rms_norm_eps": 1e-6},
+        "tied_head": {"tie_word_embeddings": False},
+        "bias": {"attention_bias": False, "mlp_bias": False},
+        "rope_base": {"rope_theta": 10_000.0},
+    },
+    fixed={"hidden_act": ("silu", "swish"), "attention_dropout": (0.0,), "pretraining_tp": (1,)},
+    modules={
+        "wte": ("embed_tokens",),
+        "ln_1": ("input_layernorm",),
+        "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attn.c_proj": ("self_attn.o_proj",),
+        "ln_2": ("post_attention_layernorm",),
+        "mlp.c_fc": ("mlp.gate_proj", "mlp.up_proj"),
+        "mlp.c_proj": ("mlp.down_proj",),
+        "ln_f": ("norm",),
+    },
+    computed=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+)
+_QWEN3 = dataclasses.replace(
+    _LLAMA,
+    name="Qwen3ForCausalLM",
+    model_type="qwen3",
+    parts=dataclasses.replace(_LLAMA.parts, qk_norm=True),
+    options={name: theirs for name, theirs in _LLAMA.options.items() if name != "bias"}
+    | {
+        "n_kv_head": {"num_key_value_heads": 32},
+        "n_inner": {"intermediate_size": 22016},
+        "n_ctx": {"max_position_embeddings": 32768},
+        "vocab_size": {"vocab_size": 151936},
+    },
+    fixed={
+        "hidden_act": ("silu", "swish"),
+        "attention_dropout": (0.0,),
+        "attention_bias": (False,),
+        "use_sliding_window": (False,),
+    },
+    modules={**_LLAMA.modules, "attn.q_norm": ("self_attn.q_norm",), "attn.k_norm": ("self_attn.k_norm",)},
+    head_dim=128,
+)
+ARCHITECTURES = (_GPT2, _LLAMA, _QWEN3)
+
+# A directory ----------------------------------------------------------------------------------------------------------
+
+
+def read_config(directory: Path) -> GPTConfig:
+    """Return the configuration of a Hugging Face directory.
 
     Raises:
-        InputError: It is not there, not GPT-2's architecture, not safetensors, or weights are missing, too many or of
-            other shapes than its configuration says, or not finite (listed).
+        InputError: It is not there, is another architecture, or asks for what is fixed here (listed).
     """
     if not (directory / CONFIG).is_file():
         what = "holds no model (config.json is missing)" if directory.is_dir() else "does not exist"
         raise InputError(f"{directory} {what}; give a directory that save_pretrained wrote")
-    config = config_from_hf(read_json(directory / CONFIG), str(directory / CONFIG))
-    theirs = _only_weights(_read_tensors(directory))
-    _require_same(theirs, hf_shapes(config), directory)
-    head = theirs.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, theirs["wte.weight"]):
-        raise InputError(f"{directory}: lm_head.weight is not wte.weight; GPT-2's head is its token embedding")
-    return config, {name: _to_ours(name, weight, config) for name, weight in theirs.items()}
+    return config_from_hf(read_json(directory / CONFIG), str(directory / CONFIG))
+
+
+def read_weights(directory: Path, config: GPTConfig, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights of a Hugging Face directory, fp32, by our names and in our layout.
+
+    Args:
+        directory: The directory.
+        config: Its configuration.
+        expected: The state dictionary of a model of that configuration, on any device.
+
+    Raises:
+        InputError: They are not safetensors, or weights are missing, too many or of other shapes than the configuration
+            says, or not finite (listed).
+    """
+    architecture = architecture_of(config)
+    theirs = _only_weights(architecture, _read_tensors(directory))
+    shapes = {name: tuple(weight.shape) for name, weight in to_hf(config, expected).items()}
+    (embedding,), head = architecture.names("wte.weight"), "lm_head.weight"
+    with_head = {head: shapes[embedding]} if head in theirs else {}
+    _require_same(theirs, shapes | with_head, directory)
+    if config.tied_head and head in theirs and not torch.equal(theirs[head], theirs[embedding]):
+        raise InputError(
+            f"{directory}: {head} is not {embedding}, but the head is tied (tie_word_embeddings); save the model again"
+        )
+    return {name: _join(architecture, name, theirs, weight.shape) for name, weight in expected.items()}
 
 
 def write_hf(config: GPTConfig, weights: Mapping[str, torch.Tensor], directory: Path, eot: int | None = None) -> None:
     """Write ``config.json`` and ``model.safetensors`` into a directory that exists.
 
-    A model without biases gets biases of 0, which compute the same.
+    A GPT-2 without biases gets biases of 0, which compute the same.
 
     Args:
         config: The architecture.
@@ -87,56 +222,71 @@ def write_hf(config: GPTConfig, weights: Mapping[str, torch.Tensor], directory: 
         eot: Id of the token at which generation begins and ends; None leaves that open.
 
     Raises:
-        InputError: The architecture is not GPT-2's, or the disk is full.
+        InputError: No architecture of theirs has the model's parts, or the disk is full.
     """
     values = config_to_hf(config) | {"bos_token_id": eot, "eos_token_id": eot}
-    dtype = weights["wte.weight"].dtype
-    zero = {name: torch.zeros(shape, dtype=dtype) for name, shape in hf_shapes(config).items() if name.endswith("bias")}
-    theirs = zero | {name: _to_theirs(name, weight, config) for name, weight in weights.items()}
+    prefix = architecture_of(config).prefix
+    theirs = {
+        name if name.startswith("lm_head.") else prefix + name: weight.contiguous().cpu()
+        for name, weight in to_hf(config, weights).items()
+    }
     try:
-        named = {_PREFIX + name: theirs[name] for name in hf_shapes(config)}
-        save_file(named, directory / WEIGHTS, metadata={"format": "pt"})
+        save_file(theirs, directory / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise InputError(f"{directory / WEIGHTS} cannot be written ({error}); make room and try again") from error
-    write_json(directory / CONFIG, values | {"dtype": str(dtype).removeprefix("torch.")})
+    write_json(directory / CONFIG, values | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")})
+
+
+# The configuration ----------------------------------------------------------------------------------------------------
+
+
+def architecture_of(config: GPTConfig) -> Architecture:
+    """Return the architecture of theirs that has the parts of a model.
+
+    Raises:
+        InputError: There is none; the nearest is named, with all that differs.
+    """
+    config = _without_defaults(config)
+    nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.differences(config)))
+    if names := nearest.differences(config):
+        raise InputError(
+            f"no architecture of Hugging Face has all parts of this model: the nearest is {nearest.name}, but the "
+            f"model has {_named(config, names)}; what can be exported has {_named(nearest.parts, names)}"
+        )
+    return nearest
 
 
 def config_from_hf(values: Any, where: str) -> GPTConfig:
-    """Return the configuration that their ``config.json`` means; what it leaves out is as in GPT-2 124M.
+    """Return the configuration that their ``config.json`` means; what it leaves out is as in their class.
 
     Raises:
         InputError: Another architecture, or an option that is fixed here (all are listed).
     """
-    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
-        kind = values.get("model_type") if isinstance(values, dict) else None
-        raise InputError(f"{where}: the architecture is {kind or 'not named'}; only gpt2 can be imported")
-    wrong = [
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    architecture = next((known for known in ARCHITECTURES if known.model_type == kind), None)
+    if architecture is None:
+        known = ", ".join(known.model_type for known in ARCHITECTURES)
+        raise InputError(f"{where}: the architecture is {kind or 'not named'}; those that can be imported are {known}")
+    values, wrong = _by_first_name(architecture, values)
+    if not architecture.is_gpt2:
+        values["rope_theta"], unlike = _rotary(architecture, architecture.defaults | values)
+        wrong += unlike
+    wrong += [
         f"{name} is {values[name]} and must be {' or '.join(map(str, allowed))}"
-        for name, allowed in _FIXED.items()
+        for name, allowed in architecture.fixed.items()
         if name in values and values[name] not in allowed
     ]
-    sizes: dict[str, Any] = {}
-    for ours, names in _SIZES.items():
-        given = {name: values[name] for name in names if name in values}
-        wrong += [
-            f"{name} is {value!r} and must be a whole number" for name, value in given.items() if type(value) is not int
-        ]
-        if len(set(map(str, given.values()))) > 1:
-            wrong.append(f"{' and '.join(given)} are two names of one size and differ ({given})")
-        if given:
-            sizes[ours] = next(iter(given.values()))
-    inner = values.get("n_inner")
-    if inner is not None and type(inner) is not int:
-        wrong.append(f"n_inner is {inner!r} and must be a whole number or null")
-    dropouts = {name: values.get(name, 0.1) for name in _DROPOUTS}
-    if any(type(value) not in (int, float) for value in dropouts.values()):
-        wrong.append(f"the dropouts are {dropouts} and must be a number")
-    elif len(set(dropouts.values())) > 1:
-        wrong.append(f"the dropouts differ ({dropouts}) and must be one number, which matters in training only")
+    options: dict[str, Any] = {}
+    for option, names in architecture.options.items():
+        given = {name: values.get(name, default) for name, default in names.items()}
+        options[option], *others = given.values()
+        wrong += _of_another_type(option, given, names)
+        if any(str(other) != str(options[option]) for other in others):
+            wrong.append(f"{' and '.join(given)} differ ({given}); here they must be the same")
     if wrong:
         raise InputError(f"{where}: {'; '.join(wrong)}")
     try:
-        return GPTConfig(**sizes, n_inner=inner, dropout=float(dropouts["resid_pdrop"]))
+        return _without_defaults(dataclasses.replace(architecture.parts, **options))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -145,42 +295,122 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     """Return their ``config.json`` of a configuration.
 
     Raises:
-        InputError: An option that GPT-2 does not have (all are listed).
+        InputError: No architecture of theirs has the model's parts (see `architecture_of`).
     """
-    gpt2 = GPTConfig()
-    if config.kv_heads == config.n_head:  # given, and as GPT-2 has it
+    architecture = architecture_of(config)
+    values = {
+        "architectures": [architecture.name],
+        "model_type": architecture.model_type,
+        **{name: getattr(config, option) for option, names in architecture.options.items() for name in names},
+        **{name: allowed[0] for name, allowed in architecture.fixed.items()},
+    }
+    if architecture.is_gpt2:
+        return values
+    return values | {
+        "intermediate_size": config.inner,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},  # beside rope_theta, the old form
+    }
+
+
+def _by_first_name(architecture: Architecture, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values without aliases, and what is given under two names that differ."""
+    values, wrong = dict(values), []
+    for alias, name in architecture.aliases.items():
+        if alias in values:
+            value = values.pop(alias)
+            if values.setdefault(name, value) != value:
+                wrong.append(f"{name} and {alias} are two names of one size and differ ({values[name]} and {value})")
+    return values, wrong
+
+
+def _of_another_type(option: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the type of values for an option of ours."""
+    default = getattr(GPTConfig(), option)
+    allowed, what = {
+        bool: ((bool,), "true or false"),
+        float: ((int, float), "a number"),
+    }.get(type(default), ((int,), "a whole number"))
+    return [
+        f"{name} is {value!r} and must be {what}" + (" or null" if defaults[name] is None else "")
+        for name, value in given.items()
+        if type(value) not in allowed and not (value is None and defaults[name] is None)
+    ]
+
+
+def _rotary(architecture: Architecture, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Return the base of the rotary positions, and what of positions and heads is not as it is here.
+
+    The base stands in ``rope_parameters``; older files have ``rope_theta``, and ``rope_scaling`` if there is any.
+    """
+    wrong = []
+    given = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rope = values.get(given) or {}
+    if not isinstance(rope, dict):
+        rope, wrong = {}, [f"{given} is {rope!r} and must be null"]
+    for key, value in rope.items():
+        if key != "rope_theta" and (key not in ("rope_type", "type") or value != "default"):
+            wrong.append(f"{given} has {key} {value}; only rope_type default can be imported")
+    C, H, D = values["hidden_size"], values["num_attention_heads"], values.get("head_dim", architecture.head_dim)
+    if D is not None and type(C) is type(H) is int and H > 0 and C / H != D:
+        wrong.append(f"head_dim is {D} and must be hidden_size / num_attention_heads = {C / H:g}")
+    if other := [kind for kind in values.get("layer_types") or [] if kind != "full_attention"]:
+        wrong.append(f"layer_types has {other[0]} and must be full_attention throughout")
+    return rope.get("rope_theta", values["rope_theta"]), wrong
+
+
+def _without_defaults(config: GPTConfig) -> GPTConfig:
+    """Leave out numbers that are what they would be by default: as many key heads as query heads, a gate's width."""
+    if config.kv_heads == config.n_head:
         config = dataclasses.replace(config, n_kv_head=None)
-    other = {
-        field.name: value
-        for field in dataclasses.fields(config)
-        if field.name not in _OF_GPT2 | {"import_sha256"}
-        and (value := getattr(config, field.name)) != getattr(gpt2, field.name)
-    }
-    if other:
-        said = ", ".join(f"{name} {value}" for name, value in other.items())
-        raise InputError(f"Hugging Face's GPT-2 cannot hold this model: it has {said}; only GPT-2's own options export")
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        **{names[0]: getattr(config, ours) for ours, names in _SIZES.items()},
-        "n_inner": config.n_inner,
-        **dict.fromkeys(_DROPOUTS, config.dropout),
-        **{name: allowed[0] for name, allowed in _FIXED.items()},
-    }
+    default = dataclasses.replace(config, n_inner=None)
+    return default if config.is_gated and config.inner == default.inner else config
 
 
-def hf_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight as Hugging Face keeps it, by its name without prefix."""
-    C, F = config.n_embd, config.inner
-    matrices = {"attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C), "mlp.c_fc": (C, F), "mlp.c_proj": (F, C)}
-    block: dict[str, tuple[int, ...]] = {
-        f"{norm}.{part}": (C,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")
-    }
-    block |= {f"{name}.weight": shape for name, shape in matrices.items()}
-    block |= {f"{name}.bias": (shape[1],) for name, shape in matrices.items()}
-    layers = {f"h.{layer}.{name}": shape for layer in range(config.n_layer) for name, shape in block.items()}
-    embeddings = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.n_ctx, C)}
-    return {**embeddings, **layers, "ln_f.weight": (C,), "ln_f.bias": (C,)}
+def _named(config: GPTConfig, names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in names)
+
+
+# The weights ----------------------------------------------------------------------------------------------------------
+
+
+def to_hf(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dictionary of ours by their names without prefix, in their layout."""
+    architecture = architecture_of(config)
+    if architecture.is_gpt2:
+        weights = _with_biases(weights)
+    D, K = config.head_dim, config.kv_heads
+    rows = {"c_attn": [config.n_head * D, K * D, K * D], "c_fc": [config.inner, config.inner]}
+    theirs: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if name in ("wte.weight", "lm_head.weight"):
+            weight = weight[: config.vocab_size]
+        names = architecture.names(name)
+        parts = weight.split(rows[name.split(".")[-2]]) if len(names) > 1 else [weight]
+        theirs |= {part: _transposed(architecture, name, value) for part, value in zip(names, parts, strict=True)}
+    return theirs
+
+
+def _join(architecture: Architecture, name: str, theirs: Mapping[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
+    """Return one of our weights, a copy in fp32, from those of theirs that make it up; padding is 0."""
+    ours, row = torch.zeros(shape, device="cpu"), 0
+    for part in architecture.names(name):
+        weight = _transposed(architecture, name, theirs[part])
+        ours[row : row + len(weight)] = weight
+        row += len(weight)
+    return ours
+
+
+def _transposed(architecture: Architecture, name: str, weight: torch.Tensor) -> torch.Tensor:
+    return weight.T if architecture.is_gpt2 and name.startswith("h.") and weight.dim() == 2 else weight
+
+
+def _with_biases(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add a bias of 0 to each layer without one."""
+    biased = (name for name in weights if name.endswith(".weight") and not name.startswith(("wte", "wpe", "lm_head")))
+    zero = {f"{name.removesuffix('weight')}bias": weights[name].new_zeros(len(weights[name])) for name in biased}
+    return {**weights} | {name: bias for name, bias in zero.items() if name not in weights}
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -200,7 +430,7 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     if not (directory / INDEX).is_file():
         raise InputError(
             f"{directory} holds no {WEIGHTS}; a pickle (pytorch_model.bin) is not read, for it can run anything: if "
-            'you trust it, convert it with python -c "from transformers import GPT2LMHeadModel as M; '
+            'you trust it, convert it with python -c "from transformers import AutoModelForCausalLM as M; '
             "M.from_pretrained('DIR').save_pretrained('NEW')\""
         )
     index = read_json(directory / INDEX)
@@ -221,23 +451,20 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _only_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights by their names without prefix, the masks of old files left out."""
+def _only_weights(architecture: Architecture, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights by their names without prefix, without what old files hold besides."""
     named: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        short = name.removeprefix(_PREFIX)
+        short = name.removeprefix(architecture.prefix)
         if short in named:
-            raise InputError(f"the weights hold {short} twice, with and without {_PREFIX}; save them again")
-        if not _MASK.fullmatch(short):
+            raise InputError(f"the weights hold {short} twice, with and without {architecture.prefix}; save them again")
+        if not re.fullmatch(architecture.computed, short):
             named[short] = tensor
     return named
 
 
 def _require_same(theirs: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], directory: Path) -> None:
     """Raise InputError unless these are the weights that the configuration says."""
-    expected = dict(expected)
-    if "lm_head.weight" in theirs:
-        expected["lm_head.weight"] = expected["wte.weight"]
     missing = [name for name in expected if name not in theirs]
     extra = [name for name in theirs if name not in expected]
     misshapen = [
@@ -249,7 +476,7 @@ def _require_same(theirs: Mapping[str, torch.Tensor], expected: Mapping[str, tup
     not_finite = [name for name, tensor in theirs.items() if not bool(tensor.isfinite().all())]
     parts = {
         "missing": missing,
-        "not GPT-2's": extra,
+        "unexpected": extra,
         "of another shape": misshapen,
         "not floating-point": integer,
         "NaN or infinite": not_finite,
@@ -262,20 +489,3 @@ def _listed(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + more
-
-
-def _transposed(name: str, weight: torch.Tensor) -> torch.Tensor:
-    return weight.T if name.startswith("h.") and weight.dim() == 2 else weight
-
-
-def _to_ours(name: str, weight: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    """Return a copy: what is read stays tied to its file."""
-    weight = _transposed(name, weight)
-    ours = torch.zeros(config.padded_vocab if name == "wte.weight" else len(weight), *weight.shape[1:])
-    ours[: len(weight)] = weight
-    return ours
-
-
-def _to_theirs(name: str, weight: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    weight = weight[: config.vocab_size] if name == "wte.weight" else weight
-    return _transposed(name, weight).contiguous().cpu()

@@ -111,6 +111,9 @@ RECIPES: dict[str, Recipe] = {
     "gpt2-medium": Recipe(PRESETS["gpt2-medium"], OptimConfig(lr=3e-4), 524_288),
     "gpt2-large": Recipe(PRESETS["gpt2-large"], OptimConfig(lr=2.5e-4), 524_288),
     "gpt2-xl": Recipe(PRESETS["gpt2-xl"], OptimConfig(lr=2e-4), 1_048_576),
+    "gpt2-modern": Recipe(PRESETS["gpt2-modern"], OptimConfig(), 524_288),
+    # The batch of the assignment's run on a CPU; it leaves the learning rate to the student.
+    "cs336": Recipe(PRESETS["cs336"], OptimConfig(lr=1e-3), 8_192),
 }
 FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS = OptimConfig(lr=5e-5), 8_192
 """For a run that starts from trained weights: small steps (GPT-1 was fine-tuned at 6.25e-5, Radford et al. 2018)."""
@@ -138,7 +141,7 @@ class TrainConfig:
     out: Path | None = None
     """Run directory, which must not exist; None creates one under runs/."""
     preset: str = "nano"
-    """Recipe that the defaults come from: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl."""
+    """Recipe of the defaults: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl gpt2-modern cs336."""
     init: Path | None = None
     """Fine-tune: start from the best checkpoint of this run, with its architecture."""
     steps: int | None = None
