@@ -13,7 +13,7 @@ from gpt2lab.data.prepare import prepare
 from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import with_checksum, write_checked_json
 from gpt2lab.report import facts
-from gpt2lab.report.content import RunContent, gather
+from gpt2lab.report.content import Judgment, RunContent, gather, repeated_trigrams
 from gpt2lab.report.facts import Fact
 from gpt2lab.report.write import render_html
 from gpt2lab.runs import Run
@@ -31,7 +31,11 @@ def named(table: tuple[Fact, ...]) -> dict[str, Fact]:
 
 def judgments(run: Run, kind: str) -> list[str]:
     """Strengths, weaknesses, or what to try next."""
-    return [text for found, text in facts.judgments(RunData(run)) if found == kind]
+    return [text for found, text in all_judgments(run) if found == kind]
+
+
+def all_judgments(run: Run) -> list[Judgment]:
+    return RunContent(run.path.name, RunData(run), {}, []).judgments
 
 
 def test_best_validation_loss_has_its_step_and_the_floor_is_the_loss_less_the_gap(run: Run) -> None:
@@ -277,7 +281,7 @@ def test_context_helps_if_the_loss_falls_along_the_window(
     run: Run, losses: tuple[float, ...], kind: str | None, expected: str
 ) -> None:
     save_curve(run, losses)
-    said = {found: text for found, text in facts.judgments(RunData(run)) if "ontext" in text}
+    said = {found: text for found, text in all_judgments(run) if "ontext" in text}
     assert set(said) == ({kind} if kind else set()) and said.get(kind or "", "").startswith(expected)
 
 
@@ -333,13 +337,13 @@ def test_texts_are_judged_by_their_relevance(run: Run, ours: float, theirs: floa
     rows = [("held-out text", None, theirs), ("nucleus 0.9", {"top_p": 0.9}, ours)]
     saved = [{"name": n, "strategy": s, "figures": {"self_bleu": 40.0, "relevance": x}} for n, s, x in rows]
     save_texts(run, saved)
-    found = [text for _, text in facts.judgments(RunData(run)) if "relevan" in text]
+    found = [text for _, text in all_judgments(run) if "relevan" in text]
     assert len(found) == bool(said) and all(said in text for text in found)
 
 
 def test_greedy_decoding_that_loops_is_a_weakness(run: Run) -> None:
     run.add_sample(300, "greedy", "", "the cat sat " * 20)
-    assert facts.repeated_trigrams("a b c a b c a") == pytest.approx(1 - 3 / 5)
+    assert repeated_trigrams("a b c a b c a") == pytest.approx(1 - 3 / 5)
     assert any(text.startswith("Greedy decoding loops: 94.8\u00a0%") for text in judgments(run, "Weaknesses"))
     assert any("--top-p 0.9" in text and "94.8\u00a0%" in text for text in judgments(run, "What to try next"))
 

@@ -9,7 +9,7 @@ Every text is final; HTML and PDF (`write.py`) only typeset it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -19,8 +19,8 @@ from gpt2lab.compare.output import draw
 from gpt2lab.compare.results import Comparison, Outcome, compare_outcomes, outcomes_by_options, run_names
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.measure import EvalRow, RunData, SampleText, attention_map
-from gpt2lab.evaluation.text_quality import CAPTION, draw_text_quality
-from gpt2lab.formatting import count, duration, folded, memory, number, percent, setting, short
+from gpt2lab.evaluation.text_quality import CAPTION, HELD_OUT, draw_text_quality
+from gpt2lab.formatting import count, duration, folded, memory, number, percent, plural, setting, short
 from gpt2lab.plots import Picture, Points
 from gpt2lab.report import facts
 from gpt2lab.report.facts import Fact
@@ -151,6 +151,13 @@ class RunContent:
     def evaluations(self) -> tuple[Evaluation, ...]:
         """Figures by protocol."""
         return evaluations(self.data.evals)
+
+    @cached_property
+    def judgments(self) -> list[Judgment]:
+        """Strengths, weaknesses and what to try next, each by a rule over the figures of the run."""
+        data = self.data
+        found = [*_judge_losses(data), *_judge_context(data), *_judge_texts(data)]
+        return sorted(found, key=lambda judged: (STRENGTH, WEAKNESS, NEXT_STEP).index(judged[0]))
 
     @cached_property
     def main_step(self) -> int:
@@ -362,3 +369,112 @@ def _pictures(data: RunData, remarks: list[str]) -> dict[str, Picture]:
         )
         pictures["attention"] = Picture(plots.attention(found.tokens, layers), caption, wide=len(layers) > 1)
     return pictures
+
+
+NEAR_FLOOR, FAR_FROM_FLOOR = 15.0, 50.0
+"""Percent above the entropy floor."""
+OVERFITTING = 0.05
+"""Relative rise of the validation loss above its minimum, or gap between training and validation loss."""
+UNDERTRAINED = 0.01
+"""Relative fall of the validation loss over the last fifth of the run."""
+LEAST_VALIDATIONS = 5
+"""Validations that it takes to say that a model generalizes."""
+NO_HELP, HELP = 0.01, 0.05
+"""Relative fall of the loss from the beginning of a window to its end."""
+JUDGED_STRATEGY = "nucleus 0.9"
+SAME_DIVERSITY = 3.0
+"""Difference of self-BLEU up to which texts are as diverse as others."""
+LOST_RELEVANCE = 0.2
+"""Relative loss of relevance compared with the held-out text."""
+LOOPING = 0.3
+"""Share of trigrams that are repeats."""
+STRENGTH, WEAKNESS, NEXT_STEP = "Strengths", "Weaknesses", "What to try next"
+Judgment = tuple[str, str]
+"""One of these three, and a sentence."""
+
+
+def _judge_losses(data: RunData) -> Iterator[Judgment]:
+    gap = data.test_figures().get("gap_percent", math.nan)
+    text = f"Test bits per byte are {percent(gap)} above the entropy floor, which no model can beat"
+    if gap <= NEAR_FLOOR:
+        yield STRENGTH, f"{text}: close to it."
+    elif gap >= FAR_FROM_FLOOR:
+        yield WEAKNESS, f"{text}: much is left to learn."
+    val, train, epochs = data.curve("step", "val_loss"), data.column("train_loss"), data.column("epoch")
+    if len(val) < 2 or not train:
+        return
+    step, lowest = min(val, key=lambda point: point[1])
+    end, last = val[-1]
+    figures = f"training loss {number(train[-1])}, validation loss {number(last)}"
+    if last > (1 + OVERFITTING) * lowest:
+        text = f"the validation loss reached its minimum of {number(lowest)} at step {count(step)}"
+        risen, stop = f"{text} and rose to {number(last)}", f"stop after {count(step)} steps"
+        _, then = min(data.curve("step", "train_loss"), key=lambda point: abs(point[0] - step))
+        if train[-1] < then:
+            yield WEAKNESS, f"It overfits: {risen}. By default, evaluations use the best checkpoint."
+            yield NEXT_STEP, f"Against overfitting: more text, more --model.dropout, or {stop}: {text}."
+        else:
+            yield WEAKNESS, f"Training diverged: {risen}, and the training loss rose, too."
+            yield NEXT_STEP, f"Against divergence: a lower --optim.lr; {text}."
+        return
+    if last - train[-1] > OVERFITTING * last:
+        yield WEAKNESS, f"Its generalization gap is large: {figures}."
+        yield NEXT_STEP, f"More text or --model.dropout would narrow the gap ({figures})."
+    elif len(val) >= LEAST_VALIDATIONS and epochs and epochs[-1] >= 1 and not data.streamed:
+        yield STRENGTH, f"It generalizes: {figures} after {facts.passes(data)} and {len(val)} validations."
+    earlier = [loss for step, loss in val if step <= 0.8 * end]
+    if earlier and 1 - last / earlier[-1] > UNDERTRAINED:
+        fall = percent(100 * (1 - last / earlier[-1]))
+        text = f"over the last fifth of the steps the validation loss still fell by {fall}"
+        yield WEAKNESS, f"It is undertrained: {text}."
+        yield NEXT_STEP, f"Train longer: {text}."
+
+
+def _judge_context(data: RunData) -> Iterator[Judgment]:
+    if data.positions is None or len(data.positions.points) < 2:
+        return
+    (near, first), *_, (far, last) = data.positions.points
+    figures = f"the loss is {number(first)} with {plural(near, 'token')} of context"
+    figures += f" and {number(last)} with about {count(far)}"
+    if first - last >= HELP * first:
+        yield STRENGTH, f"It uses its context: {figures}."
+    elif first - last < NO_HELP * first:
+        yield WEAKNESS, f"Context hardly helps it: {figures}."
+
+
+def _judge_texts(data: RunData) -> Iterator[Judgment]:
+    shares = {e.metric: e.value for e in data.evals if e.task == "stories"}
+    for metric in ("grammatical", "consistent"):
+        share = shares.get(metric, 0.7)
+        if not 0.5 < share < 0.9:
+            yield STRENGTH if share >= 0.9 else WEAKNESS, f"{percent(100 * share)} of its stories are {metric}."
+    repeated = max((repeated_trigrams(s.text) for s in data.samples if s.strategy == "greedy"), default=0.0)
+    if repeated > LOOPING:
+        share = f"{percent(100 * repeated)} of trigrams"
+        yield WEAKNESS, f"Greedy decoding loops: {share} are repeats."
+        yield NEXT_STEP, f"Sample with --top-p 0.9 instead of --greedy, which repeats itself ({share})."
+    if data.texts is None:
+        return
+    model, human = data.texts.figures_of(JUDGED_STRATEGY), data.texts.figures_of(HELD_OUT)
+    both = {name: (model[name], human[name]) for name in model.keys() & human.keys()}
+    said = {name: f"{number(ours, 3)} against {number(theirs, 3)}" for name, (ours, theirs) in both.items()}
+    relevance, held_out_relevance = both.get("relevance", (0.0, 0.0))
+    less_relevant = relevance < (1 - LOST_RELEVANCE) * held_out_relevance
+    if less_relevant:
+        text = "Its texts refer less to what the prompt mentions than the held-out text does"
+        yield WEAKNESS, f"{text}: relevance {said['relevance']}."
+    if "self_bleu" in both:
+        more_alike = both["self_bleu"][0] - both["self_bleu"][1]
+        text = f"With {JUDGED_STRATEGY} its texts are {{}} the held-out text: self-BLEU {said['self_bleu']}"
+        if abs(more_alike) > SAME_DIVERSITY:
+            yield WEAKNESS, f"{text.format('less diverse than' if more_alike > 0 else 'more diverse than')}."
+        elif held_out_relevance > 0 and not less_relevant:
+            nearly = "" if relevance >= held_out_relevance else "nearly "
+            yield STRENGTH, f"{text.format(f'as diverse and {nearly}as relevant as')}, relevance {said['relevance']}."
+
+
+def repeated_trigrams(text: str) -> float:
+    """Return the share of word trigrams that occurred earlier in the text."""
+    words = text.split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0

@@ -182,7 +182,7 @@ def _pdf_values(report: Report) -> dict[str, Any]:
             "prompted": run.prompted,
             "texts": data.texts and {name: getattr(data.texts, name) for name in ("table", "protocol", "findings")},
             "completion": _completion(run),
-            "judgments": list(facts.judgments(data)),
+            "judgments": run.judgments,
             "commands": facts.commands(data),
             "environment": facts.environment(data),
             "pictures": _captions(run),
