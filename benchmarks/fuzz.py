@@ -53,6 +53,7 @@ class Target:
 TARGETS = [
     Target("tokenizer", "tok/*", ("tokenizer", "show", "{}/tok"), compared=False),
     Target("data", "data/**/*", ("data", "show", "{}/data")),
+    Target("chat", "chat/**/*", ("data", "show", "{}/chat"), weight=2),
     Target("perplexity", "run/**/*", ("eval", "perplexity", "{}/run")),
     Target("perplexity-data", "data/**/*", ("eval", "perplexity", "{}/run", "--data", "{}/data")),
     Target("sample", "run/**/*", ("sample", "{}/run", "--prompt", "One", "--greedy", "--max-new-tokens", "6")),
@@ -66,12 +67,16 @@ TARGETS = [
 def build(root: Path) -> None:
     """Make a tokenizer, data, a run, an export and HellaSwag items in a new directory."""
     root.mkdir()
-    tok, data, run, out = (str(root / name) for name in ("tok", "data", "run", "out"))
+    tok, data, run, out, chat = (str(root / name) for name in ("tok", "data", "run", "out", "chat"))
+    pairs = [json.dumps({"prompt": f"After {n}:", "completion": f" {n + 1}"}) for n in range(100)]
+    (root / "chat.jsonl").write_text("\n".join(pairs), encoding="utf-8")
+    replies = ["--format", "chat", "--val-fraction", "0.3", "--test-fraction", "0"]
     stories = ["--max-documents", "40"]
     training = ["--steps", "4", "--batch-tokens", "128", "--eval-every", "2", "--checkpoint-every", "4"]
     for words in (
         ["tokenizer", "train", "--input", "stories", "--vocab-size", "300", "--out", tok, *stories],
         ["data", "prepare", "stories", "--tokenizer", tok, "--out", data, *stories],
+        ["data", "prepare", f"{chat}.jsonl", "--tokenizer", tok, "--out", chat, *replies],
         ["train", "--data", data, "--out", run, *training, *SMALL, "--precision", "fp32", "--device", "cpu"],
         ["eval", "perplexity", run],
         ["export-hf", run, out],

@@ -10,7 +10,18 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-NAMES = ("tokenizer", "data", "perplexity", "perplexity-data", "sample", "resume", "report", "import-hf", "hellaswag")
+NAMES = (
+    "tokenizer",
+    "data",
+    "chat",
+    "perplexity",
+    "perplexity-data",
+    "sample",
+    "resume",
+    "report",
+    "import-hf",
+    "hellaswag",
+)
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="a hang is noticed by SIGALRM"),

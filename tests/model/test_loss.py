@@ -135,6 +135,15 @@ def test_ignored_targets_have_no_part_in_loss_and_gradients(N: int) -> None:
     torch.testing.assert_close(token_losses(x, weight, targets, 90), each.detach())
 
 
+def test_without_any_target_loss_and_gradients_are_0() -> None:
+    x, weight, targets = inputs(9, 16, 90, 38, torch.float32)
+    targets[:] = -100
+    for number in loss_and_gradients(fused_loss(x, weight, targets, 90), x, weight):
+        assert (number == 0).all()
+    with torch.no_grad():
+        assert fused_loss(x, weight, targets, 90) == 0
+
+
 def test_autocast_around_it_changes_nothing() -> None:
     x, weight, targets = inputs(50, 16, 90, 38, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from gpt2lab import console, formatting, plots
 from gpt2lab.cli.arguments import Command, part_of
-from gpt2lab.data.dataset import MANIFEST, Survey, TokenDataset, import_shards, split_documents, survey
+from gpt2lab.data.dataset import MANIFEST, Survey, TokenDataset, documents_with_counts, import_shards, survey
 from gpt2lab.data.prepare import PrepareConfig, prepare_shards
 from gpt2lab.data.sources import CORPORA, Corpus
 from gpt2lab.errors import InputError, require
@@ -110,6 +110,9 @@ def _print_splits(dataset: TokenDataset) -> None:
     for split, info in manifest.splits.items():
         counts = f"{info.documents:>13,} documents  {info.tokens:>15,} tokens  {info.bytes:>16,} bytes"
         print(f"{split:5}{counts}  ({info.bytes / info.tokens:.2f} bytes/token)")
+        if (stream := dataset.stream(split, every_byte=False)).masked:
+            counted = sum(int(block.sum()) for block in stream.counted_blocks())
+            print(f"{'':5}{counted:,} of them count in the loss ({counted / info.tokens:.1%})")
 
 
 def _print_left_out(dataset: TokenDataset) -> None:
@@ -173,9 +176,15 @@ class ShowData(Command):
         _print_tokens(counts, tokenizer, self.tokens)
         vocabulary = tokenizer.vocab
         for split, stream in streams.items():
-            for number, ids in enumerate(islice(split_documents(stream.blocks(), eot), self.documents), start=1):
-                print(f"\n{split}, document {number}, {len(ids):,} tokens:")
+            shown = islice(documents_with_counts(stream, eot), self.documents)
+            for number, (ids, counted) in enumerate(shown, start=1):
+                some = f", of which {counted.sum():,} count in the loss" if stream.masked else ""
+                print(f"\n{split}, document {number}, {len(ids):,} tokens{some}:")
                 console.print_tokens([render_token(vocabulary[token]) for token in ids[:_SHOWN].tolist()])
+                if stream.masked:
+                    print("these count:")
+                    tokens = ids[:_SHOWN][counted[:_SHOWN]].tolist()
+                    console.print_tokens([render_token(vocabulary[token]) for token in tokens])
         if self.picture is not None:
             plots.write_png(self.picture, _draw(counts, lengths, str(self.directory)))
             print(f"\n{self.picture}")

@@ -50,12 +50,14 @@ class TrainTokenizer(Command):
     """Bytes that are not UTF-8: reject the file, or replace each and continue."""
     on_error: Literal["stop", "skip"] = "stop"
     """A file that cannot be read: stop, or skip it and list it at the end."""
+    format: Literal["text", "chat"] = "text"
+    """chat: JSON objects of messages, or of prompt and completion; their text is that of data prepare."""
 
     def run(self) -> None:
         """Train and save the tokenizer."""
         if self.out.exists():
             raise InputError(f"{self.out} exists; give another --out")
-        names, skipped = ("max_documents", "column", "errors", "on_error"), dict[str, str]()
+        names, skipped = ("max_documents", "column", "errors", "on_error", "format"), dict[str, str]()
         options = {name: getattr(self, name) for name in names}
         corpus = texts(self.input, **options, whole=find_pattern(self.pattern).cut is None, skipped=skipped)
         with console.merging_bar() as (read, progress):

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from gpt2lab.data.documents import SPLITS, SplitRule
-from gpt2lab.data.shards import FORMS, Shard, TokenStream, checked_sha256, open_shard
+from gpt2lab.data.shards import FORMS, Shard, TokenStream, checked_sha256, mask_of, open_shard, with_mask
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.files import from_json, read_checked_json, sync, write_checked_json
+from gpt2lab.files import from_json, read_checked_json, sha256_of, sync, write_checked_json
 from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 MANIFEST_VERSION = 1
@@ -42,6 +42,12 @@ class SourceInfo:
     deduplicate: bool = False
     shard_tokens: int | None = None
     """None for imported files."""
+    format: str = "text"
+    """text or chat."""
+
+
+_LATER_FIELDS = [("format", "text"), ("mask_sha256", None)]
+"""Fields of a manifest, and the values that older manifests imply: these are left out, and equal data stay equal."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class ShardInfo:
     sha256: str
     form: str = "llm.c"
     """A key of `FORMS`."""
+    mask_sha256: str | None = None
+    """SHA-256 of its mask; None if all tokens count in the loss."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +129,15 @@ class DataManifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the tokenizer's fingerprint and every shard's SHA-256: equal for equal data."""
-        lines = [self.tokenizer.fingerprint, *(f"{shard.split} {shard.sha256}" for shard in self.shards)]
+        """SHA-256 over the tokenizer's fingerprint and every shard's and mask's SHA-256: equal for equal data."""
+        lines = [self.tokenizer.fingerprint]
+        lines += [" ".join(filter(None, (shard.split, shard.sha256, shard.mask_sha256))) for shard in self.shards]
         return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
     def save(self, directory: Path) -> None:
         """Write ``manifest.json``."""
-        write_checked_json(directory / MANIFEST, {"format": MANIFEST_VERSION, **asdict(self)})
+        tree = asdict(self, dict_factory=lambda items: dict(item for item in items if item not in _LATER_FIELDS))
+        write_checked_json(directory / MANIFEST, {"format": MANIFEST_VERSION, **tree})
         sync(directory)
 
     @classmethod
@@ -192,7 +202,8 @@ class TokenDataset:
         self.directory = directory
         self.manifest = DataManifest.load(directory)
         named = {shard.name for shard in self.manifest.shards}
-        if unnamed := sorted({path.name for path in directory.glob("*.bin")} - named):
+        named |= {mask_of(Path(shard.name)).name for shard in self.manifest.shards if shard.mask_sha256 is not None}
+        if unnamed := sorted({path.name for end in ("bin", "mask") for path in directory.glob(f"*.{end}")} - named):
             raise InputError(f"{directory / unnamed[0]}: not listed in the manifest; move it elsewhere")
 
     @property
@@ -228,6 +239,14 @@ class TokenDataset:
             raise InputError(
                 f"{shard.path}: changed since it was written (SHA-256 {sha256[:12]}..., the manifest says "
                 f"{info.sha256[:12]}...); copy or prepare it again"
+            )
+        if info.mask_sha256 is None:
+            return shard
+        shard, mask = with_mask(shard), mask_of(shard.path)
+        if every_byte and (sha256 := sha256_of(mask)) != info.mask_sha256:
+            raise InputError(
+                f"{mask}: changed since it was written (SHA-256 {sha256[:12]}..., the manifest says "
+                f"{info.mask_sha256[:12]}...); copy or prepare it again"
             )
         return shard
 
@@ -268,6 +287,14 @@ def split_documents(blocks: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarr
             if any(map(len, held)):
                 yield np.concatenate(held)
             held = [following[1:]]
+
+
+def documents_with_counts(stream: TokenStream, eot: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ids of each document that is not empty, and which of them count in the loss."""
+    blocks = zip(stream.blocks(), stream.counted_blocks(), strict=True)
+    coded = (2 * ids.astype(np.int64) + (counted & (ids != eot)) for ids, counted in blocks)  # a bit beside each id
+    for document in split_documents(coded, 2 * eot):
+        yield document >> 1, document % 2 == 1
 
 
 @dataclass(frozen=True)
@@ -313,7 +340,8 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
     """Write ``manifest.json`` and ``tokenizer/`` into a directory of token files, and open it as prepared data.
 
     Args:
-        directory: Holds ``.bin`` files in llm.c's format or ``.npy`` files, each with train, val or test in its name.
+        directory: Holds ``.bin`` files in llm.c's format or ``.npy`` files, each with train, val or test in its name;
+            a ``.mask`` beside one says which of its tokens count in the loss (see shards.py).
         tokenizer: The tokenizer of the tokens.
         raw: The ``.bin`` files are plain uint16 without a header, as nanoGPT writes them.
 
@@ -329,8 +357,12 @@ def import_shards(directory: Path, tokenizer: Tokenizer, *, raw: bool = False) -
         raise InputError(f"{directory}: holds no .bin and no .npy files; give the directory of the token files")
     forms = {path: "npy" if path.suffix == ".npy" else "raw" if raw else "llm.c" for path in paths}
     shards = {path: open_shard(path, form) for path, form in forms.items()}
+    shards |= {path: with_mask(shard) for path, shard in shards.items() if mask_of(path).exists()}
     infos = tuple(
-        ShardInfo(path.name, _split_of(path), shard.tokens, checked_sha256(shard, tokenizer.n_vocab), forms[path])
+        ShardInfo(
+            *(path.name, _split_of(path), shard.tokens, checked_sha256(shard, tokenizer.n_vocab), forms[path]),
+            sha256_of(mask_of(path)) if shard.masked else None,
+        )
         for path, shard in shards.items()
     )
     splits = {split: [shards[directory / info.name] for info in infos if info.split == split] for split in SPLITS}

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -147,6 +147,7 @@ class TextDocument:
 
     text: str
     bits: float | None = None
+    counts: ClassVar[tuple[bool, ...]] = ()
 
     def pieces(self) -> Iterator[str]:
         """Yield the text in order, cut where no token can span the cut."""
@@ -163,6 +164,7 @@ class FileDocument:
     stop: int
     bits: float | None = None
     errors: str = "strict"
+    counts: ClassVar[tuple[bool, ...]] = ()
 
     def pieces(self) -> Iterator[str]:
         """Yield the text in order, cut where no token can span the cut. Raises `InputError` if it is not UTF-8."""
@@ -171,7 +173,25 @@ class FileDocument:
             yield from _cut_at_boundaries(decoded_text(blocks, self.path, self.errors, self.start, self.stop))
 
 
-Document: TypeAlias = TextDocument | FileDocument
+@dataclass(frozen=True)
+class Conversation:
+    """A document in memory of which only some spans count in the loss; see chat.py."""
+
+    spans: tuple[tuple[str, bool], ...]
+    """Each text, which is encoded by itself, and whether it counts."""
+    bits: ClassVar[None] = None
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the text of each span."""
+        return (text for text, _ in self.spans)
+
+    @property
+    def counts(self) -> tuple[bool, ...]:
+        """Whether each piece counts; empty for the other documents, all of which counts."""
+        return tuple(counts for _, counts in self.spans)
+
+
+Document: TypeAlias = TextDocument | FileDocument | Conversation
 
 
 def decoded_text(blocks: Iterable[bytes], path: Path, errors: str, start: int, stop: int) -> Iterator[str]:
@@ -236,6 +256,8 @@ class Part:
     split: str
     pieces: Iterator[str]
     bits: float | None
+    counts: tuple[bool, ...] = ()
+    """Whether each piece counts in the loss; empty if all do."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +289,7 @@ class SplitRule:
         if self.by == "hash":
             u = (hash_of(document) if hashed is None else hashed) / 2**64
             split = "val" if u < self.val_fraction else "test" if u < held_out else "train"
-            yield Part(split, document.pieces(), document.bits)
+            yield Part(split, document.pieces(), document.bits, document.counts)
             return
         n = sum(map(len, document.pieces()))
         edges = (0, int(n * (1.0 - held_out)), int(n * (1.0 - self.test_fraction)), n)

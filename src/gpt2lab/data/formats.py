@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Self, TypeAlias
 
 from gpt2lab.data.documents import (
     BLOCK,
@@ -66,8 +66,16 @@ def format_of(path: Path) -> str:
     return suffix if suffix in (*_READERS, *_ARCHIVES) else ".txt"
 
 
+Parser: TypeAlias = Callable[[Any, str, str], Document]
+"""Makes a document of a JSON value; the other arguments are its place, for messages, and one of `ERRORS`."""
+
+
 def read_documents(
-    path: Path, column: str = DEFAULT_COLUMN, errors: str = "strict", skip: Container[str] = ()
+    path: Path,
+    column: str = DEFAULT_COLUMN,
+    errors: str = "strict",
+    skip: Container[str] = (),
+    parse: Parser | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of a file, or of each file in an archive, that are not blank.
 
@@ -76,6 +84,7 @@ def read_documents(
         column: The key or column of the text, for JSON, CSV and Parquet.
         errors: What to do with bytes that are not UTF-8; one of `ERRORS`.
         skip: Names of files to leave out, as `unreadable` returns them.
+        parse: Makes the documents, in place of ``column``; every file must then hold JSON.
 
     Raises:
         InputError: The file cannot be read or is damaged, has no such column (lists those it has), holds a line that
@@ -87,16 +96,16 @@ def read_documents(
     with closing(_members(path)) as members:
         for name, file in members:
             if name not in skip:
-                yield from _documents(name, file, column, errors)
+                yield from _documents(name, file, column, errors, parse)
 
 
-def unreadable(path: Path, column: str, errors: str) -> dict[str, str]:
+def unreadable(path: Path, column: str, errors: str, parse: Parser | None = None) -> dict[str, str]:
     """Return why a file, or which files of an archive, cannot be read; everything is read to find out."""
     reasons: dict[str, str] = {}
     with _noting(reasons, str(path)), closing(_members(path)) as members:
         for name, file in members:
             with _noting(reasons, name):
-                for document in _documents(name, file, column, errors):
+                for document in _documents(name, file, column, errors, parse):
                     for _ in document.pieces():
                         pass
     return reasons
@@ -113,13 +122,15 @@ def _noting(reasons: dict[str, str], name: str) -> Iterator[None]:
         reasons[name] = str(error).removeprefix(f"{name}: ")
 
 
-def _documents(name: str, path: Path, column: str, errors: str) -> Iterator[Document]:
+def _documents(name: str, path: Path, column: str, errors: str, parse: Parser | None) -> Iterator[Document]:
     """Yield the documents of a file that are not blank; errors call it ``name``."""
     found = False
     try:
         if (reader := _READERS.get(format_of(path))) is None:
             raise InputError(f"{name}: an archive in an archive; unpack the outer one and name its directory")
-        for document in reader(path, column, errors):
+        if parse is not None and format_of(path) != ".jsonl":
+            raise InputError(f"{name}: conversations are read from .jsonl and .json files; convert it to JSON lines")
+        for document in reader(path, column, errors) if parse is None else _parsed(path, errors, parse):
             blank = (not piece.strip() for piece in document.pieces())
             # Of an archive, a document is read to its end, because only here an error is given the member's name.
             if not all(blank if name == str(path) else list(blank)):
@@ -234,12 +245,17 @@ def _between_separators(file: BinaryIO, held: int) -> Iterator[tuple[int, int, b
 
 
 def _json_documents(path: Path, column: str, errors: str) -> Iterator[Document]:
+    return _parsed(path, errors, lambda value, where, errors: _text_of_object(value, where, column, errors))
+
+
+def _parsed(path: Path, errors: str, parse: Parser) -> Iterator[Document]:
+    """Yield what ``parse`` makes of each JSON value of a file."""
     with open_bytes(path, errors=errors) as file:
         is_array = file.read(BLOCK).removeprefix(_BOM).lstrip().startswith(b"[")
     with open_bytes(path, errors=errors) as file:
         values = _array_items(file, path, errors) if is_array else _json_lines(file, path, errors)
         for where, value in values:
-            yield TextDocument(_text_of_object(value, where, column, errors))
+            yield parse(value, where, errors)
 
 
 def _json_lines(file: BinaryIO, path: Path, errors: str) -> Iterator[tuple[str, Any]]:
@@ -300,14 +316,25 @@ def _not_json(error: Exception, where: str, start: int = 0) -> InputError:
     return InputError(f"{where}: {why}; correct or remove it")
 
 
-def _text_of_object(value: Any, where: str, column: str, errors: str) -> str:
+def _text_of_object(value: Any, where: str, column: str, errors: str) -> TextDocument:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {_kind(value)}, not a JSON object with a key for the text; correct or remove it")
+        raise InputError(f"{where}: {kind_of(value)}, not a JSON object with a key for the text; correct or remove it")
+    if column not in value and ("messages" in value or {"prompt", "completion"} <= value.keys()):
+        raise InputError(f"{where}: a conversation, not a text; prepare it with gpt2lab data prepare --format chat")
     text = _look_up(value, column, where)
-    if text is None:
-        return ""
+    if text is not None and not isinstance(text, str):
+        raise InputError(f'{where}: "{column}" is {kind_of(text)}, not text; name another with --column')
+    return TextDocument(as_text(text or "", where, column, errors))
+
+
+def as_text(text: Any, where: str, name: str, errors: str) -> str:
+    """Return a value that is text and can be encoded; errors call it ``name``.
+
+    Raises:
+        InputError: It is something else, or holds half a surrogate pair and ``errors`` is strict.
+    """
     if not isinstance(text, str):
-        raise InputError(f'{where}: "{column}" is {_kind(text)}, not text; name another with --column')
+        raise InputError(f"{where}: {name} is {kind_of(text)}, not text; correct it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which UTF-8 cannot encode
@@ -319,7 +346,8 @@ def _text_of_object(value: Any, where: str, column: str, errors: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is called in a message."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -28,6 +28,8 @@ and its position in that document. A document begins at ``<|endoftext|>``; one t
     tokens     a  b  |  c  d  e  |  f        | is <|endoftext|>
     documents  0  0  1  1  1  1  2  2
     positions  0  1  0  1  2  3  0  1
+
+Of conversations only some tokens count in the loss (see chat.py); the targets of the others are `UNCOUNTED`.
 """
 
 from __future__ import annotations
@@ -122,22 +124,30 @@ def draw(numbers: np.ndarray, n: int, seed: int) -> np.ndarray:
     return (_hash(states) % np.uint64(n)).astype(np.int64)
 
 
+UNCOUNTED = -100
+"""Target where the next token does not count in the loss, as in ``torch.nn.functional.cross_entropy``."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets, (B, T), int64: ``targets[b, t]`` is the token after ``tokens[b, t]``.
+    """Inputs and targets, (B, T), int64: ``targets[b, t]`` is the token after ``tokens[b, t]``, or `UNCOUNTED`.
 
-    ``documents`` and ``positions``, of the same shape, are set if attention must stay within documents.
+    ``documents`` and ``positions``, of the same shape, are set if attention must stay within documents. ``weight`` is
+    set if not all targets count: the sum of weight * mean loss over the batches of a rank in a step, averaged over the
+    ranks, is then the mean loss over all targets of the step that count.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
     documents: torch.Tensor | None = None
     positions: torch.Tensor | None = None
+    weight: float | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         parts = (self.tokens, self.targets, self.documents, self.positions)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts if part is not None))
+        moved = (part.to(device, non_blocking=True) for part in parts if part is not None)
+        return Batch(*moved, weight=self.weight)
 
 
 Source = TypeVar("Source", TokenStream, StreamingDataset)
@@ -188,6 +198,8 @@ class BatchLoader(ABC, Generic[Source]):
         self.batch_tokens = self.sequences_per_step * self.seq_len
         self.micro_steps = micro_steps(self.batch_tokens, self.seq_len, self.micro_batch, self.world)
         self._stride = 1 if self.random else self.seq_len
+        self.counted = functools.lru_cache(8)(self._counted)
+        """Returns how many targets of a step, over all processes, count in the loss; None if all do."""
 
     @abstractmethod
     def section(self, step: int) -> Section:
@@ -200,11 +212,20 @@ class BatchLoader(ABC, Generic[Source]):
     def batch(self, step: int, micro_step: int) -> Batch:
         """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
         starts = self.windows(step, micro_step) * self._stride
-        rows = self.section(step).stream.read(starts, self.seq_len + 1)  # (B, T + 1)
-        tokens, targets = (torch.from_numpy(part.astype(np.int64)) for part in (rows[:, :-1], rows[:, 1:]))
-        if self.eot is None:
-            return Batch(tokens, targets)
-        return Batch(tokens, targets, *within_documents(tokens, self.eot))
+        tokens, targets = read_windows(self.section(step).stream, starts, self.seq_len)
+        weight = None
+        if (counted := self.counted(step)) is not None:
+            weight = int((targets != UNCOUNTED).sum()) * self.world / max(1, counted)
+        documents = () if self.eot is None else within_documents(tokens, self.eot)
+        return Batch(tokens, targets, *documents, weight=weight)
+
+    def _counted(self, step: int) -> int | None:
+        stream = self.section(step).stream
+        if not stream.masked:
+            return None
+        places = [(micro_step, rank) for micro_step in range(self.micro_steps) for rank in range(self.world)]
+        windows = np.concatenate([self.windows(step, *place) for place in places])
+        return int(stream.counted(windows * self._stride + 1, self.seq_len).sum())
 
     def windows(self, step: int, micro_step: int, rank: int | None = None) -> np.ndarray:
         """Return the indices of the windows in that batch, (B,), or in the batch of another rank.
@@ -270,6 +291,16 @@ class Loader(BatchLoader[TokenStream]):
         return step * self.sequences_per_step / self.windows_per_epoch
 
 
+def read_windows(stream: TokenStream, starts: np.ndarray, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens and targets (n, seq_len) of the windows that begin at ``starts`` (n,), int64."""
+    rows = torch.from_numpy(stream.read(starts, seq_len + 1).astype(np.int64))
+    tokens, targets = rows[:, :-1], rows[:, 1:]
+    if stream.masked:
+        counted = torch.from_numpy(stream.counted(starts + 1, seq_len))
+        targets = torch.where(counted, targets, UNCOUNTED)
+    return tokens, targets
+
+
 def within_documents(tokens: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the document of each token (B, T) within its row, and its position in it: both (B, T), int64."""
     begins = tokens == eot
@@ -288,6 +319,23 @@ def count_windows(stream: TokenStream, seq_len: int) -> int:
             f"use more text or a seq_len of at most {len(stream) - 1}"
         )
     return (len(stream) - 1) // seq_len
+
+
+def spread_windows(stream: TokenStream, seq_len: int, max_tokens: int) -> np.ndarray:
+    """Return where windows begin that are spread evenly over a stream and hold at most ``max_tokens``, or all if 0.
+
+    Raises:
+        InputError: The stream is shorter than one, or none of their tokens counts in the loss.
+    """
+    windows = count_windows(stream, seq_len)
+    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
+    starts = np.arange(used) * windows // used * seq_len
+    if stream.masked and not stream.counted(starts + 1, seq_len).any():
+        raise InputError(
+            f"{stream.name}: none of the {used * seq_len} tokens to validate on counts in the loss; give more "
+            "--eval-tokens, or 0 for all"
+        )
+    return starts
 
 
 def micro_steps(batch_tokens: int, seq_len: int, micro_batch: int, world: int = 1) -> int:

@@ -42,7 +42,7 @@ from gpt2lab.data.dataset import (
     is_incomplete,
 )
 from gpt2lab.data.documents import FEW_DOCUMENTS, SPLITS, SplitRule, overlap, read_hashes
-from gpt2lab.data.shards import format_for
+from gpt2lab.data.shards import format_for, mask_of
 from gpt2lab.data.sources import CORPORA, Chunk, SourceConfig, files_of, read_chunk, require_some, resolve
 from gpt2lab.data.writing import (
     ChunkRecord,
@@ -100,7 +100,7 @@ class PrepareConfig(SourceConfig):
         """
         options = {**asdict(self), "sources": list(self.sources), "tokenizer": tokenizer.fingerprint}
         del options["on_error"]
-        return options
+        return {name: value for name, value in options.items() if (name, value) != ("format", "text")}
 
 
 def prepare(
@@ -289,6 +289,8 @@ def _default_fraction(config: PrepareConfig) -> float:
 
 def _are_few(chunks: Sequence[Chunk], config: PrepareConfig) -> bool:
     """Return whether there are fewer than `FEW_DOCUMENTS` documents; a download other than text is taken for many."""
+    if config.format == "chat":  # half a conversation is none
+        return False
     if config.max_documents is not None and config.max_documents < FEW_DOCUMENTS:
         return True
     downloads = [file.name for chunk in chunks for file in chunk.files if file.url]
@@ -363,12 +365,19 @@ def _move_shards(journal: Journal, records: Sequence[ChunkRecord]) -> Iterator[S
             for shard in record.shards:
                 if shard.split == split:
                     target = journal.out / f"{split}_{next(number):06d}.bin"
-                    try:
-                        (journal.chunk(index) / shard.name).replace(target)
-                    except FileNotFoundError:
-                        if not target.exists():  # else an earlier call or another process moved it
-                            raise
+                    source = journal.chunk(index) / shard.name
+                    if shard.mask_sha256 is not None:
+                        _move(mask_of(source), mask_of(target))
+                    _move(source, target)
                     yield replace(shard, name=target.name)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except FileNotFoundError:
+        if not target.exists():  # else an earlier call or another process moved it
+            raise
 
 
 def _require_all(splits: dict[str, SplitInfo], rule: SplitRule) -> None:

@@ -9,6 +9,9 @@ Files are written in llm.c's format: a header of 256 int32, then one unsigned in
 
 Source: karpathy/llm.c, dev/data/data_common.py and llmc/dataloader.h. Files written by llm.c are read unchanged, and
 llm.c reads ours. Files of two other formats can be read: ``.npy`` (build-nanogpt) and plain uint16 (nanoGPT).
+
+If only some tokens count in the loss, a file ``.mask`` beside each token file says which: one bit per token, set if it
+counts, beginning with the lowest bit of the first byte. The bits after the last token are 0.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from gpt2lab.errors import InputError
+from gpt2lab.files import write_atomically
 
 HEADER_BYTES = 1024
 BLOCK = 1 << 20
@@ -58,6 +63,25 @@ class Shard:
     tokens: int
     dtype: np.dtype[np.unsignedinteger]
     offset: int = HEADER_BYTES
+    masked: bool = False
+    """Whether the file `mask_of` its path says which tokens count in the loss."""
+
+
+def mask_of(path: Path) -> Path:
+    """Return the path of the mask of a token file."""
+    return path.with_suffix(".mask")
+
+
+def with_mask(shard: Shard) -> Shard:
+    """Return a shard with its mask. Raises `InputError` if the mask cannot be read or is of another size."""
+    path, expected = mask_of(shard.path), -(-shard.tokens // 8)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy or prepare it again") from error
+    if size != expected:
+        raise InputError(f"{path}: {size} bytes, but {shard.tokens} tokens need {expected}; copy or prepare it again")
+    return replace(shard, masked=True)
 
 
 def open_shard(path: Path, form: str = "llm.c") -> Shard:
@@ -154,25 +178,39 @@ class ShardWriter:
     variant: ShardFormat
     shard_tokens: int
     reserve: Callable[[int], None] = lambda size: None
+    masked: bool = False
+    """Whether to write masks, too."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_tokens < 1 << 31:
             raise InputError(f"shard_tokens is {self.shard_tokens}; a file holds 1 to {(1 << 31) - 1} tokens")
         self._file: BinaryIO | None = None
         self._in_file = 0
+        self._mask = bytearray()  # of the open file
         self.paths: list[Path] = []
 
-    def write(self, ids: np.ndarray) -> None:
-        """Append ids (1-d, integers); start a new file when one is full."""
+    def write(self, ids: np.ndarray, counted: bool | np.ndarray = True) -> None:
+        """Append ids (1-d, integers), and to the mask which of them count; start a new file when one is full."""
+        counted = np.broadcast_to(counted, len(ids)) if self.masked else np.empty(0)
         while len(ids):
             file = self._file or self._begin()
             part = ids[: self.shard_tokens - self._in_file]
             self.reserve(len(part) * self.variant.dtype.itemsize)
             file.write(part.astype(self.variant.dtype, copy=False).tobytes())
+            if self.masked:
+                self._append_to_mask(counted[: len(part)])
             self._in_file += len(part)
-            ids = ids[len(part) :]
+            ids, counted = ids[len(part) :], counted[len(part) :]
             if self._in_file == self.shard_tokens:
                 self.finish()
+
+    def _append_to_mask(self, counted: np.ndarray) -> None:
+        before = len(self._mask)
+        if used := self._in_file % 8:  # bits of the last byte
+            last = np.array([self._mask.pop()], dtype=np.uint8)
+            counted = np.concatenate([np.unpackbits(last, count=used, bitorder="little"), counted])
+        self._mask += np.packbits(counted, bitorder="little").tobytes()
+        self.reserve(len(self._mask) - before)
 
     def _begin(self) -> BinaryIO:
         self.reserve(HEADER_BYTES)
@@ -194,6 +232,9 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.abandon()
+        if self.masked:
+            write_atomically(mask_of(self.paths[-1]), bytes(self._mask))
+            self._mask.clear()
         self.paths[-1].with_suffix(".bin.partial").replace(self.paths[-1])
 
     def abandon(self) -> None:
@@ -214,6 +255,10 @@ class TokenStream:
             raise InputError(
                 f"{name}: {len(shards)} token files with {len(dtypes)} dtypes; give at least one, all alike"
             )
+        self.masked = all(shard.masked for shard in shards)
+        """Whether only some of the tokens count in the loss."""
+        if self.masked != any(shard.masked for shard in shards):
+            raise InputError(f"{name}: some token files have a .mask and others have none; give one to each, or none")
         self.name = name
         self.shards = tuple(shards)
         self.dtype = dtypes.pop()
@@ -226,6 +271,11 @@ class TokenStream:
         """Yield the whole sequence as arrays of at most `BLOCK` tokens."""
         for start in range(0, len(self), BLOCK):
             yield self.read(np.array([start]), min(BLOCK, len(self) - start))[0]
+
+    def counted_blocks(self) -> Iterator[np.ndarray]:
+        """Yield for each array of `blocks` which of its tokens count in the loss."""
+        for start in range(0, len(self), BLOCK):
+            yield self.counted(np.array([start]), min(BLOCK, len(self) - start))[0]
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Return the spans of ``length`` tokens that begin at ``starts``.
@@ -240,29 +290,53 @@ class TokenStream:
         Raises:
             InputError: A file can no longer be read, or became shorter.
         """
+        rows = np.empty((len(starts), length), dtype=self.dtype)
+        for shard, parts in self._parts(starts, length):
+            with _opened(shard.path) as fill:
+                for row, start in parts:
+                    target = rows[row, max(0, -start) : shard.tokens - start]
+                    fill(target, shard.offset + max(0, start) * shard.dtype.itemsize)
+        return rows
+
+    def counted(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Return which tokens of such spans count in the loss, (n, length), bool. Arguments and errors as in `read`."""
+        rows = np.ones((len(starts), length), dtype=bool)
+        for shard, parts in self._parts(starts, length) if self.masked else ():
+            with _opened(mask_of(shard.path)) as fill:
+                for row, start in parts:
+                    target = rows[row, max(0, -start) : shard.tokens - start]
+                    byte, bit = divmod(max(0, start), 8)
+                    packed = np.empty(-(-(bit + len(target)) // 8), dtype=np.uint8)
+                    fill(packed, byte)
+                    target[:] = np.unpackbits(packed, bitorder="little")[bit : bit + len(target)]
+        return rows
+
+    def _parts(self, starts: np.ndarray, length: int) -> Iterator[tuple[Shard, Iterable[tuple[int, int]]]]:
+        """Yield each shard that spans lie in, with their rows and where in the shard they begin, or how far before."""
         starts = np.asarray(starts, dtype=np.int64)
         if length < 1 or (starts.size and (starts.min() < 0 or starts.max() + length > len(self))):
             raise IndexError(f"spans of {length} tokens must lie within the {len(self)} of {self.name}")
-        rows = np.empty((len(starts), length), dtype=self.dtype)
         first = np.searchsorted(self._ends, starts, side="right")
         last = np.searchsorted(self._ends, starts + length - 1, side="right")
         for index in range(int(first.min(initial=0)), int(last.max(initial=-1)) + 1):
-            touched = np.flatnonzero((first <= index) & (index <= last))
-            if touched.size:
-                self._fill(rows, touched, starts, index)
-        return rows
+            rows = np.flatnonzero((first <= index) & (index <= last))
+            if rows.size:
+                shard = self.shards[index]
+                begins = int(self._ends[index]) - shard.tokens
+                yield shard, zip(rows.tolist(), (starts[rows] - begins).tolist(), strict=True)
 
-    def _fill(self, rows: np.ndarray, touched: np.ndarray, starts: np.ndarray, index: int) -> None:
-        """Fill in the part of the ``touched`` rows that lies in shard ``index``."""
-        shard = self.shards[index]
-        begins = int(self._ends[index]) - shard.tokens
-        try:
-            # Unbuffered, because a buffer would read 8 KiB for every row.
-            with shard.path.open("rb", buffering=0) as file:
-                for row, start in zip(touched.tolist(), (starts[touched] - begins).tolist(), strict=True):
-                    target = rows[row, max(0, -start) : shard.tokens - start]
-                    file.seek(shard.offset + max(0, start) * shard.dtype.itemsize)
-                    if file.readinto(target.data) != target.nbytes:
-                        raise InputError(f"{shard.path}: became shorter during use; copy or prepare it again")
-        except OSError as error:
-            raise InputError(f"{shard.path}: cannot be read ({error.strerror}); copy or prepare it again") from error
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Callable[[np.ndarray, int], None]]:
+    """Open a file; yield a function that fills an array with its bytes from a position on."""
+    try:
+        with path.open("rb", buffering=0) as file:  # a buffer would read 8 KiB for every row
+
+            def fill(target: np.ndarray, at: int) -> None:
+                file.seek(at)
+                if file.readinto(target.data) != target.nbytes:
+                    raise InputError(f"{path}: became shorter during use; copy or prepare it again")
+
+            yield fill
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy or prepare it again") from error

@@ -24,6 +24,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from gpt2lab.data.chat import conversation
 from gpt2lab.data.documents import COMPRESSED, Document, TextDocument, is_compressed, open_bytes
 from gpt2lab.data.formats import DEFAULT_COLUMN, ERRORS, format_of, read_documents, read_rows, unreadable
 from gpt2lab.errors import InputError, did_you_mean, one_of
@@ -67,6 +68,8 @@ class SourceConfig:
     """Bytes that are not valid UTF-8: reject the file ("strict") or replace each of them ("replace")."""
     on_error: Literal["stop", "skip"] = "stop"
     """A file that cannot be read: stop, or skip it and list it at the end."""
+    format: Literal["text", "chat"] = "text"
+    """chat: JSON objects of messages, or of prompt and completion; the loss counts the assistant's text only."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +203,11 @@ def read_chunk(chunk: Chunk, paths: Iterable[Path], skipped: dict[str, str] | No
 
 
 def _documents_in(path: Path, name: str, chunk: Chunk, skipped: dict[str, str] | None) -> Iterator[Document]:
-    bad = {}
+    bad, parse = {}, conversation if chunk.cut == "chat" else None
     if skipped is not None:
-        bad = unreadable(path, chunk.column, chunk.errors)
+        bad = unreadable(path, chunk.column, chunk.errors, parse)
         skipped |= {file.replace(str(path), name, 1): why for file, why in bad.items()}
-    yield from read_documents(path, chunk.column, chunk.errors, skip=bad)
+    yield from read_documents(path, chunk.column, chunk.errors, bad, parse)
 
 
 def _articles(rows: Iterable[str]) -> Iterator[Document]:
@@ -232,9 +235,16 @@ def resolve(config: SourceConfig) -> list[Chunk]:
     one_of("on_error", config.on_error, ("stop", "skip"))
     if config.seed and "stories" not in config.sources:
         raise InputError(f"seed {config.seed} is given, but only stories have a seed; leave --seed out")
+    one_of("format", config.format, ("text", "chat"))
+    if config.format == "chat" and config.column is not None:
+        raise InputError(
+            f'column "{config.column}" is given, but --format chat reads whole objects; leave --column out'
+        )
     groups: list[Chunk] = []
     has_columns = False
     for chunk in chain.from_iterable(_chunks(source, config) for source in config.sources):
+        if config.format == "chat":
+            chunk = _as_chat(chunk)
         has_columns |= any(format_of(Path(file.name)) != ".txt" for file in chunk.files)
         if groups and _fit(groups[-1], chunk):
             groups[-1] = replace(chunk, files=groups[-1].files + chunk.files)
@@ -243,6 +253,15 @@ def resolve(config: SourceConfig) -> list[Chunk]:
     if config.column is not None and not has_columns:
         raise InputError(f'column "{config.column}" is given, but no source has columns; leave --column out')
     return groups
+
+
+def _as_chat(chunk: Chunk) -> Chunk:
+    """Return a chunk of conversations. Raises `InputError` if its files cannot hold any."""
+    if other := [file.name for file in chunk.files if format_of(Path(file.name)) not in (".jsonl", ".tar", ".zip")]:
+        raise InputError(f"{other[0]}: --format chat reads .jsonl and .json files; convert it, or leave out --format")
+    if chunk.cut != "file":
+        raise InputError(f"{chunk.cut} holds no conversations; leave out --format chat, or name .jsonl files")
+    return replace(chunk, cut="chat")
 
 
 def _fit(one: Chunk, other: Chunk) -> bool:
@@ -395,7 +414,7 @@ def _standard_library() -> Iterator[Path]:
                 yield path
 
 
-Cut = Literal["file", "articles", "tokens", "stories", "pystdlib"]
+Cut = Literal["file", "articles", "tokens", "stories", "pystdlib", "chat"]
 """How a corpus is divided into documents: by the file's format or at headings; or it is tokens, or generated here."""
 
 

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice, tee
+from itertools import islice, repeat, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +26,10 @@ import numpy as np
 
 from gpt2lab.data.dataset import JOURNAL, NOTHING, ShardInfo, SplitInfo, text_bytes
 from gpt2lab.data.documents import SPLITS, Document, Part, SplitRule, hash_of, write_hashes
-from gpt2lab.data.shards import ShardWriter, TokenStream, checked_sha256, format_for, open_shard
+from gpt2lab.data.shards import ShardWriter, TokenStream, checked_sha256, format_for, mask_of, open_shard
 from gpt2lab.data.sources import Chunk, files_of, read_chunk
 from gpt2lab.errors import InputError, TemporaryError
-from gpt2lab.files import bytes_below, from_json, is_full, read_json, temporary_name, write_json
+from gpt2lab.files import bytes_below, from_json, is_full, read_json, sha256_of, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -116,12 +116,16 @@ class ChunkRecord:
 
 
 class _Piece(NamedTuple):
-    """A piece of a document's text for one split; ``first`` marks the first one, with which ``bits`` are counted."""
+    """A piece of a document's text for one split; ``first`` marks the first one, with which ``bits`` are counted.
+
+    ``counts`` says whether it counts in the loss.
+    """
 
     split: str
     text: str
     first: bool
     bits: float | None
+    counts: bool
 
 
 @dataclass
@@ -162,7 +166,9 @@ class ChunkWriter:
         self._hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
         self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, NOTHING)
         variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
-        shards = {split: ShardWriter(self.folder, split, variant, size, self.budget.reserve) for split in SPLITS}
+        self._masked = self.chunk.cut == "chat"
+        how = (variant, size, self.budget.reserve, self._masked)
+        shards = {split: ShardWriter(self.folder, split, *how) for split in SPLITS}
         skipped: dict[str, str] = {}
         documents = read_chunk(self.chunk, paths, skipped if self.skip else None)
         try:
@@ -180,12 +186,17 @@ class ChunkWriter:
     def _write_documents(self, documents: Iterable[Document], shards: dict[str, ShardWriter]) -> None:
         batches, texts = tee(self._batches(documents))
         eot = np.array([self.tokenizer.eot], dtype=np.int64)
+        ends_reply: dict[str, bool] = dict.fromkeys(SPLITS, False)
         encoded = self.tokenizer.encode_arrays([piece.text for piece in batch] for batch in texts)
         for batch, ids_of_batch in zip(batches, encoded, strict=True):
-            for (split, text, first, bits), ids in zip(batch, ids_of_batch, strict=True):
+            for (split, text, first, bits, counts), ids in zip(batch, ids_of_batch, strict=True):
                 if first:
                     ids = np.concatenate([eot, ids])
-                shards[split].write(ids)
+                counted = np.full(len(ids), counts)
+                if first:  # the end of text ends the document before
+                    counted[0] = ends_reply[split]
+                ends_reply[split] = counts
+                shards[split].write(ids, counted)
                 self._written[split] += SplitInfo(
                     int(first), len(ids), len(text.encode("utf-8")), bits if first else 0.0
                 )
@@ -196,12 +207,13 @@ class ChunkWriter:
     def _batches(self, documents: Iterable[Document]) -> Iterator[list[_Piece]]:
         """Yield the text of the documents that are kept, in batches of about `_BATCH_CHARACTERS`."""
         # With a custom pattern, a pre-token may span the boundary between two pieces of a document.
-        whole = self.tokenizer.pattern not in PATTERNS
+        whole = self.tokenizer.pattern not in PATTERNS and not self._masked
         batch: list[_Piece] = []
         characters = 0
         for part in self._parts(documents):
-            for index, text in enumerate(["".join(part.pieces)] if whole else part.pieces):
-                batch.append(_Piece(part.split, text, index == 0, part.bits))
+            pieces = zip(["".join(part.pieces)] if whole else part.pieces, part.counts or repeat(True), strict=False)
+            for index, (text, counts) in enumerate(pieces):
+                batch.append(_Piece(part.split, text, index == 0, part.bits, counts))
                 characters += len(text)
                 if characters >= _BATCH_CHARACTERS:
                     yield batch
@@ -224,7 +236,8 @@ class ChunkWriter:
                     self._duplicates += 1
                     continue
                 new.add(hashed)
-            parts = [Part(split, document.pieces(), document.bits)] if split else rule.parts(document, hashed)
+            whole = Part(split, document.pieces(), document.bits, document.counts)
+            parts = [whole] if split else rule.parts(document, hashed)
             for number, part in enumerate(parts):
                 if self.keep_hashes and number == 0:
                     self._hashes[part.split].append(hashed)
@@ -232,7 +245,9 @@ class ChunkWriter:
 
     def _describe(self, path: Path, split: str) -> ShardInfo:
         shard = open_shard(path)
-        return ShardInfo(path.name, split, shard.tokens, checked_sha256(shard, self.tokenizer.n_vocab))
+        mask_sha256 = sha256_of(mask_of(path)) if mask_of(path).exists() else None
+        sha256 = checked_sha256(shard, self.tokenizer.n_vocab)
+        return ShardInfo(path.name, split, shard.tokens, sha256, mask_sha256=mask_sha256)
 
     def _take_tokens(self, source: Path) -> ChunkRecord:
         """Move a file of GPT-2 ids to the chunk's directory unchanged, and count what it holds.
@@ -277,8 +292,8 @@ class Journal:
                 ) from error
             self._write_unless_there(asdict(plan))
         plan = self.load()
-        for name, value in arguments.items():
-            if (begun := plan.arguments.get(name)) != value:
+        for name in plan.arguments | arguments:
+            if (begun := plan.arguments.get(name)) != (value := arguments.get(name)):
                 raise InputError(
                     f"{self.out}: incomplete and begun with {name} {begun}, now {value}; resume with the "
                     "same arguments, or delete the directory"

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 
 from gpt2lab import plots
-from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.dataset import TokenDataset, text_bytes
 from gpt2lab.data.loader import count_windows
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError, require
@@ -81,12 +81,24 @@ class HeldOut:
     ) -> HeldOut:
         """Take a split of prepared data, by default with its own name and the number of words of its decoded text.
 
+        If only some of its tokens count in the loss, then so do their bytes, and words are not counted.
+
         Raises what `TokenDataset.stream` does.
         """
         stream, info, eot = dataset.stream(split), dataset.manifest.splits[split], dataset.manifest.tokenizer.eot
+        if stream.masked:
+            return cls(name or split, stream, _counted_bytes(dataset, stream), eot)
         if words is None:
             words = sum(len(text.split()) for text in dataset.documents(split))
         return cls(name or split, stream, info.bytes, eot, words, info.entropy_bits, preparation)
+
+
+def _counted_bytes(dataset: TokenDataset, stream: TokenStream) -> int:
+    """Return the bytes of text in the tokens that count in the loss."""
+    counts = np.zeros(dataset.manifest.tokenizer.n_vocab, dtype=np.int64)
+    for ids, counted in zip(stream.blocks(), stream.counted_blocks(), strict=True):
+        counts += np.bincount(ids[counted], minlength=len(counts))
+    return text_bytes(counts, dataset.tokenizer())
 
 
 @dataclass(frozen=True)
@@ -126,15 +138,18 @@ class Perplexity:
     def protocol(self) -> str:
         """How the results were measured."""
         before, words = self.context - self.stride + 1, self.text.words
+        scored, whose = "all but the first of the stream", "the text"
         first, boundaries = "", "windows reach across document boundaries"
         if self.by_document:
             first, boundaries = " of a document", "windows stay within documents"
+        if self.text.stream.masked:
+            scored, whose = "those of the assistant, which alone count in the loss", "the assistant's text"
         counted = "" if words is None else f", word perplexity over its {words:,} whitespace-separated words"
         return (
-            f"{self.text.preparation}Each of {self.tokens:,} tokens (all but the first of the stream) is scored once, "
+            f"{self.text.preparation}Each of {self.tokens:,} tokens ({scored}) is scored once, "
             f"in windows of {self.context:,} tokens with stride {self.stride:,}, after at least {before:,} "
             f"{'token' if before == 1 else 'tokens'} of context (fewer in the first window{first}); {boundaries}; "
-            f"bits per byte are over the {self.text.bytes:,} bytes of the text{counted}."
+            f"bits per byte are over the {self.text.bytes:,} bytes of {whose}{counted}."
         )
 
 
@@ -173,8 +188,8 @@ def perplexity_of(
     stride = (context + 1) // 2 if stride is None else stride
     windows = cut_windows(held_out.stream, context, stride, held_out.eot if by_document else None)
     losses = _losses_by_batch(model, held_out.stream, windows, batch_size, progress)
-    total = sum(float(batch.sum()) for _, batch in losses)
-    return Perplexity(total / windows.scored, windows.scored, context, stride, by_document, held_out)
+    sums, counts = zip(*((float(batch.sum()), len(batch)) for _, batch in losses), strict=True)
+    return Perplexity(sum(sums) / sum(counts), sum(counts), context, stride, by_document, held_out)
 
 
 @dataclass(frozen=True)
@@ -230,7 +245,7 @@ def loss_by_position(
         loss / n if n and math.isfinite(loss) else None for loss, n in zip(sums.tolist(), counts.tolist(), strict=True)
     ]
     protocol = (
-        f"Mean loss by the number of preceding tokens in the window, over {windows.scored:,} tokens in non-overlapping "
+        f"Mean loss by the number of preceding tokens in the window, over {counts.sum():,} tokens in non-overlapping "
         f"windows of {context:,} tokens {'within documents' if by_document else 'across document boundaries'}."
     )
     return PositionCurve(held_out.name, protocol, tuple(means), tuple(counts.tolist()))
@@ -272,13 +287,13 @@ def _losses_by_batch(
     require(batch_size >= 1, "batch size", batch_size, "at least 1")
     device, done = model.wte.weight.device, 0
     for batch in windows.batches(stream, batch_size):
-        first = int(batch.scored.any(dim=0).int().argmax())  # nothing is scored before it: no logits are needed there
+        first = int(batch.counted.any(dim=0).int().argmax())  # nothing is scored before it: no logits are needed there
         with evaluating(model):
             all_losses = model.token_losses(batch.tokens.to(device), batch.targets[:, first:].to(device))
-        scored = batch.scored.numpy()
-        losses = all_losses.cpu().double().numpy()[scored[:, first:]]  # fp64 on the CPU: not every device has it
-        yield np.nonzero(scored)[1], losses
-        done += len(losses)
+        counted = batch.counted.numpy()
+        losses = all_losses.cpu().double().numpy()[counted[:, first:]]  # fp64 on the CPU: not every device has it
+        yield np.nonzero(counted)[1], losses
+        done += int(batch.scored.sum())
         if progress is not None:
             progress(done, windows.scored)
 
@@ -291,6 +306,8 @@ class Batch(NamedTuple):
     """The id that follows each token."""
     scored: torch.Tensor
     """Bool: false where an earlier window scores the same target, and on padding after a shorter window."""
+    counted: torch.Tensor
+    """Bool: those that are scored and count in the loss."""
 
 
 @dataclass(frozen=True)
@@ -316,13 +333,15 @@ class Windows:
             chosen = order[begin : begin + batch_size]
             starts, lengths, firsts = self.starts[chosen], self.lengths[chosen], self.firsts[chosen]
             rows = np.zeros((len(chosen), lengths.max() + 1), dtype=np.int64)
+            counted = np.zeros((len(chosen), lengths.max()), dtype=bool)
             for length in np.unique(lengths):
                 same = lengths == length
                 rows[same, : length + 1] = stream.read(starts[same], int(length) + 1)
+                counted[same, :length] = stream.counted(starts[same] + 1, int(length))
             positions = np.arange(rows.shape[1] - 1)
             scored = (positions >= firsts[:, None]) & (positions < lengths[:, None])
             tokens = torch.from_numpy(rows)
-            yield Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(scored))
+            yield Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(scored), torch.from_numpy(scored & counted))
 
 
 def cut_windows(stream: TokenStream, context: int, stride: int, eot: int | None = None) -> Windows:

@@ -9,7 +9,7 @@ Since the gradient of the mean loss is known as soon as the row is, the forward 
 and drops the chunk. The matrix products run in the inputs' dtype; softmax, loss and the sum of the weight's gradient
 are fp32 whatever the inputs are. The backward pass divides by N: done before, a probability of 1/V vanishes in fp16
 before the scaler can save it. Rows of the weight beyond the vocabulary are padding: no probability, no gradient. As in
-``torch.nn.functional.cross_entropy``, a target of -100 is ignored: N counts the others.
+``torch.nn.functional.cross_entropy``, a target of -100 is ignored: N counts the others. The loss is 0 without any.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class _FusedLoss(torch.autograd.Function):
         z_loss: float,
     ) -> torch.Tensor:
         ignored = (targets == IGNORE_INDEX)[:, None]
-        count = len(x) - ignored.sum()
+        count = (len(x) - ignored.sum()).clamp(min=1)
         if not z_loss and not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
             return token_losses(x, weight, targets, vocab_size, softcap).sum() / count
         targets = targets.masked_fill(ignored[:, 0], 0)

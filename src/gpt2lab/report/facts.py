@@ -209,7 +209,8 @@ def splits(data: RunData) -> str:
         if (found := manifest.splits.get(name))
     ]
     held_out_of = "Validation and test documents are held out of the first one. " if data.streamed else ""
-    return f"{streamed}{held_out_of}{split_by} That gives {', '.join(sizes)}."
+    replies = " Only what the assistant says counts in the loss." if manifest.source.format == "chat" else ""
+    return f"{streamed}{held_out_of}{split_by} That gives {', '.join(sizes)}.{replies}"
 
 
 _MODEL = {

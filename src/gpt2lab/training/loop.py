@@ -38,7 +38,7 @@ import torch
 import torch.utils.checkpoint
 
 from gpt2lab import plots, runtime
-from gpt2lab.data.loader import Prefetcher, count_windows, within_documents
+from gpt2lab.data.loader import Prefetcher, read_windows, spread_windows, within_documents
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.files import free_path, temporary_name
 from gpt2lab.model.config import GPTConfig
@@ -176,6 +176,10 @@ class Trainer:
         """
         step, config = self.progress.step, self.config
         self.model.train()
+        if self.loader.counted(step) == 0:
+            log.warning(
+                "step %d: none of its tokens count, so its loss is 0; larger --batch-tokens avoid this", step + 1
+            )
         parts = [self._backward(step, micro_step) for micro_step in range(self.loader.micro_steps)]
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, config.optim.grad_clip)
@@ -205,7 +209,7 @@ class Trainer:
         with self.runtime.autocast():
             mean = self.parallel.network(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
         assert mean is not None  # targets were given
-        part = mean / self.loader.micro_steps
+        part = mean / self.loader.micro_steps if batch.weight is None else mean * batch.weight
         self.scaler.scale(part).backward()
         return part.detach()
 
@@ -449,6 +453,8 @@ def validation_loss(
 ) -> float:
     """Return the mean loss in nats per token over windows spread evenly over a stream: the same ones at every call.
 
+    Of a masked stream, it is the mean over the tokens that count.
+
     Args:
         model: In evaluation mode.
         stream: The validation split.
@@ -457,25 +463,23 @@ def validation_loss(
         eot: The id that documents start with, if attention is to stay within them.
         comm: The processes that share the windows; all of them must call this.
     """
-    windows = count_windows(stream, seq_len)
-    used = min(windows, max(1, max_tokens // seq_len)) if max_tokens else windows
-    starts = np.arange(used) * windows // used * seq_len
+    starts = spread_windows(stream, seq_len, max_tokens)
     rows = max(1, VALIDATION_PASS_TOKENS // seq_len)
     device = model.wte.weight.device
-    parts = np.array_split(starts, -(-used // rows))
+    parts = np.array_split(starts, -(-len(starts) // rows))
     totals = torch.zeros(-(-len(parts) // comm.world_size), dtype=torch.float64)
     for turn in range(len(totals)):
         index = turn * comm.world_size + comm.rank
         # A rank without a part repeats the last one: under FSDP every forward pass gathers weights from all ranks.
         part = parts[min(index, len(parts) - 1)]
-        read = torch.from_numpy(stream.read(part, seq_len + 1).astype(np.int64)).to(device)
-        tokens, targets = read[:, :-1], read[:, 1:]
+        tokens, targets = (half.to(device) for half in read_windows(stream, part, seq_len))
         documents = (None, None) if eot is None else within_documents(tokens, eot)
         losses = model.token_losses(tokens, targets, *documents)
         if index < len(parts):
             totals[turn] = losses.double().sum()
     in_order = comm.all_gather(totals).T.flatten().tolist()  # as one process would add them up
-    return sum(in_order) / (used * seq_len)
+    counted = int(stream.counted(starts + 1, seq_len).sum()) if stream.masked else len(starts) * seq_len
+    return sum(in_order) / counted
 
 
 def checkpoint_blocks(model: GPT) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.data.dataset import DataManifest, TokenDataset
-from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps
+from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps, spread_windows
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
@@ -71,7 +71,7 @@ class Data:
                 count_windows(train, config.seq_len)
             val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
             if val is not None:
-                count_windows(val, config.seq_len)
+                spread_windows(val, config.seq_len, config.eval_tokens)
             elif config.patience:
                 raise InputError(
                     f"patience is {config.patience}, but {dataset.directory} has no val split; leave it out, or "
