@@ -154,6 +154,7 @@ TO_START: list[tuple[str, dict[str, Any], str]] = [
     ("data", {"init": Path("nowhere")}, "nowhere does not exist"),
     ("other_tokenizer", {"init": "finished"}, "made with tokenizer .*; prepare the data with --tokenizer .*run"),
     ("data", {"init": "emptied"}, "model.safetensors has 0 bytes"),
+    ("data", {"init": "finished", "model": GPTConfig(2, 2, 16, 32, vocab_size=257)}, r"n_ctx 32 \(there 16\)$"),
     ("data", {"init": "finished", "model": OTHER}, r"n_layer 1 \(there 2\), n_embd 32 \(there 16\)$"),
 ]
 
@@ -201,6 +202,16 @@ def test_exit_code_of_refusals(finished: Run, data: Path, tmp_path: Path, capsys
         assert main(["train", *options, "--data", str(data), "--out", str(tmp_path / "run")]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_position_table_is_trained_further_with_a_longer_context(data: Path, tmp_path: Path) -> None:
+    model = dataclasses.replace(SMALL, position="rope", vocab_size=257)
+    short = train(small(data, tmp_path / "short", model=model, steps=2))
+    longer = {"n_ctx": 32, "rope_scaling": "yarn", "rope_factor": 2.0, "rope_original_ctx": 16}
+    changes = [f"--model.{name.replace('_', '-')}={value}" for name, value in longer.items()]
+    command = ["train", "--init", str(short.path), "--data", str(data), "--out", str(tmp_path / "long")]
+    assert main([*command, *changes, "--steps", "2", "--batch-tokens", "64"]) == 0
+    assert Run.open(tmp_path / "long").config["model"]["rope_scaling"] == "yarn"
 
 
 def became(name: str, before: object, after: object) -> str:

@@ -225,7 +225,7 @@ def parse_variations(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise InputError(f'--vary "{text}" is not OPTION=VALUE,VALUE, such as model.position=learned,rope')
         if name in varied:
             raise InputError(f"--vary {name} is given twice; give its values once, separated by commas")
-        varied[name] = [value_of(value) for value in values.split(",")]
+        varied[name] = [value_of(value, name) for value in values.split(",")]
     return varied
 
 
@@ -242,7 +242,8 @@ def parse_arms(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not (name and colon) or not all(option and value for option, _, value in pairs):
             example = '"window: model.mask=window model.window=64"'
             raise InputError(f'--arm "{text}" is not NAME: OPTION=VALUE ..., such as {example}')
-        changes = {option.replace("-", "_"): value_of(value) for option, _, value in pairs}
+        named = [(option.replace("-", "_"), value) for option, _, value in pairs]
+        changes = {option: value_of(value, option) for option, value in named}
         if name in arms or len(changes) < len(pairs):
             raise InputError(f'--arm "{text}" repeats a name or an option; give each once')
         arms[name] = changes

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from gpt2lab.errors import InputError, did_you_mean, one_of, require
 from gpt2lab.files import from_json, parse_size
@@ -383,9 +383,13 @@ def with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig
     return from_json(TrainConfig, tree, ", ".join(f"{name}={value}" for name, value in changes.items()))
 
 
-def value_of(text: str) -> Any:
-    """Return what a value on a command line means: ``4``, ``1e-3``, ``true``, ``none``, or text."""
+def value_of(text: str, option: str) -> Any:
+    """Return what a value on a command line means: a choice of the option, ``4``, ``1e-3``, ``none``, or text."""
     word = text.strip().lower()
+    group, _, key = option.rpartition(".")
+    hints = get_type_hints({"model": GPTConfig, "optim": OptimConfig}.get(group, TrainConfig))
+    if word in get_args(hints.get(key)):
+        return word  # "none" may be one
     try:
         value = json.loads("null" if word == "none" else word)
     except json.JSONDecodeError:

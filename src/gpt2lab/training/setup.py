@@ -39,8 +39,8 @@ CPU_PASS_TOKENS = 4_096
 GPU_PASS_TOKENS = 65_536
 MEMORY_FRACTION = 0.8
 """Of the free memory: the rest is for validation, samples and other programs."""
-MAY_CHANGE_ON_INIT = {"dropout", "kernel"}
-"""Model options that may differ from those of the run whose weights are loaded."""
+MAY_CHANGE_ON_INIT = {"dropout", "kernel", "rope_base", "rope_scaling", "rope_factor", "rope_original_ctx"}
+"""Model options that may differ from those of the run whose weights are loaded; n_ctx too, without a position table."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
             f"prepare the data with --tokenizer {run.path}"
         )
     theirs, ours = (dataclasses.asdict(model) for model in (saved_model(run), config.recipe().model))
-    fixed = theirs.keys() - MAY_CHANGE_ON_INIT
+    fixed = theirs.keys() - MAY_CHANGE_ON_INIT - ({"n_ctx"} if ours["position"] != "learned" else set())
     if different := [f"{n} {ours[n]} (there {theirs[n]})" for n in theirs if n in fixed and ours[n] != theirs[n]]:
         raise InputError(f"model options are not those of {run.path}, which gives the weights: {', '.join(different)}")
     return found
