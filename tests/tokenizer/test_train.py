@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from gpt2lab import Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.tokenizer.bpe import bytes_to_unicode, train_reference
+from gpt2lab.tokenizer.bpe import Ties, bytes_to_unicode, train_reference
 from gpt2lab.tokenizer.pretokenize import GPT2
 from gpt2lab.tokenizer.train import count_words, learn_merges
 
@@ -39,18 +40,19 @@ def their_merges(texts: list[str], vocab_size: int) -> list[list[str]]:
     return json.loads(theirs.to_str())["model"]["merges"]
 
 
-@given(texts=TEXTS, n_merges=st.integers(0, 40), min_frequency=st.integers(1, 3))
+@given(texts=TEXTS, n_merges=st.integers(0, 40), min_frequency=st.integers(1, 3), ties=st.sampled_from(get_args(Ties)))
 @settings(max_examples=300)
-def test_the_fast_trainer_equals_the_reference(texts: list[str], n_merges: int, min_frequency: int) -> None:
-    expected = train_reference(texts, n_merges, min_frequency=min_frequency)
-    assert learn_merges(count_words(texts, GPT2), n_merges, min_frequency=min_frequency) == expected
+def test_the_fast_trainer_equals_the_reference(texts: list[str], n_merges: int, min_frequency: int, ties: Ties) -> None:
+    expected = train_reference(texts, n_merges, min_frequency=min_frequency, ties=ties)
+    assert learn_merges(count_words(texts, GPT2), n_merges, min_frequency=min_frequency, ties=ties) == expected
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_merging_many_positions_at_once_equals_the_reference(seed: int) -> None:
     chance = random.Random(seed)
     texts = ["".join(chance.choices("abcd", k=chance.randint(1, 12))) for _ in range(400)]
-    assert learn_merges(Counter(texts), 60) == train_reference(texts, 60)
+    for ties in get_args(Ties):
+        assert learn_merges(Counter(texts), 60, ties=ties) == train_reference(texts, 60, ties=ties)
 
 
 def test_real_text_gives_the_merges_of_hugging_face(tinyshakespeare: Path, wikitext2: Path) -> None:

@@ -33,6 +33,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import tiktoken
@@ -56,6 +57,8 @@ _CHARACTER = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(0x100 + i) for 
 _BYTE = {character: byte for byte, character in _CHARACTER.items()}
 
 Merge = tuple[bytes, bytes]
+Ties = Literal["smallest_ids", "greatest_bytes"]
+"""Which of equally frequent pairs training merges: Hugging Face's choice, or that of Stanford CS336."""
 
 
 def bytes_to_unicode(token: bytes) -> str:
@@ -117,13 +120,20 @@ def merge_word(word: bytes, ranks: Mapping[Merge, int]) -> list[bytes]:
 
 
 def train_reference(
-    texts: Iterable[str], n_merges: int, *, pattern: str = "gpt2", min_frequency: int = 2
+    texts: Iterable[str],
+    n_merges: int,
+    *,
+    pattern: str = "gpt2",
+    min_frequency: int = 2,
+    ties: Ties = "smallest_ids",
 ) -> list[tuple[int, int]]:
     """Return up to ``n_merges`` merges as pairs of ids: the definition of training, and the oracle of the fast trainer.
 
     It counts all pairs again for each merge, so use it on small texts. Of equally frequent pairs the one with the
-    smallest (left id, right id) is merged. Training ends when no pair occurs ``min_frequency`` times.
+    smallest (left id, right id) is merged, or the greatest (left bytes, right bytes), as ``ties`` says. Training ends
+    when no pair occurs ``min_frequency`` times.
     """
+    tokens_of = list(BYTES)
     split = find_pattern(pattern).split
     counts = Counter(word for text in texts for word in split(well_formed(text)))
     words = [([ID_OF_BYTE[byte] for byte in word.encode("utf-8")], count) for word, count in counts.items()]
@@ -133,12 +143,16 @@ def train_reference(
         for tokens, count in words:
             for pair in pairwise(tokens):
                 pairs[pair] += count
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if ties == "smallest_ids":
+            best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        else:
+            best = max(pairs, key=lambda p: (pairs[p], tokens_of[p[0]], tokens_of[p[1]]), default=None)
         if best is None or pairs[best] < min_frequency:
             break
         new = len(BYTE_ORDER) + len(merges)
         words = [(_replace_pair(tokens, best, new), count) for tokens, count in words]
         merges.append(best)
+        tokens_of.append(tokens_of[best[0]] + tokens_of[best[1]])
     return merges
 
 

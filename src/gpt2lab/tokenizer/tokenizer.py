@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, get_args
 
 import numpy as np
 
 from gpt2lab.errors import InputError, one_of
-from gpt2lab.tokenizer.bpe import BYTES, Merge, Vocabulary
+from gpt2lab.tokenizer.bpe import BYTES, Merge, Ties, Vocabulary
 from gpt2lab.tokenizer.formats import WRITERS, read_gpt2, read_tokenizer
 from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, grouped, special_pattern
 from gpt2lab.tokenizer.train import count_words, learn_merges
@@ -46,6 +46,7 @@ class Tokenizer:
         *,
         pattern: str = "gpt2",
         min_frequency: int = 2,
+        ties: Ties = "smallest_ids",
         processes: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tokenizer:
@@ -58,6 +59,8 @@ class Tokenizer:
             special_tokens: They get the last ids; no merge is learned from their texts.
             pattern: ``gpt2``, ``cl100k`` or a custom regular expression.
             min_frequency: A pair that occurs less often is not merged.
+            ties: Which of equally frequent pairs is merged: ``smallest_ids`` as in Hugging Face's trainer, or
+                ``greatest_bytes``, the lexicographically greatest, as in Stanford CS336's.
             processes: How many processes count words; by default the number of cores. The result does not depend on it.
             progress: Called with (merges made, merges wanted) from time to time.
 
@@ -76,6 +79,7 @@ class Tokenizer:
             raise InputError(f"a vocabulary of {vocab_size} is too small: give at least {least}")
         if min_frequency < 1 or (processes is not None and processes < 1):
             raise InputError(f"min_frequency {min_frequency} and processes {processes} must be 1 or more")
+        one_of("ties", ties, get_args(Ties))
         if isinstance(texts, str):
             raise InputError("the texts to train on are a single str; give a list, such as [text]")
         pairs: list[tuple[int, int]] = []
@@ -83,7 +87,7 @@ class Tokenizer:
             counts = count_words(texts, splitting, names, processes=processes)
             if not counts:
                 raise InputError("there is no text to train a tokenizer on; give at least one non-empty text")
-            pairs = learn_merges(counts, n_merges, min_frequency=min_frequency, progress=progress)
+            pairs = learn_merges(counts, n_merges, min_frequency=min_frequency, ties=ties, progress=progress)
         return cls(Vocabulary.from_pairs(pairs, names, splitting))
 
     @classmethod

@@ -17,7 +17,8 @@ knows its positions, and a heap orders the pairs by count::
 
 All positions of a pair arise when its younger token is made; later the pair only loses some. Hence a pair enters the
 heap once, with all its positions, and a count that has fallen since is corrected when it reaches the top. Ties go to
-the smallest (left id, right id), as in Hugging Face's trainer: the result depends on nothing but the counts.
+the smallest (left id, right id), as in Hugging Face's trainer, or where asked for to the lexicographically greatest
+(left bytes, right bytes), as in Stanford CS336's: the result depends on nothing but the counts.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt2lab.tokenizer.bpe import BYTE_ORDER, ID_OF_BYTE
+from gpt2lab.tokenizer.bpe import BYTE_ORDER, BYTES, ID_OF_BYTE, Ties
 from gpt2lab.tokenizer.pretokenize import Pattern, find_pattern, grouped, special_pattern, split_fast, well_formed
 
 # ---------------------------------------------------------------------------------------------------------- counting
@@ -176,7 +177,12 @@ Progress = Callable[[int, int], None]
 
 
 def learn_merges(
-    words: Mapping[str, int], n_merges: int, *, min_frequency: int = 2, progress: Progress | None = None
+    words: Mapping[str, int],
+    n_merges: int,
+    *,
+    min_frequency: int = 2,
+    ties: Ties = "smallest_ids",
+    progress: Progress | None = None,
 ) -> list[tuple[int, int]]:
     """Return up to ``n_merges`` merges, as pairs of ids, for a corpus given as its distinct words and their counts.
 
@@ -184,6 +190,7 @@ def learn_merges(
     ``n_merges``, after each hundred and at the end.
     """
     merges: list[tuple[int, int]] = []
+    tokens = list(BYTES)
     corpus = _Corpus(words)
     counts = corpus.counts
     heap: list[int] = []  # -count << 64 | pair: integers by falling count, then by rising ids
@@ -199,6 +206,13 @@ def learn_merges(
         if counts[pair] != count:  # has fallen since it was pushed
             candidates = (pair,)
             continue
+        if ties == "greatest_bytes":
+            tied = [pair, *_tied(heap, count, counts, min_frequency)]
+            pair = max(tied, key=lambda pair: (tokens[pair >> _SHIFT], tokens[pair & _RIGHT]))
+            tokens.append(tokens[pair >> _SHIFT] + tokens[pair & _RIGHT])
+            for other in tied:
+                if other != pair:
+                    heapq.heappush(heap, -count << _PAIR_BITS | other)
         candidates = corpus.merge(pair, len(BYTE_ORDER) + len(merges))
         merges.append((pair >> _SHIFT, pair & _RIGHT))
         if progress is not None and len(merges) % 100 == 0:
@@ -206,6 +220,16 @@ def learn_merges(
     if progress is not None:
         progress(len(merges), n_merges)
     return merges
+
+
+def _tied(heap: list[int], count: int, counts: Mapping[int, int], min_frequency: int) -> Iterator[int]:
+    """Take from the heap the pairs that occur ``count`` times, its most frequent; correct counts that have fallen."""
+    while heap and -(heap[0] >> _PAIR_BITS) == count:
+        pair = heapq.heappop(heap) & _PAIR
+        if counts[pair] == count:
+            yield pair
+        elif counts[pair] >= min_frequency:
+            heapq.heappush(heap, -counts[pair] << _PAIR_BITS | pair)
 
 
 class _Corpus:
