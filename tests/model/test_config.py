@@ -38,6 +38,7 @@ def test_the_model_of_cs336_is_the_assignments() -> None:
     """Section 7.2 (2025): d_ff 1344, RoPE theta 10,000, about 17 million parameters without the token embedding."""
     config = GPTConfig.preset("cs336")
     assert (config.inner, config.rope_base, config.norm_eps) == (1344, 10_000, 1e-5)
+    assert config.rope_pairing == "interleaved"
     assert PUBLISHED["cs336"][-1] - 10_000 * 512 == pytest.approx(17e6, rel=0.05)
 
 

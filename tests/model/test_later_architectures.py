@@ -43,6 +43,9 @@ CLASSES: dict[str, tuple[Any, Any]] = {
 }
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6, "rope_theta": 50.0}
+
+
 def hf_model(kind: str, **changes: Any) -> Any:
     """A model of Hugging Face's own, no weight of which is 0 or 1."""
     torch.manual_seed(0)
@@ -77,6 +80,9 @@ def assert_same_model(ours: GPT, theirs: Any) -> None:
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("llama", {"rms_norm_eps": 0.1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
         ("llama", {"head_dim": None, "hidden_act": "swish"}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50.0}}),
+        ("llama", {"rope_parameters": YARN}),
+        ("qwen3", {"rope_parameters": YARN}),
         ("qwen3", {}),
         ("qwen3", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
         ("qwen3", {"rms_norm_eps": 0.1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
@@ -104,6 +110,10 @@ def test_what_transformers_saves_is_imported_and_computes_the_same(
         ("llama", {"n_kv_head": 2, "n_inner": 50, "norm_eps": 0.1, "rope_base": 50.0}),
         ("llama", {"n_kv_head": 1, "tied_head": True}),
         ("llama", {"bias": True, "n_kv_head": 4}),
+        ("llama", {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_ctx": 6, "rope_base": 50.0}),
+        ("llama", {"rope_scaling": "linear", "rope_factor": 4.0}),
+        ("llama", {"rope_pairing": "interleaved", "n_kv_head": 2, "bias": True}),
+        ("qwen3", {"rope_pairing": "interleaved", "n_kv_head": 2, "qk_norm": True}),
         ("llama", {"dropout": 0.1, "z_loss": 1e-4, "kernel": "reference"}),
         ("qwen3", {"qk_norm": True}),
         ("qwen3", {"qk_norm": True, "n_kv_head": 2, "tied_head": True, "rope_base": 50.0}),
@@ -122,8 +132,11 @@ def test_what_is_exported_loads_in_transformers_and_computes_the_same(
     assert type(theirs) is CLASSES[kind][1] and theirs.dtype == torch.float32
     assert_same_model(model, theirs.eval())
     again = GPT.from_hf(tmp_path / "out")
+    if model.config.rope_pairing == "interleaved":
+        assert again.config.rope_pairing == "halves"  # rows of queries and keys are in another order
+        return
     if kind != "gpt2":  # which gets biases
-        same = {"dropout": 0.0, "z_loss": 0.0, "kernel": "auto"}
+        same: dict[str, Any] = {"dropout": 0.0, "z_loss": 0.0, "kernel": "auto"}
         same["n_kv_head"] = None if model.config.kv_heads == 4 else model.config.n_kv_head
         assert again.config == dataclasses.replace(model.config, **same)
     for name, weight in model.state_dict().items():
@@ -134,7 +147,6 @@ def test_what_is_exported_loads_in_transformers_and_computes_the_same(
 def test_what_their_configuration_leaves_out_is_as_in_their_class() -> None:
     for architecture in ARCHITECTURES:
         theirs = CLASSES[architecture.model_type][0]().to_dict()
-        theirs.setdefault("rope_theta", 10_000.0)
         for name, value in architecture.defaults.items():
             assert theirs[name] == value or (value is None and theirs[name] == theirs["num_attention_heads"]), name
         assert architecture.head_dim in (None, theirs.get("head_dim"))
@@ -142,15 +154,17 @@ def test_what_their_configuration_leaves_out_is_as_in_their_class() -> None:
             assert theirs.get(name, False) in allowed, name
 
 
-def test_the_modern_preset_has_qwen3s_names_and_shapes() -> None:
-    config = GPTConfig.preset("gpt2-modern")
+@pytest.mark.parametrize(("preset", "kind"), [("gpt2-modern", "qwen3"), ("cs336", "llama")])
+def test_presets_have_the_names_and_shapes_of_their_architecture(preset: str, kind: str) -> None:
+    config, (config_class, model_class) = GPTConfig.preset(preset), CLASSES[kind]
     values = {name: value for name, value in config_to_hf(config).items() if name != "model_type"}
     with torch.device("meta"):
-        theirs: Any = Qwen3ForCausalLM(Qwen3Config(**values))
+        theirs: Any = model_class(config_class(**values))
         ours = to_hf(config, GPT(config).state_dict())
     shapes = {key.removeprefix("model."): weight.shape for key, weight in theirs.state_dict().items()}
     assert {key: weight.shape for key, weight in ours.items()} == shapes
-    assert config_from_hf(json.loads(theirs.config.to_json_string(use_diff=False)), "here") == config
+    expected = dataclasses.replace(config, rope_pairing="halves")
+    assert config_from_hf(json.loads(theirs.config.to_json_string(use_diff=False)), "here") == expected
 
 
 def test_the_names_of_older_versions_are_understood(tmp_path: Path) -> None:
@@ -170,9 +184,6 @@ def test_the_names_of_older_versions_are_understood(tmp_path: Path) -> None:
     assert_same_model(ours, theirs)
 
 
-YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0}
-
-
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
@@ -182,8 +193,18 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0}
         ("llama", {"attention_bias": True}, "attention_bias and mlp_bias differ"),
         ("llama", {"attention_bias": "yes", "mlp_bias": "yes"}, "mlp_bias is 'yes' and must be true or false"),
         ("llama", {"head_dim": 16}, "head_dim is 16 and must be hidden_size / num_attention_heads = 8"),
-        ("llama", {"rope_parameters": YARN}, "rope_parameters has rope_type yarn; only rope_type default"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling has type linear; only rope_type"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3"}},
+            "rope_type llama3; those that can be imported are default",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_scaling has rope_type dynamic; those that",
+        ),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "factor is None and must be a number"),
+        ("llama", {"rope_parameters": YARN | {"beta_fast": 16}}, "rope_parameters has beta_fast 16, which cannot"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters has partial_rotary_factor 0.5"),
         ("llama", {"rope_parameters": {"rope_theta": "big"}}, "rope_theta is 'big' and must be a number"),
         ("llama", {"rope_parameters": 3}, "rope_parameters is 3 and must be null"),
@@ -226,6 +247,8 @@ def test_what_is_not_as_here_is_refused_with_its_name_and_value(
             "logit_softcap 30.0; what can be exported has logit_softcap none",
         ),
         ({"norm": "layernorm"}, "LlamaForCausalLM", "norm layernorm; what can be exported has norm rmsnorm"),
+        ({"rope_scaling": "ntk", "rope_factor": 4.0}, "LlamaForCausalLM", "rope_scaling ntk, .* rope_scaling none"),
+        ({"rope_fraction": 0.5}, "LlamaForCausalLM", "rope_fraction 0.5; what can be exported has rope_fraction 1.0"),
         ({"mask": "window", "window": 4}, "LlamaForCausalLM", "mask window, window 4; .* mask causal, window none"),
         ({"position": "learned", "norm": "layernorm"}, "GPT2LMHeadModel", "activation swiglu; .* activation gelu_tanh"),
     ],

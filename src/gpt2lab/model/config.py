@@ -334,6 +334,15 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
     "gpt2-modern": dataclasses.replace(_MODERN, qk_norm=True),
-    "cs336": dataclasses.replace(_MODERN, n_layer=4, n_head=16, n_embd=512, n_ctx=256, vocab_size=10_000, n_inner=1344),
+    "cs336": dataclasses.replace(
+        _MODERN,
+        n_layer=4,
+        n_head=16,
+        n_embd=512,
+        n_ctx=256,
+        vocab_size=10_000,
+        n_inner=1344,
+        rope_pairing="interleaved",
+    ),
 }
 """The models by name; their parameter counts are fixed by tests."""

@@ -35,6 +35,20 @@ FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json", "
 """What a directory of theirs may hold that is read here: patterns."""
 _WITHOUT_EFFECT = {"kernel", "dropout", "z_loss", "import_sha256"}
 """Options of ours that change no logit of a trained model."""
+_TRAINED = "original_max_position_embeddings"
+_SCALINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "rope_factor"},
+    "yarn": {"factor": "rope_factor", _TRAINED: "rope_original_ctx"},
+}
+"""The kinds of rotary positions that are the same there and here: their names for what a kind needs, and ours."""
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+"""By the annotation of an option: the types of JSON that stand for it."""
+_ROTATED = re.compile(r"\.[qk]_(proj|norm)\.")
 _LISTED = 6  # names in a message
 
 
@@ -80,7 +94,11 @@ class Architecture:
 
     def differences(self, config: GPTConfig) -> list[str]:
         """Return the options of a model that this architecture cannot hold."""
-        held = {*self.options, *_WITHOUT_EFFECT} | ({"bias"} if self.is_gpt2 else set())
+        held = {*self.options, *_WITHOUT_EFFECT}
+        if self.is_gpt2:
+            held.add("bias")
+        elif config.rope_scaling != "ntk":
+            held |= {"rope_base", "rope_pairing", "rope_scaling", "rope_factor", "rope_original_ctx"}
         names = (option.name for option in dataclasses.fields(config) if option.name not in held)
         return [name for name in names if getattr(config, name) != getattr(self.parts, name)]
 
@@ -132,7 +150,6 @@ _LLAMA = Architecture(
         "norm_eps": {"rms_norm_eps": 1e-6},
         "tied_head": {"tie_word_embeddings": False},
         "bias": {"attention_bias": False, "mlp_bias": False},
-        "rope_base": {"rope_theta": 10_000.0},
     },
     fixed={"hidden_act": ("silu", "swish"), "attention_dropout": (0.0,), "pretraining_tp": (1,)},
     modules={
@@ -268,19 +285,19 @@ def config_from_hf(values: Any, where: str) -> GPTConfig:
         known = ", ".join(known.model_type for known in ARCHITECTURES)
         raise InputError(f"{where}: the architecture is {kind or 'not named'}; those that can be imported are {known}")
     values, wrong = _by_first_name(architecture, values)
+    options: dict[str, Any] = {}
     if not architecture.is_gpt2:
-        values["rope_theta"], unlike = _rotary(architecture, architecture.defaults | values)
-        wrong += unlike
+        options, unlike = _rotary(architecture.defaults | values)
+        wrong += unlike + _heads(architecture, architecture.defaults | values)
     wrong += [
         f"{name} is {values[name]} and must be {' or '.join(map(str, allowed))}"
         for name, allowed in architecture.fixed.items()
         if name in values and values[name] not in allowed
     ]
-    options: dict[str, Any] = {}
     for option, names in architecture.options.items():
         given = {name: values.get(name, default) for name, default in names.items()}
         options[option], *others = given.values()
-        wrong += _of_another_type(option, given, names)
+        wrong += _of_another_type(option, given, nullable=None in names.values())
         if any(str(other) != str(options[option]) for other in others):
             wrong.append(f"{' and '.join(given)} differ ({given}); here they must be the same")
     if wrong:
@@ -310,8 +327,14 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
         "intermediate_size": config.inner,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},  # beside rope_theta, the old form
+        "rope_theta": config.rope_base,
+        "rope_scaling": None if config.rope_scaling == "none" else _rope_scaling(config),
     }
+
+
+def _rope_scaling(config: GPTConfig) -> dict[str, Any]:
+    options = _SCALINGS[config.rope_scaling]
+    return {"rope_type": config.rope_scaling, **{theirs: getattr(config, ours) for theirs, ours in options.items()}}
 
 
 def _by_first_name(architecture: Architecture, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -325,39 +348,54 @@ def _by_first_name(architecture: Architecture, values: Mapping[str, Any]) -> tup
     return values, wrong
 
 
-def _of_another_type(option: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+def _of_another_type(option: str, given: Mapping[str, Any], nullable: bool = False) -> list[str]:
     """Return what is wrong with the type of values for an option of ours."""
-    default = getattr(GPTConfig(), option)
-    allowed, what = {
-        bool: ((bool,), "true or false"),
-        float: ((int, float), "a number"),
-    }.get(type(default), ((int,), "a whole number"))
+    (kind,) = (
+        str(known.type).removesuffix(" | None") for known in dataclasses.fields(GPTConfig) if known.name == option
+    )
+    allowed, what = _TYPES[kind]
     return [
-        f"{name} is {value!r} and must be {what}" + (" or null" if defaults[name] is None else "")
+        f"{name} is {value!r} and must be {what}" + (" or null" if nullable else "")
         for name, value in given.items()
-        if type(value) not in allowed and not (value is None and defaults[name] is None)
+        if type(value) not in allowed and not (value is None and nullable)
     ]
 
 
-def _rotary(architecture: Architecture, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Return the base of the rotary positions, and what of positions and heads is not as it is here.
+def _rotary(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the rotary positions as options of ours, and what of them cannot be imported.
 
-    The base stands in ``rope_parameters``; older files have ``rope_theta``, and ``rope_scaling`` if there is any.
+    They stand in ``rope_parameters``; older files have ``rope_theta``, and ``rope_scaling`` if there is any.
     """
-    wrong = []
     given = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rope = values.get(given) or {}
     if not isinstance(rope, dict):
-        rope, wrong = {}, [f"{given} is {rope!r} and must be null"]
-    for key, value in rope.items():
-        if key != "rope_theta" and (key not in ("rope_type", "type") or value != "default"):
-            wrong.append(f"{given} has {key} {value}; only rope_type default can be imported")
+        return {}, [f"{given} is {rope!r} and must be null"]
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind not in _SCALINGS:
+        return {}, [f"{given} has rope_type {kind}; those that can be imported are {', '.join(_SCALINGS)}"]
+    needed = {"rope_theta": "rope_base", **_SCALINGS[kind]}
+    defaults = {"rope_theta": values.get("rope_theta", 10_000.0), _TRAINED: values["max_position_embeddings"]}
+    wrong = [
+        f"{given} has {key} {value}, which cannot be imported"
+        for key, value in rope.items()
+        if key not in (*needed, "rope_type", "type") and value is not None
+    ]
+    options: dict[str, Any] = {} if kind == "default" else {"rope_scaling": kind}
+    for theirs, ours in needed.items():
+        options[ours] = rope.get(theirs, defaults.get(theirs))
+        wrong += _of_another_type(ours, {theirs: options[ours]})
+    return options, wrong
+
+
+def _heads(architecture: Architecture, values: Mapping[str, Any]) -> list[str]:
+    """Return what of heads and layers is not as here."""
+    wrong = []
     C, H, D = values["hidden_size"], values["num_attention_heads"], values.get("head_dim", architecture.head_dim)
     if D is not None and type(C) is type(H) is int and H > 0 and C / H != D:
         wrong.append(f"head_dim is {D} and must be hidden_size / num_attention_heads = {C / H:g}")
-    if other := [kind for kind in values.get("layer_types") or [] if kind != "full_attention"]:
+    if other := [layer for layer in values.get("layer_types") or [] if layer != "full_attention"]:
         wrong.append(f"layer_types has {other[0]} and must be full_attention throughout")
-    return rope.get("rope_theta", values["rope_theta"]), wrong
+    return wrong
 
 
 def _without_defaults(config: GPTConfig) -> GPTConfig:
@@ -389,7 +427,14 @@ def to_hf(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, t
         names = architecture.names(name)
         parts = weight.split(rows[name.split(".")[-2]]) if len(names) > 1 else [weight]
         theirs |= {part: _transposed(architecture, name, value) for part, value in zip(names, parts, strict=True)}
+    if config.rope_pairing == "interleaved":
+        theirs |= {name: _as_halves(weight, D) for name, weight in theirs.items() if _ROTATED.search(name)}
     return theirs
+
+
+def _as_halves(weight: torch.Tensor, D: int) -> torch.Tensor:
+    """Reorder the D rows of each head so that the pair of rows 2i and 2i + 1 becomes that of i and i + D/2."""
+    return weight.unflatten(0, (-1, D // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _join(architecture: Architecture, name: str, theirs: Mapping[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
