@@ -508,6 +508,6 @@ def full_state_dict(model: GPT, keep: bool) -> dict[str, torch.Tensor]:
     return {name: value.contiguous().cpu() for name, value in gathered if keep}
 
 
-def clip_gradients(model: GPT, max_norm: float) -> float:
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """Scale all gradients down to a total norm; return the norm before, over the shards of all ranks."""
     return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
