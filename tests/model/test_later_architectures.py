@@ -206,6 +206,12 @@ def test_the_names_of_older_versions_are_understood(tmp_path: Path) -> None:
         ("llama", {"rope_scaling": {"type": "linear"}}, "factor is None and must be a number"),
         ("llama", {"rope_parameters": YARN | {"beta_fast": 16}}, "rope_parameters has beta_fast 16, which cannot"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters has partial_rotary_factor 0.5"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5 and must be left out"),
+        (
+            "llama",
+            {"original_max_position_embeddings": 9},
+            "original_max_position_embeddings is 9 and must be left out",
+        ),
         ("llama", {"rope_parameters": {"rope_theta": "big"}}, "rope_theta is 'big' and must be a number"),
         ("llama", {"rope_parameters": 3}, "rope_parameters is 3 and must be null"),
         ("llama", {"rms_norm_eps": None}, "rms_norm_eps is None and must be a number"),

@@ -93,7 +93,9 @@ def test_export_then_import_is_bitwise_equal(changes: dict[str, Any], tmp_path: 
     assert_same_weights(model, again)
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_inner": 50}, {"vocab_size": 64}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_inner": 50}, {"vocab_size": 64}, {"tied_head": False}, {"norm_eps": 0.1}], ids=str
+)
 def test_what_is_exported_loads_in_transformers_and_computes_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
     model = model_of(**changes)
     model.save_hf(tmp_path / "out")
@@ -104,7 +106,17 @@ def test_what_is_exported_loads_in_transformers_and_computes_the_same(changes: d
     assert_same_function(model, theirs.eval())
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_inner": 50}, {"activation_function": "gelu_pytorch_tanh"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_inner": 50},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"tie_word_embeddings": False},
+        {"layer_norm_epsilon": 0.1},
+    ],
+    ids=str,
+)
 def test_what_transformers_saves_is_imported_and_computes_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = hf_model(**changes)
     theirs.save_pretrained(tmp_path / "theirs")

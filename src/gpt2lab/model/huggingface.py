@@ -35,7 +35,7 @@ FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json", "
 """What a directory of theirs may hold that is read here: patterns."""
 _WITHOUT_EFFECT = {"kernel", "dropout", "z_loss", "import_sha256"}
 """Options of ours that change no logit of a trained model."""
-_TRAINED = "original_max_position_embeddings"
+_PARTIAL, _TRAINED = "partial_rotary_factor", "original_max_position_embeddings"
 _SCALINGS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "rope_factor"},
@@ -379,6 +379,11 @@ def _rotary(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         f"{given} has {key} {value}, which cannot be imported"
         for key, value in rope.items()
         if key not in (*needed, "rope_type", "type") and value is not None
+    ]
+    wrong += [
+        f"{name} is {values[name]} and must be left out" + ("" if name == _PARTIAL else f": it belongs in {given}")
+        for name in (_PARTIAL, _TRAINED)
+        if values.get(name) not in (None, 1.0)
     ]
     options: dict[str, Any] = {} if kind == "default" else {"rope_scaling": kind}
     for theirs, ours in needed.items():
