@@ -25,6 +25,7 @@ from gpt2lab.training.distributed import Interrupted
 TIMEOUT = 120
 """Seconds after which a launch counts as hanging."""
 PRELOAD = ["torch.distributed.fsdp", "torch.distributed.checkpoint.hf_storage", "torch.distributed.tensor"]
+PRELOAD += ["torch._dynamo"]  # FSDP imports it when it shards
 FORKED: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 """Processes that begin with torch imported."""
 FORKED.set_forkserver_preload(["gpt2lab.cli.train", "gpt2lab.training.session", "pytest", *PRELOAD])

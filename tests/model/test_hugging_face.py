@@ -74,9 +74,7 @@ def test_greedy_continuations_are_hugging_faces_with_a_cache_and_without(shape: 
         prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new, pad_token_id=0
     )
     assert torch.equal(generate(ours, prompt, new, greedy=True), expected)
-    whole = prompt
-    with torch.no_grad():
-        for _ in range(new):
-            whole = torch.cat([whole, ours.head(ours.hidden(whole)[:, -1:]).argmax(-1)], dim=1)
-    assert torch.equal(whole, expected)
+    with torch.no_grad():  # the best token after each beginning: by induction, the same continuation
+        best = ours.head(ours.hidden(expected[:, :-1])[:, 4:]).argmax(-1)
+    assert torch.equal(best, expected[:, 5:])
     assert len(expected[0, 5:].unique()) > 4  # a text, not one token for ever
