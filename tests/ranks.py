@@ -61,8 +61,10 @@ def launch_each(world_size: int, works: Sequence[Callable[[], Any]], restarts: i
     # As under torchrun, the stores outlive the ranks. Each work has a store of its own.
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in works]
     jobs = [(store.port, work) for store, work in zip(stores, works, strict=True)]
+    environment = dict(os.environ)
     processes = [
-        FORKED.Process(target=_run, args=(rank, world_size, restarts, jobs, results)) for rank in range(world_size)
+        FORKED.Process(target=_run, args=(environment, rank, world_size, restarts, jobs, results))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -77,8 +79,15 @@ def launch_each(world_size: int, works: Sequence[Callable[[], Any]], restarts: i
     return [[lines[rank][index] for rank in range(world_size)] for index in range(len(works))]
 
 
-def _run(rank: int, world_size: int, restarts: int, jobs: list[tuple[int, Callable[[], Any]]], results: Any) -> None:
-    os.environ |= {
+def _run(
+    environment: dict[str, str],
+    rank: int,
+    world_size: int,
+    restarts: int,
+    jobs: list[tuple[int, Callable[[], Any]]],
+    results: Any,
+) -> None:
+    os.environ |= environment | {
         "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_RUN_ID": "tests",
         "TORCHELASTIC_USE_AGENT_STORE": "True", "GPT2LAB_RENDEZVOUS_SECONDS": "60",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-@pytest.fixture(scope="module")
-def without_curves() -> Iterator[None]:
-    """Train without drawing curves.png, which takes longer than the steps of a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt2lab.training.loop.draw_curves", lambda run: None)
-        yield
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train without drawing curves.png, which takes longer than the steps of a test; `work` has one."""
+    monkeypatch.setattr("gpt2lab.training.loop.draw_curves", lambda run: None)
 
 
 @pytest.fixture(scope="session")

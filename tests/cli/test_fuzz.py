@@ -23,10 +23,7 @@ NAMES = (
     "hellaswag",
 )
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="a hang is noticed by SIGALRM"),
-    pytest.mark.usefixtures("without_curves"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a hang is noticed by SIGALRM")
 
 
 @pytest.fixture(scope="module")

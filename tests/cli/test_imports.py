@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from gpt2lab.report.facts import commands, model_facts
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
 from gpt2lab.training.config import saved_model
+from ranks import FORKED, launch, needs_fork
 
 Output = Callable[..., str]
 BEGIN = "from gpt2lab.model.masks import MASKS, Mask, causal\n"
@@ -173,36 +175,57 @@ def test_hugging_face_cannot_hold_it(run: Path, tmp_path: Path, refused: Output)
     )
 
 
-def fresh(*words: object, home: Path, ranks: int = 0, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command in a new process, or under torchrun, without a terminal."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    start = torchrun if ranks else [sys.executable, "-m"]
-    command = [*start, "gpt2lab", *map(str, words)]
+def fresh(*words: object, home: Path, torchrun: tuple[str, ...] = ()) -> str:
+    """Run a command in a new process, or under torchrun, without a terminal; return what it printed."""
+    start = [sys.executable, "-m", *torchrun, "gpt2lab", *map(str, words)]
     environment = {**os.environ, "GPT2LAB_HOME": str(home)}
-    return subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=check
-    )
+    return subprocess.check_output(start, env=environment, stdin=subprocess.DEVNULL, text=True)
 
 
-def test_a_new_process_samples_as_the_old_one_did(run: Path, home: Path, tmp_path: Path, output: Output) -> None:
+def test_a_new_process_samples_as_the_old_one_did(run: Path, home: Path, output: Output) -> None:
     words = ("sample", run, "--greedy", "--max-new-tokens", 40)
-    assert fresh(*words, home=home).stdout == output(*words)
-    said = fresh(*words, home=tmp_path / "stranger", check=False)
-    assert (said.returncode, said.stdout, said.stderr.count("\n")) == (2, "", 1)
-    assert f"allow it with: gpt2lab trust {run}" in said.stderr
+    assert fresh(*words, home=home) == output(*words)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo")
-def test_every_rank_imports_the_file_to_start_and_to_resume(train: list[str], home: Path, tmp_path: Path) -> None:
+def succeed(*words: object) -> None:
+    """Run a command on a rank."""
+    assert main([str(word) for word in words]) == 0
+
+
+@needs_fork
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.fault)])
+def test_every_rank_imports_the_file_to_start_and_to_resume(
+    train: list[str], home: Path, tmp_path: Path, torchrun: bool
+) -> None:
     file, run = written(tmp_path / "my_masks.py", EVERY_SECOND), tmp_path / "run"
-    fresh(*train, *OWN, "--micro-batch=2", "--import", file, "--out", run, home=home, ranks=2)
+    words = (*train, *OWN, "--micro-batch=2", "--import", file, "--out", run)
+    if torchrun:
+        fresh(*words, home=home, torchrun=("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"))
+    else:
+        assert launch(2, succeed, *words) == ["", ""]
     file.unlink()
-    fresh("train", "--out", run, "--resume", "--steps", 22, home=home, ranks=2)
+    assert launch(2, succeed, "train", "--out", run, "--resume", "--steps", 22) == ["", ""]
     assert Run(run).metrics()[-1]["step"] == 22
 
 
+def set_environment(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the process of each run of a comparison; `tests/compare` starts real ones."""
+    environment = dict(os.environ)
+
+    def pool(workers: int, context: object) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, FORKED, initializer=set_environment, initargs=(environment,))
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", pool)
+
+
+@pytest.mark.usefixtures("forked_runs")
 def test_a_comparison_trains_both_and_knows_them_later(
-    train: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Output, refused: Output
+    train: list[str], tmp_path: Path, output: Output, refused: Output
 ) -> None:
     file, out = written(tmp_path / "my_masks.py", EVERY_SECOND), tmp_path / "out"
     arms = ["--arm", "causal:", "--arm", "dilated: model.mask=dilated model.window=4"]

@@ -12,6 +12,11 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "quickstart.ipynb"
 SHORT = "documents, steps, comparison_steps = 150, 2, 2"
 
 
+@pytest.fixture
+def without_curves() -> None:
+    """Nothing is left out: the notebook shows them."""
+
+
 def test_notebook_runs_and_shows_its_curve_map_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
     monkeypatch.setattr(display, "display", shown.append)

@@ -14,8 +14,6 @@ from gpt2lab.files import sha256_of
 from gpt2lab.report.facts import commands, training_facts
 from gpt2lab.runs import Run
 
-pytestmark = pytest.mark.usefixtures("without_curves")
-
 
 def weights(run: Path) -> dict[str, str]:
     return {path.parent.name: sha256_of(path) for path in run.glob("checkpoints/step_????????/model.safetensors")}
