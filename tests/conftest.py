@@ -18,6 +18,8 @@ hypothesis.settings.load_profile("no deadline")
 
 # The models here are so small that threads of several processes would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A pool of compilers takes longer to start than these models to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 DATA = Path(os.environ.get("GPT2LAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

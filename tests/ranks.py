@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -30,6 +31,12 @@ FORKED: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" els
 """Processes that begin with torch imported."""
 FORKED.set_forkserver_preload(["gpt2lab.cli.train", "gpt2lab.training.session", "pytest", *PRELOAD])
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server that has torch")
+
+
+def begin(environment: dict[str, str]) -> None:
+    """Begin as a forked process: with the environment of the test; what was imported is no garbage to look through."""
+    os.environ.update(environment)
+    gc.freeze()
 
 
 @contextmanager
@@ -125,5 +132,6 @@ def run_under_agent(folder: Path, work: Callable[..., Any], *arguments: Any, res
 
 
 def _quick(work: Callable[..., Any], *arguments: Any) -> None:
+    gc.freeze()
     with quickly():
         work(*arguments)

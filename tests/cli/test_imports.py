@@ -30,7 +30,7 @@ from gpt2lab.report.facts import commands, model_facts
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
 from gpt2lab.training.config import saved_model
-from ranks import FORKED, launch, needs_fork
+from ranks import FORKED, begin, launch, needs_fork
 
 Output = Callable[..., str]
 BEGIN = "from gpt2lab.model.masks import MASKS, Mask, causal\n"
@@ -208,17 +208,13 @@ def test_every_rank_imports_the_file_to_start_and_to_resume(
     assert Run(run).metrics()[-1]["step"] == 22
 
 
-def set_environment(environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-
-
 @pytest.fixture
 def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the process of each run of a comparison; `tests/compare` starts real ones."""
     environment = dict(os.environ)
 
     def pool(workers: int, context: object) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, FORKED, initializer=set_environment, initargs=(environment,))
+        return ProcessPoolExecutor(workers, FORKED, initializer=begin, initargs=(environment,))
 
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", pool)
 

@@ -241,7 +241,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
 def test_killed_comparison_repeats_no_finished_run(data: Path, tmp_path: Path) -> None:
     script = "import sys; from gpt2lab.cli.main import main; sys.exit(main())"
     small = ["--model.n-embd", "16", "--model.n-ctx", "16", "--batch-tokens", "64", "--log-every", "5"]
-    length = ["--steps", "1500", "--eval-every", "500", "--seeds", "1"]
+    length = ["--steps", "600", "--eval-every", "300", "--seeds", "1"]
     where = ["--data", str(data), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", script, "compare", "--vary", "model.n_head=1,2", *where, *small, *length]
     environment = {**os.environ, "PYTHONPATH": str(Path(gpt2lab.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -255,7 +255,7 @@ def test_killed_comparison_repeats_no_finished_run(data: Path, tmp_path: Path) -
     before = rows_of(second)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert contents(first, "*.csv") == finished
-    assert [row["step"] for row in Run(second).metrics()] == [float(n) for n in range(5, 1501, 5)]
+    assert [row["step"] for row in Run(second).metrics()] == [float(n) for n in range(5, 601, 5)]
     assert "resumed" in (second / "train.log").read_text(encoding="utf-8") and before < rows_of(second)
     found = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert [run["status"] for run in found["runs"]] == ["finished", "finished"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from gpt2lab.files import bytes_below
 from gpt2lab.hub import Unreachable
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from loopback_hub import Hub
+from ranks import FORKED, begin, needs_fork
 
 FILES = 6
 ARGUMENTS: dict[str, Any] = {"val_fraction": 0.1, "test_fraction": 0.1, "shard_tokens": 20_000}
@@ -255,45 +255,59 @@ def test_a_stop_after_the_manifest_leaves_a_folder_that_the_same_command_tidies(
     assert files_below(out) == unbroken and not (out / "preparing").exists()
 
 
-def start(out: Path, tok: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "import sys; from gpt2lab.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+def prepare_by_command(environment: dict[str, str], out: Path, tok: Path) -> None:
+    """Be the process of ``gpt2lab data prepare``."""
+    begin(environment)
     options = ["--tokenizer", str(tok), "--out", str(out), "--val-fraction", "0.1", "--test-fraction", "0.1"]
+    sys.exit(main(["data", "prepare", "hub:o/n", *options]))
+
+
+def start(out: Path, tok: Path, rank: int = 0, world: int = 1) -> Any:
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    return subprocess.Popen([*command, "data", "prepare", "hub:o/n", *options], env=environment)
+    process = FORKED.Process(target=prepare_by_command, args=(environment, out, tok))
+    process.start()
+    return process
+
+
+def exit_code(process: Any) -> int:
+    process.join(120)
+    return process.exitcode
 
 
 @pytest.mark.fault
+@needs_fork
 def test_preparing_killed_at_random_moments_gives_the_same_files(
     hub: Hub, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     tokenizer.save(tmp_path / "tok")
     out = tmp_path / "out"
+    assert exit_code(start(tmp_path / "warm", tmp_path / "tok")) == 0  # the first starts the server
     began = time.monotonic()
-    assert start(tmp_path / "unbroken", tmp_path / "tok").wait() == 0
+    assert exit_code(start(tmp_path / "unbroken", tmp_path / "tok")) == 0
     whole = time.monotonic() - began
     kills = 0
     for attempt in range(40):
         process = start(out, tmp_path / "tok")
-        try:
-            process.wait(timeout=whole * (0.6 + 0.02 * attempt))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process.join(whole * (0.3 + 0.02 * attempt))
+        if process.is_alive():
+            process.kill()
+            process.join()
             kills += 1
         if (out / "manifest.json").exists():
             break
     assert kills > 0
-    if (out / "preparing").exists():  # killed after the manifest, before the journal went
-        assert start(out, tmp_path / "tok").wait() == 0
+    if not (out / "manifest.json").exists() or (out / "preparing").exists():  # or killed before the journal went
+        assert exit_code(start(out, tmp_path / "tok")) == 0
     assert files_below(out) == files_below(tmp_path / "unbroken")
 
 
 @pytest.mark.fault
+@needs_fork
 def test_ranks_at_the_same_time_make_the_files_of_one(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path / "tok")
-    assert start(tmp_path / "unbroken", tmp_path / "tok").wait() == 0
+    assert exit_code(start(tmp_path / "unbroken", tmp_path / "tok")) == 0
     ranks = [start(tmp_path / "out", tmp_path / "tok", rank, 3) for rank in range(3)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
+    assert [exit_code(rank) for rank in ranks] == [0, 0, 0]
     assert files_below(tmp_path / "out") == files_below(tmp_path / "unbroken")
 
 

@@ -28,7 +28,7 @@ from gpt2lab.training.distributed import Interrupted
 from gpt2lab.training.loop import Hooks, StepReport, Trainer
 from gpt2lab.training.session import train
 from gpt2lab.training.setup import Data, Setup, resolve
-from ranks import FORKED, quickly
+from ranks import FORKED, begin, quickly
 
 CLOCKS = ("tokens_per_s", "mfu", "peak_memory_mb", "seconds")
 """Columns of metrics.csv that depend on the machine's mood."""
@@ -71,7 +71,7 @@ class Alone:
 def _train_alone(
     environment: dict[str, str], config: TrainConfig, threads: int, largest_file: int | None, tell: Connection
 ) -> None:
-    os.environ |= environment
+    begin(environment)
     if largest_file is not None:
         import resource
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch._inductor.config
 from support import PLAIN, Alone, assert_same_run, column, go_on, hidden, saved_steps, small, train
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -68,10 +67,7 @@ def test_killed_at_twenty_random_moments(start: Start, data: Path, tmp_path: Pat
 
 @pytest.mark.fault
 @needs_compiler
-def test_compiled_with_two_threads_and_killed_in_several_processes(
-    start: Start, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers takes longer to start
+def test_compiled_with_two_threads_and_killed_in_several_processes(start: Start, data: Path, tmp_path: Path) -> None:
     model = GPTConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=16, dropout=0.1)
     options = {"model": model, "compile": "on", "batch_tokens": 512, "micro_batch": 16, "steps": 60, "eval_every": 50}
     unbroken, config = (small(data, tmp_path / name, **options) for name in ("unbroken", "run"))
@@ -248,20 +244,13 @@ def test_a_row_that_cannot_be_written_ends_a_run_under_torchrun_with_one_line(da
     assert (ended.exit_code, "Traceback" in ended.errors) == (2, False)
 
 
-def compile_without_pool(each: TrainConfig) -> None:
-    """Train with one compiler in the process: a pool of them takes longer to start."""
-    with torch._inductor.config.patch(compile_threads=1):
-        train(each)
-
-
 @pytest.mark.fault
 @needs_compiler
 def test_compiled_on_two_ranks_losses_are_those_of_one_process(data: Path, tmp_path: Path) -> None:
     model, optim = dataclasses.replace(PLAIN, n_layer=2), OptimConfig(lr=1e-2, warmup_steps=2)
     options = {"model": model, "optim": optim, "steps": 8, "micro_batch": 2, "log_every": 1, "eval_every": 4}
     works = [
-        partial(compile_without_pool, small(data, tmp_path / mode, parallel=mode, compile="on", **options))
-        for mode in ("ddp", "fsdp")
+        partial(train, small(data, tmp_path / mode, parallel=mode, compile="on", **options)) for mode in ("ddp", "fsdp")
     ]
     assert launch_each(2, works) == [["", ""]] * 2
     alone = train(small(data, tmp_path / "alone", **options))
