@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
-from gpt2lab.training import checkpoint, loop
+from gpt2lab.training import checkpoint, distributed, loop
 from gpt2lab.training import setup as setting_up
 from gpt2lab.training.checkpoint import load_model, optimizer_state
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
@@ -36,7 +36,7 @@ from gpt2lab.training.distributed import MODES, fail_on_all_ranks, process_group
 from gpt2lab.training.loop import Hooks
 from gpt2lab.training.optim import make_optimizer
 from gpt2lab.training.setup import resolve
-from ranks import launch, launch_each, needs_fork, this_rank
+from ranks import FORKED, launch, launch_each, needs_fork, this_rank
 
 pytestmark = needs_fork
 
@@ -231,25 +231,24 @@ def test_a_failure_on_one_rank_ends_all(data: Path, other_data: Path, tmp_path: 
         assert what in NOT_STARTED or not list((tmp_path / what / "checkpoints").glob(".*"))
 
 
-STAYS = """
-import sys, time
-import torch.distributed as dist
-from gpt2lab.training import distributed
-distributed.POLL_SECONDS = distributed.GRACE_SECONDS = 0.1
-with distributed.fail_on_all_ranks(dist.FileStore(sys.argv[1]), 1):
-    print("started", flush=True)
-    time.sleep(100)
-"""
+def stay(store: Path, tell: Connection) -> None:
+    """Be a rank that notices nothing."""
+    distributed.POLL_SECONDS = distributed.GRACE_SECONDS = 0.1
+    with fail_on_all_ranks(FileStore(str(store)), 1):
+        tell.send("started")
+        time.sleep(100)
 
 
 @pytest.mark.fault
 def test_a_rank_that_notices_nothing_is_ended(tmp_path: Path) -> None:
-    store = FileStore(str(tmp_path / "store"))
-    with subprocess.Popen([sys.executable, "-c", STAYS, str(tmp_path / "store")], stdout=subprocess.PIPE) as rank:
-        assert rank.stdout is not None and rank.stdout.readline() == b"started\n"
-        with pytest.raises(Defect), fail_on_all_ranks(store, 0):
-            raise Defect
-        assert rank.wait(60) == 2
+    told, tell = FORKED.Pipe(duplex=False)
+    rank = FORKED.Process(target=stay, args=(tmp_path / "store", tell))
+    rank.start()
+    assert told.recv() == "started"
+    with pytest.raises(Defect), fail_on_all_ranks(FileStore(str(tmp_path / "store")), 0):
+        raise Defect
+    rank.join(60)
+    assert rank.exitcode == 2
 
 
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=16, dropout=0.0)
