@@ -170,8 +170,8 @@ def test_lm_evaluation_harness_finds_it_too(run: Path, tmp_path: Path, output: O
 def test_hugging_face_cannot_hold_it(run: Path, tmp_path: Path, refused: Output) -> None:
     said = refused("export-hf", run, tmp_path / "hf")
     assert said == (
-        "gpt2lab: Hugging Face's GPT-2 cannot hold this model: it has mask dilated, window 4; only GPT-2's own options "
-        "export\n"
+        "gpt2lab: no architecture of Hugging Face has all parts of this model: the nearest is GPT2LMHeadModel, but the "
+        "model has mask dilated, window 4; what can be exported has mask causal, window none\n"
     )
 
 
