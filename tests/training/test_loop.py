@@ -288,6 +288,8 @@ def test_validation_with_0_tokens_uses_all_of_them(data: Path, tmp_path: Path) -
 class Reads:
     """A stream of tokens that remembers where it was read."""
 
+    masked = False
+
     def __init__(self, length: int) -> None:
         self.name = "memory"
         self.tokens = np.random.default_rng(0).integers(0, 257, length).astype(np.uint16)

@@ -56,7 +56,8 @@ def test_to_json_and_back(length: dict[str, Any]) -> None:
     assert_survives_json(TrainConfig(init=Path("run"), model=GPTConfig(dropout=0.0), **length))
     for kind, values in ((TrainConfig, EVERY), (OptimConfig, OPTIM), (GPTConfig, MODEL)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-        free = {"init", "steps", "epochs", "max_tokens", "warmup_tokens", "import_sha256", "parallel_blocks"}
+        free = {"init", "steps", "epochs", "max_tokens", "warmup_tokens"}
+        free |= {"import_sha256", "parallel_blocks", "mup_base_width"}
         assert defaults.keys() - values.keys() <= free
         assert all(value != defaults[name] for name, value in values.items()), kind
 

@@ -107,11 +107,13 @@ class GPTConfig:
     """Weight of log(Z)^2 in the training loss, Z the sum of exp(logits), as in PaLM (1e-4 there)."""
     embedding_norm: bool = False
     """Normalize the embeddings before the first block, as in BLOOM."""
+    mup_base_width: int | None = None
+    """muP: scale initialization, logits and AdamW's rates with n_embd / this width; see docs/optimizers.md."""
     import_sha256: str | None = None
     """SHA-256 of the imported file that defines the mask; --import sets it."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner"):
+        for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "mup_base_width"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
         for name, choices in _CHOICES.items():
@@ -125,6 +127,11 @@ class GPTConfig:
             raise InputError(
                 f"parallel_blocks with norm_placement {self.norm_placement}: a parallel block has one norm, before its "
                 "branches; take norm_placement pre"
+            )
+        if self.mup_base_width is not None and self.n_inner is not None:
+            raise InputError(
+                f"mup_base_width {self.mup_base_width} with n_inner {self.n_inner}: muP scales every hidden width with "
+                "n_embd; leave out n_inner"
             )
         self._check_heads()
         self._check_positions()
@@ -218,6 +225,11 @@ class GPTConfig:
         make = function_of(self.mask, self.import_sha256)
         options = tuple((name, getattr(self, name)) for name in options_of(make))
         return make_mask(self.mask, make, self.n_ctx, self.n_head, options)
+
+    @property
+    def mup_scale(self) -> float:
+        """The width as a multiple m of muP's base width; 1 without muP."""
+        return self.n_embd / (self.mup_base_width or self.n_embd)
 
     @property
     def kv_heads(self) -> int:

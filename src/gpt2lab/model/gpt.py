@@ -162,6 +162,8 @@ class GPT(nn.Module):
         self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
+        if config.mup_base_width is not None:  # muP: logits / m
+            self.ln_f.register_forward_hook(self._divide_by_mup_scale)
         self._initialize()
 
     def forward(
@@ -320,18 +322,23 @@ class GPT(nn.Module):
         """Set weights to N(0, 0.02) and biases to 0 (Radford et al. 2018, section 4.1).
 
         Projections that end a residual branch are scaled by 1/sqrt(2 n_layer), since nothing keeps the stream from
-        growing with depth (Radford et al. 2019, section 2.3), except where norms follow: post and sandwich.
+        growing with depth (Radford et al. 2019, section 2.3), except where norms follow: post and sandwich. With muP,
+        the deviation of the blocks' matrices is divided by sqrt(m) (Yang et al. 2022, table 8).
         """
         depth = 2 * self.config.n_layer if self.config.norm_placement == "pre" else 1
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith("c_proj.weight"):
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(depth))
+                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(depth * self.config.mup_scale))
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=INIT_STD)
+                width = self.config.mup_scale if name.startswith("h.") else 1.0
+                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(width))
         for embedding in {self.wte.weight, self.head_weight}:
             embedding[self.config.vocab_size :] = 0.0
+
+    def _divide_by_mup_scale(self, norm: nn.Module, inputs: tuple[Any, ...], x: torch.Tensor) -> torch.Tensor:
+        return x / self.config.mup_scale
 
     def _attention_pattern(
         self,

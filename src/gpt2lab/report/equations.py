@@ -172,6 +172,9 @@ def _output(model: Mapping[str, Any], cite: Mapping[str, str]) -> str:
         head, words = "W^U", "The output head, a matrix of its own,"
     last = "x_t^L" if _placement(model) == "post" else "N(x_t^L)"
     logits, words = f"{last} {head}", f"{words} scores each of the $V$ tokens as the next one."
+    if (base := model.get("mup_base_width")) is not None:
+        words += f" The scores are divided by $m = C / {setting(base)}$, as muP requires (Yang et al. 2022)."
+        logits = rf"\frac{{1}}{{m}} {logits}"
     if (softcap := model.get("logit_softcap")) is not None:
         words += f" The scores are bounded by $c = {setting(softcap)}$ (Gemma Team 2024)."
         logits = rf"c\, \tanh\left(\frac{{{logits}}}{{c}}\right)"

@@ -75,6 +75,8 @@ REFERENCES = {
     "logit_softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
     "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
     "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
+    "mup_base_width": "Yang et al. 2022, Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter "
+    "Transfer (muP).",
     "texts": "Holtzman, Buys, Du, Forbes & Choi 2020, The Curious Case of Neural Text Degeneration.",
     "self_bleu": "Zhu et al. 2018, Texygen: A Benchmarking Platform for Text Generation Models (self-BLEU).",
     "distinct": "Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models (distinct-n).",
@@ -247,6 +249,7 @@ _MODEL = {
     "logit_softcap": ("Bound of the logits", "c"),
     "z_loss": ("Weight of the loss on log Z", ""),
     "embedding_norm": ("Embeddings are normalized", ""),
+    "mup_base_width": ("Base width of muP", ""),
 }
 _SIZES = {"n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "bias", "dropout", "kernel", "rope_base"}
 _GPT2 = {name: value for name, value in dataclasses.asdict(GPTConfig()).items() if name not in _SIZES}

@@ -6,6 +6,17 @@ appendix B).
 
 Muon (Jordan et al. 2024) treats the matrix of a hidden layer as one object: it replaces the momentum of its gradient by
 the nearest orthogonal matrix, so that every direction moves equally far. Embeddings, biases and norms stay with AdamW.
+
+muP (Yang et al. 2022, Tensor Programs V, table 8) scales a model with its width so that the best learning rate stays
+the same. For a model m times as wide as the base (`GPTConfig.mup_scale`):
+
+    matrices of the blocks                 standard deviation / sqrt(m)     AdamW's rate / m, its weight decay x m
+    embeddings, head, biases, norms        as for the base                  as for the base
+    logits                                 / m
+
+So a matrix of the blocks, whose updates add up over m times as many inputs, moves its outputs as far as in the base.
+The paper also divides the scores of attention by D instead of sqrt(D), for heads whose width D grows; give wider models
+more heads of the same width.
 """
 
 from __future__ import annotations
@@ -17,6 +28,7 @@ from typing import Any, cast, overload
 import torch
 from torch import nn
 
+from gpt2lab.model.gpt import GPT
 from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.distributed import full_tensor, local_shard
 
@@ -87,7 +99,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig, dtype: torch.dtype = t
     """Return the configured optimizer for a model; Muon's products run in ``dtype``, its state is always fp32."""
     if config.name == "muon":
         return MuonWithAdamW(model, config, dtype)
-    return adamw(list(model.parameters()), config)
+    optimizer = adamw(list(model.parameters()), config)
+    scale = model.config.mup_scale if isinstance(model, GPT) else 1.0
+    if scale != 1.0:
+        hidden = {p for name, p in model.named_parameters() if name.startswith("h.")}
+        matrices = optimizer.param_groups[0]
+        inside = [p for p in matrices["params"] if p in hidden]
+        matrices["params"] = [p for p in matrices["params"] if p not in hidden]
+        scaled = {"lr": config.lr / scale, "lr_scale": 1 / scale, "weight_decay": config.weight_decay * scale}
+        optimizer.add_param_group({"params": inside} | scaled)
+    return optimizer
 
 
 def adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:

@@ -140,6 +140,11 @@ def resolve(
         where = dataclasses.replace(where, precision_reason=why_precision)
     recipe = asked.recipe()
     model, batch_tokens = _with_vocabulary(recipe.model, asked.preset, dataset), recipe.batch_tokens
+    if recipe.optim.name == "muon" and model.mup_base_width is not None:
+        raise InputError(
+            f"optim.name muon with model.mup_base_width {model.mup_base_width}: muP's rates are for adamw; take adamw, "
+            "or leave out the base width"
+        )
     seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
     steps = total_steps(asked, batch_tokens, seq_len, dataset.manifest)
     if asked.profiled is not None and asked.profiled[-1] > steps:
