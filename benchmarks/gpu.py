@@ -178,7 +178,7 @@ def windows(bench: Bench) -> list[dict[str, Any]]:
         ]
     for kernel, what, mask in cases:
         config = GPTConfig(n_ctx=T, dropout=0.0, kernel=kernel, **mask)  # type: ignore[arg-type]
-        pattern = AttentionPattern(config.attention_mask, 1, 12, places, places)
+        pattern = AttentionPattern(config.masks[0], 1, 12, places, places)
         bias = pattern.bias(kernel, torch.bfloat16, training=True)
 
         def step(bias: Any = bias) -> None:

@@ -107,7 +107,7 @@ def written(path: Path, source: str) -> Path:
 
 def allowed(model: GPTConfig, T: int = 12) -> torch.Tensor:
     q, k = torch.arange(T)[:, None], torch.arange(T)
-    return model.attention_mask.allows(torch.tensor(0), torch.tensor(0), q, k)
+    return model.masks[0].allows(torch.tensor(0), torch.tensor(0), q, k)
 
 
 def dilated(step: int, window: int, T: int = 12) -> torch.Tensor:
@@ -272,7 +272,7 @@ def test_runs_of_two_versions_of_a_file_keep_their_own_masks(
     models = [load_model(Run(path))[0] for path in (finished, tmp_path / "run")]
     for model, step in zip(models, (2, 3), strict=True):
         assert torch.equal(allowed(model.config), dilated(step, 4))
-        assert model.config.attention_mask is model.mask
+        assert model.config.masks[0] is model.masks[0]
     output("report", finished, tmp_path / "run", "--out", tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(f"model.mask=dilated ({sha256[:8]})" in html for sha256 in FILES)
@@ -498,7 +498,7 @@ def test_a_mask_of_the_process_alone_is_warned_of_and_can_be_given_its_file_late
     assert "known to this process only" in output(*train, *OWN, "--out", run)
     new_process()
     with pytest.raises(InputError, match="unknown mask"):
-        _ = pickle.loads(pickled).attention_mask
+        _ = pickle.loads(pickled).masks[0]
     assert "give its file to gpt2lab train --import FILE (with --resume" in refused(*SAMPLE, run)
     output("train", "--out", run, "--resume", "--steps", 22, "--import", file)
     new_process()

@@ -130,7 +130,7 @@ def tokens_of(rows: int = B) -> torch.Tensor:
 
 def allowed_by(config: GPTConfig) -> torch.Tensor:
     """What the predicate says, asked pair by pair: (T, T)."""
-    mask, zero = config.attention_mask, torch.tensor(0)
+    mask, zero = config.masks[0], torch.tensor(0)
     pairs = [[bool(mask.allows(zero, zero, torch.tensor(q), torch.tensor(k))) for k in range(T)] for q in range(T)]
     return torch.tensor(pairs)
 
@@ -205,7 +205,7 @@ def test_cached_equals_uncached(variant: dict[str, Any]) -> None:
 def test_a_mask_asked_for_all_pairs_at_once_says_the_same(name: str) -> None:
     config = GPTConfig(1, H, 16, T, V, mask=name, **MASKS[name])
     places = torch.arange(T)
-    whole = dense(config.attention_mask, B, H, places, places).expand(B, H, T, T)
+    whole = dense(config.masks[0], B, H, places, places).expand(B, H, T, T)
     assert torch.equal(whole, allowed_by(config).expand(B, H, T, T))
 
 

@@ -75,7 +75,7 @@ def require_causal_mask(config: GPTConfig) -> None:
     The losses of a text add up to -ln p(text) only if no token sees what it predicts. Otherwise training drives the
     loss towards zero, and it measures nothing.
     """
-    if config.attention_mask.looks_ahead:
+    if config.looks_ahead:
         raise InputError(
             f"mask {config.mask} lets tokens attend to later ones, so the model does not assign probabilities to text; "
             "use a model with a causal mask"

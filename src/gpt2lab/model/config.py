@@ -80,7 +80,8 @@ class GPTConfig:
     n_kv_head: int | None = None
     """Key and value heads, each shared by n_head / n_kv_head query heads: None is n_head, 1 is multi-query."""
     mask: str = "causal"
-    """Who may attend to whom: causal, window, global, strided, prefix, bidirectional, or one that --import adds."""
+    """Who may attend to whom: causal, window, global, strided, prefix, bidirectional, or one that --import adds.
+    Layers take several, separated by commas, in turn: window,window,causal."""
     window: int | None = None
     """Positions that a query attends to, including its own, for masks window and global; the stride of strided."""
     prefix: int | None = None
@@ -192,39 +193,60 @@ class GPTConfig:
             )
 
     def _check_mask(self) -> None:
+        names = self.mask_names
+        own = [name for name in names if name not in BUILT_IN]
         sha256 = self.import_sha256
-        if self.mask in BUILT_IN or sha256 is None or self.mask not in IMPORTED.get(sha256, [self.mask]):
-            object.__setattr__(self, "import_sha256", origin_of(self.mask))  # that of another mask does not count
-        takes = options_of(function_of(self.mask, self.import_sha256))
-        if strange := ", ".join(set(takes) - set(MASK_OPTIONS)):
-            raise InputError(f"mask {self.mask} takes {strange}; its options can be {' and '.join(MASK_OPTIONS)}")
+        if not own or sha256 is None or not IMPORTED.get(sha256, dict.fromkeys(own)).keys() >= set(own):
+            origins = {origin_of(name): name for name in own or names}
+            if len(origins) > 1:
+                raise InputError(f"masks {' and '.join(origins.values())} are from different files; define them in one")
+            object.__setattr__(self, "import_sha256", next(iter(origins)))  # that of another mask does not count
+        takes = {option: name for name in names for option in options_of(function_of(name, self.import_sha256))}
+        for option, name in takes.items():
+            if option not in MASK_OPTIONS:
+                raise InputError(f"mask {name} takes {option}; its options can be {' and '.join(MASK_OPTIONS)}")
         for name in MASK_OPTIONS:
             value = getattr(self, name)
             if value is None and name in takes:
-                raise InputError(f"mask {self.mask} needs {name}: give it, from 1 to the context of {self.n_ctx}")
+                raise InputError(f"mask {takes[name]} needs {name}: give it, from 1 to the context of {self.n_ctx}")
             if value is not None and name not in takes:
                 fitting = [mask for mask, make in MASKS.items() if name in options_of(make)]
                 raise InputError(f"{name} is {value}, but mask {self.mask} has none; take mask {' or '.join(fitting)}")
             within = f"between 1 and the context of {self.n_ctx}"
             require(value is None or 1 <= value <= self.n_ctx, name, value, within)
+        if len(names) > self.n_layer:
+            raise InputError(f"mask {self.mask} is for {len(names)} layers, and n_layer is {self.n_layer}; name fewer")
         if self.kernel == "flex" and self.dropout > 0.0:
             raise InputError(f"kernel flex cannot drop attention weights; set dropout 0 (it is {self.dropout})")
-        if self.kernel == "banded" and not self.attention_mask.is_bandable:
+        if self.kernel == "banded" and not all(mask.is_bandable for mask in self.masks):
             raise InputError(
                 f"kernel banded needs a causal mask of limited reach, and mask {self.mask} has none; "
                 "take mask window or global, or kernel auto"
             )
 
     @property
-    def attention_mask(self) -> Mask:
-        """The mask that ``mask`` and its options name.
+    def mask_names(self) -> list[str]:
+        """The names in ``mask``."""
+        return [name.strip() for name in self.mask.split(",")]
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The mask of each layer.
 
         Raises:
-            InputError: It is one of your own and is not what it says, or is not known in this process.
+            InputError: One is one of your own and is not what it says, or is not known in this process.
         """
-        make = function_of(self.mask, self.import_sha256)
-        options = tuple((name, getattr(self, name)) for name in options_of(make))
-        return make_mask(self.mask, make, self.n_ctx, self.n_head, options)
+        found = []
+        for name in self.mask_names:
+            make = function_of(name, self.import_sha256)
+            options = tuple((option, getattr(self, option)) for option in options_of(make))
+            found.append(make_mask(name, make, self.n_ctx, self.n_head, options))
+        return tuple(found[layer % len(found)] for layer in range(self.n_layer))
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a layer lets queries attend to later keys."""
+        return any(mask.looks_ahead for mask in self.masks)
 
     @property
     def mup_scale(self) -> float:
@@ -279,7 +301,7 @@ class GPTConfig:
 
         Those that the model needs, not those that an implementation repeats, as in Chowdhery et al. 2022 (PaLM,
         appendix B): 6 per parameter that takes part in a matrix product (2 forward, 4 backward), and for attention's
-        two products over the whole context 12 * n_layer * n_embd * T. Lookups in the embeddings cost nothing; the tied
+        two products over the whole context 12 * n_embd * T in each layer. Lookups in the embeddings cost nothing; the
         head does. As there, a causal mask counts as the whole context; a window of W counts as min(T, W), and a mask
         without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in
         attention. Over the peak rate this is model FLOPs utilization (MFU).
@@ -288,16 +310,16 @@ class GPTConfig:
         matrices = 3 if self.is_gated else 2
         block = c_attn + self.n_embd**2 + matrices * self.n_embd * self.inner  # attn.c_proj, the feed-forward
         products = self.n_layer * block + self.vocab_size * self.n_embd
-        keys = self.attention_mask.keys_per_query(T)
-        return 6.0 * products + 12.0 * self.n_layer * self.n_embd * keys
+        keys = sum(mask.keys_per_query(T) for mask in self.masks)
+        return 6.0 * products + 12.0 * self.n_embd * keys
 
     def cache_bytes(self, T: int, dtype: torch.dtype) -> int:
         """Return the bytes of keys and values that T tokens of a row keep in the cache (T = 1: the bytes of a token).
 
         Grouped heads store n_kv_head; a mask of limited reach keeps no more than it reaches.
         """
-        kept = min(T, self.attention_mask.keys_per_query(self.n_ctx))
-        return 2 * self.n_layer * self.kv_heads * self.head_dim * kept * dtype.itemsize
+        kept = sum(min(T, mask.keys_per_query(self.n_ctx)) for mask in self.masks)
+        return 2 * self.kv_heads * self.head_dim * kept * dtype.itemsize
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:

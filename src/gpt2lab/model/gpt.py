@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,7 +152,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config, self.mask = config, config.attention_mask
+        self.config, self.masks = config, config.masks
         self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
@@ -207,7 +207,7 @@ class GPT(nn.Module):
         if targets is None:
             return GPTOutput(self.head(x), None)
         if self.training:
-            warn_of_leaks(self.mask if mask is None else mask)
+            warn_of_leaks(self.masks if mask is None else mask)
         config, z_loss = self.config, self.config.z_loss if self.training else 0.0
         output = x.flatten(0, 1), self.head_weight, targets.flatten()
         loss = fused_loss(*output, config.vocab_size, config.logit_softcap, z_loss)
@@ -226,13 +226,15 @@ class GPT(nn.Module):
         The other arguments are those of `forward`. With a cache, each row is one document with its own positions.
         """
         check_inputs(self.config, tokens, mask, cache, documents, positions)
-        pattern = self._attention_pattern(tokens, mask, cache, documents, positions)
+        patterns = self._attention_patterns(tokens, mask, cache, documents, positions)
+        pattern = patterns[self.masks[0]]
         x = self.embed(tokens, 0 if cache is None else cache.length, pattern.positions)
-        bias = pattern.bias(self.config.kernel, x.dtype, torch.is_grad_enabled() and x.requires_grad)
+        training = torch.is_grad_enabled() and x.requires_grad
+        biases = {mask: pattern.bias(self.config.kernel, x.dtype, training) for mask, pattern in patterns.items()}
         rotations = pattern.rotations(self.config, x.dtype)
         caches = [None] * len(self.h) if cache is None else cache.layers
-        for block, rotation, layer_cache in zip(self.h, rotations, caches, strict=True):
-            x = block(x, bias, rotation, layer_cache)
+        for block, mask_of_layer, rotation, layer_cache in zip(self.h, self.masks, rotations, caches, strict=True):
+            x = block(x, biases[mask_of_layer], rotation, layer_cache)
         if cache is not None:
             cache.end(tokens.shape[1])
         return self.ln_f(x).to(x.dtype)  # CUDA's autocast makes it fp32, which the head would take on
@@ -340,23 +342,28 @@ class GPT(nn.Module):
     def _divide_by_mup_scale(self, norm: nn.Module, inputs: tuple[Any, ...], x: torch.Tensor) -> torch.Tensor:
         return x / self.config.mup_scale
 
-    def _attention_pattern(
+    def _attention_patterns(
         self,
         tokens: torch.Tensor,
         mask: torch.Tensor | None,
         cache: KVCache | None,
         documents: torch.Tensor | None,
         positions: torch.Tensor | None,
-    ) -> AttentionPattern:
+    ) -> dict[Mask, AttentionPattern]:
+        """Return who may attend to whom in the layers of each mask."""
         (B, T), H, padding = tokens.shape, self.config.n_head, None
-        queries = keys = _from(0 if cache is None else cache.length, tokens)
+        queries = _from(0 if cache is None else cache.length, tokens)
         score_bias = alibi(H, positions, tokens.device) if self.config.position == "alibi" else None
-        if cache is not None:
-            keys, padding = cache.begin(T), cache.padding
-            if padding is not None:
-                positions = (queries - padding[:, None]).clamp(min=0)  # (B, T)
-        who = self.mask if mask is None else mask
-        return AttentionPattern(who, B, H, queries, keys, documents, positions, padding, score_bias)
+        keys = dict.fromkeys(self.masks, queries) if cache is None else cache.begin(T)
+        if cache is not None and cache.padding is not None:
+            padding = cache.padding
+            positions = (queries - padding[:, None]).clamp(min=0)  # (B, T)
+        return {
+            own: AttentionPattern(
+                own if mask is None else mask, B, H, queries, read, documents, positions, padding, score_bias
+            )
+            for own, read in keys.items()
+        }
 
 
 def _from(start: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -442,9 +449,10 @@ def as_documents(attention_mask: torch.Tensor, documents: torch.Tensor | None, t
     return attention_mask.long()
 
 
-def warn_of_leaks(mask: Mask | torch.Tensor) -> None:
-    """Warn if a mask lets a token attend to the one that it is to predict."""
-    if mask.looks_ahead if isinstance(mask, Mask) else bool(mask.triu(1).any()):
+def warn_of_leaks(mask: Sequence[Mask] | torch.Tensor) -> None:
+    """Warn if the masks of the layers, or the tensor in their place, let a token attend to the one it is to predict."""
+    leaks = mask.triu(1) if isinstance(mask, torch.Tensor) else torch.tensor([own.looks_ahead for own in mask])
+    if bool(leaks.any()):
         warnings.warn(
             "the mask lets tokens attend to later ones, which they are to predict: the loss leaks and says nothing "
             "about the model",

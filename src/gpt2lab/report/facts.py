@@ -285,10 +285,11 @@ def _kernel(data: RunData, asked: str) -> str:
         model, dtype = GPTConfig(**data.options("model")), DTYPES[config["precision"]]
         T = config.get("seq_len") or model.n_ctx
         device = torch.device(config["device"])
-        kernel, why = choose_kernel(model.attention_mask, device, dtype, T, T, training=True)
+        chosen = (choose_kernel(mask, device, dtype, T, T, training=True) for mask in dict.fromkeys(model.masks))
+        kernels = ", ".join(f"{kernel} (auto: {why})" for kernel, why in dict.fromkeys(chosen))
     except (InputError, KeyError, TypeError, RuntimeError):
         return asked
-    return f"{kernel} (auto: {why})" if asked == "auto" else asked
+    return kernels if asked == "auto" else asked
 
 
 _POSITION = {

@@ -47,6 +47,7 @@ from gpt2lab.model.banded import cut
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
+from gpt2lab.model.masks import Mask
 from gpt2lab.runtime import DTYPES
 
 FP32 = 4
@@ -131,12 +132,15 @@ def estimate(shape: Shape) -> Memory:
     # dtype of the products: the embedding, and two blocks, since the next one is prefetched.
     gradients = FP32 * (total if shape.micro_steps > 1 else shard)
     gathered = 0 if shape.shards == 1 else shape.size * (embedding + 2 * block)
-    one = block_activations(shape)
+    attention = {mask: _attention(shape, mask) for mask in model.masks}
+    blocks_keep = {mask: block_activations(shape, mask) for mask in attention}
+    one = max(blocks_keep.values())
     width = shape.rows * model.n_embd
-    activations = (
-        width * (2 * shape.size + shape.mask_size) + _attention(shape).shared
-    )  # embeddings' dropout, last norm
-    activations += model.n_layer * (width * shape.size if shape.activation_checkpointing else one)
+    angles = shape.T * model.rotary_dim * shape.size if model.position == "rope" else 0
+    activations = width * (2 * shape.size + shape.mask_size) + angles  # embeddings' dropout, last norm
+    activations += sum(found.shared for found in attention.values())
+    kept = (width * shape.size if shape.activation_checkpointing else blocks_keep[mask] for mask in model.masks)
+    activations += sum(kept)
     if shape.shards == 1 and shape.size < FP32:
         activations += shape.size * matrices  # autocast's copies of the weights
     head = FP32 * embedding
@@ -144,7 +148,8 @@ def estimate(shape: Shape) -> Memory:
     others = FP32 * (sum(blocks.values()) - block) // shape.shards  # gradients by the time of the first block
     recomputed = one if shape.activation_checkpointing else 0
     # The backward pass of a block reaches the feed-forward layer first, and has freed it when it reaches attention.
-    backward = max(shape.rows * model.inner * shape.size, _attention(shape).backward - _feed_forward(shape))
+    attention_backward = max(found.backward for found in attention.values())
+    backward = max(shape.rows * model.inner * shape.size, attention_backward - _feed_forward(shape))
     phases = (
         earlier + activations + head + _loss(shape, embedding),
         earlier + activations + 2 * head,
@@ -158,9 +163,9 @@ def estimate(shape: Shape) -> Memory:
     return Memory(weights, gradients, optimizer, activations, peak)
 
 
-def block_activations(shape: Shape) -> int:
+def block_activations(shape: Shape, mask: Mask) -> int:
     """Return the bytes that a block keeps for its backward pass: inputs of norms, products, activations and dropout."""
-    attention = _branch(shape) + _attention(shape).kept + shape.rows * shape.model.n_embd * shape.size
+    attention = _branch(shape) + _attention(shape, mask).kept + shape.rows * shape.model.n_embd * shape.size
     shared = _norm(shape) + shape.rows * shape.model.n_embd * shape.size if shape.model.parallel_blocks else 0
     return attention + _feed_forward(shape) - shared
 
@@ -194,24 +199,23 @@ class _Attention:
     backward: int
     """Allocated on top by the backward pass, at its peak."""
     shared: int
-    """Of the mask or ALiBi's biases and of rope's angles: one copy for all blocks."""
+    """Of the mask or ALiBi's biases: one copy for all blocks."""
 
 
-def _attention(shape: Shape) -> _Attention:
+def _attention(shape: Shape, who: Mask) -> _Attention:
     """Return what the kernel holds that is asked for, or that ``auto`` takes."""
     model, T, dtype = shape.model, shape.T, DTYPES[shape.precision]
     kernel = model.kernel
     if kernel == "auto":
-        kernel, _ = choose_kernel(model.attention_mask, torch.device(shape.device), dtype, T, T, training=True)
-    angles = T * model.rotary_dim * shape.size if model.position == "rope" else 0
+        kernel, _ = choose_kernel(who, torch.device(shape.device), dtype, T, T, training=True)
     if kernel == "banded":
-        return _banded(shape, angles)
+        return _banded(shape, who)
     biases = model.n_head * T * T if model.position == "alibi" else 0
     if kernel in ("matmul", "reference"):
         mask = (biases or T * T) * shape.size if kernel == "matmul" else FP32 * biases or T * T
-        return _products(shape, kernel, angles + mask)
-    mask = 0 if biases or model.attention_mask.is_causal else T * T
-    shared = angles + (0 if kernel == "flex" else biases * shape.size + mask)  # flex has a mask of blocks
+        return _products(shape, kernel, mask)
+    mask = 0 if biases or who.is_causal else T * T
+    shared = 0 if kernel == "flex" else biases * shape.size + mask  # flex has a mask of blocks
     if shape.device == "cpu" and model.dropout:
         return _products(shape, kernel, shared)  # the fused CPU kernel has no dropout
     return _fused(shape, shared, 0 if kernel == "flex" else mask)
@@ -249,23 +253,21 @@ def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
     return _Attention(others + weights * kept, weights * (3 * softmax + mask - kept), shared)
 
 
-def _banded(shape: Shape, shared: int) -> _Attention:
+def _banded(shape: Shape, mask: Mask) -> _Attention:
     """Count q, k, v and dropout's mask; in the backward pass, the gradients of q, k, v and the output, and one band.
 
     A band holds its weights, their gradient, and the gradient of the scores at once; with dropout also the dropped
     weights, and the gradient times the mask before and after scaling.
     """
     model, size = shape.model, shape.size
-    bands = [
-        (end - start) * (leading + end - first) for start, end, leading, first in cut(model.attention_mask, shape.T)
-    ]
+    bands = [(end - start) * (leading + end - first) for start, end, leading, first in cut(mask, shape.T)]
     weights = shape.B * model.n_head
     heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
     copied = heads - model.kv_heads * model.head_dim if model.qk_norm else 0
     kept = shape.rows * (heads + copied) * size + _qk_norm(shape) + (weights * sum(bands) if model.dropout else 0)
     work = (5 if model.dropout else 3) * weights * max(bands) * size
     biases = sum(bands) * (model.n_head if model.position == "alibi" else 1)
-    return _Attention(kept, shape.rows * (heads + model.n_embd) * size + work, shared + biases * size)
+    return _Attention(kept, shape.rows * (heads + model.n_embd) * size + work, biases * size)
 
 
 def _qk_norm(shape: Shape) -> int:

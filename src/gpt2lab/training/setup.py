@@ -214,17 +214,19 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
     kernel, why = model.kernel, "asked for"
     if kernel == "flex" and where.device.type == "cpu":
         raise InputError("model.kernel flex has no gradient on a CPU; train there with auto, sdpa, matmul or banded")
-    if kernel == "auto":
-        kernel, why = choose_kernel(model.attention_mask, where.device, where.dtype, T, T, training=True)
-    notes = (f"attention kernel {kernel} under mask {model.mask}: {why}",)
-    if model.import_sha256 is not None:
-        notes += (f"mask {model.mask}: {FILES[model.import_sha256].path}, SHA-256 {model.import_sha256}",)
-    elif model.mask not in BUILT_IN:
-        notes += (f"warning: mask {model.mask} is known to this process only; define it in a file for --import",)
-    if not model.attention_mask.looks_ahead:
-        return notes
-    leak = f"warning: mask {model.mask} lets tokens read what they are to predict; the loss leaks and says nothing"
-    return (*notes, leak)
+    notes: tuple[str, ...] = ()
+    for name, mask in dict(zip(model.mask_names, model.masks, strict=False)).items():
+        if model.kernel == "auto":
+            kernel, why = choose_kernel(mask, where.device, where.dtype, T, T, training=True)
+        notes += (f"attention kernel {kernel} under mask {name}: {why}",)
+        if name not in BUILT_IN:
+            file = FILES.get(model.import_sha256 or "")
+            unknown = f"warning: mask {name} is known to this process only; define it in a file for --import"
+            notes += (f"mask {name}: {file.path}, SHA-256 {model.import_sha256}" if file else unknown,)
+        if mask.looks_ahead:
+            leak = "lets tokens read what they are to predict; the loss leaks and says nothing"
+            notes += (f"warning: mask {name} {leak}",)
+    return notes
 
 
 def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset) -> Setup:
