@@ -13,7 +13,7 @@ from random_models import random_ids, random_model
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.gpt import GPT, attention_weights
 from gpt2lab.model.layers import ACTIVATIONS
 
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 24, "n_ctx": 16, "vocab_size": 61}
@@ -23,6 +23,9 @@ OPTIONS: dict[str, list[Any]] = {
     "norm_eps": [1e-5, 0.1],
     "norm_affine": [True, False],
     "qk_norm": [False, True],
+    "attention_softcap": [None, 1.0],
+    "attention_sinks": [False, True],
+    "attention_gate": [False, True],
     "activation": list(ACTIVATIONS),
     "parallel_blocks": [False, True],
     "tied_head": [True, False],
@@ -87,9 +90,18 @@ def by_hand(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
             if c.qk_norm:
                 q, k = norm(f"{h}.attn.q_norm", q), norm(f"{h}.attn.k_norm", k)
             scores = q @ k.transpose(1, 2) / math.sqrt(D)
+            if c.attention_softcap:
+                scores = c.attention_softcap * torch.tanh(scores / c.attention_softcap)
             later = torch.ones_like(scores).triu(1).bool()
-            out.append(scores.masked_fill(later, -math.inf).softmax(-1) @ v)
-        return linear(f"{h}.attn.c_proj", torch.cat(out, dim=-1))
+            raised = scores.exp().masked_fill(later, 0.0)
+            total = raised.sum(-1, keepdim=True)
+            if c.attention_sinks:
+                total = total + weights[f"{h}.attn.sinks"][head].exp()
+            out.append(raised / total @ v)
+        y = torch.cat(out, dim=-1)
+        if c.attention_gate:
+            y = y / (1 + torch.exp(-linear(f"{h}.attn.gate.c_gate", x)))
+        return linear(f"{h}.attn.c_proj", y)
 
     def feed_forward(h: str, x: torch.Tensor) -> torch.Tensor:
         x = linear(f"{h}.mlp.c_fc", x)
@@ -154,6 +166,19 @@ def test_a_variant_caches_learns_and_counts_its_parameters(options: dict[str, An
     assert model.n_params == sum(p.numel() for p in model.parameters()) - padding
 
 
+@pytest.mark.parametrize("options", [{"attention_softcap": 1.0}, {"attention_sinks": True}, {"n_kv_head": 2}], ids=str)
+@pytest.mark.parametrize("mask", [{}, {"mask": "window", "window": 3}, {"position": "alibi"}], ids=str)
+def test_changed_scores_are_the_same_with_both_plain_kernels(options: dict[str, Any], mask: dict[str, Any]) -> None:
+    both = [random_model(SHAPE | options | mask | {"kernel": kernel}) for kernel in ("reference", "matmul")]
+    tokens, gradients = random_ids(61, 2, 9), []
+    for model in both:
+        loss = model(tokens, tokens, documents=torch.arange(9).expand(2, 9) // 5).loss
+        gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert attention_weights(both[0], tokens).sum(-1).amax() < 1.0 + 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{"norm": "rmsnorm", "qk_norm": True}, {"norm_placement": "sandwich"}], ids=str)
 def test_the_stream_keeps_autocasts_dtype(options: dict[str, Any], dtype: torch.dtype) -> None:
@@ -181,6 +206,12 @@ def test_a_gated_layer_has_as_many_parameters_as_an_ordinary_one() -> None:
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be above 0"),
         ({"logit_softcap": 0.0}, "logit_softcap is 0.0; it must be above 0"),
         ({"z_loss": -1.0}, "z_loss is -1.0; it must be at least 0"),
+        ({"attention_softcap": -1.0}, "attention_softcap is -1.0; it must be above 0"),
+        (
+            {"attention_sinks": True, "kernel": "sdpa"},
+            "attention_sinks with kernel sdpa, which does not hold",
+        ),
+        ({"attention_softcap": 50.0, "kernel": "banded"}, "attention_softcap with kernel banded, .* take auto, matmul"),
         ({"parallel_blocks": True, "norm_placement": "post"}, "parallel_blocks with norm_placement post: .* take"),
     ],
 )

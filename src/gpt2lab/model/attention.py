@@ -33,6 +33,7 @@ from gpt2lab.model.banded import BLOCK, Band, banded, fold_bias, make_bands
 from gpt2lab.model.cache import LayerCache
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.layers import make_norm
+from gpt2lab.model.loss import soft_capped
 from gpt2lab.model.masks import Mask, additive, as_mask, causal_tensor, dense, document, on_pairs, without_empty_rows
 from gpt2lab.model.positions import Rotation, ScoreBias, make_rotate, rotations
 from gpt2lab.runtime import key_compiled_code
@@ -40,21 +41,52 @@ from gpt2lab.runtime import key_compiled_code
 # Kernels --------------------------------------------------------------------------------------------------------------
 
 
+class Scores(NamedTuple):
+    """What a layer does to its scores before the softmax; only `PLAIN` kernels can."""
+
+    softcap: float | None = None
+    """Scores become c tanh(score / c), before the mask is added (Gemma Team 2024, section 2)."""
+    sinks: torch.Tensor | None = None
+    """(H,): one more score for each query, whose value is 0, so that a head may attend to nothing (gpt-oss, 2025)."""
+
+    def softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the weights of scores (B, H, T, S)."""
+        if self.sinks is None:
+            return F.softmax(scores, dim=-1)
+        sinks = self.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        return F.softmax(torch.cat((scores, sinks), dim=-1), dim=-1)[..., :-1]
+
+
+UNCHANGED = Scores()
+"""GPT-2's."""
+
+
 def reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    by: Scores = UNCHANGED,
 ) -> torch.Tensor:
     """The equation as it is written, with the softmax in fp32. The mask is boolean, or M itself; None is causal."""
     T, S, G = q.shape[-2], k.shape[-2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # (B, H, S, D)
     scores = (q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)).float()  # (B, H, T, S); scaled first for fp16's range
+    scores = soft_capped(scores, by.softcap)
     allowed = causal_tensor(T, S, q.device) if mask is None else mask
     boolean = allowed.dtype == torch.bool
-    weights = F.softmax(scores.masked_fill(~allowed, -math.inf) if boolean else scores + allowed, dim=-1)
+    weights = by.softmax(scores.masked_fill(~allowed, -math.inf) if boolean else scores + allowed)
     return F.dropout(weights, dropout).to(v.dtype) @ v  # (B, H, T, D)
 
 
 def matmul(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    by: Scores = UNCHANGED,
 ) -> torch.Tensor:
     """The equation in the inputs' dtype; the mask M is added inside the first product.
 
@@ -63,9 +95,13 @@ def matmul(
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     mask = additive(causal_tensor(T, S, q.device), q.dtype) if mask is None else mask
     q, k, v = q.reshape(B * K, -1, D), k.reshape(B * K, S, D), v.reshape(B * K, S, D)  # a group's queries in one list
-    scores = torch.baddbmm(fold_bias(mask, B, K, H // K), q, k.transpose(-2, -1), alpha=1.0 / math.sqrt(D))
-    weights = F.dropout(F.softmax(scores, dim=-1), dropout)  # (B * K, G * T, S)
-    return torch.bmm(weights, v).view(B, H, T, D)
+    bias, keys, scale = fold_bias(mask, B, K, H // K), k.transpose(-2, -1), 1.0 / math.sqrt(D)
+    if by.softcap is None:
+        scores = torch.baddbmm(bias, q, keys, alpha=scale)  # (B * K, G * T, S)
+    else:
+        scores = soft_capped(torch.bmm(q * scale, keys), by.softcap) + bias
+    weights = by.softmax(scores.view(B, H, T, S)).reshape(scores.shape)
+    return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, D)
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
@@ -99,6 +135,8 @@ KERNELS: dict[str, Callable[..., torch.Tensor]] = {
     "banded": _disable_dynamo(banded),
     "flex": flex,
 }
+PLAIN = ("reference", "matmul")
+"""Kernels that hold the scores, and so can change them."""
 
 # Which kernel, and the mask in its form -------------------------------------------------------------------------------
 
@@ -109,13 +147,21 @@ MATMUL_TO = 512
 
 
 def choose_kernel(
-    mask: Mask | torch.Tensor, device: torch.device, dtype: torch.dtype, T: int, S: int, training: bool
+    mask: Mask | torch.Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    T: int,
+    S: int,
+    training: bool,
+    changes_scores: bool = False,
 ) -> tuple[str, str]:
     """Return the fastest kernel for T queries over S keys, as measured by benchmarks/attention.py, and the reason.
 
     If a mask reaches back over a small part of the sequence, skipping masked keys wins. SDPA wins wherever it has a
     fast backward pass; on a CPU in bf16 it has none, so short training sequences use plain products.
     """
+    if changes_scores:
+        return "matmul", "attention changes its scores, which faster kernels do not hold"
     if isinstance(mask, Mask) and mask.is_bandable and T == S:
         keys = mask.keys_per_query(S)
         if BANDED_FROM * (keys + BLOCK) <= S:
@@ -143,9 +189,17 @@ CAUSAL = AttentionBias()
 """The causal mask, with SDPA."""
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: AttentionBias, dropout: float) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: AttentionBias,
+    dropout: float,
+    scores: Scores = UNCHANGED,
+) -> torch.Tensor:
     """Run the kernel; a query that may attend to nothing gives zeros, never NaN, and its gradient is finite."""
-    out = KERNELS[bias.kernel](q, k, v, bias.mask, dropout)
+    by = (scores,) if bias.kernel in PLAIN else ()
+    out = KERNELS[bias.kernel](q, k, v, bias.mask, dropout, *by)
     return out if bias.empty is None else out.masked_fill(bias.empty, 0.0)
 
 
@@ -173,6 +227,8 @@ class AttentionPattern:
     """Empty positions before each row's first token, (B,): nothing attends to them."""
     score_bias: ScoreBias | None = None
     """Added to the scores by positions in the row."""
+    changes_scores: bool = False
+    """Whether the layers change their scores (`Scores`)."""
 
     def allowed(self) -> Mask | torch.Tensor:
         """Return everything above as one mask, or as a boolean tensor that broadcasts to (B, H, T, S)."""
@@ -210,7 +266,7 @@ class AttentionPattern:
         """
         mask, device, T, S = self.allowed(), self.queries.device, len(self.queries), len(self.keys)
         if kernel == "auto":
-            kernel, _ = choose_kernel(mask, device, dtype, T, S, training)
+            kernel, _ = choose_kernel(mask, device, dtype, T, S, training, self.changes_scores)
         if T == S > 1 and kernel == "banded":
             if isinstance(mask, torch.Tensor) or not mask.is_bandable:
                 raise InputError(
@@ -270,6 +326,23 @@ def _moved(mask: Mask, position: Callable[[torch.Tensor, torch.Tensor], torch.Te
 # The layer ------------------------------------------------------------------------------------------------------------
 
 
+class OutputGate(nn.Module):
+    """The output of the heads times sigmoid(x W), number by number (Qiu et al. 2025, section 2)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_gate = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Gate y (B, T, C), the heads side by side, by the layer's input x (B, T, C)."""
+        return y * torch.sigmoid(self.c_gate(x))
+
+
+def ungated(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the output of the heads as it is, as in GPT-2."""
+    return y
+
+
 class CausalSelfAttention(nn.Module):
     """Self-attention with GPT-2's two projections, ``c_attn`` (to q, then k, then v) and ``c_proj``.
 
@@ -286,6 +359,9 @@ class CausalSelfAttention(nn.Module):
         self.q_norm, self.k_norm = (
             make_norm(config, self.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
         )
+        self.softcap = config.attention_softcap
+        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+        self.gate = OutputGate(config) if config.attention_gate else ungated
 
     def forward(
         self,
@@ -299,8 +375,13 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D)
-        y = attend(q, k, v, bias, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        y = attend(q, k, v, bias, self.dropout if self.training else 0.0, self.scores)  # (B, H, T, D)
+        return self.c_proj(self.gate(y.transpose(1, 2).reshape(B, T, C), x))
+
+    @property
+    def scores(self) -> Scores:
+        """What the layer does to its scores."""
+        return Scores(self.softcap, self.sinks)
 
     def project(self, x: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), rotated to their positions."""

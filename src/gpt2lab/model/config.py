@@ -96,6 +96,12 @@ class GPTConfig:
     """Train a weight in each norm, and with bias a bias in each layernorm."""
     qk_norm: bool = False
     """Normalize each head's queries and keys before they are rotated and multiplied."""
+    attention_softcap: float | None = None
+    """Squash attention scores to c * tanh(score / c) for this c, as in Gemma 2 (50 there); None leaves them."""
+    attention_sinks: bool = False
+    """Train a score for each head that queries may give their weight to in place of a key, as in gpt-oss."""
+    attention_gate: bool = False
+    """Multiply the output of attention by a sigmoid of its input's projection, as in Qwen3-Next."""
     activation: Activation = "gelu_tanh"
     """Of the feed-forward layer; glu, geglu and swiglu are gated."""
     parallel_blocks: bool = False
@@ -122,8 +128,14 @@ class GPTConfig:
         require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "at least 0 and below 1")
         require(0.0 < self.norm_eps < 1.0, "norm_eps", self.norm_eps, "above 0 (usual: 1e-5 or 1e-6) and below 1")
         require(0.0 <= self.z_loss < math.inf, "z_loss", self.z_loss, "at least 0 (usual: 1e-4) and finite")
-        softcap, usual = self.logit_softcap, "above 0 (usual: 15 to 30) and finite, or none"
-        require(softcap is None or 0.0 < softcap < math.inf, "logit_softcap", softcap, usual)
+        for name in ("logit_softcap", "attention_softcap"):
+            softcap, usual = getattr(self, name), "above 0 (usual: 15 to 50) and finite, or none"
+            require(softcap is None or 0.0 < softcap < math.inf, name, softcap, usual)
+        if self.changes_scores and self.kernel not in ("auto", "reference", "matmul"):
+            changed = "attention_sinks" if self.attention_sinks else "attention_softcap"
+            raise InputError(
+                f"{changed} with kernel {self.kernel}, which does not hold the scores; take auto, matmul or reference"
+            )
         if self.parallel_blocks and self.norm_placement != "pre":
             raise InputError(
                 f"parallel_blocks with norm_placement {self.norm_placement}: a parallel block has one norm, before its "
@@ -287,6 +299,11 @@ class GPTConfig:
         return self.activation in GATED
 
     @property
+    def changes_scores(self) -> bool:
+        """Whether attention changes its scores before the softmax, which only kernels that hold them can do."""
+        return self.attention_sinks or self.attention_softcap is not None
+
+    @property
     def padded_vocab(self) -> int:
         """Rows of the token embedding: vocab_size rounded up to a multiple of 64."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -308,7 +325,8 @@ class GPTConfig:
         """
         c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
         matrices = 3 if self.is_gated else 2
-        block = c_attn + self.n_embd**2 + matrices * self.n_embd * self.inner  # attn.c_proj, the feed-forward
+        squares = 2 if self.attention_gate else 1  # attn.c_proj, and the gate
+        block = c_attn + squares * self.n_embd**2 + matrices * self.n_embd * self.inner
         products = self.n_layer * block + self.vocab_size * self.n_embd
         keys = sum(mask.keys_per_query(T) for mask in self.masks)
         return 6.0 * products + 12.0 * self.n_embd * keys

@@ -352,6 +352,7 @@ class GPT(nn.Module):
     ) -> dict[Mask, AttentionPattern]:
         """Return who may attend to whom in the layers of each mask."""
         (B, T), H, padding = tokens.shape, self.config.n_head, None
+        changes = self.config.changes_scores
         queries = _from(0 if cache is None else cache.length, tokens)
         score_bias = alibi(H, positions, tokens.device) if self.config.position == "alibi" else None
         keys = dict.fromkeys(self.masks, queries) if cache is None else cache.begin(T)
@@ -360,7 +361,7 @@ class GPT(nn.Module):
             positions = (queries - padding[:, None]).clamp(min=0)  # (B, T)
         return {
             own: AttentionPattern(
-                own if mask is None else mask, B, H, queries, read, documents, positions, padding, score_bias
+                own if mask is None else mask, B, H, queries, read, documents, positions, padding, score_bias, changes
             )
             for own, read in keys.items()
         }
@@ -494,7 +495,7 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
         x, bias, rotation = args[:3]
         q, k, _ = module.project(x, rotation)
         values = torch.eye(x.shape[1], device=x.device).expand(*k.shape[:3], -1)  # (B, K, T, T)
-        weights = reference(q, k, values, bias.mask, 0.0)  # (B, H, T, T)
+        weights = reference(q, k, values, bias.mask, 0.0, module.scores)  # (B, H, T, T)
         found.append(weights if bias.empty is None else weights.masked_fill(bias.empty, 0.0))
 
     for module in plain.modules():

@@ -285,7 +285,8 @@ def _kernel(data: RunData, asked: str) -> str:
         model, dtype = GPTConfig(**data.options("model")), DTYPES[config["precision"]]
         T = config.get("seq_len") or model.n_ctx
         device = torch.device(config["device"])
-        chosen = (choose_kernel(mask, device, dtype, T, T, training=True) for mask in dict.fromkeys(model.masks))
+        asking = device, dtype, T, T, True, model.changes_scores
+        chosen = (choose_kernel(mask, *asking) for mask in dict.fromkeys(model.masks))
         kernels = ", ".join(f"{kernel} (auto: {why})" for kernel, why in dict.fromkeys(chosen))
     except (InputError, KeyError, TypeError, RuntimeError):
         return asked

@@ -165,7 +165,8 @@ def estimate(shape: Shape) -> Memory:
 
 def block_activations(shape: Shape, mask: Mask) -> int:
     """Return the bytes that a block keeps for its backward pass: inputs of norms, products, activations and dropout."""
-    attention = _branch(shape) + _attention(shape, mask).kept + shape.rows * shape.model.n_embd * shape.size
+    width = shape.rows * shape.model.n_embd * shape.size
+    attention = _branch(shape) + _attention(shape, mask).kept + (3 if shape.model.attention_gate else 1) * width
     shared = _norm(shape) + shape.rows * shape.model.n_embd * shape.size if shape.model.parallel_blocks else 0
     return attention + _feed_forward(shape) - shared
 
@@ -207,7 +208,7 @@ def _attention(shape: Shape, who: Mask) -> _Attention:
     model, T, dtype = shape.model, shape.T, DTYPES[shape.precision]
     kernel = model.kernel
     if kernel == "auto":
-        kernel, _ = choose_kernel(who, torch.device(shape.device), dtype, T, T, training=True)
+        kernel, _ = choose_kernel(who, torch.device(shape.device), dtype, T, T, True, model.changes_scores)
     if kernel == "banded":
         return _banded(shape, who)
     biases = model.n_head * T * T if model.position == "alibi" else 0
@@ -249,6 +250,7 @@ def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
     groups = model.kv_heads if kernel == "matmul" else model.n_head  # the others repeat keys and values
     heads = shape.rows * (model.n_head + 2 * groups) * model.head_dim
     c_attn = shape.rows * (model.n_head + 2 * model.kv_heads) * model.head_dim * size if model.qk_norm else 0
+    kept += 0 if model.attention_softcap is None else softmax  # tanh
     others = heads * product + c_attn + _qk_norm(shape)
     return _Attention(others + weights * kept, weights * (3 * softmax + mask - kept), shared)
 

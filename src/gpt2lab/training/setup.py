@@ -217,7 +217,7 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     for name, mask in dict(zip(model.mask_names, model.masks, strict=False)).items():
         if model.kernel == "auto":
-            kernel, why = choose_kernel(mask, where.device, where.dtype, T, T, training=True)
+            kernel, why = choose_kernel(mask, where.device, where.dtype, T, T, True, model.changes_scores)
         notes += (f"attention kernel {kernel} under mask {name}: {why}",)
         if name not in BUILT_IN:
             file = FILES.get(model.import_sha256 or "")
