@@ -72,7 +72,11 @@ REFERENCES = {
     "gated": "Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks; Shazeer 2020, GLU Variants "
     "Improve Transformer.",
     "parallel_blocks": "Wang & Komatsuzaki 2021, GPT-J-6B: A 6 Billion Parameter Autoregressive Language Model.",
-    "logit_softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
+    "attention_sinks": "OpenAI 2025, gpt-oss-120b & gpt-oss-20b Model Card; Xiao et al. 2023, Efficient Streaming "
+    "Language Models with Attention Sinks.",
+    "attention_gate": "Qiu et al. 2025, Gated Attention for Large Language Models: Non-linearity, Sparsity, and "
+    "Attention-Sink-Free.",
+    "softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
     "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
     "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
     "mup_base_width": "Yang et al. 2022, Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter "
@@ -89,16 +93,21 @@ ALWAYS = ("gpt2", "bpe", "attention", "layer_norm", "gelu", "tied", "schedule", 
 CITE = {name: f"[{n}]" for n, name in enumerate(ALWAYS, start=1)}
 
 
+_PARTS = ("nope_every", "qk_norm", "parallel_blocks", "attention_sinks", "attention_gate", "z_loss", "embedding_norm")
+"""Options that are off in GPT-2, and have a reference."""
+
+
 def references(runs: Sequence[RunData], comparison: bool) -> dict[str, str]:
     """Return the references of a report on runs by name, in the order of their numbers."""
     used = {*ALWAYS, *(("recall", "student") if comparison else ())}
     for data in runs:
         model = data.options("model")
-        mask = model.get("mask")
-        used |= {str(model.get("position", "learned")), "window" if mask == "global" else str(mask)}
+        masks = str(model.get("mask")).replace("global", "window").split(",")
+        used |= {str(model.get("position", "learned")), *(mask.strip() for mask in masks)}
         used |= {str(model.get(name)) for name in ("norm", "norm_placement", "activation")}
         used |= {"gated"} if model.get("activation") in GATED else set()
-        used |= {name for name in model if model[name]}  # qk_norm, z_loss and other parts that are off in GPT-2
+        used |= {"softcap"} if model.get("logit_softcap") or model.get("attention_softcap") else set()
+        used |= {name for name in _PARTS if model.get(name)}
         if model.get("position") == "rope":
             used |= {str(model.get("rope_scaling"))} & _SCALING.keys()
             used |= {"none"} if model.get("nope_every") else set()
@@ -243,6 +252,9 @@ _MODEL = {
     "norm_eps": ("Epsilon of the norms", "ε"),
     "norm_affine": ("Norms have weights", ""),
     "qk_norm": ("Queries and keys are normalized", ""),
+    "attention_softcap": ("Bound of the attention scores", "c"),
+    "attention_sinks": ("Heads have attention sinks", ""),
+    "attention_gate": ("Attention has an output gate", ""),
     "activation": ("Activation", ""),
     "parallel_blocks": ("Branches are parallel", ""),
     "tied_head": ("The embedding is the output head", ""),
