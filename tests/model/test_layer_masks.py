@@ -16,7 +16,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.masks import dense
 
-SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 16, "n_ctx": 24, "vocab_size": 61}
+SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 16, "n_ctx": 24, "vocab_size": 61, "dropout": 0.0}
 PATTERNS: dict[str, dict[str, Any]] = {
     "window,causal": {"window": 4},
     "causal, window": {"window": 4},
@@ -110,4 +110,4 @@ def test_a_pattern_learns_with_documents_and_survives_its_configuration() -> Non
 )
 def test_patterns_that_make_no_sense_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        GPTConfig(**(SHAPE | {"dropout": 0.0} | options))
+        GPTConfig(**(SHAPE | options))
