@@ -1,4 +1,4 @@
-"""One specification over every attention that the configuration allows: (position, key heads, mask, kernel).
+"""One specification over every attention that the configuration allows: (position, key heads, mask, kernel, part).
 
 The full product takes too long. `all_pairs` samples it by a covering array of strength 2 (Cohen et al. 1997): every
 value of an option meets every value of every other that fits, in at least one variant. ALiBi is tested with every mask
@@ -47,15 +47,26 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "rope-yarn": YARN | {"rope_pairing": "interleaved"},
     "rope-nope": {"nope_every": 2},
 }
+PARTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sinks": {"attention_sinks": True},
+    "softcap": {"attention_softcap": 1.0},
+    "gate": {"attention_gate": True},
+    "qk_norm": {"qk_norm": True},
+    "rmsnorm": {"norm": "rmsnorm", "qk_norm": True, "norm_placement": "sandwich"},
+}
 CHOICES: dict[str, list[Any]] = {
     "position": list(POSITIONS),
     "n_kv_head": [4, 2, 1],
     "mask": list(MASKS),
     "kernel": ["reference", "matmul", "sdpa", "flex", "banded"],
+    "part": list(PARTS),
 }
 
 
 def fits(variant: dict[str, Any]) -> bool:
+    if variant.get("part") in ("sinks", "softcap") and variant.get("kernel", "matmul") not in ("reference", "matmul"):
+        return False
     if variant.get("kernel") == "flex":  # it is slow here, and sees positions but as q and k, and ALiBi's biases
         return variant.get("position", "rope") in ("rope", "alibi")
     return variant.get("kernel") != "banded" or variant.get("mask", "window") in BANDED
@@ -84,7 +95,7 @@ def all_pairs(choices: dict[str, list[Any]], fits: Callable[[dict[str, Any]], bo
 
 
 ALIBI = [
-    {"position": "alibi", "n_kv_head": 2, "mask": mask, "kernel": kernel}
+    {"position": "alibi", "n_kv_head": 2, "mask": mask, "kernel": kernel, "part": "plain"}
     for mask, kernel in itertools.product(MASKS, CHOICES["kernel"])
     if kernel != "flex"
 ]
@@ -93,7 +104,7 @@ VARIANTS += [variant for variant in ALIBI if fits(variant) and variant not in VA
 
 
 def of_every(variants: list[dict[str, Any]]) -> pytest.MarkDecorator:
-    names = ["{position}-{n_kv_head}-{mask}-{kernel}".format(**variant) for variant in variants]
+    names = ["{position}-{n_kv_head}-{mask}-{kernel}-{part}".format(**variant) for variant in variants]
     return pytest.mark.parametrize("variant", variants, ids=names)
 
 
@@ -115,7 +126,8 @@ def model_of(variant: dict[str, Any], n_layer: int = 2) -> GPT:
 @cache
 def _model_of(n_layer: int, **variant: Any) -> GPT:
     torch.manual_seed(0)
-    options = variant | {"position": variant["position"].partition("-")[0]}
+    options = {name: value for name, value in variant.items() if name != "part"}
+    options |= {"position": variant["position"].partition("-")[0], **PARTS[variant["part"]]}
     options |= POSITIONS[variant["position"]] | MASKS[variant["mask"]]
     model = GPT(GPTConfig(n_layer, H, 16, T, V, dropout=0.0, **options))
     with torch.no_grad():

@@ -117,6 +117,17 @@ def test_parameters_are_those_of_the_model_unmade(preset: str) -> None:
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * total, 4 * total, 8 * total)
 
 
+def test_a_gpu_keeps_the_softmax_of_plain_products_in_fp32_and_gathers_both_embeddings() -> None:
+    plain = GPTConfig.preset("gpt2", dropout=0.0, kernel="matmul")
+    on_cpu, on_gpu = (estimate(Shape(plain, 1024, 8, "bf16", device)).activations for device in ("cpu", "cuda"))
+    weights, norms = 12 * 8 * 12 * 1024**2, 12 * 2 * 8 * 1024 * 768  # numbers; autocast also keeps norms in fp32
+    assert on_gpu - on_cpu == pytest.approx(weights * 4 + norms * 2, rel=0.01)
+    tied, untied = (GPTConfig.preset("gpt2-xl", tied_head=head) for head in (True, False))
+    peaks = [estimate(Shape(config, 1024, 1, shards=8)) for config in (tied, untied)]
+    state = [memory.weights + memory.optimizer for memory in peaks]
+    assert peaks[1].peak - peaks[0].peak >= state[1] - state[0] + 2 * tied.padded_vocab * tied.n_embd
+
+
 def test_sharded_over_ranks_each_holds_a_part_of_the_state() -> None:
     whole = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1))
     share = estimate(Shape(PRESETS["gpt2-xl"], 1024, 1, shards=8))

@@ -136,7 +136,7 @@ KERNELS: dict[str, Callable[..., torch.Tensor]] = {
     "flex": flex,
 }
 PLAIN = ("reference", "matmul")
-"""Kernels that hold the scores, and so can change them."""
+"""Kernels that can change the scores."""
 
 # Which kernel, and the mask in its form -------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ def choose_kernel(
     fast backward pass; on a CPU in bf16 it has none, so short training sequences use plain products.
     """
     if changes_scores:
-        return "matmul", "attention changes its scores, which faster kernels do not hold"
+        return "matmul", "the only fast kernel that has sinks and soft-capped scores"
     if isinstance(mask, Mask) and mask.is_bandable and T == S:
         keys = mask.keys_per_query(S)
         if BANDED_FROM * (keys + BLOCK) <= S:

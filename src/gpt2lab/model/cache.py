@@ -125,7 +125,8 @@ class KVCache:
         self.layers: list[LayerCache] = []
         for slots in map(self._slots.__getitem__, masks):
             shape = (2, batch, config.kv_heads, len(slots.positions), config.head_dim)
-            self.layers.append(LayerCache(*torch.empty(shape, device=device, dtype=dtype), slots))
+            keys, values = torch.empty(shape, device=device, dtype=dtype)
+            self.layers.append(LayerCache(keys, values, slots))
         self.nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
         """Bytes of keys and values."""
 

@@ -133,9 +133,7 @@ class GPTConfig:
             require(softcap is None or 0.0 < softcap < math.inf, name, softcap, usual)
         if self.changes_scores and self.kernel not in ("auto", "reference", "matmul"):
             changed = "attention_sinks" if self.attention_sinks else "attention_softcap"
-            raise InputError(
-                f"{changed} with kernel {self.kernel}, which does not hold the scores; take auto, matmul or reference"
-            )
+            raise InputError(f"{changed} is not implemented for kernel {self.kernel}; take auto, matmul or reference")
         if self.parallel_blocks and self.norm_placement != "pre":
             raise InputError(
                 f"parallel_blocks with norm_placement {self.norm_placement}: a parallel block has one norm, before its "

@@ -481,8 +481,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     """Return the attention weights (L, B, H, T, T) of tokens (B, T): how much each query attends to each key.
 
-    They are softmax(Q K^T / sqrt(D) + M), whatever kernel the model uses: with the identity as values, attention
-    returns the weights themselves.
+    They are softmax(Q K^T / sqrt(D) + M), whatever kernel the model uses, of soft-capped scores if the model caps them:
+    with the identity as values, attention returns the weights themselves. With attention sinks they sum to less than 1.
 
     Raises:
         InputError: More tokens than the context.

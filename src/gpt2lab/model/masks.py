@@ -165,7 +165,7 @@ def options_of(make: Callable[..., Mask]) -> tuple[str, ...]:
     return tuple(inspect.signature(make).parameters)
 
 
-@functools.lru_cache
+@functools.cache
 def make_mask(
     name: str, make: Callable[..., Mask], n_ctx: int, n_head: int, options: tuple[tuple[str, int], ...]
 ) -> Mask:

@@ -143,27 +143,30 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
     if len(names) > 1:
         words += f" The layers take the masks {', '.join(names)} in turn."
     for name in dict.fromkeys(names):
-        if name in _MASK:
-            words += " " + _MASK[name].format(window=model.get("window"), prefix=model.get("prefix"))
-        elif name != "causal":
-            words += f" Here $M$ is the mask `{name}`{f', defined in imports/{imported.name}' if imported else ''}."
+        said = f"$M$ is the mask `{name}`{f', defined in imports/{imported.name}' if imported else ''}."
+        if name in _MASK or name == "causal":
+            said = _MASK.get(name, "").format(window=model.get("window"), prefix=model.get("prefix"))
+        if said:
+            words += f" Under {name}: {said}" if len(names) > 1 else f" {said}"
     q, k = r"x W_h^Q", r"x W_h^K"
     if model.get("qk_norm"):
         words += " Queries and keys are normalized over their $D$ features (Henry et al. 2020)."
         q, k = f"N({q})", f"N({k})"
     scores, heads_together = r"\frac{Q_h K_h^\top}{\sqrt{D}}", r"[A_1; \dots; A_H]"
     if (softcap := model.get("attention_softcap")) is not None:
-        words += f" Scores are bounded by $c = {setting(softcap)}$ (Gemma Team 2024)."
-        scores = rf"c\, \tanh\left(\frac{{1}}{{c}} {scores}\right)"
+        words += f" Scores are bounded by $b = {setting(softcap)}$ (Gemma Team 2024)."
+        scores = rf"b\, \tanh\left(\frac{{1}}{{b}} {scores}\right)"
+    weights = rf"A_h = \mathrm{{softmax}}\left({scores} + M\right) V_h"
     if model.get("attention_sinks"):
-        words += " The sum of each softmax has one more term, $e^{s_h}$, with a learned $s_h$ (gpt-oss 2025)."
+        words += " Each head has a learned score $s_h$ for attending to nothing, its sink (gpt-oss 2025)."
+        weights = rf"A_h = \frac{{e^S}}{{e^{{s_h}} + \sum_j e^{{S_j}}}} V_h, \quad S = {scores} + M"
     if model.get("attention_gate"):
         words += r" A gate multiplies the output of the heads; $\sigma$ is the sigmoid (Qiu et al. 2025)."
         heads_together = rf"({heads_together} \odot \sigma(x W^G))"
     return _text(
         "",
         words,
-        rf"A_h = \mathrm{{softmax}}\left({scores} + M\right) V_h",
+        weights,
         rf"(Q_h, K_h, V_h) = ({q}, {k}, x W_h^V)",
         rf"\mathrm{{Attention}}(x) = {heads_together} W^O",
     )

@@ -252,7 +252,7 @@ _MODEL = {
     "norm_eps": ("Epsilon of the norms", "ε"),
     "norm_affine": ("Norms have weights", ""),
     "qk_norm": ("Queries and keys are normalized", ""),
-    "attention_softcap": ("Bound of the attention scores", "c"),
+    "attention_softcap": ("Bound of the attention scores", "b"),
     "attention_sinks": ("Heads have attention sinks", ""),
     "attention_gate": ("Attention has an output gate", ""),
     "activation": ("Activation", ""),

@@ -131,7 +131,8 @@ def estimate(shape: Shape) -> Memory:
     # FSDP accumulates full gradients over the micro-steps and shards them in the last one. It gathers weights in the
     # dtype of the products: the embedding, and two blocks, since the next one is prefetched.
     gradients = FP32 * (total if shape.micro_steps > 1 else shard)
-    gathered = 0 if shape.shards == 1 else shape.size * (embedding + 2 * block)
+    embeddings = embedding if model.tied_head else 2 * embedding
+    gathered = 0 if shape.shards == 1 else shape.size * (embeddings + 2 * block)
     attention = {mask: _attention(shape, mask) for mask in model.masks}
     blocks_keep = {mask: block_activations(shape, mask) for mask in attention}
     one = max(blocks_keep.values())
@@ -243,7 +244,8 @@ def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
     peak of the backward pass, the softmax, the mask, and the gradients before and after either are alive.
     """
     model, size = shape.model, shape.size
-    softmax, product = {"matmul": (size, size), "reference": (FP32, size), "sdpa": (FP32, FP32)}[kernel]
+    matmul = FP32 if shape.device == "cuda" else size  # autocast on a GPU runs softmax in fp32
+    softmax, product = {"matmul": (matmul, size), "reference": (FP32, size), "sdpa": (FP32, FP32)}[kernel]
     mask = (softmax if shape.device == "cpu" else 1) if model.dropout else 0
     kept = softmax + mask + (product if model.dropout or softmax != product else 0)
     weights = shape.B * model.n_head * shape.T**2

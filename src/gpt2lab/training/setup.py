@@ -39,7 +39,7 @@ CPU_PASS_TOKENS = 4_096
 GPU_PASS_TOKENS = 65_536
 MEMORY_FRACTION = 0.8
 """Of the free memory: the rest is for validation, samples and other programs."""
-MAY_CHANGE_ON_INIT = {"dropout", "kernel", "rope_base", "rope_scaling", "rope_factor", "rope_original_ctx"}
+MAY_CHANGE_ON_INIT = {"dropout", "kernel", "z_loss", "rope_base", "rope_scaling", "rope_factor", "rope_original_ctx"}
 """Model options that may differ from those of the run whose weights are loaded; n_ctx too, without a position table."""
 
 
