@@ -192,10 +192,10 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
         ({"parallel_blocks": True}, ["of the same normalized input"], "GPT-J"),
         (
             {"mask": "window,causal", "window": 64},
-            ["window, causal in turn", "Under window: A position attends to itself"],
+            ["window, causal in turn", "Under window: A position"],
             "Longformer",
         ),
-        ({"attention_sinks": True}, ["its sink", "<mo>&#x02211;</mo>"], "gpt-oss"),
+        ({"attention_sinks": True}, ["its sink", "∑"], "gpt-oss"),
         ({"attention_softcap": 50.0}, ["Scores are bounded by", "<mn>50</mn>"], "Gemma 2"),
         ({"attention_gate": True}, ["A gate multiplies"], "Qiu et al. 2025"),
         ({"activation": "swiglu"}, ["Three linear layers", "SiLU as the gate"], "GLU Variants"),

@@ -25,8 +25,8 @@ from gpt2lab.model.config import GPTConfig
 class RMSNorm(nn.Module):
     """Division by the root mean square, without subtracting the mean (Zhang & Sennrich 2019, section 4).
 
-    Written out, since on a CPU torch's own rms_norm takes twice the time and keeps more for the backward pass. The mean
-    is computed in fp32.
+    Written out, since on a CPU torch's own rms_norm takes twice the time and keeps more for the backward pass. As in
+    Llama, the quotient is computed in fp32 and rounded to the input's dtype before the weight multiplies it.
     """
 
     def __init__(self, width: int, eps: float, affine: bool) -> None:
@@ -36,8 +36,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize x (.., C)."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        y = x * torch.rsqrt(length.square() / x.shape[-1] + self.eps).to(x.dtype)
+        accurate = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accurate)
+        y = (x * torch.rsqrt(length.square() / x.shape[-1] + self.eps)).to(x.dtype)
         return y if self.weight is None else y * self.weight.to(x.dtype)
 
 
