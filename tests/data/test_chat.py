@@ -35,7 +35,11 @@ SAID: list[dict[str, Any]] = [
     {"role": "assistant", "content": "6."},
 ]
 ROWS = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from([*NAMES]), "content": st.text(max_size=6)}), min_size=1, max_size=6
+    st.fixed_dictionaries({"role": st.sampled_from([*NAMES]), "content": st.text(max_size=6)}).filter(
+        lambda message: message["role"] != "assistant" or message["content"].strip()
+    ),
+    min_size=1,
+    max_size=6,
 ).filter(lambda messages: any(message["role"] == "assistant" for message in messages))
 
 
@@ -266,6 +270,10 @@ def with_message(**message: Any) -> dict[str, Any]:
         (with_message(role=["user"], content=""), r"messages\[5\] has the role .*; roles are system, user, assistant$"),
         (with_message(role="assistant", content=None), r"line 2: messages\[5\]\.content is null, not text"),
         (with_message(role="user", content="\ud800"), r"line 2: half a surrogate pair at character 0"),
+        (
+            {"messages": [*SAID[:1], {"role": "assistant", "content": " "}]},
+            r"messages\[1\] is an empty reply, from which",
+        ),
         ({"messages": []}, r"line 2: the assistant says nothing, so there is nothing to learn; remove it$"),
         ({"messages": SAID[:2]}, r"line 2: the assistant says nothing"),
     ],

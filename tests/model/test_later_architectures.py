@@ -223,7 +223,12 @@ def test_the_names_of_older_versions_are_understood(tmp_path: Path) -> None:
         ("qwen3", {"model_type": "llama"}, "unexpected: layers.0.self_attn.k_norm.weight"),
         ("qwen3", {"attention_bias": True}, "attention_bias is True and must be False"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window is True and must be False"),
-        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+        (
+            "qwen3",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types is ['full_attention', 'sliding_attention']",
+        ),
+        ("qwen3", {"layer_types": 3}, "layer_types is 3 and must be full_attention throughout"),
         ("qwen3", {"head_dim": ...}, "head_dim is 128 and must be hidden_size / num_attention_heads = 8"),
         ("qwen3", {"hidden_act": "gelu", "head_dim": 4}, "head_dim is 4 and must be hidden_size / num_attention_heads"),
     ],

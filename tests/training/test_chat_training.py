@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from support import (
 
 from gpt2lab import runtime
 from gpt2lab.cli.main import main
-from gpt2lab.data.dataset import TokenDataset
+from gpt2lab.data.dataset import TokenDataset, import_shards
 from gpt2lab.data.loader import Loader, read_windows, within_documents
 from gpt2lab.data.prepare import prepare
 from gpt2lab.evaluation.measure import RunData
+from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of
 from gpt2lab.model.gpt import GPT
 from gpt2lab.report import facts
 from gpt2lab.runs import Run
@@ -134,17 +136,24 @@ def test_a_step_without_a_token_that_counts_is_told_and_changes_no_gradient(chat
     assert 0 < len(without) < 24 and all(math.isfinite(report.loss) for report in reports)
     assert [report.grad_norm == 0 for report in reports] == [report.loss == 0 for report in reports]
     for step in without:
-        assert f"step {step}: none of its tokens count, so its loss is 0; larger --batch-tokens avoid this" in log_of(
-            run
-        )
+        assert f"step {step}: none of its tokens counts, no update; larger --batch-tokens avoid this" in log_of(run)
 
 
 def test_a_validation_without_a_token_that_counts_is_refused(chat: Path, tmp_path: Path) -> None:
     config = small(chat, tmp_path / "run", eval_tokens=16)
-    refusal(
-        lambda: train(config), r"\(val\): none of the 16 tokens to validate on counts in the loss; give more --eval-"
-    )
+    refusal(lambda: train(config), r"\(val\): none of 16 tokens counts in the loss; give more --eval-")
     assert not (tmp_path / "run").exists()
+
+
+def test_data_of_which_nothing_counts_is_refused(chat: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(chat, tmp_path / "data", ignore=shutil.ignore_patterns("manifest.json", "tokenizer"))
+    for mask in data.glob("*.mask"):
+        mask.write_bytes(bytes(mask.stat().st_size))
+    import_shards(data, TokenDataset(chat).tokenizer())
+    none = "none of its tokens counts in the loss"
+    refusal(lambda: train(small(data, tmp_path / "run")), rf"\(train\): {none}")
+    for measure in (perplexity_of, loss_by_position):
+        refusal(lambda f=measure: f(GPT(PLAIN), HeldOut.of_split(TokenDataset(data), "val")), rf"\(val\): {none}")
 
 
 def test_perplexity_and_positions_are_those_of_what_counts(
@@ -169,11 +178,9 @@ def test_perplexity_and_positions_are_those_of_what_counts(
     text = TokenDataset(chat).tokenizer().decode(ids[counted & (ids != 256)].tolist())
     assert figures["bits_per_byte"] == pytest.approx(np.sum(losses) / math.log(2) / len(text.encode()), rel=1e-5)
     assert figures.keys() == {"loss", "perplexity", "bits_per_byte"}
-    assert (
-        f"Each of {len(losses)} tokens (those of the assistant, which alone count in the loss) is scored once" in said
-    )
-    assert f"bits per byte are over the {len(text)} bytes of the assistant's text." in said
+    assert f"Each of {len(losses)} tokens (those that count in the loss) is scored once" in said
+    assert f"bits per byte are over the {len(text)} bytes of the text that they spell." in said
     assert main(["eval", "positions", str(run.path), "--split", "val"]) == 0
     assert f"over {counted.sum()} tokens in" in " ".join(capsys.readouterr().out.split())
-    assert "Only what the assistant says counts in the loss." in facts.splits(RunData(run))
+    assert "Only tokens that are marked count in the loss" in facts.splits(RunData(run))
     assert saved_config(run).model.vocab_size == 257

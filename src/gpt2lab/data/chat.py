@@ -15,7 +15,8 @@ that it had in training.
 
     {"prompt": "2 + 2 =", "completion": " 4"}       ->       <|endoftext|>2 + 2 = 4<|endoftext|>
 
-A prompt and its completion are taken as they are, without a template; the completion counts.
+A prompt and its completion are taken as they are, without a template; the completion counts. It should begin with the
+space: a prompt that ends with one has other ids than the whole text.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def _of_messages(messages: Any, where: str, errors: str) -> Conversation:
             raise InputError(f'{where}: {name} has the role "{role}"{hint}; roles are {", ".join(NAMES)}')
         spans.append((f"\n\n{NAMES[role]}:" if spans else f"{NAMES[role]}:", ends_reply))
         ends_reply = role == "assistant"
+        if ends_reply and not content.strip():
+            raise InputError(f"{where}: {name} is an empty reply, from which nothing can be learned; remove it")
         spans.append((f" {content}", ends_reply))
     if not any(counts for _, counts in spans):
         raise InputError(f"{where}: the assistant says nothing, so there is nothing to learn; remove it")

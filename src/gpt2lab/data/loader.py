@@ -332,8 +332,8 @@ def spread_windows(stream: TokenStream, seq_len: int, max_tokens: int) -> np.nda
     starts = np.arange(used) * windows // used * seq_len
     if stream.masked and not stream.counted(starts + 1, seq_len).any():
         raise InputError(
-            f"{stream.name}: none of the {used * seq_len} tokens to validate on counts in the loss; give more "
-            "--eval-tokens, or 0 for all"
+            f"{stream.name}: none of {used * seq_len:,} tokens counts in the loss"
+            "; give more --eval-tokens, or 0 for all"
         )
     return starts
 

@@ -272,6 +272,11 @@ class TokenStream:
         for start in range(0, len(self), BLOCK):
             yield self.read(np.array([start]), min(BLOCK, len(self) - start))[0]
 
+    def require_counted(self) -> None:
+        """Raise `InputError` if none of the tokens counts in the loss."""
+        if self.masked and not any(block.any() for block in self.counted_blocks()):
+            raise InputError(f"{self.name}: none of its tokens counts in the loss; prepare or import the data again")
+
     def counted_blocks(self) -> Iterator[np.ndarray]:
         """Yield for each array of `blocks` which of its tokens count in the loss."""
         for start in range(0, len(self), BLOCK):

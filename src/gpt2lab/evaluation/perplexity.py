@@ -143,7 +143,7 @@ class Perplexity:
         if self.by_document:
             first, boundaries = " of a document", "windows stay within documents"
         if self.text.stream.masked:
-            scored, whose = "those of the assistant, which alone count in the loss", "the assistant's text"
+            scored, whose = "those that count in the loss", "the text that they spell"
         counted = "" if words is None else f", word perplexity over its {words:,} whitespace-separated words"
         return (
             f"{self.text.preparation}Each of {self.tokens:,} tokens ({scored}) is scored once, "
@@ -181,6 +181,7 @@ def perplexity_of(
         InputError: A text shorter than a window, a context longer than the model's, an empty text, a value out of
             range, or a mask that is not causal.
     """
+    held_out.stream.require_counted()
     for count, unit in ((held_out.bytes, "bytes"), (held_out.words, "words")):
         if count is not None and count < 1:
             raise InputError(f"{held_out.stream.name}: the text has {count} {unit}; it must not be empty")
@@ -235,6 +236,7 @@ def loss_by_position(
     batch_size: int = 8,
 ) -> PositionCurve:
     """Measure the mean loss at each position of the window. Arguments and errors are those of `perplexity_of`."""
+    held_out.stream.require_counted()
     context = _window_length(model, held_out.stream, context)
     windows = cut_windows(held_out.stream, context, context, held_out.eot if by_document else None)
     sums, counts = np.zeros(context), np.zeros(context, dtype=np.int64)

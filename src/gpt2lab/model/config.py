@@ -171,9 +171,8 @@ class GPTConfig:
                 f"{self.head_dim} per head is odd; choose another n_head or n_embd"
             )
         rotated = self.rope_fraction * self.head_dim
-        even = range(2, self.head_dim + 1, 2)
-        if not any(math.isclose(rotated, width) for width in even):
-            fits = [round(width / self.head_dim, 4) for width in even]
+        if not (2 <= rotated <= self.head_dim and math.isclose(rotated, 2 * round(rotated / 2))):
+            fits = [round(width / self.head_dim, 4) for width in range(2, min(self.head_dim, 64) + 1, 2)]
             raise InputError(
                 f"rope_fraction {self.rope_fraction} of {self.head_dim} numbers per head is {rotated:g}; it must be an "
                 f"even number from 2 to {self.head_dim}: choose from {fits}"

@@ -396,10 +396,11 @@ def _heads(architecture: Architecture, values: Mapping[str, Any]) -> list[str]:
     """Return what of heads and layers is not as here."""
     wrong = []
     C, H, D = values["hidden_size"], values["num_attention_heads"], values.get("head_dim", architecture.head_dim)
-    if D is not None and type(C) is type(H) is int and H > 0 and C / H != D:
-        wrong.append(f"head_dim is {D} and must be hidden_size / num_attention_heads = {C / H:g}")
-    if other := [layer for layer in values.get("layer_types") or [] if layer != "full_attention"]:
-        wrong.append(f"layer_types has {other[0]} and must be full_attention throughout")
+    if D is not None and type(C) is type(H) is int and H > 0 and C != H * D:
+        wrong.append(f"head_dim is {D} and must be hidden_size / num_attention_heads = {C // H}")
+    layers = values.get("layer_types") or []
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
+        wrong.append(f"layer_types is {layers!r:.60} and must be full_attention throughout")
     return wrong
 
 

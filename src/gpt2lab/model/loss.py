@@ -64,7 +64,7 @@ def fused_loss(
     softcap: float | None = None,
     z_loss: float = 0.0,
 ) -> torch.Tensor:
-    """The same number as `plain_loss` in a fraction of its memory."""
+    """The same number as `plain_loss` in a fraction of its memory; 0, not NaN, if every target is ignored."""
     return _FusedLoss.apply(x, weight, targets, vocab_size, softcap, z_loss)  # type: ignore[no-any-return]
 
 

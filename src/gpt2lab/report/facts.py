@@ -220,8 +220,9 @@ def splits(data: RunData) -> str:
         if (found := manifest.splits.get(name))
     ]
     held_out_of = "Validation and test documents are held out of the first one. " if data.streamed else ""
-    replies = " Only what the assistant says counts in the loss." if manifest.source.format == "chat" else ""
-    return f"{streamed}{held_out_of}{split_by} That gives {', '.join(sizes)}.{replies}"
+    masked = any(shard.mask_sha256 for shard in manifest.shards)
+    marked = " Only tokens that are marked count in the loss: of conversations, the replies." if masked else ""
+    return f"{streamed}{held_out_of}{split_by} That gives {', '.join(sizes)}.{marked}"
 
 
 _MODEL = {

@@ -176,17 +176,16 @@ class Trainer:
         """
         step, config = self.progress.step, self.config
         self.model.train()
-        if self.loader.counted(step) == 0:
-            log.warning(
-                "step %d: none of its tokens count, so its loss is 0; larger --batch-tokens avoid this", step + 1
-            )
+        counts = self.loader.counted(step) != 0
+        if not counts:
+            log.warning("step %d: none of its tokens counts, no update; larger --batch-tokens avoid this", step + 1)
         parts = [self._backward(step, micro_step) for micro_step in range(self.loader.micro_steps)]
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, config.optim.grad_clip)
         losses: list[list[float]] = self.comm.all_gather(torch.stack(parts)).tolist()  # (rank, micro-step)
         loss = math.fsum(itertools.chain(*losses)) / len(losses)
         self._require_finite(loss, losses, grad_norm, step)
-        skip = self._is_spike(loss, losses, step) and config.on_spike == "skip"
+        skip = not counts or (self._is_spike(loss, losses, step) and config.on_spike == "skip")
         lr = learning_rate(config.optim, step, config.steps, config.batch_tokens)
         set_learning_rate(self.optimizer, lr)
         if not skip:

@@ -69,6 +69,7 @@ class Data:
             else:
                 held_out, train = dataset, dataset.stream("train", every_byte)
                 count_windows(train, config.seq_len)
+                train.require_counted()
             val = held_out.stream("val", every_byte) if "val" in held_out.manifest.splits else None
             if val is not None:
                 spread_windows(val, config.seq_len, config.eval_tokens)
