@@ -93,7 +93,16 @@ ALWAYS = ("gpt2", "bpe", "attention", "layer_norm", "gelu", "tied", "schedule", 
 CITE = {name: f"[{n}]" for n, name in enumerate(ALWAYS, start=1)}
 
 
-_PARTS = ("nope_every", "qk_norm", "parallel_blocks", "attention_sinks", "attention_gate", "z_loss", "embedding_norm")
+_PARTS = (
+    "nope_every",
+    "mup_base_width",
+    "qk_norm",
+    "parallel_blocks",
+    "attention_sinks",
+    "attention_gate",
+    "z_loss",
+    "embedding_norm",
+)
 """Options that are off in GPT-2, and have a reference."""
 
 
