@@ -61,6 +61,21 @@ comparison() { # NAME OPTIONS...: three seeds of each variant, on the quickstart
     cp "$work/$name/table.md" "$gallery/$name.md"
 }
 
+recall() { # how far back a model finds what it has read once, at a context of 1,024
+    if [ ! -d "$work/cycles-data" ]; then
+        python "$gallery/cycles.py" "$work/cycles.jsonl"
+        gpt2lab tokenizer train --input "$work/cycles.jsonl" --vocab-size 347 --max-documents 5000 --out "$work/cycles"
+        gpt2lab data prepare "$work/cycles.jsonl" --tokenizer "$work/cycles" --out "$work/cycles-data"
+    fi
+    gpt2lab compare --base tiny --arm "full:" --arm "grouped: model.n_kv_head=1" \
+        --arm "window: model.mask=window model.window=64" --seeds 2 --data "$work/cycles-data" --out "$work/recall" \
+        --model.n-ctx 1024 --model.position rope --model.dropout 0 --optim.name muon --optim.lr 4e-3 \
+        --optim.min-lr 4e-5 --optim.warmup-steps 50 --batch-tokens 4096 --steps 700 --eval-every 100 --compile off
+    cp "$work/recall/comparison.html" "$gallery/recall.html"
+    cp "$work/recall/table.md" "$gallery/recall.md"
+    cp "$work/recall/recall.png" docs/images/recall.png
+}
+
 quickstart
 shakespeare_by_character
 shakespeare_by_bpe
@@ -71,3 +86,4 @@ for picture in curves recall; do # docs/attention.md shows them
     cp "$work/attention/$picture.png" "docs/images/attention-$picture.png"
 done
 comparison sizes --vary model.n_embd=64,128,192
+recall
