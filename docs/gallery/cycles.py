@@ -12,6 +12,7 @@ import math
 import random
 import string
 import sys
+from pathlib import Path
 
 VOCABULARY, SHORTEST, LONGEST, LENGTH = 64, 4, 60, 1024
 
@@ -32,7 +33,7 @@ def main() -> None:
     path, total = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8_000_000
     chance = random.Random(0)
     words = chance.sample([a + b for a in string.ascii_lowercase for b in string.ascii_lowercase], VOCABULARY)
-    with open(path, "w", encoding="utf-8") as file:
+    with Path(path).open("w", encoding="utf-8") as file:
         while total > 0:
             line = text(words, chance)
             file.write(json.dumps({"text": line}) + "\n")
