@@ -96,7 +96,7 @@ def trust(run: Run) -> ImportedFile:
 
 
 def copy_to(run: Run, sha256: str | None) -> None:
-    """Write the imported file with a SHA-256 into a run, unless it is there; without a SHA-256 there is none."""
+    """Write the imported file with this SHA-256 into a run, unless it is there already; None writes nothing."""
     if sha256 is not None and run.imported(sha256) is None:
         run.imports.mkdir(exist_ok=True)
         write_atomically(run.imports / FILES[sha256].path.name, FILES[sha256].source)

@@ -122,7 +122,7 @@ class Run:
         return self.path / "imports"
 
     def imported(self, sha256: str) -> Path | None:
-        """Return the Python file in `imports` that has a SHA-256; None if there is none."""
+        """Return the Python file in `imports` with this SHA-256, or None."""
         files = sorted(file for file in self.imports.glob("[!.]*") if file.is_file() and os.access(file, os.R_OK))
         return next((file for file in files if sha256_of(file) == sha256), None)
 

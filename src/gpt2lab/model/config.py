@@ -107,7 +107,7 @@ class GPTConfig:
     parallel_blocks: bool = False
     """Attention and feed-forward read the same normalized input and are added together, as in GPT-J."""
     tied_head: bool = True
-    """Use the token embedding as the output head (GPT-2); otherwise the head is a matrix of its own."""
+    """Share the token embedding with the output head, as in GPT-2; otherwise train a separate matrix."""
     logit_softcap: float | None = None
     """Squash logits to c * tanh(logits / c) for this c, as in Gemma 2 (30 there); None leaves them."""
     z_loss: float = 0.0
@@ -307,7 +307,7 @@ class GPTConfig:
 
     @property
     def padding_params(self) -> int:
-        """Numbers in the padding rows of the token embedding, and of a head of its own."""
+        """Entries in the padding rows of the token embedding, and of an untied head."""
         return (self.padded_vocab - self.vocab_size) * self.n_embd * (1 if self.tied_head else 2)
 
     def flops_per_token(self, T: int) -> float:

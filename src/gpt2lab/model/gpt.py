@@ -261,7 +261,7 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The matrix (padded V, C) of the output head: the token embedding, unless the head is its own."""
+        """The matrix (padded V, C) of the output head: the token embedding, or that of an untied head."""
         return self.wte.weight if self.config.tied_head else self.lm_head.weight
 
     def token_losses(
