@@ -14,7 +14,8 @@ import gpt2lab
 SOURCE = Path(gpt2lab.__file__).parent
 LAYERS = (
     *("errors", "files formatting", "hub runtime", "plots runs", "stories tokenizer", "model", "data imports"),
-    *("generation training", "evaluation console", "lab", "compare", "report", "cli", "__main__"),
+    *("generation inspection training", "evaluation console", "lab", "compare", "report", "server", "cli"),
+    "__main__",
 )
 LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 """A part may import parts of lower levels only. Parts of one level do not know one another."""
@@ -68,6 +69,7 @@ def test_libraries_are_imported_by_those_who_need_them_when_they_need_them() -> 
     for file, tree in MODULES.items():
         at_once = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         assert not libraries(at_once) & {"matplotlib", "transformers", "tokenizers"}, file
+        assert not libraries(at_once) & {"starlette", "uvicorn"} or part_of(file) == "server", file
         if part_of(file) in ("model", "data", "tokenizer", "training", "evaluation"):
             assert not libraries(tree) & {"rich", "tyro", "jinja2"}, f"{file} needs no terminal"
 
