@@ -14,6 +14,7 @@ Parameters keep the published names. The model knows nothing of devices, ranks o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import warnings
@@ -477,6 +478,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 # Tools for trained models --------------------------------------------------------------------------------------------
 
 
+def sharing_weights(model: GPT) -> GPT:
+    """Return a copy of a model that shares its weights: hooks and modules of the copy can change, the model stays."""
+    shared = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 @torch.no_grad()
 def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     """Return the attention weights (L, B, H, T, T) of tokens (B, T): how much each query attends to each key.
@@ -487,8 +494,8 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: More tokens than the context.
     """
-    plain = GPT(dataclasses.replace(model.config, kernel="reference")).to(tokens.device)
-    plain.load_state_dict(model.state_dict())
+    plain = sharing_weights(model)
+    plain.config = dataclasses.replace(model.config, kernel="reference")
     found: list[torch.Tensor] = []
 
     def record(module: CausalSelfAttention, args: tuple[Any, ...]) -> None:
