@@ -5,7 +5,7 @@
 Requires `pip install "lm-eval[hf]"`. Both sides load the same random fp32 weights with GPT-2's vocabulary and use the
 wording of the harness. Each measurement runs in its own process; the sides alternate. Seconds cover tokenization and
 scoring, not loading; processor seconds show how much other load on the machine affected them. DIR contains GPT-2's
-encoder.json and vocab.bpe.
+encoder.json and vocab.bpe. With ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 both are measured as on most laptops.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ SIDES: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {"ours"
 
 
 def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    """Print medians and agreement; save them, with machine and versions, if all items were used."""
+    """Print medians and agreement; save them by type of CPU, with machine and versions, if all items were used."""
     from gpt2lab.runtime import environment
 
     a, b = found["ours"][0], found["harness"][0]
@@ -164,7 +164,11 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
         }
     print(json.dumps(result, indent=2))
     if options.limit is None:
-        RESULTS.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n", encoding="utf-8")
+        import torch
+
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        results[torch.backends.cpu.get_cpu_capability()] = {"environment": environment(), **result}
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
