@@ -52,6 +52,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "attention_softcap 50": {"attention_softcap": 50.0},
     "attention_sinks": {"attention_sinks": True},
     "attention_gate": {"attention_gate": True},
+    "value_residual": {"value_residual": True},
     "mask window,causal, window 64": {"mask": "window,causal", "window": 64},
     "as in gpt2-modern": {**MODERN, "tied_head": False},
 }

@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tied_head": False, "qk_norm": True, "attention_softcap": 5.0, "logit_softcap": 4.0, "mup_base_width": 16,
     },
     "sinks, embedding norm": {"attention_sinks": True, "position": "none", "embedding_norm": True},
+    "value residual": {"value_residual": True, "n_kv_head": 2},
     "prefix": {"mask": "prefix", "prefix": 4},
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)

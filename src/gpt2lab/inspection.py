@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from gpt2lab.errors import InputError, require
+from gpt2lab.model.attention import FirstValues
 from gpt2lab.model.gpt import GPT, Block, SandwichBlock, attention_weights, sharing_weights
 
 PATCHED_TOKENS = 2048
@@ -182,8 +183,11 @@ class _Given(nn.Module):
     """In the place of the first blocks: their result is known."""
 
     stream: torch.Tensor
+    first: FirstValues
+    """The values of the first layer, which later ones may take (`ValueResidual`)."""
 
     def forward(self, *inputs: object) -> torch.Tensor:
+        vars(inputs[-1]).update(vars(self.first))
         return self.stream
 
 
@@ -226,7 +230,8 @@ def patch_residual(
     T, other = (row.shape[1] for row in pair)
     if other != T:
         raise InputError(f"the clean prompt has {T} tokens and the corrupted one {other}; give prompts of one length")
-    view = sharing_weights(model).eval()
+    view, given = sharing_weights(model).eval(), _Given()
+    view.h[0].register_forward_pre_hook(lambda block, inputs: setattr(given, "first", inputs[-1]))
 
     def difference(x: torch.Tensor) -> torch.Tensor:
         logits = view.head(x[:, -1]).float()  # x (B, T, C)
@@ -238,7 +243,7 @@ def patch_residual(
             "both prompts give the same logit difference, so there is nothing to restore; change a prompt or the tokens"
         )
     clean_stream, corrupted_stream = (residual_stream(view, row)[1:, 0] for row in pair)  # (L, T, C)
-    patched, given = torch.empty(model.config.n_layer, T, device=pair[1].device), _Given()
+    patched = torch.empty(model.config.n_layer, T, device=pair[1].device)
     for layer in range(model.config.n_layer):
         view.h[layer] = given
         for positions in torch.arange(T, device=pair[1].device).split(max(1, PATCHED_TOKENS // T)):

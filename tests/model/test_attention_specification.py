@@ -52,6 +52,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "sinks": {"attention_sinks": True},
     "softcap": {"attention_softcap": 1.0},
     "gate": {"attention_gate": True},
+    "value_residual": {"value_residual": True},
     "qk_norm": {"qk_norm": True},
     "rmsnorm": {"norm": "rmsnorm", "qk_norm": True, "norm_placement": "sandwich"},
 }
@@ -149,7 +150,7 @@ def allowed_by(config: GPTConfig) -> torch.Tensor:
 
 @of_every(VARIANTS)
 def test_an_output_depends_on_exactly_what_the_predicate_allows(variant: dict[str, Any]) -> None:
-    n_layer = POSITIONS[variant["position"]].get("nope_every", 1)
+    n_layer = POSITIONS[variant["position"]].get("nope_every", 2 if variant["part"] == "value_residual" else 1)
     model = deepcopy(model_of(variant, n_layer)).double()
     tokens = tokens_of(1)
     changed = tokens.repeat(T, 1)

@@ -26,6 +26,7 @@ OPTIONS: dict[str, list[Any]] = {
     "attention_softcap": [None, 1.0],
     "attention_sinks": [False, True],
     "attention_gate": [False, True],
+    "value_residual": [False, True],
     "activation": list(ACTIVATIONS),
     "parallel_blocks": [False, True],
     "tied_head": [True, False],
@@ -84,9 +85,13 @@ def by_hand(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     def attention(h: str, x: torch.Tensor) -> torch.Tensor:
         D, K, out = c.head_dim, c.kv_heads, []
         rows = linear(f"{h}.attn.c_attn", x).split(D, dim=-1)
+        values.append(rows[c.n_head + K :])
         for head in range(c.n_head):
             q, k = rows[head], rows[c.n_head + head * K // c.n_head]
-            v = rows[c.n_head + K + head * K // c.n_head]
+            v = values[-1][head * K // c.n_head]
+            if c.value_residual and h != "h.0":
+                of_first, own = weights[f"{h}.attn.residual.lambdas"]
+                v = of_first * values[0][head * K // c.n_head] + own * v
             if c.qk_norm:
                 q, k = norm(f"{h}.attn.q_norm", q), norm(f"{h}.attn.k_norm", k)
             scores = q @ k.transpose(1, 2) / math.sqrt(D)
@@ -120,6 +125,7 @@ def by_hand(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
         }
         return linear(f"{h}.mlp.c_proj", results[c.activation])
 
+    values: list[Any] = []  # of each layer
     x = weights["wte.weight"][tokens] + weights["wpe.weight"][: tokens.shape[1]]
     x = norm("ln_0", x) if c.embedding_norm else x
     for h in (f"h.{layer}" for layer in range(c.n_layer)):
@@ -213,6 +219,7 @@ def test_a_gated_layer_has_as_many_parameters_as_an_ordinary_one() -> None:
             "attention_sinks is not implemented for kernel sdpa; take auto, matmul",
         ),
         ({"attention_softcap": 50.0, "kernel": "banded"}, "attention_softcap is not implemented for kernel banded"),
+        ({"value_residual": True, "n_layer": 1}, "value_residual with n_layer 1: .* take 2 layers or more"),
         ({"parallel_blocks": True, "norm_placement": "post"}, "parallel_blocks with norm_placement post: .* take"),
     ],
 )

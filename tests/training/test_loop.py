@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from support import (
     PLAIN,
+    SMALL,
     Doing,
     assert_same_run,
     at_step,
@@ -556,9 +557,11 @@ def test_activation_checkpointing_keeps_less(data: Path, tmp_path: Path) -> None
 
 @pytest.mark.fault
 @pytest.mark.filterwarnings("ignore")  # of torch's own, while it compiles
-def test_activation_checkpointing_compiled_changes_no_bit(data: Path, tmp_path: Path) -> None:
-    plain = train(small(data, tmp_path / "plain", compile="on"))
-    assert_same_run(train(small(data, tmp_path / "run", compile="on", activation_checkpointing=True)), plain)
+@pytest.mark.parametrize("value_residual", [False, True])
+def test_activation_checkpointing_compiled_changes_no_bit(data: Path, tmp_path: Path, value_residual: bool) -> None:
+    options: dict[str, Any] = {"model": dataclasses.replace(SMALL, value_residual=value_residual), "compile": "on"}
+    plain = train(small(data, tmp_path / "plain", **options))
+    assert_same_run(train(small(data, tmp_path / "run", activation_checkpointing=True, **options)), plain)
 
 
 def test_deterministic_mode_changes_no_bit_and_ends_with_the_run(data: Path, finished: Run, tmp_path: Path) -> None:

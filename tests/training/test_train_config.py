@@ -27,6 +27,7 @@ MODEL: dict[str, Any] = {
     "dropout": 0.3, "kernel": "matmul", "position": "rope", "rope_base": 1e9, "n_kv_head": 1, "mask": "global",
     "window": 16, "prefix": 8, "norm": "rmsnorm", "norm_placement": "post", "norm_eps": 1e-6, "norm_affine": False,
     "qk_norm": True, "attention_softcap": 50.0, "attention_sinks": True, "attention_gate": True,
+    "value_residual": True,
     "activation": "swiglu", "tied_head": False, "logit_softcap": 30.0, "z_loss": 1e-4,
     "embedding_norm": True, "rope_pairing": "interleaved", "rope_fraction": 0.5, "rope_scaling": "yarn",
     "rope_factor": 4.0, "rope_original_ctx": 1024, "nope_every": 3,

@@ -343,13 +343,52 @@ def ungated(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+class FirstValues:
+    """The values of the first layer in one pass, which a value residual adds to those of the others."""
+
+    v: torch.Tensor
+
+
+def without_residual(v: torch.Tensor, first: FirstValues | None) -> torch.Tensor:
+    """Return the values as they are, as in GPT-2."""
+    return v
+
+
+def as_first(v: torch.Tensor, first: FirstValues | None) -> torch.Tensor:
+    """Return the values of the first layer, and keep them for the others."""
+    assert first is not None
+    first.v = v
+    return v
+
+
+class ValueResidual(nn.Module):
+    """lambda_1 v_1 + lambda_2 v with the values v_1 of the first layer (Zhou et al. 2024, Learnable-ResFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lambdas = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(self, v: torch.Tensor, first: FirstValues | None) -> torch.Tensor:
+        """Mix v (B, K, T, D) with those of the first layer."""
+        assert first is not None
+        of_first, own = self.lambdas.to(v.dtype).unbind()
+        return of_first * first.v + own * v
+
+
+def make_residual(config: GPTConfig, layer: int) -> Callable[[torch.Tensor, FirstValues | None], torch.Tensor]:
+    """Return what a layer, from 0 on, does to its values."""
+    if not config.value_residual:
+        return without_residual
+    return ValueResidual() if layer else as_first
+
+
 class CausalSelfAttention(nn.Module):
     """Self-attention with GPT-2's two projections, ``c_attn`` (to q, then k, then v) and ``c_proj``.
 
     The rows of ``c_attn`` are the H query heads, then the K key heads, then the K value heads, D rows each.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
         self.dropout, self.rotate = config.dropout, make_rotate(config)
@@ -362,6 +401,7 @@ class CausalSelfAttention(nn.Module):
         self.softcap = config.attention_softcap
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
         self.gate = OutputGate(config) if config.attention_gate else ungated
+        self.residual = make_residual(config, layer)
 
     def forward(
         self,
@@ -369,10 +409,12 @@ class CausalSelfAttention(nn.Module):
         bias: AttentionBias = CAUSAL,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
+        first: FirstValues | None = None,
     ) -> torch.Tensor:
         """Map x (B, T, C) to (B, T, C); keys and values of earlier positions come from the cache."""
         B, T, C = x.shape
         q, k, v = self.project(x, rotation)
+        v = self.residual(v, first)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D)
         y = attend(q, k, v, bias, self.dropout if self.training else 0.0, self.scores)  # (B, H, T, D)

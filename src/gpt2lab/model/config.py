@@ -102,6 +102,8 @@ class GPTConfig:
     """Train a score for each head that queries may give their weight to in place of a key, as in gpt-oss."""
     attention_gate: bool = False
     """Multiply the output of attention by a sigmoid of its input's projection, as in Qwen3-Next."""
+    value_residual: bool = False
+    """Mix the values of every layer with those of the first, as in ResFormer; the two weights are trained."""
     activation: Activation = "gelu_tanh"
     """Of the feed-forward layer; glu, geglu and swiglu are gated."""
     parallel_blocks: bool = False
@@ -134,6 +136,10 @@ class GPTConfig:
         if self.changes_scores and self.kernel not in ("auto", "reference", "matmul"):
             changed = "attention_sinks" if self.attention_sinks else "attention_softcap"
             raise InputError(f"{changed} is not implemented for kernel {self.kernel}; take auto, matmul or reference")
+        if self.value_residual and self.n_layer == 1:
+            raise InputError(
+                "value_residual with n_layer 1: later layers take the first one's values; take 2 layers or more"
+            )
         if self.parallel_blocks and self.norm_placement != "pre":
             raise InputError(
                 f"parallel_blocks with norm_placement {self.norm_placement}: a parallel block has one norm, before its "

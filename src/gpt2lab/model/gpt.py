@@ -35,6 +35,7 @@ from gpt2lab.model.attention import (
     AttentionBias,
     AttentionPattern,
     CausalSelfAttention,
+    FirstValues,
     reference,
 )
 from gpt2lab.model.cache import KVCache, LayerCache
@@ -51,11 +52,11 @@ INIT_STD = 0.02
 class Block(nn.Module):
     """Attention, then feed-forward, each on the normalized stream and added to it. This is GPT-2's; others follow."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.ln_1 = make_norm(config)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = make_norm(config)
         self.mlp = FeedForward(config)
 
@@ -65,9 +66,10 @@ class Block(nn.Module):
         bias: AttentionBias = CAUSAL,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
+        first: FirstValues | None = None,
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
-        x = x + self.drop(self.attn(self.ln_1(x), bias, rotation, cache))
+        x = x + self.drop(self.attn(self.ln_1(x), bias, rotation, cache, first))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,18 +86,19 @@ class PostNormBlock(Block):
         bias: AttentionBias = CAUSAL,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
+        first: FirstValues | None = None,
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         dtype = x.dtype  # CUDA's autocast computes norms in fp32, which the stream would take on
-        x = self.ln_1(x + self.drop(self.attn(x, bias, rotation, cache))).to(dtype)
+        x = self.ln_1(x + self.drop(self.attn(x, bias, rotation, cache, first))).to(dtype)
         return self.ln_2(x + self.drop(self.mlp(x))).to(dtype)
 
 
 class SandwichBlock(Block):
     """A norm before and after each branch: x + norm(attention(norm(x))) (Ding et al. 2021; Gemma 2)."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
+        super().__init__(config, layer)
         self.ln_1_post, self.ln_2_post = make_norm(config), make_norm(config)
 
     def forward(
@@ -104,18 +107,19 @@ class SandwichBlock(Block):
         bias: AttentionBias = CAUSAL,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
+        first: FirstValues | None = None,
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         dtype = x.dtype
-        x = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), bias, rotation, cache)).to(dtype))
+        x = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), bias, rotation, cache, first)).to(dtype))
         return x + self.drop(self.ln_2_post(self.mlp(self.ln_2(x))).to(dtype))
 
 
 class ParallelBlock(Block):
     """Both branches read one normalized input: x + attention(norm(x)) + mlp(norm(x)) (Wang & Komatsuzaki 2021)."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
+        super().__init__(config, layer)
         del self.ln_2
 
     def forward(
@@ -124,10 +128,11 @@ class ParallelBlock(Block):
         bias: AttentionBias = CAUSAL,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
+        first: FirstValues | None = None,
     ) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         normalized = self.ln_1(x)
-        return x + self.drop(self.attn(normalized, bias, rotation, cache)) + self.drop(self.mlp(normalized))
+        return x + self.drop(self.attn(normalized, bias, rotation, cache, first)) + self.drop(self.mlp(normalized))
 
 
 BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
@@ -159,7 +164,7 @@ class GPT(nn.Module):
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.ln_0 = make_norm(config) if config.embedding_norm else nn.Identity()
         block = ParallelBlock if config.parallel_blocks else BLOCKS[config.norm_placement]
-        self.h = nn.ModuleList(block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
@@ -234,8 +239,9 @@ class GPT(nn.Module):
         biases = {mask: pattern.bias(self.config.kernel, x.dtype, training) for mask, pattern in patterns.items()}
         rotations = pattern.rotations(self.config, x.dtype)
         caches = [None] * len(self.h) if cache is None else cache.layers
+        first = FirstValues()
         for block, mask_of_layer, rotation, layer_cache in zip(self.h, self.masks, rotations, caches, strict=True):
-            x = block(x, biases[mask_of_layer], rotation, layer_cache)
+            x = block(x, biases[mask_of_layer], rotation, layer_cache, first)
         if cache is not None:
             cache.end(tokens.shape[1])
         return self.ln_f(x).to(x.dtype)  # CUDA's autocast makes it fp32, which the head would take on

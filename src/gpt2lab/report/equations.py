@@ -152,6 +152,13 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
     if model.get("qk_norm"):
         words += " Queries and keys are normalized over their $D$ features (Henry et al. 2020)."
         q, k = f"N({q})", f"N({k})"
+    v = "x W_h^V"
+    if model.get("value_residual"):
+        words += (
+            r" The values of later layers are mixed with those of the first, $x^1 W_h^{V,1}$; $\lambda_1$ and "
+            r"$\lambda_2$ are learned in each layer (Zhou et al. 2024)."
+        )
+        v = r"\lambda_1 x^1 W_h^{V,1} + \lambda_2 x W_h^V"
     scores, heads_together = r"\frac{Q_h K_h^\top}{\sqrt{D}}", r"[A_1; \dots; A_H]"
     if (softcap := model.get("attention_softcap")) is not None:
         words += f" Scores are bounded by $b = {setting(softcap)}$ (Gemma Team 2024)."
@@ -167,7 +174,7 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
         "",
         words,
         weights,
-        rf"(Q_h, K_h, V_h) = ({q}, {k}, x W_h^V)",
+        rf"(Q_h, K_h, V_h) = ({q}, {k}, {v})",
         rf"\mathrm{{Attention}}(x) = {heads_together} W^O",
     )
 

@@ -76,6 +76,7 @@ REFERENCES = {
     "Language Models with Attention Sinks.",
     "attention_gate": "Qiu et al. 2025, Gated Attention for Large Language Models: Non-linearity, Sparsity, and "
     "Attention-Sink-Free.",
+    "value_residual": "Zhou, Wu, Jiang, Obeid & Lan 2024, Value Residual Learning.",
     "softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
     "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
     "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
@@ -100,6 +101,7 @@ _PARTS = (
     "parallel_blocks",
     "attention_sinks",
     "attention_gate",
+    "value_residual",
     "z_loss",
     "embedding_norm",
 )
@@ -265,6 +267,7 @@ _MODEL = {
     "attention_softcap": ("Bound of the attention scores", "b"),
     "attention_sinks": ("Heads have attention sinks", ""),
     "attention_gate": ("Attention has an output gate", ""),
+    "value_residual": ("Values are mixed with those of layer 1", ""),
     "activation": ("Activation", ""),
     "parallel_blocks": ("Branches are parallel", ""),
     "tied_head": ("The embedding is the output head", ""),

@@ -226,13 +226,14 @@ def _attention(shape: Shape, who: Mask) -> _Attention:
 def _fused(shape: Shape, shared: int, mask: int) -> _Attention:
     """Count q, k, v and the log of each row's sum; in the backward pass, their gradients and the output's.
 
-    q, k and v are views of c_attn's output; rotated or normalized, q and k are copies, and v keeps all of that output
-    alive. The kernel's output is laid out by head, as q is, and copied for c_proj. A boolean mask becomes an additive
-    one in every block.
+    q, k and v are views of c_attn's output; rotated or normalized, q and k are copies, as is v if it is mixed with the
+    first layer's, and v keeps all of that output alive. The kernel's output is laid out by head, as q is, and copied
+    for c_proj. A boolean mask becomes an additive one in every block.
     """
     model = shape.model
     heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
     copied = heads - model.kv_heads * model.head_dim + model.n_embd if model.position == "rope" or model.qk_norm else 0
+    copied += model.kv_heads * model.head_dim if model.value_residual else 0
     kept = shape.rows * ((heads + copied) * shape.size + model.n_head * FP32) + mask * shape.size + _qk_norm(shape)
     return _Attention(kept, shape.rows * (heads + model.n_embd) * shape.size, shared)
 
@@ -251,7 +252,8 @@ def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
     weights = shape.B * model.n_head * shape.T**2
     groups = model.kv_heads if kernel == "matmul" else model.n_head  # the others repeat keys and values
     heads = shape.rows * (model.n_head + 2 * groups) * model.head_dim
-    c_attn = shape.rows * (model.n_head + 2 * model.kv_heads) * model.head_dim * size if model.qk_norm else 0
+    c_attn = shape.rows * (model.n_head + 2 * model.kv_heads) * model.head_dim * size
+    c_attn = c_attn if model.qk_norm or model.value_residual else 0  # read by the norms, or by the sum of values
     kept += 0 if model.attention_softcap is None else softmax  # tanh
     others = heads * product + c_attn + _qk_norm(shape)
     return _Attention(others + weights * kept, weights * (3 * softmax + mask - kept), shared)
@@ -267,7 +269,7 @@ def _banded(shape: Shape, mask: Mask) -> _Attention:
     bands = [(end - start) * (leading + end - first) for start, end, leading, first in cut(mask, shape.T)]
     weights = shape.B * model.n_head
     heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
-    copied = heads - model.kv_heads * model.head_dim if model.qk_norm else 0
+    copied = heads if model.value_residual else heads - model.kv_heads * model.head_dim if model.qk_norm else 0
     kept = shape.rows * (heads + copied) * size + _qk_norm(shape) + (weights * sum(bands) if model.dropout else 0)
     work = (5 if model.dropout else 3) * weights * max(bands) * size
     biases = sum(bands) * (model.n_head if model.position == "alibi" else 1)
