@@ -371,3 +371,25 @@ class ExportHF(Command):
             write_atomically(folder / "README.md", card)
         print(f"{out}: {model.n_params:,} parameters of step {step:,}, with tokenizer and model card")
         print(f'AutoModelForCausalLM.from_pretrained("{out}"); AutoTokenizer.from_pretrained("{out}")')
+
+
+@dataclass(frozen=True)
+class ExportHTML(Command):
+    """Export a run's model as one HTML file that runs it in a browser, offline; its weights are rounded to 8 bits."""
+
+    directory: Positional[Path]
+    """Directory of the run."""
+    out: Positional[Path]
+    """File to write; it must not exist."""
+    checkpoint: Checkpoint = "best"
+    """Checkpoint to export."""
+
+    def run(self) -> None:
+        """Write the file and print its size."""
+        from gpt2lab.evaluation.measure import LoadedRun
+        from gpt2lab.formatting import size
+        from gpt2lab.server.single_file import write_single_file
+
+        loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
+        write_single_file(loaded.model, loaded.tokenizer, loaded.run.path.resolve().name, self.out)
+        print(f"{self.out}: {size(self.out.stat().st_size)}; open it in a browser")

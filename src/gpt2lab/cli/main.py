@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "trust": ("evaluate:Trust", "Trust the custom code in someone else's run."),
     "import-hf": ("evaluate:ImportHF", "Import a model in Hugging Face's format as a run."),
     "export-hf": ("evaluate:ExportHF", "Export a run for Hugging Face's transformers."),
+    "export-html": ("evaluate:ExportHTML", "Export a run as one HTML file that runs the model in a browser, offline."),
 }
 
 
