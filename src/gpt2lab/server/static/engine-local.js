@@ -9,6 +9,7 @@
 
 const CANDIDATES = 20;
 const LENS = 5;
+const FEW = 64; // so many largest numbers are found without sorting all
 
 export function localEngine(model) {
   const { config, name, parameters } = model;
@@ -443,16 +444,18 @@ function switchedOff(parts, L, H) {
 
 // Sampling ------------------------------------------------------------------------------------------------------------
 
-function softmax(logits) {
-  const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-  const p = Float64Array.from(logits, (logit) => Math.exp(logit - most));
-  const total = p.reduce((a, b) => a + b, 0);
-  return p.map((one) => one / total);
+function softmax(logits, temperature = 1) {
+  let [most, total] = [-Infinity, 0];
+  for (let i = 0; i < logits.length; i++) if (logits[i] > most) most = logits[i];
+  const p = new Float64Array(logits.length);
+  for (let i = 0; i < p.length; i++) total += p[i] = Math.exp((logits[i] - most) / temperature);
+  for (let i = 0; i < p.length; i++) p[i] /= total;
+  return p;
 }
 
 // The indices of the k largest values, largest first; of equal ones the lower index comes first.
 function largest(values, k) {
-  if (k > 64) return [...values.keys()].sort((i, j) => values[j] - values[i] || i - j).slice(0, k);
+  if (k > FEW) return [...values.keys()].sort((i, j) => values[j] - values[i] || i - j).slice(0, k);
   const best = [];
   for (let i = 0; i < values.length; i++) {
     if (best.length === k && values[i] <= values[best[k - 1]]) continue;
@@ -468,21 +471,27 @@ function largest(values, k) {
 function distribution(logits, { temperature, top_k, top_p, greedy }) {
   const V = logits.length;
   const p = new Float64Array(V);
-  const [first] = largest(logits, 1);
-  if (greedy) return p.fill(1, first, first + 1);
+  if (greedy) {
+    p[largest(logits, 1)[0]] = 1;
+    return p;
+  }
   if (!(temperature > 0)) throw new Error(`temperature is ${temperature}; it must be positive (greedy takes the most probable token)`);
   if (!(top_k === null || top_k >= 1)) throw new Error(`top_k is ${top_k}; it must be at least 1; leave it out for all tokens`);
   if (!(top_p === null || (top_p > 0 && top_p <= 1))) throw new Error(`top_p is ${top_p}; it must be above 0 and at most 1`);
-  const all = softmax(Float64Array.from(logits, (logit) => (logit - logits[first]) / temperature));
-  if (top_k === null && (top_p ?? 1) === 1) return all;
-  const order = largest(logits, top_k ?? V);
-  const mass = (top_p ?? 1) * order.reduce((sum, id) => sum + all[id], 0);
+  const all = softmax(logits, temperature);
+  const limit = top_p ?? 1;
+  if (top_k === null && limit === 1) return all;
+  const mass = (ids) => ids.reduce((sum, id) => sum + all[id], 0);
+  let order = largest(logits, top_k ?? FEW);
+  if (top_k === null && mass(order) < limit) order = largest(logits, V);
+  const enough = limit === 1 ? Infinity : limit * (top_k === null ? 1 : mass(order));
   let kept = 0;
   for (const id of order) {
-    if ((top_p ?? 1) < 1 && kept >= mass) break;
+    if (kept >= enough) break;
     kept += p[id] = all[id];
   }
-  return p.map((one) => one / kept);
+  for (const id of order) p[id] /= kept;
+  return p;
 }
 
 function draw(p, u) {
