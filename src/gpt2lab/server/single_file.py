@@ -128,7 +128,7 @@ _KNOWN = (
     *("rope_base", "rope_pairing", "rope_fraction", "rope_scaling", "rope_factor", "rope_original_ctx", "nope_every"),
     *("n_kv_head", "mask", "window", "prefix", "norm", "norm_placement", "norm_eps", "norm_affine", "qk_norm"),
     *("attention_softcap", "attention_sinks", "attention_gate", "activation", "parallel_blocks", "tied_head"),
-    *("logit_softcap", "z_loss", "embedding_norm", "mup_base_width", "import_sha256"),
+    *("logit_softcap", "z_loss", "embedding_norm", "mup_base_width", "import_sha256", "value_residual"),
 )
 """The options that engine-local.js computes, that do not change the forward pass, or that another one decides."""
 _MASKS = ("causal", "window")

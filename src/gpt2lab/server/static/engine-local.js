@@ -345,6 +345,11 @@ function makeNetwork(config, weights) {
     const [T, at, start, { keys, values }] = [x.length / C, `h.${l}.attn`, cache.length, cache.layers[l]];
     const [q, k, v] = project(l, x, start);
     const slot = (position) => (position % n_ctx) * K * D;
+    const mixed = weights[`${at}.residual.lambdas`]; // with the values of the first layer, which the cache holds
+    for (let i = 0; mixed && i < v.length; i++) {
+      const first = cache.layers[0].values[slot(start + Math.floor(i / (K * D))) + (i % (K * D))];
+      v[i] = mixed[0] * first + mixed[1] * v[i];
+    }
     for (let t = 0; t < T; t++) {
       keys.set(k.subarray(t * K * D, (t + 1) * K * D), slot(start + t));
       values.set(v.subarray(t * K * D, (t + 1) * K * D), slot(start + t));
