@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +159,7 @@ def stream(
     generator: torch.Generator | None = None,
     eot: int | None = None,
     padding: torch.Tensor | None = None,
+    on_logits: Callable[[torch.Tensor], object] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Continue prompts, yielding each column of new tokens as soon as it is generated.
 
@@ -178,6 +179,7 @@ def stream(
         padding: Number of empty positions at the start of each row, (B,), for prompts of different lengths (see
             `pad_left`). A row continues as it would alone until a window slides: all windows slide together, when the
             longest is full.
+        on_logits: Called with the logits (B, V) that each column is chosen from.
 
     Yields:
         The next token of each row, shape (B,).
@@ -209,6 +211,8 @@ def stream(
                     "the model gives NaN for the next token; its weights are damaged or overflow this precision; use "
                     "fp32 or another checkpoint"
                 )
+            if on_logits is not None:
+                on_logits(logits)
             column = sample_next(logits, strategy, generator)
             if eot is not None:
                 column = column.masked_fill(ended, eot)

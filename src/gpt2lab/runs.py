@@ -30,7 +30,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,8 +191,7 @@ class Run:
             InputError: The file is damaged (with the line), as in `evals` and `samples`.
         """
         path = self.path / "metrics.csv"
-        rows = _read_csv(path, METRICS_COLUMNS)
-        return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
+        return [_metrics_row(cells) for cells in _read_csv(path, METRICS_COLUMNS)]
 
     def evals(self) -> list[dict[str, str]]:
         """Return the rows of evals.csv."""
@@ -202,7 +201,7 @@ class Run:
         """Return the generated texts: ``step, strategy, prompt, text`` and more."""
         path = self.path / "samples.jsonl"
         lines = _complete_lines(path) if path.exists() else []
-        return [_sample(line, path, number) for number, line in enumerate(lines, start=1)]
+        return [_sample(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
 
     def add_metrics(self, row: Mapping[str, float | None]) -> None:
         """Append a row to metrics.csv. Numbers are written so that reading them gives the same bits."""
@@ -239,6 +238,58 @@ class Run:
         for folder in (self.path / EVALUATIONS).glob("step_*"):
             if int(folder.name.removeprefix("step_")) > step:
                 shutil.rmtree(folder)
+
+
+@dataclass
+class Follower:
+    """What is appended to a run while another process trains it; the run is only read.
+
+    A table that is replaced, because the run went back to a checkpoint, is read again from its start.
+    """
+
+    run: Run
+    step: float = 0
+    """Step of the last row of metrics.csv."""
+    _offsets: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By file: its inode, and the bytes that were read."""
+
+    def news(self) -> tuple[bool, list[MetricsRow], list[dict[str, Any]]]:
+        """Return whether reading began anew, and the new rows of metrics.csv and lines of samples.jsonl.
+
+        Raises:
+            InputError: A file is damaged. An incomplete last line is left for the next call.
+        """
+        if changed := any(self._replaced(name) for name in ("metrics.csv", "samples.jsonl")):
+            self._offsets.clear()
+        first = "metrics.csv" not in self._offsets
+        lines, path = self._lines("metrics.csv"), self.run.path / "metrics.csv"
+        rows = [_metrics_row(_cells(line, METRICS_COLUMNS, str(path))) for line in lines[first:]]
+        for row in rows:
+            self.step = row["step"] or 0
+        path = self.run.path / "samples.jsonl"
+        return changed or first, rows, [_sample(line, str(path)) for line in self._lines(path.name)]
+
+    def _replaced(self, name: str) -> bool:
+        path = self.run.path / name
+        if name not in self._offsets or not path.exists():
+            return name in self._offsets
+        inode, read = self._offsets[name]
+        status = path.stat()
+        return status.st_ino != inode or status.st_size < read
+
+    def _lines(self, name: str) -> list[str]:
+        """Return the complete lines after those that were returned before."""
+        path = self.run.path / name
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            inode, read = os.fstat(file.fileno()).st_ino, self._offsets.get(name, (0, 0))[1]
+            file.seek(read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole:
+            self._offsets[name] = (inode, read + len(whole))
+        return whole.decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 def _append(path: Path, line: str) -> None:
@@ -297,18 +348,23 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not lines or lines[0] != _header(columns):
         expected = _header(columns)
         raise InputError(f"{path}: the first line is not {expected}; the file is damaged or of another version")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        text, _, checksum = line.rpartition(",")
-        if not text or checksum != _crc32(text):
-            raise InputError(f"{path}: line {number} does not match its checksum; the file is damaged or was edited")
-        rows.append(dict(zip(columns, next(csv.reader([text])), strict=True)))
-    return rows
+    return [_cells(line, columns, f"{path}: line {number}") for number, line in enumerate(lines[1:], start=2)]
 
 
-def _sample(line: str, path: Path, number: int) -> dict[str, Any]:
+def _cells(line: str, columns: tuple[str, ...], where: str) -> dict[str, str]:
+    text, _, checksum = line.rpartition(",")
+    if not text or checksum != _crc32(text):
+        raise InputError(f"{where} does not match its checksum; the file is damaged or was edited")
+    return dict(zip(columns, next(csv.reader([text])), strict=True))
+
+
+def _metrics_row(cells: Mapping[str, str]) -> MetricsRow:
+    return {name: float(cell) if cell else None for name, cell in cells.items()}
+
+
+def _sample(line: str, where: str) -> dict[str, Any]:
     try:
         sample = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {number} is not JSON ({error.msg}); the file is damaged") from error
-    return without_checksum(sample, f"{path}: line {number}")
+        raise InputError(f"{where} is not JSON ({error.msg}); the file is damaged") from error
+    return without_checksum(sample, where)

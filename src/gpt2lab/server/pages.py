@@ -1,0 +1,361 @@
+"""The pages of ``gpt2lab play``, and the JSON behind them: runs, tokens as they are generated, what is inside, watching.
+
+    GET  /                              the page; its scripts and styles are below /static
+    GET  /api/runs                      every run with its curves
+    GET  /api/runs/NAME/info            the model; it is loaded when somebody asks
+    POST /api/runs/NAME/tokenize        text to tokens
+    POST /api/runs/NAME/generate        tokens with their candidates, as server-sent events
+    POST /api/runs/NAME/inspect         attention, logit lens, losses, residual stream, next token
+    POST /api/runs/NAME/patch           activation patching
+    GET  /api/runs/NAME/watch           the run's files as they grow, as server-sent events
+
+What a page asks for is a dataclass here. torch is imported with the first model, not before the page is painted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from gpt2lab.errors import InputError, require
+from gpt2lab.files import from_json
+from gpt2lab.runs import Follower, MetricsRow, Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from gpt2lab.evaluation.measure import LoadedRun
+
+T = TypeVar("T")
+STATIC = Path(__file__).parent / "static"
+DEPTH = 3
+"""Levels of folders below a given one in which runs are looked for: a comparison's are at COMPARISON/ARM/SEED."""
+LOADED = 3
+"""Models that are kept in memory."""
+CANDIDATES, LENS = 20, 5
+"""Tokens listed for each generated token and the next one, and in a cell of the logit lens."""
+CURVE_POINTS = 120
+MOST_TOKENS, MOST_WEIGHTS = 100_000, 8_000_000
+"""Longest text to tokenize or generate, and the largest number of attention weights that one answer holds."""
+POLL, HEARTBEAT, STALE = 0.5, 15.0, 60.0
+"""Seconds between looks at a run's files, between signs of life, and until a run that writes no row counts as stopped."""
+
+
+# Runs and models ------------------------------------------------------------------------------------------------------
+
+
+class Runs:
+    """The runs that the pages show: those that are given, and those in the folders that are given."""
+
+    def __init__(self, given: Sequence[Path], load: Callable[[Path], LoadedRun]) -> None:
+        @lru_cache(LOADED)
+        def loaded(path: Path, newest: str | None) -> LoadedRun:
+            run = load(path)
+            run.model.eval()
+            return run
+
+        self.given, self._load, self._lock = given, loaded, Lock()
+
+    def paths(self) -> dict[str, Path]:
+        """Return the directory of each run by its name, the latest first. Runs that began since are found, too."""
+        found: dict[str, Path] = {}
+        for folder in self.given:
+            inside = [] if (folder / "config.json").is_file() else list(_runs_below(folder, DEPTH))
+            named = {path.relative_to(folder).as_posix(): path for path in inside} or {folder.resolve().name: folder}
+            found |= {name if name not in found else str(path): path for name, path in named.items()}
+        return found
+
+    def run(self, name: str) -> Run:
+        """Return a run by its name. Raises `InputError` if it is none of these."""
+        paths = self.paths()
+        if name not in paths:
+            raise InputError(f'there is no run "{name}"; the runs are {", ".join(paths) or "none yet"}')
+        return Run(paths[name])
+
+    def load(self, name: str) -> LoadedRun:
+        """Return a run with its model, loaded anew once it has another checkpoint. Raises `InputError` if it cannot be loaded."""
+        run = self.run(name)
+        newest = max((path.name for path in run.checkpoints.glob("step_*")), default=None)
+        with self._lock:
+            return self._load(run.path, newest)
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    folders = [path for path in folder.glob("[!.]*") if path.is_dir()] if depth else []
+    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        if (path / "config.json").is_file():
+            yield path
+        else:
+            yield from _runs_below(path, depth - 1)
+
+
+def summary(name: str, run: Run) -> dict[str, Any]:
+    """Return what the list of runs shows: the model's shape, how far it is, and thinned curves."""
+    shown: dict[str, Any] = {"name": name, "shape": "", "step": 0, "steps": None, "seconds": None, "error": None}
+    shown |= {"state": "damaged", "train_loss": [], "val_loss": [], "ready": any(run.checkpoints.glob("step_*"))}
+    try:
+        rows, config = run.metrics(), run.config
+    except InputError as error:
+        return shown | {"error": str(error)}
+    model, steps = config.get("model") or {}, config.get("steps")
+    shape = (("layers", "n_layer"), ("heads", "n_head"), ("width", "n_embd"), ("context", "n_ctx"))
+    shown["shape"] = " · ".join(f"{label} {model[key]:,}" for label, key in shape if isinstance(model.get(key), int))
+    if rows:
+        shown |= {"step": rows[-1]["step"], "seconds": rows[-1]["seconds"]}
+    curves = {name: _curve(rows, name) for name in ("train_loss", "val_loss")}
+    return shown | curves | {"steps": steps, "state": _state(run, shown["step"], steps)}
+
+
+def _state(run: Run, step: float, steps: int | None) -> str:
+    """Say whether a run is being trained: it has steps left and writes its files."""
+    if steps is None:
+        return "imported"
+    if step >= steps:
+        return "finished"
+    written = max(path.stat().st_mtime for path in run.path.glob("*.*") if path.is_file())
+    return "training" if time.time() - written < STALE else "stopped"
+
+
+def _curve(rows: Sequence[MetricsRow], column: str) -> list[tuple[float, float]]:
+    points = [(step, value) for row in rows if (step := row["step"]) is not None and (value := row[column]) is not None]
+    every = max(1, len(points) // CURVE_POINTS)
+    return points[:-1:every] + points[-1:]
+
+
+# What a page asks for -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Text to tokens."""
+
+    text: str
+
+    def reply(self, run: LoadedRun) -> dict[str, Any]:
+        """Return the ids and each token's text; a part of a character reads U+FFFD."""
+        require(len(self.text) <= MOST_TOKENS, "the length of the text", len(self.text), f"at most {MOST_TOKENS:,}")
+        ids = run.tokenizer.encode(self.text)
+        return {"ids": ids, "texts": _texts(run, ids)}
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What the model does inside for a text, with parts switched off."""
+
+    ids: tuple[int, ...]
+    off: tuple[str, ...] = ()
+
+    def reply(self, run: LoadedRun) -> dict[str, Any]:
+        """Return what `inspect_tokens` finds; the weights of attention are base64 of little-endian float32."""
+        from gpt2lab.inspection import inspect_tokens, switched_off
+
+        config, T = run.model.config, len(self.ids)
+        if config.n_layer * config.n_head * T * T > MOST_WEIGHTS:
+            most = int((MOST_WEIGHTS / config.n_layer / config.n_head) ** 0.5)
+            raise InputError(f"the text has {T} tokens; the attention of this model can be sent for {most} at most")
+        with run.runtime.autocast():
+            found = inspect_tokens(switched_off(run.model, self.off), self.ids, LENS)
+        tops = zip(found.lens.ids.tolist(), found.lens.probabilities.tolist(), strict=True)
+        lens = [[{"top": _listed(run, *cell)} for cell in zip(*layer, strict=True)] for layer in tops]
+        weights = found.attention.cpu().numpy().astype("<f4")
+        return {
+            "texts": _texts(run, self.ids),
+            "losses": found.losses.tolist(),
+            "residual": found.residual.tolist(),
+            "lens": lens,
+            "attention": {"shape": list(weights.shape), "data": base64.b64encode(weights.tobytes()).decode("ascii")},
+            "next": _most_probable(run, found.probabilities, CANDIDATES),
+        }
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Activation patching between two prompts."""
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    answer: int
+    wrong: int
+
+    def reply(self, run: LoadedRun) -> dict[str, Any]:
+        """Return the effect of restoring the clean stream after each layer at each position, (L, T)."""
+        from gpt2lab.inspection import patch_residual
+
+        with run.runtime.autocast():
+            effect = patch_residual(run.model, self.clean, self.corrupted, self.answer, self.wrong)
+        return {"positions": _texts(run, self.clean), "effect": effect.tolist()}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A text to continue, and how; the same settings and seed as ``gpt2lab sample`` give the same tokens."""
+
+    ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool = False
+    seed: int = 1337
+    off: tuple[str, ...] = ()
+
+    def tokens(self, run: LoadedRun) -> Iterator[dict[str, Any]]:
+        """Yield each token with its candidates: their probability, and what temperature and cuts leave of it."""
+        import torch
+
+        from gpt2lab.generation import DecodingStrategy, probabilities, seeded, stream
+        from gpt2lab.inspection import switched_off
+
+        require(len(self.ids) + self.max_tokens <= MOST_TOKENS, "max_tokens", self.max_tokens, f"below {MOST_TOKENS:,}")
+        strategy = DecodingStrategy(self.temperature, self.top_k, self.top_p, self.greedy)
+        where, seen = run.runtime.device, []
+        prompt = torch.tensor([self.ids], dtype=torch.long, device=where)
+        model = switched_off(run.model, self.off) if self.off else run.model
+        columns = stream(
+            model, prompt, self.max_tokens, strategy, seeded(self.seed, where), run.tokenizer.eot, on_logits=seen.append
+        )
+        while True:
+            with run.runtime.autocast():
+                column = next(columns, None)
+            if column is None:
+                return
+            logits, token = seen.pop(), int(column)
+            p, kept = logits.float().softmax(dim=-1)[0], probabilities(logits, strategy)[0]
+            ids = p.topk(min(CANDIDATES, len(p))).indices.tolist()
+            ids = ids if token in ids else [*ids[:-1], token]
+            rows = zip(ids, _texts(run, ids), p[ids].tolist(), kept[ids].tolist(), strict=True)
+            candidates = [{"id": i, "text": text, "p": before, "kept": after} for i, text, before, after in rows]
+            logprob = float(logits.float().log_softmax(dim=-1)[0, token])
+            yield {"id": token, "text": _texts(run, [token])[0], "logprob": logprob, "candidates": candidates}
+
+
+def _texts(run: LoadedRun, ids: Iterable[int]) -> list[str]:
+    return [run.tokenizer.decode_bytes([token]).decode("utf-8", errors="replace") for token in ids]
+
+
+def _listed(run: LoadedRun, ids: Sequence[int], p: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"id": i, "text": text, "p": value} for i, text, value in zip(ids, _texts(run, ids), p, strict=True)]
+
+
+def _most_probable(run: LoadedRun, p: torch.Tensor, number: int) -> list[dict[str, Any]]:
+    values, ids = p.topk(min(number, len(p)))
+    return _listed(run, ids.tolist(), values.tolist())
+
+
+def info(name: str, run: LoadedRun) -> dict[str, Any]:
+    """Return what the pages know of a model."""
+    config = run.model.config
+    sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size")}
+    can = {"watch": run.config is not None, "compare": True, "patch": True}
+    more = {"n_kv_head": config.kv_heads, "parameters": run.model.n_params, "eot": run.tokenizer.eot, "can": can}
+    return {"name": name, **sizes, **more}
+
+
+# Watching -------------------------------------------------------------------------------------------------------------
+
+
+async def watch(run: Run) -> AsyncIterator[dict[str, Any] | None]:
+    """Yield what is new in a run's files, at first all of it; None is a sign of life where nothing is new."""
+    follower, told, silent = Follower(run), "", 0.0
+    while True:
+        seen = await run_in_threadpool(_news, follower)
+        if seen["rows"] or seen["samples"] or seen["state"] != told or seen["error"]:
+            told, silent = seen["state"], 0.0
+            yield seen
+        elif silent >= HEARTBEAT:
+            silent = 0.0
+            yield None
+        await asyncio.sleep(POLL)
+        silent += POLL
+
+
+def _news(follower: Follower) -> dict[str, Any]:
+    run, blank = follower.run, {"from_start": False, "rows": [], "samples": [], "steps": None, "error": None}
+    if not (run.path / "config.json").is_file():
+        return blank | {"state": "waiting"}
+    try:
+        from_start, rows, samples = follower.news()
+        steps = run.config.get("steps")
+    except InputError as error:  # a file that is replaced at this very moment is read again
+        return blank | {"state": "damaged", "error": str(error)}
+    state = _state(run, follower.step, steps)
+    return {"from_start": from_start, "rows": rows, "samples": samples, "steps": steps, "state": state, "error": None}
+
+
+# HTTP -----------------------------------------------------------------------------------------------------------------
+
+
+def routes(runs: Runs) -> list[BaseRoute]:
+    """Return the routes of the pages, for `gpt2lab.server.app`."""
+
+    async def listed(request: Request) -> Response:
+        found = await run_in_threadpool(lambda: [summary(name, Run(path)) for name, path in runs.paths().items()])
+        return JSONResponse({"runs": found})
+
+    async def of(request: Request) -> LoadedRun:
+        return await run_in_threadpool(runs.load, request.path_params["name"])
+
+    async def about(request: Request) -> Response:
+        return JSONResponse(info(request.path_params["name"], await of(request)))
+
+    def asking(kind: type[Tokenize] | type[Inspect] | type[Patch]) -> Callable[[Request], Any]:
+        async def answered(request: Request) -> Response:
+            question = await read(request, kind)
+            return JSONResponse(await run_in_threadpool(question.reply, await of(request)))
+
+        return answered
+
+    async def generated(request: Request) -> Response:
+        question, run = await read(request, Generate), await of(request)
+        return events(iterate_in_threadpool(question.tokens(run)))
+
+    async def watched(request: Request) -> Response:
+        return events(watch(runs.run(request.path_params["name"])))
+
+    path = "/api/runs/{name:path}/"
+    return [
+        Route("/", lambda request: FileResponse(STATIC / "index.html")),
+        Route("/api/runs", listed),
+        Route(path + "info", about),
+        Route(path + "watch", watched),
+        Route(path + "generate", generated, methods=["POST"]),
+        *(Route(path + kind.__name__.lower(), asking(kind), methods=["POST"]) for kind in (Tokenize, Inspect, Patch)),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+
+
+async def read(request: Request, kind: type[T]) -> T:
+    """Return the body of a request as a dataclass. Raises `InputError` if it is not one."""
+    try:
+        values = json.loads(await request.body())
+    except ValueError as error:
+        raise InputError(f"the request is not JSON ({error})") from error
+    return from_json(kind, values, "the request")
+
+
+def events(items: AsyncIterator[Mapping[str, Any] | None]) -> Response:
+    """Stream items as server-sent events; an error that only now shows is the last."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for item in items:
+                yield ":\n\n" if item is None else f"data: {json.dumps(item)}\n\n"
+        except InputError as error:
+            yield f"data: {json.dumps({'error': {'message': str(error)}})}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})

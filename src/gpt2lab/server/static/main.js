@@ -1,0 +1,95 @@
+// The frame of every page: the head with its links, the theme, and the view that the address names.
+//   #/                     the runs (server only)
+//   #/run/NAME/VIEW        write, inside, patch, watch
+//   #/compare/NAME/NAME    two runs
+//   #/VIEW                 in a single file, which holds one model
+
+import { button, el, short } from "./dom.js";
+
+const THEMES = { auto: "Theme: system", light: "Theme: light", dark: "Theme: dark" };
+
+// `start({ server, views })` for a server with its runs; `start({ engine, views })` for one model.
+export function start({ server = null, engine = null, views }) {
+  const nav = el("nav", { className: "views", ariaLabel: "Views" });
+  const title = el("span", { className: "run-name" });
+  const home = el("a", { className: "brand", href: "#/", textContent: "gpt2lab" });
+  const page = el("main", { id: "page", tabIndex: -1 });
+  const remembered = {};
+  let current = null;
+  let asked = 0;
+  document.body.replaceChildren(el("a", { className: "skip", href: "#page", textContent: "Skip to the page", onclick: (event) => (event.preventDefault(), page.focus()) }), el("header", { className: "top" }, home, title, nav, themeButton()), page);
+
+  const place = () => {
+    const parts = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decodeURIComponent);
+    if (!server) return { view: parts[0] ?? "write", names: [] };
+    if (parts[0] === "compare") return { view: "compare", names: parts.slice(1) };
+    if (parts[0] === "run") return { view: parts[2] ?? "write", names: [parts[1]] };
+    return { view: "runs", names: [] };
+  };
+  const can = (view, info) => (view.needs === "patch" ? info.can.patch : view.needs === "engine" || (view.name === "watch" && info.can.watch));
+  const show = async () => {
+    const own = ++asked;
+    const { view: name, names } = place();
+    const view = views.find((each) => each.name === name) ?? views[0];
+    current?.stop();
+    current = null;
+    const run = names[0];
+    title.textContent = view.name === "compare" || !run ? (engine?.info.name ?? "") : run;
+    const links = (info) => {
+      const path = (each) => (server ? `#/run/${encodeURIComponent(run)}/${each.name}` : `#/${each.name}`);
+      const shown = views.filter((each) => can(each, info));
+      nav.replaceChildren(server ? el("a", { href: "#/", textContent: "Runs", ariaCurrent: view.name === "runs" ? "page" : null }) : "", ...shown.map((each) => el("a", { href: path(each), textContent: each.title, ariaCurrent: each === view ? "page" : null })));
+    };
+    document.title = [view.title, run, "gpt2lab"].filter(Boolean).join(" · ");
+    const waiting = (text, wrong) => page.replaceChildren(el("p", { className: `waiting${wrong ? " wrong" : ""}`, role: "status", textContent: text }));
+    try {
+      const context = { server, names, name: run, remember: (remembered[`${run}/${view.name}`] ??= {}) };
+      if (view.needs === "server") {
+        if (view.name === "watch") links({ can: { watch: true, patch: true } });
+        else {
+          nav.replaceChildren(el("a", { href: "#/", textContent: "Runs", ariaCurrent: view.name === "runs" ? "page" : null }));
+          waiting("reading the runs …");
+        }
+        context.runs = view.name === "watch" ? null : await server.runs();
+      } else {
+        if (server) {
+          links({ can: { watch: false, patch: false } });
+          waiting(`loading ${run} …`);
+        }
+        context.engine = engine ?? (await server.engine(run));
+        links(context.engine.info);
+        title.title = `${short(context.engine.info.parameters)} parameters`;
+      }
+      if (own !== asked) return;
+      current = view.make(context);
+      page.replaceChildren(current.node);
+    } catch (error) {
+      if (own === asked) waiting(error.message, true);
+    }
+  };
+  addEventListener("hashchange", show);
+  return show();
+}
+
+function themeButton() {
+  const kept = () => {
+    try {
+      return localStorage.getItem("theme");
+    } catch {
+      return null; // a file:// page may have no storage
+    }
+  };
+  const apply = (theme) => {
+    document.documentElement.dataset.theme = theme;
+    press.textContent = THEMES[theme];
+    try {
+      localStorage.setItem("theme", theme);
+    } catch {}
+    document.dispatchEvent(new Event("themechange"));
+  };
+  const names = Object.keys(THEMES);
+  const press = button("", () => apply(names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length]), { className: "theme" });
+  apply(names.includes(kept()) ? kept() : "auto");
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")));
+  return press;
+}

@@ -1,0 +1,242 @@
+// A text as its tokens, the candidates of each, and a text that a model writes, with its branches.
+
+import { button, check, decimal, el, percent, plural, roving, slider, statusLine, visible } from "./dom.js";
+
+const MOST_SURPRISE = 6; // nats: a probability of 1 in 400; the darkest color
+
+// What is shown of a token on its own in running text: a line break stays one, and can be seen.
+function inText(text) {
+  return text.replace(/\n/g, "↵\n");
+}
+
+export function colorBySurprise(node, nats) {
+  node.style.setProperty("--surprise", `${Math.round(100 * Math.min(1, Math.max(0, nats) / MOST_SURPRISE))}%`);
+}
+
+export function surpriseLegend() {
+  const steps = [0, 1, 2, 3, 4, 5, 6].map((nats) => {
+    const box = el("span", { className: "swatch" });
+    colorBySurprise(box, nats);
+    return box;
+  });
+  return el("p", { className: "legend" }, "expected ", el("span", { className: "swatches", ariaHidden: "true" }, steps), " surprising", el("span", { className: "soft", textContent: "  color: −ln p, 0 to 6 nats" }));
+}
+
+export async function promptIds(engine, text) {
+  const { ids, texts } = await engine.tokenize(text);
+  const eot = engine.info.eot;
+  if (eot === null && !ids.length) throw new Error("the text is empty and this tokenizer has no <|endoftext|> to start from; write something");
+  return eot === null ? { ids, texts } : { ids: [eot, ...ids], texts: ["⟨start⟩", ...texts] };
+}
+
+// Rows of tokens with two probabilities, or with one where `first` is null. `choose(row)` makes the rows buttons.
+export function barList({ first, second }, choose) {
+  const list = el("ol", { className: first ? "bars" : "bars single" });
+  const key = (kind, name) => name && [el("span", { className: `key ${kind}`, ariaHidden: "true" }), ` ${name} `];
+  const legend = el("p", { className: "bars-legend" }, key("first", first), key("second", second));
+  if (choose) roving(list, "button", true);
+  const show = (rows, chosen = null) => {
+    const most = Math.max(1e-9, ...rows.flatMap((row) => (first ? [row.a, row.b] : row.b)));
+    list.replaceChildren(
+      ...rows.map((row, n) => {
+        const bar = (kind, p) => {
+          const node = el("span", { className: `bar ${kind}` });
+          node.style.width = `${Math.max(p > 0 ? 0.5 : 0, (100 * p) / most)}%`;
+          return node;
+        };
+        const parts = [
+          el("span", { className: "token", textContent: visible(row.text) }),
+          el("span", { className: "track", ariaHidden: "true" }, first && bar("first", row.a), bar("second", row.b)),
+          first && el("span", { className: "number", textContent: percent(row.a), title: `${first}: ${row.a}` }),
+          el("span", { className: "number second", textContent: percent(row.b), title: `${second}: ${row.b}` }),
+        ];
+        const words = `${visible(row.text)}: ${first} ${percent(row.a)}, ${second} ${percent(row.b)}`;
+        const kind = `row${row.id === chosen ? " chosen" : ""}${row.b === 0 ? " cut" : ""}`;
+        if (!choose) return el("li", { className: kind }, parts);
+        const press = el("button", { type: "button", className: kind, ariaLabel: `${words}; continue with it`, tabIndex: n ? -1 : 0, onclick: () => choose(row) }, parts);
+        return el("li", {}, press);
+      }),
+    );
+  };
+  return { node: el("div", { className: "bars-box" }, legend, list), show, list };
+}
+
+// The sliders of a decoding strategy.
+export function strategyControls(info, { temperature = 1, top_k = 0, top_p = 0.9 } = {}) {
+  const most = Math.min(200, info.vocab_size);
+  const controls = {
+    temperature: slider({ label: "Temperature", min: 0.1, max: 2, step: 0.05, value: temperature, hint: "below 1: likelier tokens become likelier" }),
+    top_k: slider({ label: "Top-k", min: 0, max: most, step: 1, value: top_k, hint: "keep this many tokens; 0 keeps all" }),
+    top_p: slider({ label: "Top-p", min: 0.05, max: 1, step: 0.01, value: top_p, hint: "keep the fewest tokens with this probability; 1 keeps all" }),
+  };
+  const greedy = check("Greedy: always the most probable token");
+  greedy.box.addEventListener("change", () => Object.values(controls).forEach((control) => control.disable(greedy.box.checked)));
+  const read = () => ({
+    temperature: controls.temperature.read(),
+    top_k: controls.top_k.read() || null,
+    top_p: controls.top_p.read() < 1 ? controls.top_p.read() : null,
+    greedy: greedy.box.checked,
+  });
+  const node = el("div", { className: "controls" }, Object.values(controls).map((control) => control.node), greedy.node);
+  return { node, read: () => (greedy.box.checked ? { temperature: 1, top_k: null, top_p: null, greedy: true } : read()) };
+}
+
+export function lengthAndSeed(info) {
+  const most = Math.min(1000, Math.max(info.n_ctx, 64));
+  const length = slider({ label: "Length", min: 1, max: most, step: 1, value: Math.min(120, most), hint: "tokens at most" });
+  const seed = slider({ label: "Seed", min: 0, max: 9999, step: 1, value: 1337, hint: "the same seed gives the same text" });
+  const node = el("div", { className: "controls" }, length.node, seed.node);
+  return { node, read: () => ({ max_tokens: length.read(), seed: seed.read() }) };
+}
+
+export function describeStrategy({ greedy, temperature, top_k, top_p }) {
+  if (greedy) return "greedy";
+  return [`temperature ${temperature}`, top_k && `top-k ${top_k}`, top_p && `top-p ${top_p}`].filter(Boolean).join(", ");
+}
+
+// A text that an engine writes. `read` gives the settings; `ontoken()` hears of every token.
+export function writer({ engine, title, read, ontoken = () => {} }) {
+  const branches = [];
+  let current = null;
+  let pointed = null; // the number of the token whose candidates are shown, or null: the last one
+  let pinned = null;
+  let control = null; // of the generation that runs
+  const status = statusLine();
+  const prompt = el("span", { className: "prompt" });
+  const output = el("span", { className: "written", role: "group", ariaLabel: "Written tokens: arrow keys move, Enter goes to the candidates" });
+  const about = el("p", { className: "about" });
+  const bars = barList({ first: "the model", second: "after temperature and cuts" }, (row) => branch(row));
+  const branchList = el("ol", { className: "branches" });
+  const branchBox = el("div", { className: "branch-box", hidden: true }, el("h3", { textContent: "Branches" }), branchList);
+  roving(output, ".tok");
+
+  const tokenNode = (token, n) => {
+    const node = el("span", { className: "tok", textContent: inText(token.text), tabIndex: n ? -1 : 0, role: "button" });
+    node.dataset.n = n;
+    node.ariaLabel = `${visible(token.text)}, probability ${percent(Math.exp(token.logprob))}`;
+    colorBySurprise(node, -token.logprob);
+    if (token.id === engine.info.eot) node.textContent = "⟨end⟩";
+    return node;
+  };
+  const showCandidates = () => {
+    const tokens = current?.tokens ?? [];
+    const n = pointed ?? pinned ?? tokens.length - 1;
+    const token = tokens[n];
+    for (const node of output.querySelectorAll(".shown")) node.classList.remove("shown");
+    if (!token) {
+      about.textContent = "Point at a token of the text to see what else could have stood there; click a candidate to go on from it.";
+      return bars.show([]);
+    }
+    output.children[n]?.classList.add("shown");
+    about.replaceChildren(`Token ${n + 1}: `, el("b", { textContent: visible(token.text) }), `, surprise ${decimal(-token.logprob, 2)} nats`);
+    bars.show(token.candidates.map(({ id, text, p, kept }) => ({ id, text, a: p, b: kept })), token.id);
+  };
+  const at = (event) => (event.target.dataset.n === undefined ? null : Number(event.target.dataset.n));
+  const point = (event) => {
+    if (at(event) === pointed && pointed !== null) return;
+    pointed = at(event);
+    showCandidates();
+  };
+  output.addEventListener("pointerover", point);
+  output.addEventListener("focusin", point);
+  output.addEventListener("pointerleave", () => ((pointed = null), showCandidates()));
+  output.addEventListener("focusout", () => (pointed = null));
+  output.addEventListener("click", (event) => {
+    if (at(event) === null) return;
+    pinned = pinned === at(event) ? null : at(event);
+    mark();
+  });
+  output.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || at(event) === null) return;
+    pinned = at(event);
+    mark();
+    bars.list.querySelector("button")?.focus();
+  });
+  bars.list.addEventListener("keydown", (event) => event.key === "Escape" && output.children[pinned ?? 0]?.focus());
+  const mark = () => [...output.children].forEach((node, n) => node.classList.toggle("pinned", n === pinned));
+
+  const showBranches = () => {
+    branchBox.hidden = branches.length < 2;
+    branchList.replaceChildren(
+      ...branches.map((each) => {
+        const open = button(each.name, () => openBranch(each), { className: "branch", ariaCurrent: each === current ? "true" : null });
+        return el("li", {}, open, el("span", { className: "soft", textContent: ` ${plural(each.tokens.length, "token")}` }));
+      }),
+    );
+  };
+  const openBranch = (each) => {
+    stop();
+    current = each;
+    pinned = pointed = null;
+    prompt.textContent = each.prompt.texts.filter((text) => text !== "⟨start⟩").join("");
+    output.replaceChildren(...each.tokens.map(tokenNode));
+    showBranches();
+    showCandidates();
+    ontoken();
+  };
+  const stop = () => control?.abort();
+
+  async function go(each, settings) {
+    openBranch(each);
+    const own = (control = new AbortController());
+    const before = each.tokens.length;
+    const begin = performance.now();
+    const left = settings.max_tokens - before;
+    node.classList.add("running");
+    status.say("writing …");
+    try {
+      const ids = [...each.prompt.ids, ...each.tokens.map((token) => token.id)];
+      const ended = before && each.tokens.at(-1).id === engine.info.eot;
+      if (left > 0 && !ended) {
+        for await (const token of engine.generate({ off: [], ...settings, ids, max_tokens: left }, own.signal)) {
+          if (own.signal.aborted) break;
+          each.tokens.push(token);
+          if (current !== each) continue;
+          output.append(tokenNode(token, each.tokens.length - 1));
+          if (pointed === null && pinned === null) showCandidates();
+          ontoken();
+        }
+      }
+      const made = each.tokens.length - before;
+      const seconds = (performance.now() - begin) / 1000;
+      status.say(own.signal.aborted ? `stopped after ${plural(made, "token")}` : `${plural(made, "token")} in ${decimal(seconds, 1)} s · ${describeStrategy(settings)}`);
+    } catch (error) {
+      if (own.signal.aborted) status.say("stopped");
+      else status.say(error.message, true);
+    } finally {
+      if (control === own) {
+        control = null;
+        node.classList.remove("running");
+      }
+      showBranches();
+      ontoken();
+    }
+  }
+  async function run(text) {
+    stop();
+    try {
+      const settings = read();
+      const each = { name: `${branches.length + 1}: from the prompt`, prompt: await promptIds(engine, text), tokens: [], settings };
+      branches.push(each);
+      await go(each, settings);
+    } catch (error) {
+      status.say(error.message, true);
+    }
+  }
+  async function branch(row) {
+    const n = pinned ?? pointed ?? current.tokens.length - 1;
+    const old = current.tokens[n];
+    const token = { ...old, id: row.id, text: row.text, logprob: Math.log(row.a) };
+    const settings = { ...read(), max_tokens: Math.max(read().max_tokens, n + 2) };
+    const name = `${branches.length + 1}: ${visible(row.text)} instead of ${visible(old.text)} at token ${n + 1}`;
+    const each = { name, prompt: current.prompt, tokens: [...current.tokens.slice(0, n), token], settings };
+    branches.push(each);
+    await go(each, settings);
+  }
+  const text = el("p", { className: "text" }, prompt, output);
+  const panel = el("aside", { className: "candidates", ariaLabel: `Candidates${title ? ` of ${title}` : ""}` }, el("h3", { textContent: "Candidates" }), about, bars.node);
+  const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), text, status.node, branchBox), panel);
+  showCandidates();
+  const saved = () => branches.map(({ name, prompt: p, tokens, settings }) => ({ name, settings, prompt: p, tokens }));
+  return { node, run, stop, status, saved, output, tokens: () => current?.tokens ?? [], running: () => control !== null };
+}
