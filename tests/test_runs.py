@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import free_path, with_checksum, write_atomically, write_checked_json
-from gpt2lab.runs import EVALS_COLUMNS, MetricsRow, Run
+from gpt2lab.runs import EVALS_COLUMNS, Follower, MetricsRow, Run
 from gpt2lab.runs import METRICS_COLUMNS as COLUMNS
 
 text = st.text(st.characters(codec="utf-8"))
@@ -148,6 +148,29 @@ def test_an_incomplete_last_line_is_ignored_and_overwritten(run: Run, complete: 
         assert {name: (run.path / name).read_bytes() for name in CUT_OFF} == {"samples.jsonl": b"", **held}
     add_to_every_file(run, 40)
     assert steps(run) == [[*complete, 40]] * 3
+
+
+def test_a_follower_reads_what_is_appended_and_begins_anew_when_the_run_goes_back(run: Run) -> None:
+    follower, table = Follower(run), run.path / "metrics.csv"
+    assert follower.news() == (True, [], [])
+    run.add_metrics(row(1))
+    run.add_metrics(row(2, train_loss=0.1))
+    run.add_sample(2, "greedy", "a", "ab")
+    assert follower.news() == (False, run.metrics(), run.samples())
+    assert follower.news() == (False, [], []) and follower.step == 2
+    run.add_metrics(row(3))
+    whole = table.read_bytes()
+    for cut in range(1, 12):  # the last line while it is being written
+        table.write_bytes(whole[:-cut])
+        assert follower.news() == (False, [], [])
+    table.write_bytes(whole)
+    assert follower.news() == (False, [row(3)], [])
+    run.truncate(1)
+    assert follower.news() == (True, [row(1)], [])
+    with table.open("a") as file:
+        file.write("4,damaged\n")
+    with pytest.raises(InputError, match=r"metrics\.csv does not match its checksum"):
+        follower.news()
 
 
 def test_truncating_drops_later_steps(run: Run) -> None:

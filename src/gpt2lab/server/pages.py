@@ -1,4 +1,4 @@
-"""The pages of ``gpt2lab play``, and the JSON behind them: runs, tokens as they are generated, what is inside, watching.
+"""The pages of ``gpt2lab play``, and the JSON behind them.
 
     GET  /                              the page; its scripts and styles are below /static
     GET  /api/runs                      every run with its curves
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +52,7 @@ CURVE_POINTS = 120
 MOST_TOKENS, MOST_WEIGHTS = 100_000, 8_000_000
 """Longest text to tokenize or generate, and the largest number of attention weights that one answer holds."""
 POLL, HEARTBEAT, STALE = 0.5, 15.0, 60.0
-"""Seconds between looks at a run's files, between signs of life, and until a run that writes no row counts as stopped."""
+"""Seconds between looks at a run's files, between signs of life, and until a run that writes nothing counts as stopped."""
 
 
 # Runs and models ------------------------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ class Runs:
         return Run(paths[name])
 
     def load(self, name: str) -> LoadedRun:
-        """Return a run with its model, loaded anew once it has another checkpoint. Raises `InputError` if it cannot be loaded."""
+        """Return a run with its model, loaded again once there is a newer checkpoint. Raises `InputError` if it fails."""
         run = self.run(name)
         newest = max((path.name for path in run.checkpoints.glob("step_*")), default=None)
         with self._lock:
@@ -168,8 +167,7 @@ class Inspect:
         if config.n_layer * config.n_head * T * T > MOST_WEIGHTS:
             most = int((MOST_WEIGHTS / config.n_layer / config.n_head) ** 0.5)
             raise InputError(f"the text has {T} tokens; the attention of this model can be sent for {most} at most")
-        with run.runtime.autocast():
-            found = inspect_tokens(switched_off(run.model, self.off), self.ids, LENS)
+        found = inspect_tokens(switched_off(run.model, self.off), self.ids, LENS)  # in fp32, whatever it was trained in
         tops = zip(found.lens.ids.tolist(), found.lens.probabilities.tolist(), strict=True)
         lens = [[{"top": _listed(run, *cell)} for cell in zip(*layer, strict=True)] for layer in tops]
         weights = found.attention.cpu().numpy().astype("<f4")
@@ -196,8 +194,7 @@ class Patch:
         """Return the effect of restoring the clean stream after each layer at each position, (L, T)."""
         from gpt2lab.inspection import patch_residual
 
-        with run.runtime.autocast():
-            effect = patch_residual(run.model, self.clean, self.corrupted, self.answer, self.wrong)
+        effect = patch_residual(run.model, self.clean, self.corrupted, self.answer, self.wrong)
         return {"positions": _texts(run, self.clean), "effect": effect.tolist()}
 
 

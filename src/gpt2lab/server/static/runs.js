@@ -19,6 +19,7 @@ function makeRuns({ runs }) {
       box.checked ? chosen.add(run.name) : chosen.delete(run.name);
       compare.disabled = chosen.size !== 2;
     });
+    const compares = run.ready && runs.length > 1;
     const series = [
       { name: "training", kind: "train", points: run.train_loss },
       { name: "validation", kind: "val", points: run.val_loss },
@@ -33,7 +34,7 @@ function makeRuns({ runs }) {
     return el(
       "article",
       { className: "card run" },
-      el("header", {}, el("h2", { textContent: run.name })),
+      el("header", {}, el("h2", { textContent: run.name }), compares && el("label", { className: "check" }, box, " compare")),
       el("p", { className: "shape" }, el("span", { className: `state ${run.state}`, textContent: run.state }), el("span", { className: "soft", textContent: run.shape })),
       el("div", { className: "curve-box" }, curve),
       el("dl", {}, facts.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value })))),

@@ -148,6 +148,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
   });
   output.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || at(event) === null) return;
+    event.preventDefault(); // or it would press the candidate that is focused now
     pinned = at(event);
     mark();
     bars.list.querySelector("button")?.focus();
@@ -182,8 +183,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     const before = each.tokens.length;
     const begin = performance.now();
     const left = settings.max_tokens - before;
-    node.classList.add("running");
-    status.say("writing …");
+    begun();
     try {
       const ids = [...each.prompt.ids, ...each.tokens.map((token) => token.id)];
       const ended = before && each.tokens.at(-1).id === engine.info.eot;
@@ -212,14 +212,20 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
       ontoken();
     }
   }
+  const begun = () => {
+    node.classList.add("running");
+    status.say("writing …");
+  };
   async function run(text) {
     stop();
+    begun();
     try {
       const settings = read();
       const each = { name: `${branches.length + 1}: from the prompt`, prompt: await promptIds(engine, text), tokens: [], settings };
       branches.push(each);
       await go(each, settings);
     } catch (error) {
+      node.classList.remove("running");
       status.say(error.message, true);
     }
   }

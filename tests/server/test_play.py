@@ -1,0 +1,442 @@
+"""The pages of ``gpt2lab play`` in a real browser: each view is opened and used, and its numbers are PyTorch's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from play_server import LocalServer, serving
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from gpt2lab.cli.main import main
+from gpt2lab.evaluation.measure import LoadedRun
+from gpt2lab.files import write_checked_json
+from gpt2lab.generation import DecodingStrategy, encode_prompt, generate, generate_texts, probabilities, seeded
+from gpt2lab.inspection import inspect_tokens, patch_residual, switched_off
+from gpt2lab.runs import METRICS_COLUMNS, Run
+from gpt2lab.server.pages import STATIC
+
+STORIES = Path(__file__).parents[2] / "docs" / "gallery" / "stories"
+HOSTILE = "<img src=x onerror=alert(1)>"
+TEXT = "One day, Mia was sad. She"
+expect.set_options(timeout=10_000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        reason = "needs chromium: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        # Playwright's own loop runs in this thread; the server's is in another.
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stories model, a small run with curves, and a copy of it whose name is HTML."""
+    work, runs = tmp_path_factory.mktemp("play"), tmp_path_factory.mktemp("runs")
+    model = ["--model.n-layer=1", "--model.n-head=2", "--model.n-embd=16", "--model.n-ctx=64", "--compile=off"]
+    sizes = ["--batch-tokens=256", "--steps=20", "--log-every=2", "--eval-every=10", "--eval-tokens=512"]
+    few = ["--max-documents", "120"]
+    tok, data, small = str(work / "tok"), str(work / "data"), str(runs / "small")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("gpt2lab.training.loop.draw_curves", lambda run: None)
+    assert main(["tokenizer", "train", "--input", "stories", "--vocab-size", "400", "--out", tok, *few]) == 0
+    assert main(["data", "prepare", "stories", "--tokenizer", tok, "--out", data, *few]) == 0
+    assert main(["train", "--data", data, "--out", small, *sizes, *model]) == 0
+    monkeypatch.undo()
+    shutil.copytree(runs / "small", runs / HOSTILE)
+    shutil.copytree(STORIES, runs / "stories")
+    return runs
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path) -> Iterator[LocalServer]:
+    with serving([folder]) as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Browser, server: LocalServer) -> Iterator[Page]:
+    """A page whose console must stay silent: an error of a script or of the Content-Security-Policy fails the test."""
+    said: list[str] = []
+    with browser.new_context(base_url=server.url, viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        yield page
+    assert not said
+
+
+@pytest.fixture(scope="session")
+def stories() -> LoadedRun:
+    run = LoadedRun(STORIES, "best", "cpu", "fp32")
+    run.model.eval()
+    return run
+
+
+def ids_of(run: LoadedRun, text: str) -> list[int]:
+    return encode_prompt(run.tokenizer, text, 1, torch.device("cpu"))[0].tolist()
+
+
+def write(page: Page, prompt: str, **settings: float) -> None:
+    """Open the page that writes, choose the settings and let it write to the end."""
+    page.goto("/#/run/stories/write")
+    expect(page.locator(".status")).to_contain_text("tokens in")
+    page.get_by_label("Prompt").fill(prompt)
+    for name, value in settings.items():
+        page.get_by_role("spinbutton", name=f"{name.capitalize().replace('_', '-')}, as a number").fill(str(value))
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.locator(".running")).to_have_count(0)
+
+
+def candidates(page: Page, number: int) -> dict[str, tuple[float, float]]:
+    """What is listed for a token when the pointer is on it: text, the model's probability, what the cuts leave."""
+    page.locator(".tok").nth(number).hover()
+    expect(page.locator(".about")).to_contain_text(f"Token {number + 1}:")
+    rows = page.locator(".bars .row").evaluate_all(
+        "rows => rows.map(r => [r.querySelector('.token').textContent, ...[...r.querySelectorAll('.number')]"
+        ".map(n => Number(n.title.split(': ')[1]))])"
+    )
+    return {text: (before, after) for text, before, after in rows}
+
+
+def saved(page: Page, card: str, form: str = "JSON") -> bytes:
+    """What a button of a card saves."""
+    with page.expect_download() as download:
+        page.get_by_role("region", name=card).get_by_role("button", name=form, exact=True).first.click()
+    return download.value.path().read_bytes()
+
+
+def visible(text: str) -> str:
+    return text.replace(" ", "␣").replace("\n", "↵")
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_with_their_curves(page: Page, folder: Path) -> None:
+    page.goto("/")
+    expect(page.locator(".run h2")).to_have_count(3)
+    small = page.locator(".run").filter(has=page.get_by_role("heading", name="small", exact=True))
+    last = [row["val_loss"] for row in Run(folder / "small").metrics() if row["val_loss"] is not None][-1]
+    expect(small.locator("dd").first).to_have_text(f"{last:.3f}")
+    expect(small.locator("path.train")).to_have_count(1)
+    expect(small).to_contain_text("20 of 20")
+    small.get_by_role("link", name="Write").click()
+    expect(page).to_have_url(page.url.split("#")[0] + "#/run/small/write")
+    expect(page.locator(".tok").first).to_be_visible()
+
+
+def test_a_name_and_a_text_never_become_html(page: Page) -> None:
+    page.goto("/")
+    expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
+    page.get_by_role("link", name=f"Write: {HOSTILE}").click()
+    expect(page.locator(".status")).to_contain_text("tokens in")
+    page.get_by_label("Prompt").fill(f"{HOSTILE}<script>alert(1)</script>")
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.locator(".prompt")).to_have_text(f"{HOSTILE}<script>alert(1)</script>")
+    assert page.locator("main img, main script, header img").count() == 0
+
+
+# Write ----------------------------------------------------------------------------------------------------------------
+
+
+def test_it_writes_the_text_of_gpt2lab_sample(page: Page, stories: LoadedRun) -> None:
+    write(page, "One day", temperature=0.9, top_k=50, top_p=0.95, length=40, seed=5)
+    strategy = DecodingStrategy(0.9, 50, 0.95)
+    (text,) = generate_texts(stories.model, stories.tokenizer, "One day", 1, 40, strategy, 5, stories.runtime)
+    assert page.locator(".text").text_content() == text.replace("\n", "↵\n")
+
+
+def test_candidates_are_the_probabilities_before_and_after_each_cut(page: Page, stories: LoadedRun) -> None:
+    write(page, "One day", temperature=0.7, top_k=6, length=12, seed=3)
+    tokens = torch.tensor([ids_of(stories, "One day")])
+    strategy = DecodingStrategy(0.7, 6, 0.9)
+    written = generate(stories.model, tokens, 12, 0.7, 6, 0.9, generator=seeded(3, torch.device("cpu")))
+    for number in (0, 7):
+        with torch.no_grad():
+            logits = stories.model(written[:, : tokens.shape[1] + number])[0][:, -1]
+        p, kept = logits.softmax(-1)[0], probabilities(logits, strategy)[0]
+        shown = candidates(page, number)
+        assert len(shown) == 20
+        ids = p.topk(20).indices.tolist()
+        for token in ids:
+            text = visible(stories.tokenizer.decode([token]))
+            assert shown[text] == pytest.approx((float(p[token]), float(kept[token])), abs=1e-4), text
+        assert sum(after for _, after in shown.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_candidate_begins_a_branch_and_the_first_text_stays(page: Page) -> None:
+    write(page, "One day", length=20, seed=1)
+    first = page.locator(".text").text_content() or ""
+    page.locator(".tok").nth(3).click()
+    other = page.locator(".bars button.row:not(.chosen)").first
+    word = other.locator(".token").text_content() or ""
+    other.click()
+    expect(page.locator(".running")).to_have_count(0)
+    texts = page.locator(".tok").all_text_contents()
+    assert visible(texts[3]) == word and len(texts) == 20
+    assert first.startswith("One day" + "".join(texts[:3]))
+    expect(page.get_by_role("button", name=f"{word} instead of")).to_have_attribute("aria-current", "true")
+    page.locator(".branch").nth(-2).click()
+    assert page.locator(".text").text_content() == first
+
+
+def test_two_strategies_write_side_by_side(page: Page, stories: LoadedRun) -> None:
+    page.goto("/#/run/stories/write")
+    expect(page.locator(".status")).to_contain_text("tokens in")
+    page.get_by_label("Two strategies side by side").check()
+    page.get_by_role("group", name="Strategy B").get_by_label("Greedy").check()
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.get_by_role("heading", name="Strategy B")).to_be_visible()
+    expect(page.locator(".status").nth(1)).to_contain_text("greedy")
+    expect(page.locator(".running")).to_have_count(0)
+    (text,) = generate_texts(
+        stories.model, stories.tokenizer, "One day", 1, 120, DecodingStrategy(greedy=True), 1, stories.runtime
+    )
+    assert (page.locator(".text").nth(1).text_content() or "").removesuffix("⟨end⟩") == text.replace("\n", "↵\n")
+
+
+def test_writing_can_be_stopped(page: Page) -> None:
+    page.goto("/#/run/stories/write")
+    page.get_by_label("Length, as a number").fill("256")
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.locator(".tok").nth(3).wait_for()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".status")).to_contain_text("stopped")
+    assert page.locator(".tok").count() < 256
+
+
+# Look inside ----------------------------------------------------------------------------------------------------------
+
+
+def look(page: Page, text: str) -> None:
+    page.goto("/#/run/stories/inside")
+    expect(page.locator(".status")).to_contain_text("mean loss")
+    page.get_by_label("Text to look at").fill(text)
+    expect(page.locator(".flow")).to_have_text("⟨start⟩" + text)
+
+
+def test_what_is_inside_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> None:
+    look(page, TEXT)
+    ids = ids_of(stories, TEXT)
+    found = inspect_tokens(stories.model, ids)
+    losses = json.loads(saved(page, "Loss of each token"))
+    with torch.no_grad():
+        logits = stories.model(torch.tensor([ids]))[0][0]
+    reference = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    assert losses["losses"] == pytest.approx(reference.tolist(), abs=1e-4)
+    expect(page.locator(".status")).to_contain_text(f"mean loss {reference.mean():.3f} nats")
+    attention = json.loads(saved(page, "Attention of every head"))
+    assert torch.tensor(attention["attention"]).view(*attention["shape"]) == pytest.approx(found.attention, abs=1e-5)
+    assert torch.tensor(json.loads(saved(page, "How large the residual stream is"))["rms"]) == pytest.approx(
+        found.residual, abs=1e-4
+    )
+    lens = json.loads(saved(page, "What each layer would say"))["lens"]
+    tops = [[[top["id"] for top in cell["top"]] for cell in row] for row in lens]
+    assert tops == found.lens.ids.tolist()
+    shown = page.get_by_role("region", name="What the switches change").locator(".row .number").first
+    assert shown.text_content() == f"{100 * found.probabilities.max():.1f} %"
+
+
+def test_a_head_and_a_layer_are_switched_off_and_on_again(page: Page, stories: LoadedRun) -> None:
+    look(page, TEXT)
+    ids = ids_of(stories, TEXT)
+    before = inspect_tokens(stories.model, ids)
+    page.get_by_role("button", name="head 2").last.click()
+    page.get_by_role("group", name="Layer 0").get_by_role("button", name="feed-forward").click()
+    change = page.get_by_role("region", name="What the switches change")
+    expect(change.locator(".readout")).to_contain_text("Off: head:1.2, mlp:0")
+    after = inspect_tokens(switched_off(stories.model, ["head:1.2", "mlp:0"]), ids)
+    expect(change.locator(".readout")).to_contain_text(f"{before.losses.mean():.4f} → {after.losses.mean():.4f} nats")
+    next_ones = json.loads(saved(page, "What the switches change"))
+    for key, found in (("next", after), ("next_with_everything_on", before)):
+        assert {top["id"]: top["p"] for top in next_ones[key]} == pytest.approx(
+            {token: float(found.probabilities[token]) for token in found.probabilities.topk(20).indices.tolist()},
+            abs=1e-4,
+        )
+    page.get_by_role("button", name="Everything on").click()
+    expect(change.locator(".readout")).to_contain_text("Everything is on")
+
+
+def test_one_head_is_shown_large_and_saved(page: Page, stories: LoadedRun) -> None:
+    look(page, TEXT)
+    page.get_by_role("button", name="Show head 3 of layer 1").click()
+    card = page.get_by_role("region", name="One head")
+    expect(card.get_by_role("heading", name="Layer 1, head 3")).to_be_visible()
+    page.locator(".flow .tok").nth(4).click()
+    weights = inspect_tokens(stories.model, ids_of(stories, TEXT)).attention[1, 3, 4]
+    expect(card.locator(".row .number").first).to_have_text(f"{100 * weights.max():.1f} %")
+    assert saved(page, "One head", "PNG").startswith(b"\x89PNG") and b"<svg" in saved(page, "One head", "SVG")
+    lens = page.get_by_role("img", name="Logit lens, layer by position")
+    lens.focus()
+    page.keyboard.press("ArrowUp")
+    expect(page.get_by_role("region", name="What each layer would say").locator(".readout")).to_contain_text("After")
+
+
+def test_patching_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> None:
+    page.goto("/#/run/stories/patch")
+    card = page.get_by_role("region", name="Effect of restoring each state")
+    expect(card).to_be_visible()
+    clean, corrupted = (ids_of(stories, f"One day, {name} was sad.") for name in ("Mia", "Leo"))
+    answer, wrong = (stories.tokenizer.encode(word)[0] for word in (" She", " He"))
+    effect = patch_residual(stories.model, clean, corrupted, answer, wrong)
+    assert torch.tensor(json.loads(saved(page, "Effect of restoring each state"))["effect"]) == pytest.approx(
+        effect, abs=1e-3
+    )
+    page.get_by_label("Corrupted prompt").fill("One day, Leo was very sad.")
+    page.get_by_role("button", name="Patch").click()
+    expect(page.locator(".status")).to_contain_text("give prompts of one length")
+
+
+# Compare and watch ----------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared_token_by_token(page: Page) -> None:
+    page.goto("/")
+    for name in ("stories", "small"):
+        page.get_by_label(f"Compare {name}", exact=True).check()
+    page.get_by_role("button", name="Compare two runs").click()
+    expect(page.locator(".parting")).to_contain_text("Both get the same")
+    page.get_by_label("Length, as a number").fill("15")
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.locator(".status").last).to_contain_text("tokens in")
+    expect(page.locator(".running")).to_have_count(0)
+    first, second = (page.locator(".written").nth(n).locator(".tok").all_text_contents() for n in (0, 1))
+    parted = next(n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    assert page.locator(".parts").all_text_contents() == [first[parted], second[parted]]
+    page.get_by_label("Second run").select_option("stories")
+    expect(page.locator(".parting")).to_contain_text("Both get the same")
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.locator(".parting")).to_contain_text("tokens are the same")
+    expect(page.locator(".parts")).to_have_count(0)
+
+
+def test_a_training_is_watched_while_it_writes(page: Page, folder: Path) -> None:
+    run = Run(Path(shutil.copytree(folder / "small", folder / "live" / "run")))
+    run.truncate(10)
+    config = {**run.config, "steps": 40}
+    write_checked_json(run.path / "config.json", config)
+    page.goto("/#/run/live%2Frun/watch")
+    facts = page.locator("dl.key")
+    expect(facts).to_contain_text("10 of 40")
+    expect(facts).to_contain_text("training")
+    row = dict.fromkeys(METRICS_COLUMNS) | {"step": 12, "tokens": 1, "train_loss": 2.5, "val_loss": 2.625, "lr": 0.1}
+    run.add_metrics(row | {"tokens_per_s": 1234.0, "seconds": 1.0})
+    run.add_sample(12, "nucleus 0.9", "One", "One <b>day</b>")
+    for text in ("12 of 40", "2.500", "2.625", "1,234"):
+        expect(facts).to_contain_text(text)
+    expect(page.locator(".sample .text").first).to_have_text("One <b>day</b>")
+    with (run.path / "metrics.csv").open("a") as file:
+        file.write("14,1,0.1,2.")  # partly written
+    page.wait_for_timeout(700)
+    expect(page.locator(".status.wrong")).to_have_count(0)
+    expect(facts).to_contain_text("12 of 40")
+    run.truncate(10)  # resumed from an earlier checkpoint
+    expect(facts).to_contain_text("10 of 40")
+    shutil.rmtree(folder / "live")
+
+
+# Everywhere -----------------------------------------------------------------------------------------------------------
+
+VIEWS = ("", "run/stories/write", "run/stories/inside", "run/stories/patch", "run/small/watch", "compare/stories/small")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(page: Page, view: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"/#/{view}")
+    expect(page.locator(".view")).to_be_visible()
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('input, select, textarea, button, svg[tabindex]')].filter(e => !(e.ariaLabel ||"
+        " e.getAttribute('aria-label') || e.textContent.trim() || [...(e.labels ?? [])].some(l => l.textContent.trim())"
+        " || e.querySelector('[aria-label]'))).map(e => e.outerHTML)"
+    )
+    assert unnamed == []
+
+
+def test_the_keyboard_reaches_tokens_and_candidates(page: Page) -> None:
+    write(page, "One day", length=6)
+    page.locator(".tok").first.focus()
+    for key in ("ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    expect(page.locator(".about")).to_contain_text("Token 3:")
+    page.keyboard.press("Enter")
+    expect(page.locator(".bars button.row").first).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(".bars button.row").nth(1)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator(".tok").nth(2)).to_be_focused()
+
+
+def test_the_theme_is_chosen_and_kept(page: Page) -> None:
+    page.goto("/")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    page.get_by_role("button", name="Theme: system").click()
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Theme: light").click()
+    assert page.evaluate(ground) != light
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+
+
+def test_the_first_paint_takes_less_than_a_second(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator(".run").first).to_be_visible()
+    paints = page.evaluate("performance.getEntriesByType('paint').map(e => [e.name, e.startTime])")
+    assert dict(paints)["first-contentful-paint"] < 1000
+
+
+def test_scripts_and_styles_are_small() -> None:
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 150_000
+
+
+def test_the_page_is_painted_before_torch_is_imported() -> None:
+    script = "import sys, gpt2lab.server.pages; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("nowhere/info", None, 'there is no run "nowhere"'),
+        ("stories/generate", {"max_tokens": 3}, "ids"),
+        ("stories/generate", {"ids": [1], "max_tokens": 3, "temperature": 0.0}, "temperature"),
+        ("stories/inspect", {"ids": [99999]}, "id"),
+        ("stories/inspect", {"ids": [1], "off": ["head:9.9"]}, "layers 0 to 1"),
+        ("stories/patch", {"clean": [1], "corrupted": [1, 2], "answer": 1, "wrong": 2}, "one length"),
+        ("stories/tokenize", "a string", "the request"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line(
+    server: LocalServer, path: str, body: Any, message: str, post: Callable[[str, Any], str]
+) -> None:
+    assert message in post(f"{server.url}/api/runs/{path}", body)
+
+
+@pytest.fixture
+def post() -> Callable[[str, Any], str]:
+    """Send JSON, and return the message of the error that is answered, as a status or as an event."""
+    import httpx
+
+    def send(url: str, body: Any) -> str:
+        answer = httpx.get(url) if body is None else httpx.post(url, json=body)
+        text = answer.text.removeprefix("data: ").strip()
+        assert "\n" not in text and (answer.status_code == 400 or text.startswith('{"error"'))
+        return json.loads(text)["error"]["message"]
+
+    return send
