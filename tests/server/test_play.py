@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from play_server import LocalServer, serving
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from gpt2lab.cli.main import main
 from gpt2lab.evaluation.measure import LoadedRun
@@ -28,17 +27,6 @@ STORIES = Path(__file__).parents[2] / "docs" / "gallery" / "stories"
 HOSTILE = "<img src=x onerror=alert(1)>"
 TEXT = "One day, Mia was sad. She"
 expect.set_options(timeout=10_000)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        reason = "needs chromium: apt-get install chromium"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        # Playwright's own loop runs in this thread; the server's is in another.
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="session")
@@ -67,16 +55,15 @@ def server(folder: Path) -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def page(browser: Browser, server: LocalServer) -> Iterator[Page]:
-    """A page whose console must stay silent: an error of a script or of the Content-Security-Policy fails the test."""
-    said: list[str] = []
-    with browser.new_context(base_url=server.url, viewport={"width": 1280, "height": 900}) as context:
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        yield page
-    assert not said
+def page(page: Page, server: LocalServer) -> Page:
+    """The list of runs, from which `show` goes on."""
+    page.set_default_timeout(10_000)
+    page.goto(server.url)
+    return page
+
+
+def show(page: Page, view: str) -> None:
+    page.evaluate("view => { location.hash = view }", f"#/{view}")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +79,7 @@ def ids_of(run: LoadedRun, text: str) -> list[int]:
 
 def write(page: Page, prompt: str, **settings: float) -> None:
     """Open the page that writes, choose the settings and let it write to the end."""
-    page.goto("/#/run/stories/write")
+    show(page, "run/stories/write")
     expect(page.locator(".status")).to_contain_text("tokens in")
     page.get_by_label("Prompt").fill(prompt)
     for name, value in settings.items():
@@ -127,7 +114,6 @@ def visible(text: str) -> str:
 
 
 def test_runs_are_listed_with_their_curves(page: Page, folder: Path) -> None:
-    page.goto("/")
     expect(page.locator(".run h2")).to_have_count(3)
     small = page.locator(".run").filter(has=page.get_by_role("heading", name="small", exact=True))
     last = [row["val_loss"] for row in Run(folder / "small").metrics() if row["val_loss"] is not None][-1]
@@ -140,7 +126,6 @@ def test_runs_are_listed_with_their_curves(page: Page, folder: Path) -> None:
 
 
 def test_a_name_and_a_text_never_become_html(page: Page) -> None:
-    page.goto("/")
     expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
     page.get_by_role("link", name=f"Write: {HOSTILE}").click()
     expect(page.locator(".status")).to_contain_text("tokens in")
@@ -195,7 +180,7 @@ def test_a_candidate_begins_a_branch_and_the_first_text_stays(page: Page) -> Non
 
 
 def test_two_strategies_write_side_by_side(page: Page, stories: LoadedRun) -> None:
-    page.goto("/#/run/stories/write")
+    show(page, "run/stories/write")
     expect(page.locator(".status")).to_contain_text("tokens in")
     page.get_by_label("Two strategies side by side").check()
     page.get_by_role("group", name="Strategy B").get_by_label("Greedy").check()
@@ -210,7 +195,7 @@ def test_two_strategies_write_side_by_side(page: Page, stories: LoadedRun) -> No
 
 
 def test_writing_can_be_stopped(page: Page) -> None:
-    page.goto("/#/run/stories/write")
+    show(page, "run/stories/write")
     page.get_by_label("Length, as a number").fill("256")
     page.get_by_role("button", name="Write", exact=True).click()
     page.locator(".tok").nth(3).wait_for()
@@ -223,7 +208,7 @@ def test_writing_can_be_stopped(page: Page) -> None:
 
 
 def look(page: Page, text: str) -> None:
-    page.goto("/#/run/stories/inside")
+    show(page, "run/stories/inside")
     expect(page.locator(".status")).to_contain_text("mean loss")
     page.get_by_label("Text to look at").fill(text)
     expect(page.locator(".flow")).to_have_text("⟨start⟩" + text)
@@ -287,7 +272,7 @@ def test_one_head_is_shown_large_and_saved(page: Page, stories: LoadedRun) -> No
 
 
 def test_patching_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> None:
-    page.goto("/#/run/stories/patch")
+    show(page, "run/stories/patch")
     card = page.get_by_role("region", name="Effect of restoring each state")
     expect(card).to_be_visible()
     clean, corrupted = (ids_of(stories, f"One day, {name} was sad.") for name in ("Mia", "Leo"))
@@ -305,7 +290,6 @@ def test_patching_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> No
 
 
 def test_two_runs_are_compared_token_by_token(page: Page) -> None:
-    page.goto("/")
     for name in ("stories", "small"):
         page.get_by_label(f"Compare {name}", exact=True).check()
     page.get_by_role("button", name="Compare two runs").click()
@@ -329,7 +313,7 @@ def test_a_training_is_watched_while_it_writes(page: Page, folder: Path) -> None
     run.truncate(10)
     config = {**run.config, "steps": 40}
     write_checked_json(run.path / "config.json", config)
-    page.goto("/#/run/live%2Frun/watch")
+    show(page, "run/live%2Frun/watch")
     facts = page.locator("dl.key")
     expect(facts).to_contain_text("10 of 40")
     expect(facts).to_contain_text("training")
@@ -357,7 +341,7 @@ VIEWS = ("", "run/stories/write", "run/stories/inside", "run/stories/patch", "ru
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(page: Page, view: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(f"/#/{view}")
+    show(page, view)
     expect(page.locator(".view")).to_be_visible()
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -384,7 +368,6 @@ def test_the_keyboard_reaches_tokens_and_candidates(page: Page) -> None:
 
 
 def test_the_theme_is_chosen_and_kept(page: Page) -> None:
-    page.goto("/")
     ground = "getComputedStyle(document.body).backgroundColor"
     page.get_by_role("button", name="Theme: system").click()
     light = page.evaluate(ground)
@@ -395,7 +378,6 @@ def test_the_theme_is_chosen_and_kept(page: Page) -> None:
 
 
 def test_the_first_paint_takes_less_than_a_second(page: Page) -> None:
-    page.goto("/")
     expect(page.locator(".run").first).to_be_visible()
     paints = page.evaluate("performance.getEntriesByType('paint').map(e => [e.name, e.startTime])")
     assert dict(paints)["first-contentful-paint"] < 1000

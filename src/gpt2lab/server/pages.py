@@ -52,7 +52,7 @@ CURVE_POINTS = 120
 MOST_TOKENS, MOST_WEIGHTS = 100_000, 8_000_000
 """Longest text to tokenize or generate, and the largest number of attention weights that one answer holds."""
 POLL, HEARTBEAT, STALE = 0.5, 15.0, 60.0
-"""Seconds between looks at a run's files, between signs of life, and until a run that writes nothing counts as stopped."""
+"""Seconds between looks at a run's files, between signs of life, and until a silent run counts as stopped."""
 
 
 # Runs and models ------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class Runs:
         return Run(paths[name])
 
     def load(self, name: str) -> LoadedRun:
-        """Return a run with its model, loaded again once there is a newer checkpoint. Raises `InputError` if it fails."""
+        """Return a run with its model, loaded anew for a newer checkpoint. Raises `InputError` if it fails."""
         run = self.run(name)
         newest = max((path.name for path in run.checkpoints.glob("step_*")), default=None)
         with self._lock:

@@ -40,7 +40,7 @@ export function start({ server = null, engine = null, views }) {
       const shown = views.filter((each) => can(each, info));
       nav.replaceChildren(server ? el("a", { href: "#/", textContent: "Runs", ariaCurrent: view.name === "runs" ? "page" : null }) : "", ...shown.map((each) => el("a", { href: path(each), textContent: each.title, ariaCurrent: each === view ? "page" : null })));
     };
-    document.title = [view.title, run, "gpt2lab"].filter(Boolean).join(" · ");
+    document.title = [run ?? engine?.info.name, view.title, "gpt2lab"].filter(Boolean).join(" · ");
     const waiting = (text, wrong) => page.replaceChildren(el("p", { className: `waiting${wrong ? " wrong" : ""}`, role: "status", textContent: text }));
     try {
       const context = { server, names, name: run, remember: (remembered[`${run}/${view.name}`] ??= {}) };
