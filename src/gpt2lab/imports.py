@@ -1,7 +1,7 @@
-"""Parts of a model that a user defines in a Python file of his own, such as masks; the file travels with the run.
+"""Parts of a model that a user defines in a Python file of his own (model/parts.py); the file travels with the run.
 
     import_file(my_masks.py)         runs it: MASKS["dilated"] = dilated            the user gave it, so it is trusted
-        GPTConfig(mask="dilated")    remembers the SHA-256 of the file: import_sha256
+        GPTConfig(mask="dilated")    `GPTConfig.with_import` adds the SHA-256 of the file: import_sha256
             RUN/imports/my_masks.py  written when the run starts
     import_from(RUN)                 in a later process, before its model is built: checks the SHA-256, and asks before
                                      it runs code that is not trusted
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from gpt2lab.errors import InputError, ReportedElsewhere, located
 from gpt2lab.files import write_atomically
-from gpt2lab.model.masks import BUILT_IN, IMPORTED, MASKS
+from gpt2lab.model.parts import BUILT_IN, IMPORTED, REGISTRIES, Key, Part, known
 from gpt2lab.runs import Run
 
 log = logging.getLogger("gpt2lab")
@@ -49,18 +49,18 @@ _refused: set[str] = set()
 
 
 def import_file(path: Path) -> str:
-    """Run a Python file of the user's own and make its masks known by name; return its SHA-256.
+    """Run a Python file of the user's own and make its parts known by name; return its SHA-256.
 
     The file is trusted from then on, in every run that has it.
 
     Raises:
-        InputError: It cannot be read or run (with the line), has a name that a run cannot hold, or adds no mask or
+        InputError: It cannot be read or run (with the line), has a name that a run cannot hold, or adds no part or
             replaces a built-in one.
     """
     file = _read(path)
     run_file(file)
     IMPORTED[file.sha256] = IMPORTED.pop(file.sha256)  # the last: see origin_of
-    MASKS.update(IMPORTED[file.sha256])
+    _set_known(known() | IMPORTED[file.sha256])
     _remember_if_possible(file)
     return file.sha256
 
@@ -103,7 +103,7 @@ def copy_to(run: Run, sha256: str | None) -> None:
 
 
 def run_file(file: ImportedFile) -> None:
-    """Run a Python file and keep the masks that it adds; `MASKS` is left as it was.
+    """Run a Python file and keep the parts that it adds; the registries are left as they were.
 
     Raises:
         InputError: As for `import_file`.
@@ -114,26 +114,33 @@ def run_file(file: ImportedFile) -> None:
     module = ModuleType(re.sub(r"\W", "_", path.stem) + f"_{sha256[:8]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses and the compiler look it up
-    before = dict(MASKS)
-    for name in before.keys() - BUILT_IN:  # of other files
-        del MASKS[name]
+    before = known()
+    _set_known({key: before[key] for key in before if key in BUILT_IN})  # without those of other files
     try:
         exec(compile(file.source, str(path), "exec", dont_inherit=True), vars(module))
-        after = dict(MASKS)
+        after = known()
     except (Exception, SystemExit) as error:
         raise InputError(f"cannot import {located(error, str(path))}") from error
     finally:
-        MASKS.clear()
-        MASKS.update(before)
-    if replaced := [name for name in BUILT_IN if after.get(name) is not before[name]]:
-        raise InputError(f"{path} replaces mask {replaced[0]}, which is built in; give yours another name")
-    masks = {name: make for name, make in after.items() if name not in BUILT_IN}
-    if not masks:
-        raise InputError(f'{path} adds no mask; end it with MASKS["NAME"] = FUNCTION (docs/attention.md)')
-    for name, make in masks.items():
-        if not callable(make):
-            raise InputError(f"{path}: MASKS[{name!r}] is {make!r:.60}; it must be a function that returns a Mask")
-    FILES[sha256], IMPORTED[sha256] = file, masks
+        _set_known(before)
+    if replaced := [" ".join(key) for key in BUILT_IN if after.get(key) is not before[key]]:
+        raise InputError(f"{path} replaces {replaced[0]}, which is built in; give yours another name")
+    own = {key: part for key, part in after.items() if key not in BUILT_IN}
+    if not own:
+        raise InputError(f'{path} adds no part; end it with MASKS["NAME"] = FUNCTION or the like (docs/parts.md)')
+    for (kind, name), part in own.items():
+        if not callable(part):
+            needed = "function that returns a Mask" if kind == "mask" else "class of torch.nn.Module"
+            raise InputError(f"{path}: {name!r} is {part!r:.60}; a {kind} must be a {needed}")
+    FILES[sha256], IMPORTED[sha256] = file, own
+
+
+def _set_known(parts: dict[Key, Part]) -> None:
+    """Let the registries hold these parts."""
+    for registry in REGISTRIES.values():
+        registry.clear()
+    for (kind, name), part in parts.items():
+        REGISTRIES[kind][name] = part
 
 
 def _read(path: Path) -> ImportedFile:

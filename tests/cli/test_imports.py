@@ -1,4 +1,4 @@
-"""A mask of one's own, given by --import, travels with its run; every command finds it, and asks before it runs."""
+"""A part of one's own, given by --import, travels with its run; every command finds it, and asks before it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import sha256_of, write_checked_json
 from gpt2lab.imports import FILES, import_file, trust
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.masks import BUILT_IN, IMPORTED, MASKS
+from gpt2lab.model.masks import MASKS
+from gpt2lab.model.parts import BUILT_IN, IMPORTED, known
 from gpt2lab.report.facts import commands, model_facts
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
@@ -49,10 +50,9 @@ ITEM = {"ind": 0, "activity_label": "Games", "ctx": "A dog", "endings": ["runs."
 
 def new_process() -> None:
     """Forget what was imported, as a process that has just begun."""
-    for known in (FILES, IMPORTED, imports._refused):
-        known.clear()
-    for name in MASKS.keys() - BUILT_IN:
-        del MASKS[name]
+    for memory in (FILES, IMPORTED, imports._refused):
+        memory.clear()
+    imports._set_known({key: part for key, part in known().items() if key in BUILT_IN})
 
 
 def other_user(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -278,6 +278,53 @@ def test_runs_of_two_versions_of_a_file_keep_their_own_masks(
     assert all(f"model.mask=dilated ({sha256[:8]})" in html for sha256 in FILES)
 
 
+PARTS = Path(__file__).parents[2] / "docs" / "parts.md"
+OWN_MODULES = ["--model.feed-forward", "reglu", "--model.block", "macaron"]
+
+
+@pytest.fixture(scope="module")
+def modules(work: Path, small: list[str], home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with the feed-forward layer and the block of the documentation."""
+    folder = tmp_path_factory.mktemp("modules")
+    (source,) = [text for text in PARTS.read_text(encoding="utf-8").split("```python\n")[1:] if "BLOCKS[" in text]
+    file = written(folder / "my_parts.py", source.partition("```")[0])
+    where = ["--data", str(work / "data"), "--out", str(folder / "run"), "--steps", "20"]
+    with pytest.MonkeyPatch.context() as patch:
+        other_user(patch, home)
+        assert main(["train", "--import", str(file), *where, *small, *OWN_MODULES]) == 0
+        new_process()
+    file.unlink()
+    return folder / "run"
+
+
+def test_a_feed_forward_layer_and_a_block_travel_too(modules: Path, tmp_path: Path, output: Output) -> None:
+    run, sha256 = Path(shutil.copytree(modules, tmp_path / "run")), sha256_of(modules / "imports" / "my_parts.py")
+    log = (run / "train.log").read_text(encoding="utf-8")
+    for part in ("feed_forward reglu", "block macaron"):
+        assert f"{part}: " in log and f"my_parts.py, SHA-256 {sha256}" in log
+        assert f"FLOPs and memory of {part} are estimated from its matrices" in log
+    output("sample", run, "--max-new-tokens", 40)
+    new_process()
+    output("eval", "perplexity", run)
+    output("train", "--out", run, "--resume", "--steps", 22)
+    new_process()
+    output("report", run, "--out", tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count(f"defined in imports/my_parts.py, SHA-256 {sha256[:16]}") == 2
+    model = load_model(Run(run))[0]
+    assert model.h[0].mlp.gate.weight.shape == (64, 16)
+
+
+def test_plan_says_how_parts_of_ones_own_count(modules: Path, output: Output) -> None:
+    said = output("plan", "--from", modules)
+    assert "of feed_forward reglu and block macaron, FLOPs and activations are estimated" in " ".join(said.split())
+
+
+def test_hugging_face_cannot_hold_a_block(modules: Path, tmp_path: Path, refused: Output) -> None:
+    said = refused("export-hf", modules, tmp_path / "hf")
+    assert "feed_forward reglu, block macaron; what can be exported has feed_forward none, block none" in said
+
+
 class Terminal(io.StringIO):
     """Standard input or output that is a terminal."""
 
@@ -358,7 +405,7 @@ def test_python_trusts_by_a_call_and_the_same_content_by_import(
     other_user(monkeypatch, tmp_path / "third")
     sha256 = import_file(written(tmp_path / "same.py", EVERY_SECOND))
     assert load_model(Run(run))[0].config == saved_model(Run(run))
-    assert GPTConfig(mask="dilated", window=4).import_sha256 == sha256
+    assert GPTConfig(mask="dilated", window=4).with_import().import_sha256 == sha256
 
 
 def test_training_works_where_trust_cannot_be_remembered(
@@ -397,15 +444,16 @@ def test_other_files_beside_the_copy_do_not_matter(run: Path, output: Output) ->
 def test_a_configuration_keeps_the_file_of_its_own_mask_only(tmp_path: Path) -> None:
     first = import_file(written(tmp_path / "a.py", EVERY_SECOND))
     second = import_file(written(tmp_path / "b.py", EVERY_THIRD.replace('"dilated"', '"halves"')))
-    model = GPTConfig(mask="dilated", window=4)
-    assert (model.import_sha256, dataclasses.replace(model, mask="halves").import_sha256) == (first, second)
+    model = GPTConfig(mask="dilated", window=4).with_import()
+    other = dataclasses.replace(model, mask="halves").with_import()
+    assert (model.import_sha256, other.import_sha256) == (first, second)
 
 
 def test_a_file_that_names_a_built_in_function_can_be_edited_and_imported_again(tmp_path: Path) -> None:
     source = "from gpt2lab.model.masks import MASKS, sliding_window\nMASKS['w2'] = sliding_window\n"
     for text in (source, f"{source}# edited\n", source):
         sha256 = import_file(written(tmp_path / "w2.py", text))
-        assert GPTConfig(mask="w2", window=4).import_sha256 == sha256
+        assert GPTConfig(mask="w2", window=4).with_import().import_sha256 == sha256
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model": []}'])
@@ -425,14 +473,14 @@ BAD_FILES = [
     (f"{BEGIN}\nMASKS['dilated'] = 1 / 0\n", "my_masks.py, line 3: ZeroDivisionError: division by zero"),
     ("import helpers\n", "my_masks.py, line 1: ModuleNotFoundError: No module named 'helpers'"),
     ("raise SystemExit(0)", "my_masks.py, line 1: SystemExit: 0"),
-    (BEGIN, 'my_masks.py adds no mask; end it with MASKS["NAME"] = FUNCTION (docs/attention.md)'),
+    (BEGIN, 'my_masks.py adds no part; end it with MASKS["NAME"] = FUNCTION or the like (docs/parts.md)'),
     (
         EVERY_SECOND.replace('"dilated"', '"dilatd"'),
         'unknown mask "dilated" (did you mean "dilatd"?); choose from caus',
     ),
     (f"{EVERY_SECOND}MASKS['causal'] = dilated\n", "my_masks.py replaces mask causal, which is built in; give yours"),
     (f"{EVERY_SECOND}del MASKS['causal']\n", "my_masks.py replaces mask causal, which is built in; give yours"),
-    (f"{BEGIN}MASKS['dilated'] = causal()\n", "it must be a function that returns a Mask"),
+    (f"{BEGIN}MASKS['dilated'] = causal()\n", "a mask must be a function that returns a Mask"),
     (
         EVERY_SECOND.replace("causal() & ", ""),
         'mask "dilated" lets head 0 at position 0 attend to position 2, which is',

@@ -26,7 +26,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import CHECKSUM, from_json, read_json, without_checksum
 from gpt2lab.imports import import_file, import_from
 from gpt2lab.model.config import PRESETS
-from gpt2lab.model.masks import IMPORTED
+from gpt2lab.model.parts import IMPORTED, MODULES, named_in
 from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config
 
@@ -64,20 +64,23 @@ class Start:
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
-        """Take these options out of all, and import the file that they name: then the others can name its masks."""
+        """Take these options out of all, and import the file that they name: then the others can name its parts."""
         start, _ = parse_known(cls, argv, prog, help=False)
         if start.imports is not None:
             import_file(start.imports)
         return start
 
     def require_used(self, configs: Iterable[TrainConfig]) -> None:
-        """Raise `InputError` if a file was imported, and the masks of the configurations are all from elsewhere."""
-        models = [config.recipe().model for config in configs]
-        if self.imports is not None and import_file(self.imports) not in [model.import_sha256 for model in models]:
-            masks = " and ".join(dict.fromkeys(model.mask for model in models))
+        """Raise `InputError` if a file was imported, and the parts of the configurations are all from elsewhere."""
+        if self.imports is None:
+            return
+        models, sha256 = [config.recipe().model for config in configs], import_file(self.imports)
+        if sha256 not in [model.import_sha256 for model in models]:
+            named = dict.fromkeys(" ".join(key) for model in models for key in named_in(vars(model)))
+            adds = " or ".join(f"--model.{kind.replace('_', '-')} {name}" for kind, name in IMPORTED[sha256])
             raise InputError(
-                f"--import {self.imports} is not used: mask {masks} is not from this file as it is now; give a mask of "
-                "the file with --model.mask, or leave out --import"
+                f"--import {self.imports} is not used: {' and '.join(named)} is not from this file as it is now; give "
+                f"{adds}, or leave out --import"
             )
 
     def defaults(self) -> TrainConfig:
@@ -100,7 +103,7 @@ class Start:
             given = values.get("model") if isinstance(values, dict) else None
             model = given if isinstance(given, dict) else {}
             sha256 = None if self.imports is None else import_file(self.imports)
-            if sha256 is not None and model.get("mask") in [*IMPORTED[sha256]]:
+            if sha256 is not None and IMPORTED[sha256].keys() & {*named_in(model)}:
                 model["import_sha256"] = sha256  # the file of --import replaces that of the configuration
             elif model.get("import_sha256") is not None and self.config.name == "config.json":
                 folder = self.config.parent
@@ -135,7 +138,7 @@ class Train(TrainConfig, Command):
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """Start from the options in this file, such as RUN/config.json; options on the command line override it."""
     imports: Import = None
-    """Python file that adds masks of your own, for --model.mask; a copy travels with the run (docs/attention.md)."""
+    """Python file with parts of your own (mask, block, feed-forward); its copy travels with the run (docs/parts.md)."""
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
@@ -323,6 +326,8 @@ def _print_forecast(found: Forecast) -> None:
         f"{found.steps:,} steps of {workload.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
         f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}"
     )
+    if own := [" ".join(key) for key in workload.model.own_parts if key[0] in MODULES]:
+        console.console.print(f"of {' and '.join(own)}, FLOPs and activations are estimated from the matrices")
 
 
 def _rows(found: Forecast) -> dict[str, Callable[[Scenario], str]]:

@@ -25,6 +25,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Recall
 from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import read_checked_json
+from gpt2lab.model.parts import BUILT_IN, REGISTRIES, named_in
 from gpt2lab.runs import Run
 from gpt2lab.runtime import DTYPES
 from gpt2lab.training.config import flatten, saved_model
@@ -242,10 +243,12 @@ def _saved_options(run: Run) -> dict[str, Any]:
 
 
 def _options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run by name. An imported mask is followed by the beginning of its SHA-256."""
+    """Return the options of a run by name. An imported part is followed by the beginning of its file's SHA-256."""
     options = flatten(config)
     if (sha256 := options.pop("model.import_sha256", None)) is not None:
-        options["model.mask"] = f"{options.get('model.mask')} ({str(sha256)[:8]})"
+        named = {kind: options.get(f"model.{kind}") for kind in REGISTRIES}
+        for kind in {kind for kind, name in named_in(named) if (kind, name) not in BUILT_IN}:
+            options[f"model.{kind}"] = f"{named[kind]} ({str(sha256)[:8]})"
     return options
 
 

@@ -335,8 +335,10 @@ def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar =
 
 def in_own_process(config: TrainConfig, texts: bool = False) -> int | None:
     """Do the same in a new process, which logs to the console and draws a progress bar there."""
+    model = config.recipe().model
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        future = pool.submit(_in_child, config, texts, FILES.get(config.recipe().model.import_sha256 or ""))
+        config = dataclasses.replace(config, model=model)  # which says by its SHA-256 whose parts it has
+        future = pool.submit(_in_child, config, texts, FILES.get(model.import_sha256 or ""))
         try:
             return future.result()
         except BrokenProcessPool as error:

@@ -355,7 +355,9 @@ class AttentionMap:
 
 
 def attention_map(data: RunData) -> AttentionMap | None:
-    """Run the best checkpoint on the newest sample; None if there is neither, or the model is too large.
+    """Run the best checkpoint on the newest sample.
+
+    None if there is neither, the model is too large, or its blocks are a user's own, which may have no attention.
 
     Raises:
         InputError: The checkpoint or the tokenizer is damaged.
@@ -363,6 +365,8 @@ def attention_map(data: RunData) -> AttentionMap | None:
     if not data.samples or not 0 < (data.parameters or 0) <= MAX_PARAMETERS:
         return None
     model, checkpoint = load_model(data.run, "best")
+    if model.config.block is not None:
+        return None
     tokenizer = load_tokenizer(data.run, checkpoint)
     start = [] if tokenizer.eot is None else [tokenizer.eot]
     ids = [*start, *tokenizer.encode(data.samples[-1].text[:2_000])][: min(MAX_TOKENS, model.config.n_ctx)]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gpt2lab.errors import InputError, one_of, require
-from gpt2lab.model.masks import BUILT_IN, IMPORTED, MASKS, Mask, function_of, make_mask, options_of, origin_of
+from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
+from gpt2lab.model.parts import BUILT_IN, Key, find_part, matrix_shapes, named_in, origin_of
 
 if TYPE_CHECKING:  # --help must not wait for torch
     import torch
@@ -118,8 +119,12 @@ class GPTConfig:
     """Normalize the embeddings before the first block, as in BLOOM."""
     mup_base_width: int | None = None
     """muP: scale initialization, logits and AdamW's rates with n_embd / this width; see docs/optimizers.md."""
+    feed_forward: str | None = None
+    """A feed-forward layer that --import adds, in place of two linear layers with the activation."""
+    block: str | None = None
+    """A block that --import adds; it decides itself which of the options it follows."""
     import_sha256: str | None = None
-    """SHA-256 of the imported file that defines the mask; --import sets it."""
+    """SHA-256 of the imported file that defines mask, feed_forward and block; --import sets it."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "mup_base_width"):
@@ -152,6 +157,7 @@ class GPTConfig:
             )
         self._check_heads()
         self._check_positions()
+        self._check_own_parts()
         self._check_mask()
 
     def _check_heads(self) -> None:
@@ -207,16 +213,18 @@ class GPTConfig:
                 "rope_scaling ntk slows pairs by their number, and one pair is rotated; take linear or yarn"
             )
 
+    def _check_own_parts(self) -> None:
+        sha256 = origin_of(self.own_parts, self.import_sha256)
+        for key in self.own_parts:
+            find_part(key, sha256)
+        chosen = [("parallel_blocks", self.parallel_blocks, False), ("norm_placement", self.norm_placement, "pre")]
+        for name, value, unset in chosen:
+            if self.block is not None and value != unset:
+                raise InputError(f"{name} {value} with block {self.block}, which takes its place; take {name} {unset}")
+
     def _check_mask(self) -> None:
         names = self.mask_names
-        own = [name for name in names if name not in BUILT_IN]
-        sha256 = self.import_sha256
-        if not own or sha256 is None or not IMPORTED.get(sha256, dict.fromkeys(own)).keys() >= set(own):
-            origins = {origin_of(name): name for name in own or names}
-            if len(origins) > 1:
-                raise InputError(f"masks {' and '.join(origins.values())} are from different files; define them in one")
-            object.__setattr__(self, "import_sha256", next(iter(origins)))  # that of another mask does not count
-        takes = {option: name for name in names for option in options_of(function_of(name, self.import_sha256))}
+        takes = {option: name for name in names for option in options_of(find_part(("mask", name), self.import_sha256))}
         for option, name in takes.items():
             if option not in MASK_OPTIONS:
                 raise InputError(f"mask {name} takes {option}; its options can be {' and '.join(MASK_OPTIONS)}")
@@ -253,10 +261,24 @@ class GPTConfig:
         """
         found = []
         for name in self.mask_names:
-            make = function_of(name, self.import_sha256)
+            make = find_part(("mask", name), self.import_sha256)
             options = tuple((option, getattr(self, option)) for option in options_of(make))
             found.append(make_mask(name, make, self.n_ctx, self.n_head, options))
         return tuple(found[layer % len(found)] for layer in range(self.n_layer))
+
+    @property
+    def own_parts(self) -> list[Key]:
+        """The parts that are not built in: option and name of each."""
+        return [key for key in named_in(vars(self)) if key not in BUILT_IN]
+
+    def with_import(self) -> GPTConfig:
+        """Return the configuration with the ``import_sha256`` of the file that its own parts are from now.
+
+        Raises:
+            InputError: They are from different files.
+        """
+        sha256 = origin_of(self.own_parts, self.import_sha256)
+        return self if sha256 == self.import_sha256 else dataclasses.replace(self, import_sha256=sha256)
 
     @property
     def looks_ahead(self) -> bool:
@@ -324,12 +346,17 @@ class GPTConfig:
         two products over the whole context 12 * n_embd * T in each layer. Lookups in the embeddings cost nothing; the
         head does. As there, a causal mask counts as the whole context; a window of W counts as min(T, W), and a mask
         without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in
+        attention. Of a part of your own, every matrix counts as used once by each token, and a block as if it had this
         attention. Over the peak rate this is model FLOPs utilization (MFU).
         """
         c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
-        matrices = 3 if self.is_gated else 2
         squares = 2 if self.attention_gate else 1  # attn.c_proj, and the gate
-        block = c_attn + squares * self.n_embd**2 + matrices * self.n_embd * self.inner
+        feed_forward = (3 if self.is_gated else 2) * self.n_embd * self.inner
+        if self.feed_forward is not None:
+            feed_forward = sum(map(math.prod, matrix_shapes("feed_forward", self)))
+        block = c_attn + squares * self.n_embd**2 + feed_forward
+        if self.block is not None:
+            block = sum(map(math.prod, matrix_shapes("block", self)))
         products = self.n_layer * block + self.vocab_size * self.n_embd
         keys = sum(mask.keys_per_query(T) for mask in self.masks)
         return 6.0 * products + 12.0 * self.n_embd * keys

@@ -30,21 +30,15 @@ from torch import nn
 from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory
 from gpt2lab.hub import find_model
-from gpt2lab.model.attention import (
-    CAUSAL,
-    AttentionBias,
-    AttentionPattern,
-    CausalSelfAttention,
-    FirstValues,
-    reference,
-)
-from gpt2lab.model.cache import KVCache, LayerCache
+from gpt2lab.model.attention import AttentionPattern, CausalSelfAttention, FirstValues, reference
+from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
-from gpt2lab.model.layers import FeedForward, make_norm
+from gpt2lab.model.layers import make_feed_forward, make_norm
 from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, token_losses
 from gpt2lab.model.masks import Mask
-from gpt2lab.model.positions import Rotation, alibi, sinusoidal
+from gpt2lab.model.parts import check_parts, make_part
+from gpt2lab.model.positions import alibi, sinusoidal
 
 INIT_STD = 0.02
 
@@ -58,18 +52,11 @@ class Block(nn.Module):
         self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = make_norm(config)
-        self.mlp = FeedForward(config)
+        self.mlp = make_feed_forward(config)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        bias: AttentionBias = CAUSAL,
-        rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
-        first: FirstValues | None = None,
-    ) -> torch.Tensor:
-        """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
-        x = x + self.drop(self.attn(self.ln_1(x), bias, rotation, cache, first))
+    def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
+        """Map the residual stream x (B, T, C) to the next, (B, T, C); ``attending`` is for attention's forward."""
+        x = x + self.drop(self.attn(self.ln_1(x), *attending))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
@@ -80,17 +67,10 @@ class Block(nn.Module):
 class PostNormBlock(Block):
     """Each sum is normalized: layer_norm(x + attention(x)), the same for the feed-forward (GPT-1, Vaswani et al.)."""
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        bias: AttentionBias = CAUSAL,
-        rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
-        first: FirstValues | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         dtype = x.dtype  # CUDA's autocast computes norms in fp32, which the stream would take on
-        x = self.ln_1(x + self.drop(self.attn(x, bias, rotation, cache, first))).to(dtype)
+        x = self.ln_1(x + self.drop(self.attn(x, *attending))).to(dtype)
         return self.ln_2(x + self.drop(self.mlp(x))).to(dtype)
 
 
@@ -101,17 +81,10 @@ class SandwichBlock(Block):
         super().__init__(config, layer)
         self.ln_1_post, self.ln_2_post = make_norm(config), make_norm(config)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        bias: AttentionBias = CAUSAL,
-        rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
-        first: FirstValues | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         dtype = x.dtype
-        x = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), bias, rotation, cache, first)).to(dtype))
+        x = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), *attending)).to(dtype))
         return x + self.drop(self.ln_2_post(self.mlp(self.ln_2(x))).to(dtype))
 
 
@@ -122,21 +95,21 @@ class ParallelBlock(Block):
         super().__init__(config, layer)
         del self.ln_2
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        bias: AttentionBias = CAUSAL,
-        rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
-        first: FirstValues | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
         """Map the residual stream x (B, T, C) to the next, (B, T, C)."""
         normalized = self.ln_1(x)
-        return x + self.drop(self.attn(normalized, bias, rotation, cache, first)) + self.drop(self.mlp(normalized))
+        return x + self.drop(self.attn(normalized, *attending)) + self.drop(self.mlp(normalized))
 
 
-BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
-"""By ``norm_placement``."""
+PLACEMENTS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
+"""Blocks by ``norm_placement``."""
+
+
+def make_block(config: GPTConfig, layer: int) -> nn.Module:
+    """Return the block of a layer, from 0 on: a user's own if the configuration names one."""
+    if config.block is not None:
+        return make_part("block", config, layer)
+    return (ParallelBlock if config.parallel_blocks else PLACEMENTS[config.norm_placement])(config, layer)
 
 
 class GPTOutput(NamedTuple):
@@ -158,19 +131,21 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        config = config.with_import()
         self.config, self.masks = config, config.masks
         self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.ln_0 = make_norm(config) if config.embedding_norm else nn.Identity()
-        block = ParallelBlock if config.parallel_blocks else BLOCKS[config.norm_placement]
-        self.h = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
         if config.mup_base_width is not None:  # muP: logits / m
             self.ln_f.register_forward_hook(self._divide_by_mup_scale)
         self._initialize()
+        with evaluating(self):
+            check_parts(self)
 
     def forward(
         self,

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.parts import make_part
 
 
 class RMSNorm(nn.Module):
@@ -69,6 +70,11 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "swiglu": _gated(F.silu),
 }
 """By name in the configuration. A gated one maps (.., 2 F) to (.., F), the others (.., F) to (.., F)."""
+
+
+def make_feed_forward(config: GPTConfig) -> nn.Module:
+    """Return the feed-forward layer of a block: a user's own if the configuration names one."""
+    return FeedForward(config) if config.feed_forward is None else make_part("feed_forward", config)
 
 
 class FeedForward(nn.Module):

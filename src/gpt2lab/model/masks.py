@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpt2lab.errors import InputError, did_you_mean, located
+from gpt2lab.errors import InputError, located
 
 if TYPE_CHECKING:  # the configuration imports this module, and --help must not wait for torch
     import torch
@@ -134,30 +134,6 @@ MASKS: dict[str, Callable[..., Mask]] = {
     "bidirectional": bidirectional,
 }
 """Masks by their name in the configuration. To add your own, add it here, in a file that ``--import`` names."""
-BUILT_IN = frozenset(MASKS)
-IMPORTED: dict[str, dict[str, Callable[..., Mask]]] = {}
-"""The masks of each imported file, by its SHA-256. If two files define a name, each model keeps the mask of its own."""
-
-
-def function_of(name: str, sha256: str | None) -> Callable[..., Mask]:
-    """Return the function of a mask, for a model whose configuration names an imported file, or none.
-
-    Raises:
-        InputError: There is no such mask (the nearest is named), or the file has not been imported.
-    """
-    how = "gpt2lab train --import FILE (with --resume for a run that exists)"
-    if sha256 is not None and sha256 not in IMPORTED:
-        raise InputError(f"mask {name} is in the file with SHA-256 {sha256}, which is not imported; give it to {how}")
-    masks = MASKS | IMPORTED.get(sha256 or "", {})
-    if name not in masks:
-        hint = did_you_mean(name, masks)
-        raise InputError(f'unknown mask "{name}"{hint}; choose from {", ".join(masks)}, or give its file to {how}')
-    return masks[name]
-
-
-def origin_of(name: str) -> str | None:
-    """Return the SHA-256 of the imported file that the mask of this name is from now; None if it is from none."""
-    return next((sha256 for sha256, masks in reversed(IMPORTED.items()) if masks.get(name, 0) is MASKS.get(name)), None)
 
 
 def options_of(make: Callable[..., Mask]) -> tuple[str, ...]:

@@ -77,13 +77,16 @@ def parts(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path | No
     Args:
         model: Options of a `GPTConfig` by name.
         cite: Numbers of the references in the text, such as ``[4]``.
-        imported: The file that defines the mask, if it is not built in.
+        imported: The file that defines the parts that are not built in.
     """
+    if (block := model.get("block")) is not None:
+        words = f"**Block.** Each of the $L$ blocks is `{block}`{_own(imported)}"
+        return {"Block": words, "Output": _output(model, cite), "Loss": _loss(model)}
     return {
         "Block": _text("**Block.** ", *_BLOCK["parallel" if model.get("parallel_blocks") else _placement(model)]),
         "Norm": _norm(model, cite),
         "Attention": _attention(model, cite, imported),
-        "Feed-forward": _feed_forward(model, cite),
+        "Feed-forward": _feed_forward(model, cite, imported),
         "Output": _output(model, cite),
         "Loss": _loss(model),
     }
@@ -143,7 +146,7 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
     if len(names) > 1:
         words += f" The layers take the masks {', '.join(names)} in turn."
     for name in dict.fromkeys(names):
-        said = f"$M$ is the mask `{name}`{f', defined in imports/{imported.name}' if imported else ''}."
+        said = f"$M$ is the mask `{name}`{_from(imported)}."
         if name in _MASK or name == "causal":
             said = _MASK.get(name, "").format(window=model.get("window"), prefix=model.get("prefix"))
         if said:
@@ -179,7 +182,17 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
     )
 
 
-def _feed_forward(model: Mapping[str, Any], cite: Mapping[str, str]) -> str:
+def _from(imported: Path | None) -> str:
+    return "" if imported is None else f", defined in imports/{imported.name}"
+
+
+def _own(imported: Path | None) -> str:
+    return f"{_from(imported)}. The FLOPs count each of its matrices once per token."
+
+
+def _feed_forward(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path | None) -> str:
+    if (own := model.get("feed_forward")) is not None:
+        return f"**Feed-forward.** $\\mathrm{{FF}}$ is `{own}`{_own(imported)}"
     name = str(model.get("activation"))
     activation, formula = _ACTIVATION.get(name, _ACTIVATION["gelu_tanh"])
     layers, inside = "Two linear layers with $F$ hidden units", "f(x W_1)"

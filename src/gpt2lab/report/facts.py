@@ -25,6 +25,7 @@ from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import GATED, GPTConfig
+from gpt2lab.model.parts import BUILT_IN, named_in
 from gpt2lab.report.equations import differences, learning_rate, parts
 from gpt2lab.report.markdown import Markdown, read_markdown
 from gpt2lab.runtime import DTYPES
@@ -269,6 +270,8 @@ _MODEL = {
     "attention_gate": ("Attention has an output gate", ""),
     "value_residual": ("Values are mixed with those of layer 1", ""),
     "activation": ("Activation", ""),
+    "feed_forward": ("Feed-forward layer", ""),
+    "block": ("Block", ""),
     "parallel_blocks": ("Branches are parallel", ""),
     "tied_head": ("The embedding is the output head", ""),
     "logit_softcap": ("Bound of the logits", "c"),
@@ -297,8 +300,9 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
     if "kernel" in shown:
         shown["kernel"] = _kernel(data, shown["kernel"])
     labels = _MODEL | {name: (name, "") for name in options if name not in _MODEL}
-    if (file := mask_file(data)) is not None:
-        labels["mask"] = (labels["mask"][0], f"defined in imports/{file.name}, SHA-256 {sha256[:16]}")
+    if (file := imported_file(data)) is not None:
+        for kind in {kind for kind, name in named_in(options) if (kind, name) not in BUILT_IN}:
+            labels[kind] = (labels[kind][0], f"defined in imports/{file.name}, SHA-256 {sha256[:16]}")
     facts = [Fact(label, shown[name], symbol) for name, (label, symbol) in labels.items() if name in shown]
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
 
@@ -397,8 +401,8 @@ def _tex(base: Any) -> str:
     return rf"({mantissa} \cdot 10^{{{int(exponent)}}})" if exponent else mantissa
 
 
-def mask_file(data: RunData) -> Path | None:
-    """Return the imported file that defines the model's mask; None if the mask is built in, or the file is missing."""
+def imported_file(data: RunData) -> Path | None:
+    """Return the imported file that defines parts of the model; None if all are built in, or the file is missing."""
     sha256 = data.options("model").get("import_sha256")
     return data.run.imported(sha256) if isinstance(sha256, str) else None
 
@@ -406,12 +410,12 @@ def mask_file(data: RunData) -> Path | None:
 def equations(data: RunData) -> list[Markdown]:
     """Return the equations of the model that ran, part by part."""
     model = data.options("model")
-    return [position(data), *map(read_markdown, parts(model, CITE, mask_file(data)).values())]
+    return [position(data), *map(read_markdown, parts(model, CITE, imported_file(data)).values())]
 
 
 def deviations(data: RunData) -> list[Markdown]:
     """Return the equations of the parts that are not as in GPT-2, after that of the positions."""
-    return [position(data), *map(read_markdown, differences(data.options("model"), CITE, mask_file(data)))]
+    return [position(data), *map(read_markdown, differences(data.options("model"), CITE, imported_file(data)))]
 
 
 def gpt2_equations() -> list[Markdown]:

@@ -271,7 +271,7 @@ class TrainConfig:
             model = self.model or saved_model(Run.open(self.init))
             default = Recipe(model, FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS)
         batch_tokens = default.batch_tokens if self.batch_tokens is None else self.batch_tokens
-        return Recipe(self.model or default.model, self.optim or default.optim, batch_tokens)
+        return Recipe((self.model or default.model).with_import(), self.optim or default.optim, batch_tokens)
 
     def filled_in(self) -> TrainConfig:
         """Return the configuration with ``model``, ``optim`` and ``batch_tokens`` given, as `recipe` has them."""

@@ -48,6 +48,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
 from gpt2lab.model.masks import Mask
+from gpt2lab.model.parts import matrix_shapes
 from gpt2lab.runtime import DTYPES
 
 FP32 = 4
@@ -167,6 +168,8 @@ def estimate(shape: Shape) -> Memory:
 def block_activations(shape: Shape, mask: Mask) -> int:
     """Return the bytes that a block keeps for its backward pass: inputs of norms, products, activations and dropout."""
     width = shape.rows * shape.model.n_embd * shape.size
+    if shape.model.block is not None:
+        return 2 * _branch(shape) + _attention(shape, mask).kept + _own(shape, "block")
     attention = _branch(shape) + _attention(shape, mask).kept + (3 if shape.model.attention_gate else 1) * width
     shared = _norm(shape) + shape.rows * shape.model.n_embd * shape.size if shape.model.parallel_blocks else 0
     return attention + _feed_forward(shape) - shared
@@ -174,8 +177,15 @@ def block_activations(shape: Shape, mask: Mask) -> int:
 
 def _feed_forward(shape: Shape) -> int:
     """Return the bytes of its branch, and of what the activation and c_proj keep."""
+    if shape.model.feed_forward is not None:
+        return _branch(shape) + _own(shape, "feed_forward")
     kept = 4 if shape.model.is_gated else 1 if shape.model.activation == "relu" else 2
     return _branch(shape) + kept * shape.rows * shape.model.inner * shape.size
+
+
+def _own(shape: Shape, kind: str) -> int:
+    """Return the bytes of the inputs and outputs of the matrices of a user's own part, which is all that is known."""
+    return shape.rows * shape.size * sum(sum(matrix[-2:]) for matrix in matrix_shapes(kind, shape.model))
 
 
 def _branch(shape: Shape) -> int:

@@ -22,7 +22,7 @@ from gpt2lab.files import parse_size
 from gpt2lab.imports import FILES
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
-from gpt2lab.model.masks import BUILT_IN
+from gpt2lab.model.parts import MODULES
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -175,6 +175,7 @@ def resolve(
         f"precision {where.precision}: {where.precision_reason}",
         f"compile {config.compile}: {why_compiled}",
         *attention_notes(config, where),
+        *own_part_notes(model),
         f"parallel {parallel}: {why_parallel}",
         f"batch {batch_tokens:,} tokens = {shared}{passes} x {micro_batch} sequences of {seq_len}",
     )
@@ -220,14 +221,22 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
         if model.kernel == "auto":
             kernel, why = choose_kernel(mask, where.device, where.dtype, T, T, True, model.changes_scores)
         notes += (f"attention kernel {kernel} under mask {name}: {why}",)
-        if name not in BUILT_IN:
-            file = FILES.get(model.import_sha256 or "")
-            unknown = f"warning: mask {name} is known to this process only; define it in a file for --import"
-            notes += (f"mask {name}: {file.path}, SHA-256 {model.import_sha256}" if file else unknown,)
         if mask.looks_ahead:
             leak = "lets tokens read what they are to predict; the loss leaks and says nothing"
             notes += (f"warning: mask {name} {leak}",)
     return notes
+
+
+def own_part_notes(model: GPTConfig) -> Iterator[str]:
+    """Yield where each part of the user's own is from, and how it is counted."""
+    file = FILES.get(model.import_sha256 or "")
+    for kind, name in model.own_parts:
+        if file is None:
+            yield f"warning: {kind} {name} is known to this process only; define it in a file for --import"
+        else:
+            yield f"{kind} {name}: {file.path}, SHA-256 {file.sha256}"
+        if kind in MODULES:
+            yield f"FLOPs and memory of {kind} {name} are estimated from its matrices"
 
 
 def agreed(setup: Setup, asked: TrainConfig, dataset: AnyDataset) -> Setup:

@@ -1,0 +1,183 @@
+"""Parts of a model by name: those that are built in, and a user's own, from a file that ``--import`` names.
+
+    MASKS["dilated"] = dilated       --model.mask dilated         a function that returns a `Mask`
+    FEED_FORWARDS["mine"] = Mine     --model.feed-forward mine    a module, Mine(config), from (B, T, C) to (B, T, C)
+    BLOCKS["mine"] = Mine            --model.block mine           likewise, Mine(config, layer), usually a `Block`
+
+A model's configuration holds the names, and ``import_sha256``, the file that defines those that are not built in. If
+two files define one name, each model keeps the part of its own file.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpt2lab.errors import InputError, did_you_mean, located
+from gpt2lab.model.masks import MASKS
+
+if TYPE_CHECKING:  # the configuration imports this module, and --help must not wait for torch
+    import torch
+    from torch import nn
+
+    from gpt2lab.model.config import GPTConfig
+    from gpt2lab.model.gpt import GPT
+
+Part: TypeAlias = Callable[..., Any]
+Key: TypeAlias = tuple[str, str]
+"""The option that names a part, and its name."""
+
+FEED_FORWARDS: dict[str, Part] = {}
+"""Feed-forward layers of your own by their name in the configuration; add yours in a file that ``--import`` names."""
+BLOCKS: dict[str, Part] = {}
+"""Blocks of your own, likewise."""
+REGISTRIES: dict[str, dict[str, Part]] = {"mask": MASKS, "feed_forward": FEED_FORWARDS, "block": BLOCKS}
+"""By the option of the configuration that names a part."""
+MODULES = ("feed_forward", "block")
+"""Those whose parts have parameters."""
+IMPORTED: dict[str, dict[Key, Part]] = {}
+"""The parts of each imported file, by its SHA-256."""
+
+
+def known() -> dict[Key, Part]:
+    """Return every part in the registries."""
+    return {(kind, name): part for kind, parts in REGISTRIES.items() for name, part in parts.items()}
+
+
+BUILT_IN = frozenset(known())
+
+
+def named_in(options: Mapping[str, Any]) -> list[Key]:
+    """Return the parts that the options of a configuration name; layers may take several masks in turn."""
+    given = {kind: str(name) for kind in REGISTRIES if (name := options.get(kind)) is not None}
+    return [(kind, name.strip()) for kind, names in given.items() for name in names.split(",")]
+
+
+def find_part(key: Key, sha256: str | None) -> Part:
+    """Return a part, for a model whose configuration names an imported file, or none.
+
+    Raises:
+        InputError: There is no such part (the nearest is named), or the file has not been imported.
+    """
+    (kind, name), how = key, "gpt2lab train --import FILE (with --resume for a run that exists)"
+    if key not in BUILT_IN and sha256 is not None and sha256 not in IMPORTED:
+        raise InputError(f"{kind} {name} is in the file with SHA-256 {sha256}, which is not imported; give it to {how}")
+    parts = known() | IMPORTED.get(sha256 or "", {})
+    if key not in parts:
+        names = [own for option, own in parts if option == kind]
+        choose = f"choose from {', '.join(names)}, or give its file to" if names else "give its file to"
+        raise InputError(f'unknown {kind} "{name}"{did_you_mean(name, names)}; {choose} {how}')
+    return parts[key]
+
+
+def origin_of(keys: list[Key], sha256: str | None) -> str | None:
+    """Return the SHA-256 of the imported file that a model's own parts are from; None if they are from none.
+
+    It is the one given if that file has them or has not been imported, else that of the file imported last.
+
+    Raises:
+        InputError: They are from different files.
+    """
+    own = [key for key in keys if key not in BUILT_IN]
+    if sha256 is not None and own and IMPORTED.get(sha256, dict.fromkeys(own)).keys() >= set(own):
+        return sha256
+    now = known()
+    latest = [*reversed(IMPORTED.items())]
+    files = {key: next((file for file, parts in latest if parts.get(key, 0) is now.get(key)), None) for key in own}
+    if len(set(files.values())) > 1:
+        first, second, *_ = {file: f"{kind} {name}" for (kind, name), file in files.items()}.values()
+        raise InputError(f"{first} and {second} are from different files; define them in one")
+    return next(iter(files.values()), None)
+
+
+@contextmanager
+def blamed(key: Key, part: Part) -> Iterator[None]:
+    """Turn any error of a user's class into one line with its option, name, class, file and line."""
+    try:
+        yield
+    except Exception as error:
+        file = getattr(sys.modules.get(getattr(part, "__module__", "")), "__file__", None) or ""
+        name = getattr(part, "__qualname__", repr(part))
+        raise InputError(f'{key[0]} "{key[1]}" ({name}): {located(error, file)}') from error
+
+
+def make_part(kind: str, config: GPTConfig, *layer: int) -> nn.Module:
+    """Make the feed-forward layer, or the block of a layer, of a user's own that a configuration names.
+
+    Raises:
+        InputError: It cannot be made, or is not a module.
+    """
+    from torch.nn import Module
+
+    key = kind, getattr(config, kind)
+    part = find_part(key, config.import_sha256)
+    with blamed(key, part):
+        module = part(config, *layer)
+        if not isinstance(module, Module):
+            raise TypeError(f"{module!r:.60} is not a torch.nn.Module")
+    return module
+
+
+def matrix_shapes(kind: str, config: GPTConfig) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of the matrices of a user's own part; a parameter of more dimensions is a stack of them."""
+    import torch
+
+    with torch.device("meta"):
+        part = make_part(kind, config, *((0,) if kind == "block" else ()))
+        return tuple(tuple(p.shape) for p in part.parameters() if p.dim() > 1)
+
+
+def check_parts(model: GPT) -> None:
+    """Run a user's own parts, and the model that they are in, on a few positions; the model is in evaluation mode.
+
+    Raises:
+        InputError: A part fails, returns another shape, looks ahead, or remembers earlier positions by other means than
+            the attention's cache, so that sampling would differ from training.
+    """
+    import torch
+
+    config, device = model.config, model.wte.weight.device
+    keys = [key for key in config.own_parts if key[0] in MODULES]
+    if not keys or device.type == "meta":
+        return
+    T = min(4, config.n_ctx)
+    tokens = torch.arange(T, device=device)[None] % config.vocab_size
+    with torch.no_grad(), torch.random.fork_rng([]), torch.autocast(device.type, enabled=False):
+        if config.feed_forward is not None:
+            with blamed(keys[0], find_part(keys[0], config.import_sha256)):
+                x = torch.randn(1, T, config.n_embd, device=device)
+                _require_shape(x, make_part("feed_forward", config).eval()(x))
+        with blamed(keys[-1], find_part(keys[-1], config.import_sha256)):  # the block, if there is one
+            block = model.h[0]
+            hook = block.register_forward_hook(lambda _, inputs, output: _require_shape(inputs[0], output))
+            model.hidden(tokens)
+            hook.remove()
+        if T > 1 and not config.looks_ahead:
+            _check_dependencies(model, " and ".join(f'{kind} "{name}"' for kind, name in keys), tokens)
+
+
+def _require_shape(x: torch.Tensor, y: object) -> None:
+    shape = tuple(getattr(y, "shape", ())) or f"{y!r:.60}"
+    if shape != tuple(x.shape):
+        raise TypeError(f"forward returns {shape} for an input of shape {tuple(x.shape)}")
+
+
+def _check_dependencies(model: GPT, parts: str, tokens: torch.Tensor) -> None:
+    """Raise `InputError` unless earlier positions are independent of the last, and the cache changes nothing."""
+    import torch
+
+    changed, cache = tokens.clone(), model.new_cache(1)
+    changed[0, -1] = 0
+    whole, other = model.hidden(tokens), model.hidden(changed)
+    cached = torch.cat([model.hidden(token, cache=cache) for token in tokens.split(1, dim=1)], dim=1)
+    close = functools.partial(torch.allclose, rtol=1e-3, atol=1e-3)
+    if not close(whole[:, :-1], other[:, :-1]):
+        raise InputError(f"{parts} lets a position depend on later ones, which it is to predict: the loss would leak")
+    if not close(whole, cached):
+        raise InputError(
+            f"{parts} depends on earlier positions otherwise than by attention, whose cache holds all that sampling "
+            "knows of them; compute each position by itself, and hand all arguments of forward on to attention"
+        )
