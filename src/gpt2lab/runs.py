@@ -12,7 +12,7 @@
     checkpoints/       step_00001000/ ...; see training/checkpoint.py
     evaluations/       step_00001000/: results of more than one number, with a figure (positions, text)
     report.html        the report, once one is made
-    imports/           the file of --import that defines the model's mask; see imports.py
+    imports/           the file of --import that defines parts of the model; see imports.py
     stream/            for --data stream:CORPUS, the shards prepared for it; see data/streaming.py
 
 Rows are appended line by line, and truncated to the checkpoint's step when a run resumes: a run that was killed and
