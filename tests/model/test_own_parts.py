@@ -71,7 +71,14 @@ def test_a_part_that_needs_rotation_masks_and_cache_gets_them(add: Add) -> None:
         def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
             return x + 2.0 * self.attn(self.ln_1(x), *attending)
 
-    options = {"value_residual": True, "position": "rope", "mask": "window,causal", "window": 3, "n_kv_head": 1, "qk_norm": True}
+    options = {
+        "value_residual": True,
+        "position": "rope",
+        "mask": "window,causal",
+        "window": 3,
+        "n_kv_head": 1,
+        "qk_norm": True,
+    }
     model = GPT(add("block", Scaled, **options)).eval()
     tokens = torch.arange(8)[None]
     cache = model.new_cache(1)
@@ -136,7 +143,11 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("feed_forward", nn.Module, 'feed_forward "mine" (Module): '),
     ("block", Forgetful, "depends on earlier positions otherwise than by attention"),
     ("block", WithoutLayer, "WithoutLayer.__init__() takes 2 positional arguments but 3 were given"),
-    ("block", Transposed, f"(Transposed): {__file__}: TypeError: forward returns (1, 16, 4) for an input of shape (1, "),
+    (
+        "block",
+        Transposed,
+        f"(Transposed): {__file__}: TypeError: forward returns (1, 16, 4) for an input of shape (1, ",
+    ),
     ("block", Unattending, "Unattending.forward() takes 2 positional arguments but "),
 ]
 
