@@ -115,6 +115,8 @@ REFUSALS = [
     ("import-hf . new", "config.json is missing"),
     ("import-hf ./nowhere new", "does not exist"),
     ("export-hf RUN DATA", "exists"),
+    ("export-html RUN DATA/manifest.json", "give a name that ends in .html"),
+    ("export-html RUN missing/model.html", "there is no folder missing"),
 ]
 
 

@@ -44,13 +44,18 @@ def write_single_file(model: GPT, tokenizer: Tokenizer, name: str, out: Path) ->
         model: The model.
         tokenizer: Its tokenizer.
         name: What the page calls the model.
-        out: The file to write; it must not exist.
+        out: The file to write, .html; it must not exist.
 
     Raises:
-        InputError: The file exists, or the model or its tokenizer has something that the page does not support.
+        InputError: The file exists or cannot be written there, or the model or its tokenizer has something that the
+            page does not support.
     """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{out}: the model becomes an HTML file; give a name that ends in .html")
     if out.exists():
-        raise InputError(f"{out} exists; give another name, or remove it")
+        raise InputError(f"{out} exists; give another name, or delete it first")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; create it first")
     name = printable(name)
     content = {
         "name": name,
