@@ -198,6 +198,9 @@ def attend(
     scores: Scores = UNCHANGED,
 ) -> torch.Tensor:
     """Run the kernel; a query that may attend to nothing gives zeros, never NaN, and its gradient is finite."""
+    if q.dtype != k.dtype:  # a `BatchCache` may hold fp32, which autocast would round
+        with torch.autocast(q.device.type, enabled=False):
+            return attend(q.to(k.dtype), k, v, bias, dropout, scores)
     by = (scores,) if bias.kernel in PLAIN else ()
     out = KERNELS[bias.kernel](q, k, v, bias.mask, dropout, *by)
     return out if bias.empty is None else out.masked_fill(bias.empty, 0.0)
@@ -216,9 +219,9 @@ class AttentionPattern:
     B: int
     H: int
     queries: torch.Tensor
-    """Positions of the queries in the row, (T,)."""
+    """Positions of the queries in the row, (T,), or (B, T) if rows differ."""
     keys: torch.Tensor
-    """Positions of the keys, (S,), in the order in which they are given."""
+    """Positions of the keys, (S,) or (B, S), in the order in which they are given."""
     documents: torch.Tensor | None = None
     """Document of each token, (B, T): attention stays within documents."""
     positions: torch.Tensor | None = None
@@ -264,7 +267,7 @@ class AttentionPattern:
         Raises:
             InputError: The kernel does not support the mask, or not on this device.
         """
-        mask, device, T, S = self.allowed(), self.queries.device, len(self.queries), len(self.keys)
+        mask, device, T, S = self.allowed(), self.queries.device, self.queries.shape[-1], self.keys.shape[-1]
         if kernel == "auto":
             kernel, _ = choose_kernel(mask, device, dtype, T, S, training, self.changes_scores)
         if T == S > 1 and kernel == "banded":
@@ -279,7 +282,7 @@ class AttentionPattern:
             kernel = "sdpa"  # with a cache: few queries, and keys that need not be in order
         if isinstance(mask, torch.Tensor):
             allowed = mask
-        elif not mask.is_causal:
+        elif not mask.is_causal or self.queries.dim() == 2:
             allowed = dense(mask, self.B, self.H, self.queries, self.keys)
         elif (
             kernel == "sdpa" and T in (1, S) and self.score_bias is None

@@ -14,6 +14,10 @@ Rows of different lengths are padded on the left: ``padding[b]`` empty positions
 attends to them, and positions count from the first token.
 
     padding 2, 0, 1       . . a b      c d e f      . g h i
+
+A server's rows come and go at any time. `BatchCache` gives each a length of its own, counted from the left:
+
+    lengths 2, 4, 3       a b . .      c d e f      g h i .
 """
 
 from __future__ import annotations
@@ -111,7 +115,7 @@ class KVCache:
             room: Maximum number of positions; None is the model's context.
         """
         masks = config.masks
-        self.padding = padding
+        self.padding, self.dtype = padding, dtype
         self.length = 0
         """Number of positions seen so far; a rolling cache has dropped some of them."""
         self._room = config.n_ctx if room is None else room
@@ -172,3 +176,135 @@ class KVCache:
         self.length = 0
         if self.padding is not None and dropped:
             self.padding = (self.padding - dropped).clamp(min=0)
+
+
+BLOCK = 16
+"""`BatchCache` reads a multiple of this many slots, so that the kernel sums a row alike beside longer ones."""
+
+
+class _RowSlots:
+    """Which position has which slot, in the layers of one mask, for rows of different lengths: as in `_Slots`."""
+
+    def __init__(self, mask: Mask, n_ctx: int) -> None:
+        rolling = mask.reach is not None and mask.leading + mask.reach < n_ctx
+        self._leading, self._reach = (mask.leading, mask.reach or n_ctx) if rolling else (0, n_ctx)
+        self.capacity = self._leading + self._reach
+        self.now = torch.empty(0, dtype=torch.long)
+        """Slot of each row's new key, (B,)."""
+        self.filled = 0
+        """Number of slots that are read."""
+
+    def begin(self, new: torch.Tensor, longest: int) -> torch.Tensor:
+        """Place the position ``new`` (B,) of each row; return those of the keys (B, S), later ones in empty slots."""
+        beyond = self._leading + (new - self._leading) % self._reach
+        self.now = torch.where(new < self.capacity, new, beyond)
+        self.filled = min(-(-(longest + 1) // BLOCK) * BLOCK, self.capacity)
+        slots, new = torch.arange(self.filled, device=new.device), new[:, None]
+        newest = new - (new - slots) % self._reach  # of the positions that share the slot
+        return torch.where((slots < self._leading) | (newest < slots), slots, newest)
+
+
+class _BatchLayer(LayerCache):
+    """One layer's keys and values of a `BatchCache`."""
+
+    def __init__(self, empty: torch.Tensor, slots: _RowSlots) -> None:
+        self.keys, self.values, self._rows = empty, empty, slots
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new k and v (B, K, 1, D) of each row; return the keys and values to read, (B, K, S, D)."""
+        B, slots, filled = len(k), self._rows.now, self._rows.filled
+        self.reserve(filled)
+        rows = torch.arange(B, device=k.device)
+        self.keys[rows, :, slots] = k[:, :, 0].to(self.keys.dtype)
+        self.values[rows, :, slots] = v[:, :, 0].to(self.values.dtype)
+        return self.keys[:B, :, :filled], self.values[:B, :, :filled]
+
+    def join(self, row: int, cache: LayerCache, length: int) -> None:
+        """Copy the first row of a cache that has seen ``length`` positions."""
+        filled = min(length, self._rows.capacity)
+        self.reserve(filled)
+        self.keys[row, :, :filled] = cache.keys[0, :, :filled]
+        self.values[row, :, :filled] = cache.values[0, :, :filled]
+
+    def leave(self, row: int, last: int) -> None:
+        """Move the last row to the place of one that leaves; what this held, such as NaN, must not reach another."""
+        for kept in (self.keys, self.values):
+            kept[row] = kept[last]
+            kept[last] = 0
+
+    def reserve(self, filled: int) -> None:
+        """Make room. Empty slots hold zeros: a kernel multiplies what it masks by 0."""
+        slots = self.keys.shape[2]
+        if filled > slots:
+            more = min(max(filled, 2 * slots), self._rows.capacity) - slots
+            room = self.keys.new_zeros(*self.keys.shape[:2], more, self.keys.shape[3])
+            self.keys, self.values = (torch.cat([x, room], dim=2) for x in (self.keys, self.values))
+
+
+class BatchCache:
+    """Keys and values of rows that join and leave a running batch; every pass takes one new token of each.
+
+    A row has read its prompt with a `KVCache` of its own, which `join` copies. Rows are numbered without gaps: when one
+    leaves, the last gets its number. Memory grows with the longest row.
+    """
+
+    padding, length, rolling, looks_ahead = None, 0, False, False
+
+    def __init__(self, config: GPTConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Make an empty cache.
+
+        Args:
+            config: Configuration of the model; none of its masks may look ahead.
+            rows: Maximum number of rows.
+            device: Device of the model.
+            dtype: Data type of keys and values; attention is computed in it.
+        """
+        self.dtype, self._device, self._room, self._most = dtype, device, config.n_ctx, rows
+        self._slots = {mask: _RowSlots(mask, config.n_ctx) for mask in config.masks}
+        self.endless = KVCache(config, 0, device, dtype).endless
+        """Whether a row may outgrow the context, as in `KVCache`."""
+        self.lengths: list[int] = []
+        """Number of positions that each row has seen."""
+        self.positions = torch.empty(0, 1, dtype=torch.long)
+        """Position of each row's new token, (B, 1)."""
+        empty = torch.zeros(rows, config.kv_heads, 0, config.head_dim, device=device, dtype=dtype)
+        self.layers = [_BatchLayer(empty, self._slots[mask]) for mask in config.masks]
+
+    def join(self, cache: KVCache) -> int:
+        """Add a row that continues the only row of ``cache``; return its number.
+
+        Raises:
+            InputError: All rows are taken.
+        """
+        row = len(self.lengths)
+        if row == self._most:
+            raise InputError(f"all {row} rows of the batch are taken; wait until one leaves")
+        for mine, its in zip(self.layers, cache.layers, strict=True):
+            mine.join(row, its, cache.length)
+        self.lengths.append(cache.length)
+        return row
+
+    def leave(self, row: int) -> None:
+        """Remove a row; the last one gets its number."""
+        last = self.lengths.pop()
+        for layer in self.layers:
+            layer.leave(row, len(self.lengths))
+        if row < len(self.lengths):
+            self.lengths[row] = last
+
+    def begin(self, T: int) -> dict[Mask, torch.Tensor]:
+        """Prepare for T = 1 new position of each row; return the positions (B, S) of the keys that it reads, by mask.
+
+        Raises:
+            InputError: A row is full, or T is not 1.
+        """
+        longest = max(self.lengths)
+        if T != 1 or (longest >= self._room and not self.endless):
+            raise InputError(f"a row holds {longest} of {self._room} positions, {T} more were asked for; a pass adds 1")
+        new = torch.tensor(self.lengths, device=self._device)
+        self.positions = new[:, None]
+        return {mask: slots.begin(new, longest) for mask, slots in self._slots.items()}
+
+    def end(self, T: int) -> None:
+        """Count the positions that every layer has stored."""
+        self.lengths = [length + T for length in self.lengths]

@@ -31,7 +31,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory
 from gpt2lab.hub import find_model
 from gpt2lab.model.attention import AttentionPattern, CausalSelfAttention, FirstValues, reference
-from gpt2lab.model.cache import KVCache
+from gpt2lab.model.cache import BatchCache, KVCache
 from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
 from gpt2lab.model.layers import make_feed_forward, make_norm
@@ -198,7 +198,7 @@ class GPT(nn.Module):
         self,
         tokens: torch.Tensor,
         mask: torch.Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | BatchCache | None = None,
         documents: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -211,7 +211,8 @@ class GPT(nn.Module):
         pattern = patterns[self.masks[0]]
         x = self.embed(tokens, 0 if cache is None else cache.length, pattern.positions)
         training = torch.is_grad_enabled() and x.requires_grad
-        biases = {mask: pattern.bias(self.config.kernel, x.dtype, training) for mask, pattern in patterns.items()}
+        dtype = x.dtype if cache is None else cache.dtype
+        biases = {mask: pattern.bias(self.config.kernel, dtype, training) for mask, pattern in patterns.items()}
         rotations = pattern.rotations(self.config, x.dtype)
         caches = [None] * len(self.h) if cache is None else cache.layers
         first = FirstValues()
@@ -328,7 +329,7 @@ class GPT(nn.Module):
         self,
         tokens: torch.Tensor,
         mask: torch.Tensor | None,
-        cache: KVCache | None,
+        cache: KVCache | BatchCache | None,
         documents: torch.Tensor | None,
         positions: torch.Tensor | None,
     ) -> dict[Mask, AttentionPattern]:
@@ -341,6 +342,8 @@ class GPT(nn.Module):
         if cache is not None and cache.padding is not None:
             padding = cache.padding
             positions = (queries - padding[:, None]).clamp(min=0)  # (B, T)
+        if isinstance(cache, BatchCache):
+            positions = queries = cache.positions  # (B, T = 1)
         return {
             own: AttentionPattern(
                 own if mask is None else mask, B, H, queries, read, documents, positions, padding, score_bias, changes
@@ -358,7 +361,7 @@ def check_inputs(
     config: GPTConfig,
     tokens: torch.Tensor,
     mask: torch.Tensor | None,
-    cache: KVCache | None,
+    cache: KVCache | BatchCache | None,
     documents: torch.Tensor | None,
     positions: torch.Tensor | None,
 ) -> None:

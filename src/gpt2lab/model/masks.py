@@ -182,7 +182,7 @@ def make_mask(
 
 
 def dense(mask: Mask, B: int, H: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Return a mask as a boolean tensor (B or 1, H or 1, T, S) for positions q (T,) and k (S,).
+    """Return a mask as a boolean tensor (B or 1, H or 1, T, S) for positions q (T,) and k (S,), or (B, T) and (B, S).
 
     A dimension is 1 if the mask does not depend on the row or the head.
     """
@@ -195,9 +195,11 @@ def on_pairs(function: Predicate, B: int, H: int, q: torch.Tensor, k: torch.Tens
 
     b = torch.arange(B, device=q.device)[:, None, None, None]
     h = torch.arange(H, device=q.device)[:, None, None]
-    values = function(b, h, q[:, None], k)
+    T, S = q.shape[-1], k.shape[-1]
+    q, k = (q[:, None, :, None], k[:, None, None, :]) if q.dim() == 2 else (q[:, None], k)
+    values = function(b, h, q, k)
     values = values[(None,) * (4 - values.dim())]
-    return values.expand(*values.shape[:2], len(q), len(k))
+    return values.expand(*values.shape[:2], T, S)
 
 
 def causal_tensor(T: int, S: int, device: torch.device) -> torch.Tensor:
