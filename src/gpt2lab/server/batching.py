@@ -3,12 +3,12 @@
 A step of decoding reads all weights, however many rows it continues, so 16 rows cost little more than one. One thread
 owns the model. Between two steps it takes up what has been asked for meanwhile:
 
-    waiting ──> reading: a chunk of one prompt per step ──> the batch: one token of every row per step ──> ended
-                   ^                                              │
-                   └──────── the window slid: half of it is read again
+    waiting ──> reading: a chunk of a prompt per step ──> the batch: one token of every row per step ──> ended
+                   ^                                             │
+                   └──── its window slides: half is read again ──┘
 
-A chunk is bounded, so a long prompt delays the other rows by little. A row is what it would be alone: chunks depend on
-its own length, its random numbers come from its own generator, and its text equals that of `generation.stream`.
+A chunk is bounded, so a long prompt delays the other rows by little. A row is what it would be alone: its chunks depend
+on its own length, its random numbers come from its own generator, and its text is that of `generation.stream`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation import DecodingStrategy, probabilities, sample_next, seeded
@@ -33,20 +34,20 @@ from gpt2lab.runtime import Runtime
 
 T = TypeVar("T")
 ROWS = 32
-"""Most rows of the batch."""
+"""Most rows that are read or continued at a time."""
 QUEUE = 256
-"""Most texts that wait."""
+"""Nothing more is taken while so many texts wait."""
 CHUNK = 128
-"""Tokens of a prompt that are read between two steps."""
+"""Tokens of prompts that are read between two steps."""
 log = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
-    """Too many texts wait."""
+    """Too many texts are waiting."""
 
 
 class Stopped(Exception):
-    """The server stops."""
+    """The server is stopping."""
 
 
 @dataclass(frozen=True)
@@ -63,57 +64,91 @@ class Request:
     candidates: int | None = None
     """Number of most probable tokens to return with each token; None: no probabilities."""
     score_prompt: bool = False
-    """Return the tokens of the prompt first, from the second on, with their probabilities."""
-
-
-class Candidate(NamedTuple):
-    """A token that could have been chosen."""
-
-    id: int
-    logprob: float
-    """Of the model, before the strategy, in nats."""
-    kept: float
-    """Probability under the strategy; 0 if it was cut."""
+    """Return the tokens of the prompt first, from the second on."""
 
 
 class Token(NamedTuple):
-    """A token of a text; its probability is None if the request asked for none."""
+    """A token of a text; the rest is there if the request asks for ``candidates``."""
 
     id: int
     logprob: float | None = None
-    candidates: tuple[Candidate, ...] = ()
-    """The most probable tokens first; the token itself comes last if it is not among them."""
+    """ln p of the model, whatever the strategy."""
+    candidates: tuple[tuple[int, float], ...] = ()
+    """Id and ln p of the most probable tokens, the likeliest first; the token itself is added if it is not among them.
+    """
+    kept: tuple[float, ...] = ()
+    """Probability of each candidate under the strategy, 0 if it was cut; for generated tokens only."""
 
 
-Event = tuple[int, Token | Exception | None]
-"""The number of a request among those submitted together, and its next token; at the end None, or what went wrong."""
+Event = Token | Exception | None
+"""The next token of a text; at the end None, or what went wrong."""
 
 
 class _Row:
     """A text on its way."""
 
-    def __init__(self, request: Request, deliver: Callable[[Token | Exception | None], None]) -> None:
-        self.request, self.deliver = request, deliver
-        self.cancelled = False
-        self.written = 0
+    def __init__(self, request: Request, deliver: Callable[[Event], None], device: torch.device) -> None:
+        self.request, self.deliver, self.cancelled, self.written = request, deliver, False, 0
         self.window = list(request.prompt)
         """What the model reads: the prompt and what was written, from the last slide of the window on."""
-        self.generator: torch.Generator | None = None
         self.cache: KVCache | None = None
-        """Holds the part of the window that has been read; None in the batch."""
-        self.unscored = len(request.prompt) - 1 if request.score_prompt else 0
+        """Holds the part of the window that has been read, until the row joins the batch."""
+        self.generator = seeded(request.seed, device)
+
+    def choose(self, logits: torch.Tensor) -> bool:
+        """Choose the next token by its logits (1, V) and deliver it; return whether the text goes on."""
+        request = self.request
+        if self.written < request.max_tokens:
+            if not math.isfinite(largest := float(logits.max())):  # NaN counts as the largest
+                self.deliver(InputError(f"the model gives {largest} for the next token; its weights are damaged"))
+                return False
+            token, p = int(sample_next(logits, request.strategy, self.generator)), None
+            if request.candidates is not None:
+                p = probabilities(logits, request.strategy)
+            self.deliver(*described([token], logits, request, p))
+            self.window.append(token)
+            self.written += 1
+            if token != request.eot and self.written < request.max_tokens:
+                return True
+        self.deliver(None)
+        return False
+
+
+def described(
+    tokens: Sequence[int], logits: torch.Tensor, request: Request, p: torch.Tensor | None = None
+) -> list[Token]:
+    """Return tokens with the probabilities that a request asks for.
+
+    Args:
+        tokens: N ids.
+        logits: What each was chosen by, (N, V).
+        request: Its ``candidates`` count.
+        p: Probabilities under the strategy, (N, V); None for tokens of a prompt.
+    """
+    if request.candidates is None:
+        return [Token(token) for token in tokens]
+    logprobs = F.log_softmax(logits.float(), dim=-1)
+    best = logprobs.topk(min(request.candidates, logits.shape[-1]), dim=-1).indices.tolist()
+    found = []
+    for row, (token, ids) in enumerate(zip(tokens, best, strict=True)):
+        ids = ids if token in ids else [*ids, token]
+        candidates = tuple(zip(ids, logprobs[row, ids].tolist(), strict=True))
+        kept = () if p is None else tuple(p[row, ids].tolist())
+        found.append(Token(token, dict(candidates)[token], candidates, kept))
+    return found
 
 
 class Generation:
     """Texts that were submitted together: iterate over their events. Leaving the ``with`` block cancels the rest."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        loop, self._events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
 
-        def deliver(index: int) -> Callable[[Token | Exception | None], None]:
-            return lambda event: _call(loop, self._events.put_nowait, (index, event))
+        def deliver(index: int) -> Callable[[Event], None]:
+            return lambda event: _call_soon(loop, self._events.put_nowait, (index, event))
 
-        self._rows = [_Row(request, deliver(index)) for index, request in enumerate(requests)]
+        device = engine.runtime.device
+        self._rows = [_Row(request, deliver(index), device) for index, request in enumerate(requests)]
         engine.enqueue(self._rows)
 
     def __enter__(self) -> Generation:
@@ -123,24 +158,25 @@ class Generation:
         for index in range(len(self._rows)):
             self.cancel(index)
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events until every text has ended or was cancelled."""
-        running = set(range(len(self._rows)))
-        while running := {index for index in running if not self._rows[index].cancelled}:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield (number of the request, event) until every text has ended or was cancelled."""
+        ended: set[int] = set()
+        while any(index not in ended and not row.cancelled for index, row in enumerate(self._rows)):
             index, event = await self._events.get()
-            if index in running:
-                running -= set() if isinstance(event, Token) else {index}
+            if not self._rows[index].cancelled:
+                if not isinstance(event, Token):
+                    ended.add(index)
                 yield index, event
 
     def cancel(self, index: int) -> None:
-        """End a text; it leaves the batch before the next step."""
+        """End a text: it leaves the batch before the next step."""
         self._rows[index].cancelled = True
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
     try:
         loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:  # the loop is closed: nobody listens any more
+    except RuntimeError:  # the loop is closed, so nobody listens
         log.debug("an event came after the end of its loop")
 
 
@@ -149,165 +185,183 @@ class Engine:
 
     def __init__(self, model: GPT, runtime: Runtime) -> None:
         self.model, self.runtime = model.eval(), runtime
-        config, device = model.config, runtime.device
-        self._n_ctx = config.n_ctx
-        # CPU kernels of one query are several times slower in bf16 than in fp32.
-        dtype = torch.float32 if device.type == "cpu" else runtime.dtype
-        self._new_batch = lambda: BatchCache(config, ROWS, device, dtype)
+        # For a single query a CPU's kernels are several times faster in fp32 than in bf16.
+        dtype = torch.float32 if runtime.device.type == "cpu" else runtime.dtype
+        self._new_batch = lambda: BatchCache(model.config, ROWS, runtime.device, dtype)
         self._batch = self._new_batch()
-        self._waiting: deque[_Row] = deque()
-        self._reading: deque[_Row] = deque()
         self._rows: list[_Row] = []
         """Those in the batch, by their number there."""
-        self._calls: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
+        self._reading: deque[_Row] = deque()
+        self._waiting: deque[_Row] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._stopping = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     # Called by others -------------------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> Generation:
-        """Queue texts, from a coroutine.
+        """Queue texts; to be called in a coroutine.
 
         Raises:
-            Overloaded: Too many wait.
-            Stopped: The engine stops.
+            Overloaded: Too many are waiting.
+            Stopped: The engine is stopping.
         """
         return Generation(self, requests)
 
     def enqueue(self, rows: Sequence[_Row]) -> None:
-        """Queue rows, all or none."""
+        """Queue rows, all or none. Raises as `submit`."""
         with self._changed:
-            if self._stopping:
-                raise Stopped("the server is stopping")
+            self._require_running()
             if len(self._waiting) >= QUEUE:
-                raise Overloaded(f"{len(self._waiting)} texts are waiting already")
+                raise Overloaded(f"{len(self._waiting)} texts are waiting; try again later")
             self._waiting.extend(rows)
             self._changed.notify()
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the engine's thread between two steps, without gradients and in its autocast."""
+        """Run a function on the engine's thread between two steps, without gradients, and return what it returns.
+
+        Products are in the engine's precision, by autocast.
+        """
         future: Future[T] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except Exception as error:
-                    future.set_exception(error)
-
         with self._changed:
-            if self._stopping:
-                raise Stopped("the server is stopping")
-            self._calls.append(run)
+            self._require_running()
+            self._calls.append((future, function))
             self._changed.notify()
         return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
-        """End all texts with `Stopped` after the step that runs."""
+        """End all texts with `Stopped`, and the thread, after the step that is running."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
 
     def join(self, timeout: float) -> None:
-        """Wait for the end of the thread."""
+        """Wait for the end of the thread, at most ``timeout`` seconds."""
         self._thread.join(timeout)
+
+    def _require_running(self) -> None:
+        if self._stopping:
+            raise Stopped("the server is stopping")
 
     # The thread -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _run(self) -> None:
-        with self.runtime.numerics(), self.runtime.autocast():  # autocast keeps the rounded weights while it is entered
+        with self.runtime.autocast():  # it keeps the rounded weights for as long as it is entered
             while self._wait():
                 try:
                     self._turn()
-                except Exception as error:  # a defect, or no memory: these texts end, the server goes on
-                    log.exception("the step failed")
+                except Exception as error:  # a defect, or memory is used up: these texts end, the server goes on
+                    log.exception("a step failed")
                     self._end_all(error)
         self._end_all(Stopped("the server is stopping"))
 
     def _wait(self) -> bool:
-        """Wait for something to do; return whether to go on."""
+        """Wait for something to do; return False if the engine is to stop."""
         with self._changed:
             while not (self._stopping or self._calls or self._waiting or self._reading or self._rows):
                 self._changed.wait()
             return not self._stopping
 
     def _turn(self) -> None:
-        """Do what was called for, then read a chunk, then continue every row of the batch by one token."""
+        """Run what was called, let rows come and leave, read a chunk of prompts, continue each row by a token."""
         with self._changed:
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
+            calls, self._calls = self._calls, deque()
+            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+            self._reading = deque(row for row in self._reading if not row.cancelled)
+            self._leave([number for number, row in enumerate(self._rows) if row.cancelled])
             while self._waiting and len(self._reading) + len(self._rows) < ROWS:
                 self._reading.append(self._waiting.popleft())
-        for call in calls:
-            call()
-        self._reading = deque(row for row in self._reading if not row.cancelled)
-        for number in reversed(range(len(self._rows))):
-            if self._rows[number].cancelled:
-                self._leave(number)
-        self._read()
+        for future, function in calls:
+            _fulfill(future, function)
+        left = CHUNK
+        while self._reading and left > 0:
+            left -= self._read(self._reading.popleft())
         if self._rows:
             self._step()
 
-    def _read(self) -> None:
-        """Read prompts in the order of their coming, until that was a chunk in all."""
-        left = CHUNK
-        while self._reading and left > 0:
-            row = self._reading[0]
-            try:
-                logits, read = self._read_chunk(row)
-            except InputError as error:
-                self._reading.popleft().deliver(error)
-                continue
-            left -= read
-            if logits is not None:
-                self._reading.popleft()
-                self._choose([row], logits)
+    def _read(self, row: _Row) -> int:
+        """Read the next chunk of a row's window; after the last, choose the first token. Return the chunk's length."""
+        config = self.model.config
+        cache = row.cache = row.cache or self.model.new_cache(1)
+        if not cache.length and not cache.endless:
+            row.window = row.window[-config.n_ctx :]
+        start = cache.length
+        end = None if cache.looks_ahead else start + CHUNK  # a mask that looks ahead reads all at once
+        chunk = row.window[start:end]
+        try:
+            x = self.model.hidden(torch.tensor([chunk], device=self.runtime.device), cache=cache)
+        except Exception as error:
+            row.deliver(error)
+            return len(chunk)
+        if row.request.score_prompt and not row.written:
+            following = row.window[start + 1 : start + 1 + len(chunk)]
+            for token in described(following, self.model.head(x[0, : len(following)]), row.request):
+                row.deliver(token)
+        if cache.length < len(row.window):
+            self._reading.appendleft(row)
+        elif row.choose(self.model.head(x[:, -1])):
+            self._place(row, cache)
+        return len(chunk)
 
-    def _read_chunk(self, row: _Row) -> tuple[torch.Tensor | None, int]:
-        """Read the next chunk of a row's window; return the logits (1, V) after the last, and the length."""
-        if row.cache is None:
-            row.cache = self.model.new_cache(1)
-            if not row.cache.endless:
-                row.window = row.window[-self._n_ctx :]
-        cache = row.cache
-        start, T = cache.length, len(row.window)
-        end = T if cache.looks_ahead else min(start + CHUNK, T)
-        tokens = torch.tensor([row.window[start:end]], device=self.runtime.device)
-        x = self.model.hidden(tokens, cache=cache)
-        if row.unscored:
-            self._score(row, self.model.head(x[0]), start)
-        return (self.model.head(x[:, -1]) if end == T else None), end - start
+    def _place(self, row: _Row, cache: KVCache) -> None:
+        """Let a row that has read its window, but for the newest token, join the batch, or read once more."""
+        if self._is_full(cache.length):
+            self._slide(row)
+        elif cache.looks_ahead:  # a new token changes the keys of earlier ones
+            cache.clear()
+            self._reading.append(row)
+        else:
+            self._batch.join(cache)
+            self._rows.append(row)
+            row.cache = None
 
-    def _score(self, row: _Row, logits: torch.Tensor, start: int) -> None:
-        """Deliver the probabilities of the prompt's tokens after the position ``start``, for logits (T, V)."""
-        following = row.window[start + 1 : start + 1 + len(logits)][: row.unscored]
-        for token, of_position in zip(following, logits, strict=False):
-            row.deliver(_described(token, of_position[None], row.request))
-        row.unscored -= len(following)
+    def _is_full(self, length: int) -> bool:
+        return length == self.model.config.n_ctx and not self._batch.endless
+
+    def _slide(self, row: _Row) -> None:
+        """Drop the older half of a row's window and let it be read again, as `generation.stream` does."""
+        row.window = row.window[-((self.model.config.n_ctx + 1) // 2) :]
+        row.cache = None
+        self._reading.append(row)
 
     def _step(self) -> None:
-        tokens = torch.tensor([[row.window[-1]] for row in self._rows], device=self.runtime.device)
+        """Continue each row of the batch by one token."""
+        tokens = torch.tensor([row.window[-1:] for row in self._rows], device=self.runtime.device)
         logits = self.model.head(self.model.hidden(tokens, cache=self._batch)[:, -1])
-        self._choose(self._rows, logits)
+        leaving = []
+        for number, row in enumerate(self._rows):
+            goes_on = row.choose(logits[number : number + 1])
+            full = self._is_full(self._batch.lengths[number])
+            if goes_on and full:
+                self._slide(row)
+            if full or not goes_on:
+                leaving.append(number)
+        self._leave(leaving)
 
-    def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
-        """Choose the next token of each row by its logits (B, V), and where the row goes from there."""
-        largest, greedy = (x.tolist() for x in logits.max(dim=-1))
-        for number, row in reversed(list(enumerate(rows))):  # a row that leaves is replaced by one that is done
-            in_batch = rows is self._rows
-            if not math.isfinite(largest[number]):  # NaN counts as the largest
-                event: Token | Exception | None = InputError(
-                    "the model gives NaN for the next token; its weights are damaged or overflow this precision"
-                )
-            elif row.written == row.request.max_tokens:
-                event = None
-            else:
-                event = self._next(row, logits[number : number + 1], greedy[number])
-            row.deliver(event)
-            goes_on = isinstance(event, Token)
-            if goes_on and event.id == row.request.eot or row.written == row.request.max_tokens:
-                goes_on = False
-                row.deliver(None)
-            self._place(number if in_batch else None, row, goes_on)
+    def _leave(self, numbers: Sequence[int]) -> None:
+        for number in reversed(numbers):  # the last row takes the place of one that leaves
+            self._batch.leave(number)
+            self._rows[number] = self._rows[-1]
+            self._rows.pop()
+
+    def _end_all(self, error: Exception) -> None:
+        with self._changed:
+            rows = [*self._rows, *self._reading, *self._waiting]
+            calls, self._calls = self._calls, deque()
+            self._rows, self._reading, self._waiting = [], deque(), deque()
+        self._batch = self._new_batch()
+        for row in rows:
+            row.deliver(error)
+        for future, _ in calls:
+            future.set_exception(error)
+
+
+def _fulfill(future: Future[T], function: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
