@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2lab.errors import InputError, require
-from gpt2lab.model.cache import KVCache
+from gpt2lab.model.cache import BatchCache, KVCache
 from gpt2lab.model.gpt import GPT, evaluating
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -256,7 +256,7 @@ def outgrows(model: GPT, length: int) -> bool:
 
 # Not inference_mode: its tensors could not be saved for a backward pass if a model is later trained on them.
 @torch.no_grad()
-def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache | BatchCache) -> torch.Tensor:
     """Return the next token's logits (B, V) after tokens (B, T), a prompt or one token, which continue the cache."""
     with evaluating(model):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "by layer": {"mask": "window,causal", "window": 5, "position": "rope"},
     "sinks and soft caps": {"attention_sinks": True, "attention_softcap": 5.0, "position": "rope"},
     "gated, norms of heads": {"attention_gate": True, "qk_norm": True, "position": "rope"},
+    "value residuals": {"value_residual": True, "n_kv_head": 2},
     "reference": {"kernel": "reference", "n_kv_head": 2},
     "matmul": {"kernel": "matmul", "mask": "window", "window": 5},
 }
@@ -113,9 +114,8 @@ def test_in_bf16_a_row_is_the_same_to_the_last_bit_beside_others() -> None:
         batch = BatchCache(model.config, 8, CPU, torch.float32)
         for n in members:
             joined(model, batch, prompts[n])
-        for step in range(30):
-            last = next_logits(model, torch.tensor([[(7 * n + step) % 61] for n in members]), batch)
-        return last
+        columns = ([[(7 * n + step) % 61] for n in members] for step in range(30))
+        return [next_logits(model, torch.tensor(column), batch) for column in columns][-1]
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         together = run(list(range(7)))
