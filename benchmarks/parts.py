@@ -53,6 +53,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "attention_sinks": {"attention_sinks": True},
     "attention_gate": {"attention_gate": True},
     "value_residual": {"value_residual": True},
+    "differential_attention": {"differential_attention": True},
     "mask window,causal, window 64": {"mask": "window,causal", "window": 64},
     "as in gpt2-modern": {**MODERN, "tied_head": False},
 }

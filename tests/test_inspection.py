@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "sinks, embedding norm": {"attention_sinks": True, "position": "none", "embedding_norm": True},
     "value residual": {"value_residual": True, "n_kv_head": 2},
+    "differential": {"differential_attention": True, "position": "rope"},
     "prefix": {"mask": "prefix", "prefix": 4},
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
@@ -135,6 +136,10 @@ def test_every_variant_shows_what_it_computes(options: dict[str, Any]) -> None:
     x = residual_stream(model, ids[None])
     close(logit_lens(model, x[-1]), logits)
     sums = found.attention.sum(-1)
+    if model.config.differential_attention:
+        assert found.attention.shape[1] == 2
+        blocks: Any = model.h
+        sums += torch.stack([block.attn.second_weight() for block in blocks])[:, None, None]
     assert (sums < 1).all() if model.config.attention_sinks else torch.allclose(sums, torch.ones(()))
 
     nothing = switched_off(model, [f"layer:{layer}" for layer in range(3)])

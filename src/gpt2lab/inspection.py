@@ -49,7 +49,7 @@ class Inspection:
     tokens: torch.Tensor
     """(T,)."""
     attention: torch.Tensor
-    """(L, H, T, T), fp32: how much the query (third) attends to the key (fourth)."""
+    """(L, H, T, T), fp32: how much the query (third) attends to the key (fourth), as `attention_weights` returns it."""
     residual: torch.Tensor
     """(L + 1, T), fp32: root mean square of the residual stream."""
     lens: TopTokens
@@ -145,14 +145,14 @@ def _switch_off(model: GPT, part: str) -> None:
         raise InputError(f'cannot switch off "{part}"; give head:LAYER.HEAD, attention:LAYER, mlp:LAYER or layer:LAYER')
     config = model.config
     kind, layer, head = found[1] or found[3], int(found[2] or found[4]), int(found[5] or 0)
-    if layer >= config.n_layer or head >= config.n_head:
+    if layer >= config.n_layer or head >= config.output_heads:
         raise InputError(
             f"cannot switch off {part}: the model has layers 0 to {config.n_layer - 1} and heads 0 to "
-            f"{config.n_head - 1}"
+            f"{config.output_heads - 1}"
         )
     block: Any = model.h[layer]
     if kind == "head":
-        block.attn.c_proj.register_forward_pre_hook(_without_head(head, config.head_dim))
+        block.attn.c_proj.register_forward_pre_hook(_without_head(head, config.n_embd // config.output_heads))
         return
     for branch in branches(block) if kind == "layer" else [branches(block)[kind == "mlp"]]:
         branch.register_forward_hook(_nothing)

@@ -53,6 +53,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "softcap": {"attention_softcap": 1.0},
     "gate": {"attention_gate": True},
     "value_residual": {"value_residual": True},
+    "differential": {"differential_attention": True},
     "qk_norm": {"qk_norm": True},
     "rmsnorm": {"norm": "rmsnorm", "qk_norm": True, "norm_placement": "sandwich"},
 }
@@ -67,6 +68,8 @@ CHOICES: dict[str, list[Any]] = {
 
 def fits(variant: dict[str, Any]) -> bool:
     if variant.get("part") in ("sinks", "softcap") and variant.get("kernel", "matmul") not in ("reference", "matmul"):
+        return False
+    if variant.get("part") == "differential" and (variant.get("position") == "alibi" or variant.get("n_kv_head") == 1):
         return False
     if variant.get("kernel") == "flex":  # it is slow here, and sees positions but as q and k, and ALiBi's biases
         return variant.get("position", "rope") in ("rope", "alibi")

@@ -27,6 +27,7 @@ OPTIONS: dict[str, list[Any]] = {
     "attention_sinks": [False, True],
     "attention_gate": [False, True],
     "value_residual": [False, True],
+    "differential_attention": [False, True],
     "activation": list(ACTIVATIONS),
     "parallel_blocks": [False, True],
     "tied_head": [True, False],
@@ -83,7 +84,7 @@ def by_hand(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
     def attention(h: str, x: torch.Tensor) -> torch.Tensor:
-        D, K, out = c.head_dim, c.kv_heads, []
+        D, K, maps, heads = c.head_dim, c.kv_heads, [], []
         rows = linear(f"{h}.attn.c_attn", x).split(D, dim=-1)
         values.append(rows[c.n_head + K :])
         for head in range(c.n_head):
@@ -102,7 +103,19 @@ def by_hand(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
             total = raised.sum(-1, keepdim=True)
             if c.attention_sinks:
                 total = total + weights[f"{h}.attn.sinks"][head].exp()
-            out.append(raised / total @ v)
+            maps.append(raised / total)
+            heads.append(v)
+        out = [weights @ v for weights, v in zip(maps, heads, strict=True)]
+        if c.differential_attention:
+            pairs, exponents = c.n_head // 2, [weights[f"{h}.attn.lambda_{n}"] for n in ("q1", "k1", "q2", "k2")]
+            start = 0.8 - 0.6 * math.exp(-0.3 * int(h[2:]))
+            second = math.exp(exponents[0] @ exponents[1]) - math.exp(exponents[2] @ exponents[3]) + start
+            out = []
+            for head in range(pairs):
+                value = torch.cat((heads[head], heads[head + pairs]), dim=-1)
+                y = (maps[head] - second * maps[head + pairs]) @ value
+                y = y / (y.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt()
+                out.append((1 - start) * y * weights.get(f"{h}.attn.head_norm.weight", 1.0))
         y = torch.cat(out, dim=-1)
         if c.attention_gate:
             y = y / (1 + torch.exp(-linear(f"{h}.attn.gate.c_gate", x)))
@@ -220,6 +233,12 @@ def test_a_gated_layer_has_as_many_parameters_as_an_ordinary_one() -> None:
         ),
         ({"attention_softcap": 50.0, "kernel": "banded"}, "attention_softcap is not implemented for kernel banded"),
         ({"value_residual": True, "n_layer": 1}, "value_residual with n_layer 1: .* take 2 layers or more"),
+        ({"differential_attention": True, "n_head": 3}, "differential_attention with n_head 3: .* an even number"),
+        (
+            {"differential_attention": True, "n_kv_head": 1},
+            "differential_attention with n_kv_head 1: .* an even number",
+        ),
+        ({"differential_attention": True, "position": "alibi"}, "differential_attention with position alibi: .* take"),
         ({"parallel_blocks": True, "norm_placement": "post"}, "parallel_blocks with norm_placement post: .* take"),
     ],
 )

@@ -23,11 +23,11 @@ OPTIM: dict[str, Any] = {
     "warmup_steps": 7, "beta1": 0.0, "beta2": 1 / 3, "eps": 1e-30, "weight_decay": 10.0, "grad_clip": 1e6,
 }  # fmt: skip
 MODEL: dict[str, Any] = {
-    "n_layer": 3, "n_head": 2, "n_embd": 64, "n_ctx": 4096, "vocab_size": 1000, "n_inner": 96, "bias": False,
-    "dropout": 0.3, "kernel": "matmul", "position": "rope", "rope_base": 1e9, "n_kv_head": 1, "mask": "global",
+    "n_layer": 3, "n_head": 4, "n_embd": 64, "n_ctx": 4096, "vocab_size": 1000, "n_inner": 96, "bias": False,
+    "dropout": 0.3, "kernel": "matmul", "position": "rope", "rope_base": 1e9, "n_kv_head": 2, "mask": "global",
     "window": 16, "prefix": 8, "norm": "rmsnorm", "norm_placement": "post", "norm_eps": 1e-6, "norm_affine": False,
     "qk_norm": True, "attention_softcap": 50.0, "attention_sinks": True, "attention_gate": True,
-    "value_residual": True,
+    "value_residual": True, "differential_attention": True,
     "activation": "swiglu", "tied_head": False, "logit_softcap": 30.0, "z_loss": 1e-4,
     "embedding_norm": True, "rope_pairing": "interleaved", "rope_fraction": 0.5, "rope_scaling": "yarn",
     "rope_factor": 4.0, "rope_original_ctx": 1024, "nope_every": 3,

@@ -5,9 +5,10 @@
 with M = 0 where a query may attend to a key and -inf elsewhere; ALiBi adds to M what the distance costs.
 
 ``reference`` is that line; every other kernel must equal it and exists because it is faster somewhere. A kernel is a
-function ``(q, k, v, mask, dropout) -> out`` with q (B, H, T, D), k and v (B, K, S, D) and out (B, H, T, D). K divides
-H: query head h uses key and value head h // (H / K), so K = H is multi-head attention, K = 1 multi-query attention
-(Shazeer 2019), and anything between grouped-query attention (Ainslie et al. 2023, section 2.2).
+function ``(q, k, v, mask, dropout) -> out`` with q (B, H, T, D), k and v (B, K, S, D) and out (B, H, T, D); v and out
+may be wider or narrower than q and k. K divides H: query head h uses key and value head h // (H / K), so K = H is
+multi-head attention, K = 1 multi-query attention (Shazeer 2019), and anything between grouped-query attention (Ainslie
+et al. 2023, section 2.2).
 
     Mask or tensor, documents, padding      `AttentionPattern`    who may attend to whom in this pass
       -> kernel                             `choose_kernel`       the fastest for mask, device, dtype and length
@@ -94,23 +95,29 @@ def matmul(
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     mask = additive(causal_tensor(T, S, q.device), q.dtype) if mask is None else mask
-    q, k, v = q.reshape(B * K, -1, D), k.reshape(B * K, S, D), v.reshape(B * K, S, D)  # a group's queries in one list
+    q, k, v = q.reshape(B * K, -1, D), k.reshape(B * K, S, D), v.reshape(B * K, S, -1)  # a group's queries in one list
     bias, keys, scale = fold_bias(mask, B, K, H // K), k.transpose(-2, -1), 1.0 / math.sqrt(D)
     if by.softcap is None:
         scores = torch.baddbmm(bias, q, keys, alpha=scale)  # (B * K, G * T, S)
     else:
         scores = soft_capped(torch.bmm(q * scale, keys), by.softcap) + bias
     weights = by.softmax(scores.view(B, H, T, S)).reshape(scores.shape)
-    return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, D)
+    return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, -1)
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    """PyTorch's scaled_dot_product_attention: FlashAttention (Dao et al. 2022) where the device has it."""
+    """PyTorch's scaled_dot_product_attention: FlashAttention (Dao et al. 2022) where the device has it.
+
+    That takes values as wide as the keys. Whichever are narrower are padded with zeros, which change nothing.
+    """
+    D, E = q.shape[-1], v.shape[-1]
     causal = mask is None and q.shape[-2] > 1
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+    q, k, v = (x if x.shape[-1] == max(D, E) else F.pad(x, (0, abs(D - E))) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=1.0 / math.sqrt(D), enable_gqa=grouped
     )
+    return out if D <= E else out[..., :E]
 
 
 def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, dropout: float) -> torch.Tensor:
@@ -420,8 +427,17 @@ class CausalSelfAttention(nn.Module):
         v = self.residual(v, first)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D)
-        y = attend(q, k, v, bias, self.dropout if self.training else 0.0, self.scores)  # (B, H, T, D)
+        y = self.attend(q, k, v, bias)  # (B, H, T, D)
         return self.c_proj(self.gate(y.transpose(1, 2).reshape(B, T, C), x))
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: AttentionBias) -> torch.Tensor:
+        """Return the output of the heads (B, H, T, D)."""
+        return attend(q, k, v, bias, self.dropout if self.training else 0.0, self.scores)
+
+    def weights(self, q: torch.Tensor, k: torch.Tensor, bias: AttentionBias) -> torch.Tensor:
+        """Return the attention weights (B, H, T, S): with the identity as values, attention returns them."""
+        values = torch.eye(k.shape[2], device=k.device).expand(*k.shape[:2], -1, -1)
+        return attend(q, k, values, bias, 0.0, self.scores)
 
     @property
     def scores(self) -> Scores:

@@ -67,7 +67,7 @@ def make_bands(
 
 
 def banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bands: tuple[Band, ...], dropout: float) -> torch.Tensor:
-    """Attend within bands: q (B, H, T, D), k and v (B, K, T, D), K dividing H, to (B, H, T, D)."""
+    """Attend within bands: q (B, H, T, D), k (B, K, T, D) and v (B, K, T, E), K dividing H, to (B, H, T, E)."""
     return _Banded.apply(q, k, v, bands, dropout)
 
 
@@ -80,8 +80,8 @@ class _Banded(torch.autograd.Function):
     ) -> torch.Tensor:
         B, H, T, D = q.shape
         K = k.shape[1]
-        out = torch.empty(B * K, H // K, T, D, dtype=q.dtype, device=q.device)
-        folded = q.reshape(out.shape), k.reshape(B * K, T, D), v.reshape(B * K, T, D)
+        out = torch.empty(B * K, H // K, T, v.shape[-1], dtype=q.dtype, device=q.device)
+        folded = q.reshape(B * K, H // K, T, D), k.reshape(B * K, T, D), v.reshape(B * K, T, -1)
         kept = []  # the weights that dropout keeps
         for band in bands:
             weights = _weights(band, folded[0], folded[1], B)
@@ -89,19 +89,19 @@ class _Banded(torch.autograd.Function):
                 kept.append(torch.empty_like(weights, dtype=torch.bool).bernoulli_(1.0 - dropout))
                 weights = _dropped(weights, kept[-1], dropout)
             y = torch.bmm(weights, _keys(band, folded[2]))
-            out[:, :, band.start : band.end] = y.view(B * K, H // K, -1, D)
+            out[:, :, band.start : band.end] = y.view(B * K, H // K, band.end - band.start, -1)
         ctx.save_for_backward(*folded, *kept)  # kept as attributes, masks would outlive activation checkpointing
         ctx.bands, ctx.dropout, ctx.B = bands, dropout, B
-        return out.view(B, H, T, D)
+        return out.view(B, H, T, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         BK, G, T, D = q.shape
-        grad_out = grads[0].reshape(q.shape)
+        grad_out = grads[0].reshape(BK, G, T, -1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for index, band in enumerate(ctx.bands):
-            g = grad_out[:, :, band.start : band.end].reshape(BK, -1, D)
+            g = grad_out[:, :, band.start : band.end].reshape(BK, -1, v.shape[-1])
             weights = _weights(band, q, k, ctx.B)  # (B * K, G * b, S)
             grad_weights = torch.bmm(g, _keys(band, v).transpose(1, 2))
             dropped = weights
@@ -115,8 +115,8 @@ class _Banded(torch.autograd.Function):
             queries = q[:, :, band.start : band.end].reshape(BK, -1, D)
             _add(band, grad_k, torch.bmm(grad_scores.transpose(1, 2), queries))
             del grad_scores
-        shape = (ctx.B, -1, T, D)
-        return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape), None, None
+        by_head = (grad.view(ctx.B, -1, T, grad.shape[-1]) for grad in (grad_q, grad_k, grad_v))
+        return *by_head, None, None
 
 
 def _weights(band: Band, q: torch.Tensor, k: torch.Tensor, B: int) -> torch.Tensor:

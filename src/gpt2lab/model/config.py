@@ -105,6 +105,8 @@ class GPTConfig:
     """Multiply the output of attention by a sigmoid of its input's projection, as in Qwen3-Next."""
     value_residual: bool = False
     """Mix the values of every layer with those of the first, as in ResFormer; the two weights are trained."""
+    differential_attention: bool = False
+    """Pair heads: each pair subtracts the softmax map of its second head, times a trained weight, from the first's."""
     activation: Activation = "gelu_tanh"
     """Of the feed-forward layer; glu, geglu and swiglu are gated."""
     parallel_blocks: bool = False
@@ -167,6 +169,18 @@ class GPTConfig:
         if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
             fits = divisors(self.n_head)
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
+        if self.differential_attention:
+            self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        for name, heads in (("n_head", self.n_head), ("n_kv_head", self.kv_heads)):
+            if heads % 2:
+                raise InputError(f"differential_attention with {name} {heads}: it pairs heads; take an even number")
+        if self.position == "alibi":
+            raise InputError(
+                "differential_attention with position alibi: the two maps of a head would fall with distance at "
+                "different rates; take position rope, learned, sinusoidal or none"
+            )
 
     def _check_positions(self) -> None:
         usual = "above 1 (usual: 10000) and finite"
@@ -301,6 +315,21 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
     @property
+    def output_heads(self) -> int:
+        """Heads whose outputs attention joins: half of n_head where pairs of them subtract their maps."""
+        return self.n_head // 2 if self.differential_attention else self.n_head
+
+    @property
+    def key_width(self) -> int:
+        """Numbers of a query and of a key."""
+        return self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Numbers of a value and of the output of a head."""
+        return self.n_embd // self.output_heads
+
+    @property
     def rotary_dim(self) -> int:
         """Numbers R of each head that rotary positions rotate, the first ones."""
         return round(self.rope_fraction * self.head_dim)
@@ -346,8 +375,9 @@ class GPTConfig:
         two products over the whole context 12 * n_embd * T in each layer. Lookups in the embeddings cost nothing; the
         head does. As there, a causal mask counts as the whole context; a window of W counts as min(T, W), and a mask
         without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in
-        attention. Of a part of your own, every matrix counts as used once by each token, and a block as if it had this
-        attention. Over the peak rate this is model FLOPs utilization (MFU).
+        attention; so has differential attention, which subtracts its maps before they meet the values. Of a part of
+        your own, every matrix counts as used once by each token, and a block as if it had this attention. Over the peak
+        rate this is model FLOPs utilization (MFU).
         """
         c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
         squares = 2 if self.attention_gate else 1  # attn.c_proj, and the gate

@@ -30,10 +30,11 @@ from torch import nn
 from gpt2lab.errors import InputError
 from gpt2lab.files import new_directory
 from gpt2lab.hub import find_model
-from gpt2lab.model.attention import AttentionPattern, CausalSelfAttention, FirstValues, reference
+from gpt2lab.model.attention import AttentionPattern, CausalSelfAttention, FirstValues
 from gpt2lab.model.cache import BatchCache, KVCache
 from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
+from gpt2lab.model.later_attention import make_attention
 from gpt2lab.model.layers import make_feed_forward, make_norm
 from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, token_losses
 from gpt2lab.model.masks import Mask
@@ -50,7 +51,7 @@ class Block(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.ln_1 = make_norm(config)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = make_attention(config, layer)
         self.ln_2 = make_norm(config)
         self.mlp = make_feed_forward(config)
 
@@ -472,8 +473,9 @@ def sharing_weights(model: GPT) -> GPT:
 def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     """Return the attention weights (L, B, H, T, T) of tokens (B, T): how much each query attends to each key.
 
-    They are softmax(Q K^T / sqrt(D) + M), whatever kernel the model uses, of soft-capped scores if the model caps them:
-    with the identity as values, attention returns the weights themselves. With attention sinks they sum to less than 1.
+    They are softmax(Q K^T / sqrt(D) + M), whatever kernel the model uses, of soft-capped scores if the model caps them.
+    With attention sinks they sum to less than 1. Those of differential attention are the differences of H / 2 pairs of
+    maps, and can be negative.
 
     Raises:
         InputError: More tokens than the context.
@@ -485,9 +487,7 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     def record(module: CausalSelfAttention, args: tuple[Any, ...]) -> None:
         x, bias, rotation = args[:3]
         q, k, _ = module.project(x, rotation)
-        values = torch.eye(x.shape[1], device=x.device).expand(*k.shape[:3], -1)  # (B, K, T, T)
-        weights = reference(q, k, values, bias.mask, 0.0, module.scores)  # (B, H, T, T)
-        found.append(weights if bias.empty is None else weights.masked_fill(bias.empty, 0.0))
+        found.append(module.weights(q, k, bias))
 
     for module in plain.modules():
         if isinstance(module, CausalSelfAttention):

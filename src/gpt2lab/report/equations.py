@@ -166,17 +166,30 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
     if (softcap := model.get("attention_softcap")) is not None:
         words += f" Scores are bounded by $b = {setting(softcap)}$ (Gemma Team 2024)."
         scores = rf"b\, \tanh\left(\frac{{1}}{{b}} {scores}\right)"
-    weights = rf"A_h = \mathrm{{softmax}}\left({scores} + M\right) V_h"
+    weights, where = rf"\mathrm{{softmax}}\left({scores} + M\right)", ""
     if model.get("attention_sinks"):
         words += " Each head has a learned score $s_h$ for attending to nothing, its sink (gpt-oss 2025)."
-        weights = rf"A_h = \frac{{e^S}}{{e^{{s_h}} + \sum_j e^{{S_j}}}} V_h, \quad S = {scores} + M"
+        weights, where = r"\frac{e^S}{e^{s_h} + \sum_j e^{S_j}}", rf", \quad S = {scores} + M"
+    outputs = [rf"A_h = {weights} V_h{where}"]
+    if model.get("differential_attention"):
+        words += (
+            " A pair of heads $h$ and $h + H/2$ subtracts its maps $P$ and normalizes the result over its $2 D$ "
+            r"features by $N_h$, an RMSNorm; $\lambda$ is learned in each layer $\ell$ (Ye et al. 2024)."
+        )
+        outputs = [
+            rf"P_h = {weights}{where}",
+            r"A_h = (1 - \lambda_0) N_h\left((P_h - \lambda P_{h + H/2}) [V_h; V_{h + H/2}]\right)",
+            r"\lambda = e^{\lambda_{q1} \cdot \lambda_{k1}} - e^{\lambda_{q2} \cdot \lambda_{k2}} + \lambda_0, "
+            r"\quad \lambda_0 = 0.8 - 0.6 e^{-0.3 (\ell - 1)}",
+        ]
+        heads_together = r"[A_1; \dots; A_{H/2}]"
     if model.get("attention_gate"):
         words += r" A gate multiplies the output of the heads; $\sigma$ is the sigmoid (Qiu et al. 2025)."
         heads_together = rf"({heads_together} \odot \sigma(x W^G))"
     return _text(
         "",
         words,
-        weights,
+        *outputs,
         rf"(Q_h, K_h, V_h) = ({q}, {k}, {v})",
         rf"\mathrm{{Attention}}(x) = {heads_together} W^O",
     )

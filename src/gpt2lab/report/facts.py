@@ -78,6 +78,7 @@ REFERENCES = {
     "attention_gate": "Qiu et al. 2025, Gated Attention for Large Language Models: Non-linearity, Sparsity, and "
     "Attention-Sink-Free.",
     "value_residual": "Zhou, Wu, Jiang, Obeid & Lan 2024, Value Residual Learning.",
+    "differential_attention": "Ye, Dong, Xia, Sun, Zhu, Huang & Wei 2024, Differential Transformer.",
     "softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
     "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
     "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
@@ -103,6 +104,7 @@ _PARTS = (
     "attention_sinks",
     "attention_gate",
     "value_residual",
+    "differential_attention",
     "z_loss",
     "embedding_norm",
 )
@@ -269,6 +271,7 @@ _MODEL = {
     "attention_sinks": ("Heads have attention sinks", ""),
     "attention_gate": ("Attention has an output gate", ""),
     "value_residual": ("Values are mixed with those of layer 1", ""),
+    "differential_attention": ("Pairs of heads subtract their maps", ""),
     "activation": ("Activation", ""),
     "feed_forward": ("Feed-forward layer", ""),
     "block": ("Block", ""),

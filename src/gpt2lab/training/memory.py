@@ -241,11 +241,14 @@ def _fused(shape: Shape, shared: int, mask: int) -> _Attention:
     for c_proj. A boolean mask becomes an additive one in every block.
     """
     model = shape.model
-    heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
+    width = max(model.key_width, model.value_width)  # the narrower are padded
+    heads, out = (model.n_head + 2 * model.kv_heads) * width, model.n_head * width
     copied = heads - model.kv_heads * model.head_dim + model.n_embd if model.position == "rope" or model.qk_norm else 0
     copied += model.kv_heads * model.head_dim if model.value_residual else 0
+    copied = copied if model.key_width == model.value_width else out
     kept = shape.rows * ((heads + copied) * shape.size + model.n_head * FP32) + mask * shape.size + _qk_norm(shape)
-    return _Attention(kept, shape.rows * (heads + model.n_embd) * shape.size, shared)
+    norms = _differential(shape)
+    return _Attention(kept + norms, shape.rows * (heads + out) * shape.size - norms, shared)
 
 
 def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
@@ -261,12 +264,12 @@ def _products(shape: Shape, kernel: str, shared: int) -> _Attention:
     kept = softmax + mask + (product if model.dropout or softmax != product else 0)
     weights = shape.B * model.n_head * shape.T**2
     groups = model.kv_heads if kernel == "matmul" else model.n_head  # the others repeat keys and values
-    heads = shape.rows * (model.n_head + 2 * groups) * model.head_dim
+    heads = shape.rows * _taken(model, groups)
     c_attn = shape.rows * (model.n_head + 2 * model.kv_heads) * model.head_dim * size
     c_attn = c_attn if model.qk_norm or model.value_residual else 0  # read by the norms, or by the sum of values
     kept += 0 if model.attention_softcap is None else softmax  # tanh
-    others = heads * product + c_attn + _qk_norm(shape)
-    return _Attention(others + weights * kept, weights * (3 * softmax + mask - kept), shared)
+    others, later = heads * product + c_attn + _qk_norm(shape), _differential(shape, maps=2)
+    return _Attention(others + later + weights * kept, weights * (3 * softmax + mask - kept) - later, shared)
 
 
 def _banded(shape: Shape, mask: Mask) -> _Attention:
@@ -278,12 +281,29 @@ def _banded(shape: Shape, mask: Mask) -> _Attention:
     model, size = shape.model, shape.size
     bands = [(end - start) * (leading + end - first) for start, end, leading, first in cut(mask, shape.T)]
     weights = shape.B * model.n_head
-    heads = (model.n_head + 2 * model.kv_heads) * model.head_dim
+    heads = _taken(model, model.kv_heads)
     copied = heads if model.value_residual else heads - model.kv_heads * model.head_dim if model.qk_norm else 0
     kept = shape.rows * (heads + copied) * size + _qk_norm(shape) + (weights * sum(bands) if model.dropout else 0)
+    later = _differential(shape, maps=2)
     work = (5 if model.dropout else 3) * weights * max(bands) * size
     biases = sum(bands) * (model.n_head if model.position == "alibi" else 1)
-    return _Attention(kept, shape.rows * (heads + model.n_embd) * size + work, biases * size)
+    gradients = shape.rows * (heads + model.n_head * model.value_width) * size
+    return _Attention(kept + later, gradients + work - later, biases * size)
+
+
+def _taken(model: GPTConfig, groups: int) -> int:
+    """Return the numbers of q, k and v per token as the kernel takes them, with ``groups`` heads of k and v."""
+    return model.n_head * model.key_width + groups * (model.key_width + model.value_width)
+
+
+def _differential(shape: Shape, maps: int = 0) -> int:
+    """Return what differential heads keep until the kernel's backward pass: inputs, statistics and quotients of norms.
+
+    ``maps`` is 2 where the kernel does not keep the outputs of both maps itself.
+    """
+    model = shape.model
+    numbers = (maps + (2 if model.norm_affine else 1)) * model.n_embd * shape.size + 2 * FP32 * model.output_heads
+    return shape.rows * numbers if model.differential_attention else 0
 
 
 def _qk_norm(shape: Shape) -> int:
