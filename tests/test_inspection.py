@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation import DecodingStrategy, generate, stream
 from gpt2lab.inspection import inspect_tokens, logit_lens, patch_residual, residual_stream, switched_off
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.parts import BLOCKS
 
 SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_ctx": 12, "vocab_size": 96}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -159,6 +161,28 @@ def test_heads_that_are_off_leave_the_bias_of_the_projection() -> None:
     model, ids = model_of(n_kv_head=2, attention_gate=True), ids_of()
     x = residual_stream(switched_off(model, ["mlp:0", *(f"head:0.{head}" for head in range(4))]), ids[None])
     close(x[1], x[0] + model.h[0].get_parameter("attn.c_proj.bias"))
+
+
+class Alone(nn.Module):
+    """A block of a user's own, without attention."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
+        return x + self.own(x)
+
+
+def test_blocks_of_ones_own_are_inspected_and_switched_off_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BLOCKS, "alone", Alone)
+    model, ids = model_of(block="alone"), ids_of()
+    found = inspect_tokens(model, ids)
+    assert found.attention.shape == (0, 4, 10, 10) and found.residual.shape == (4, 10)
+    x = residual_stream(switched_off(model, ["layer:1"]), ids[None])
+    assert x[2].equal(x[1]) and not x[3].equal(x[2])
+    with pytest.raises(InputError, match=r"switch off head:1.0: block alone has no attn.c_proj; switch off layer:1"):
+        switched_off(model, ["head:1.0"])
 
 
 @pytest.mark.parametrize(

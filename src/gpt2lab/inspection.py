@@ -25,7 +25,7 @@ from torch import nn
 
 from gpt2lab.errors import InputError, require
 from gpt2lab.model.attention import FirstValues
-from gpt2lab.model.gpt import GPT, Block, SandwichBlock, attention_weights, sharing_weights
+from gpt2lab.model.gpt import GPT, SandwichBlock, attention_weights, sharing_weights
 
 PATCHED_TOKENS = 2048
 """Tokens of a batch of patched prompts."""
@@ -117,6 +117,9 @@ def as_row(model: GPT, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
 
 # Switch off -----------------------------------------------------------------------------------------------------------
 
+ENDS = {"head": "attn.c_proj", "attention": "attn", "mlp": "mlp"}
+"""The module whose output is added to the stream; of a head, the one that takes it beside the others."""
+SANDWICH_ENDS = {**ENDS, "attention": "ln_1_post", "mlp": "ln_2_post"}
 _PART = re.compile(r"(attention|mlp|layer):([0-9]+)|(head):([0-9]+)\.([0-9]+)")
 
 
@@ -150,17 +153,22 @@ def _switch_off(model: GPT, part: str) -> None:
             f"cannot switch off {part}: the model has layers 0 to {config.n_layer - 1} and heads 0 to "
             f"{config.output_heads - 1}"
         )
-    block: Any = model.h[layer]
-    if kind == "head":
-        block.attn.c_proj.register_forward_pre_hook(_without_head(head, config.n_embd // config.output_heads))
+    block = model.h[layer]
+    if kind == "layer" and config.block is not None:  # whatever it does
+        block.register_forward_hook(lambda module, inputs, y: inputs[0])
         return
-    for branch in branches(block) if kind == "layer" else [branches(block)[kind == "mlp"]]:
-        branch.register_forward_hook(_nothing)
-
-
-def branches(block: Block) -> tuple[nn.Module, nn.Module]:
-    """Return the last modules of the attention and the feed-forward branch, whose output is added to the stream."""
-    return (block.ln_1_post, block.ln_2_post) if isinstance(block, SandwichBlock) else (block.attn, block.mlp)
+    ends = SANDWICH_ENDS if isinstance(block, SandwichBlock) else ENDS
+    for name in (ends["attention"], ends["mlp"]) if kind == "layer" else (ends[kind],):
+        try:
+            end = block.get_submodule(name)
+        except AttributeError:
+            raise InputError(
+                f"cannot switch off {part}: block {config.block} has no {name}; switch off layer:{layer}"
+            ) from None
+        if kind == "head":
+            end.register_forward_pre_hook(_without_head(head, config.n_embd // config.output_heads))
+        else:
+            end.register_forward_hook(_nothing)
 
 
 def _nothing(module: nn.Module, inputs: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,8 @@ from gpt2lab.generation import DecodingStrategy, encode_prompt, generate, probab
 from gpt2lab.inspection import inspect_tokens, patch_residual, switched_off
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.layers import FeedForward
+from gpt2lab.model.parts import FEED_FORWARDS
 from gpt2lab.server.single_file import javascript_pattern, write_single_file
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -295,24 +297,18 @@ def test_what_the_engine_cannot_do_is_said(tokenizer: Tokenizer, opened: Callabl
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"mask": "prefix", "prefix": 4}, "mask to export is prefix; it must be causal or window"),
-        ({"mask": "window,strided", "window": 4}, "mask to export is strided"),
+        ({"mask": "prefix", "prefix": 4}, "export-html does not support mask prefix"),
+        ({"mask": "window,strided", "window": 4}, "mask strided"),
+        ({"feed_forward": "own"}, "feed_forward own, which the engine in the page does not compute; use gpt2lab play"),
     ],
 )
 def test_parts_that_the_engine_lacks_are_refused(
-    options: dict[str, Any], said: str, tokenizer: Tokenizer, tmp_path: Path
+    options: dict[str, Any], said: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(FEED_FORWARDS, "own", FeedForward)
     with pytest.raises(InputError, match=said):
         write_single_file(model_of(tokenizer, **options), tokenizer, "tiny", tmp_path / "model.html")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_part_that_is_newer_than_the_engine_is_refused(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gpt2lab.server.single_file._KNOWN", ())
-    with pytest.raises(InputError, match="export-html does not support n_layer 2"):
-        write_single_file(model_of(tokenizer), tokenizer, "tiny", tmp_path / "model.html")
 
 
 @pytest.mark.parametrize("pattern", [r"(?>\p{L}+)| ", r"\p{L}++|.", r"(?i:x)|."])

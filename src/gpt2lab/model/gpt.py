@@ -494,6 +494,9 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
             module.register_forward_pre_hook(record)
     with evaluating(plain):
         plain.hidden(tokens)
+    if not found:  # blocks of a user's own need not have attention
+        (B, T), H = tokens.shape, model.config.output_heads
+        return torch.zeros(0, B, H, T, T, device=tokens.device)
     return torch.stack(found)
 
 

@@ -1,6 +1,6 @@
 """A model in one HTML file: tokenizer, weights of 8 bits and the pages of `gpt2lab play`, which run it in the browser.
 
-    file      <style>          the style sheet
+    file      <style>          style.css
               <script>         the modules of static/ as one script, with the engine of engine-local.js
               <script json>    {config, tokenizer, tensors, weights}: what that engine reads; the weights are base64
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gpt2lab.errors import InputError, require
+from gpt2lab.errors import InputError
 from gpt2lab.files import write_atomically
 from gpt2lab.formatting import printable
 from gpt2lab.model.config import GPTConfig
@@ -72,7 +72,7 @@ def write_single_file(model: GPT, tokenizer: Tokenizer, name: str, out: Path) ->
 
 def _page(name: str, content: str) -> str:
     """Return the page; ``content`` is JSON, in which no "<" may end the script that holds it."""
-    script, style = bundled(ENTRY), "body { margin: 2rem auto; max-width: 60ch; padding: 0 1rem; font: 1rem system-ui }"
+    script, style = bundled(ENTRY), (STATIC / "style.css").read_text(encoding="utf-8")
     csp = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -129,14 +129,31 @@ def bundled(entry: str) -> str:
 # Model ----------------------------------------------------------------------------------------------------------------
 
 _KNOWN = (
-    *("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "bias", "dropout", "kernel", "position"),
-    *("rope_base", "rope_pairing", "rope_fraction", "rope_scaling", "rope_factor", "rope_original_ctx", "nope_every"),
-    *("n_kv_head", "mask", "window", "prefix", "norm", "norm_placement", "norm_eps", "norm_affine", "qk_norm"),
-    *("attention_softcap", "attention_sinks", "attention_gate", "activation", "parallel_blocks", "tied_head"),
-    *("logit_softcap", "z_loss", "embedding_norm", "mup_base_width", "import_sha256", "value_residual"),
+    *("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "bias", "dropout", "kernel", "mask", "window"),
+    *("prefix", "rope_base", "rope_pairing", "rope_fraction", "rope_scaling", "rope_factor", "rope_original_ctx"),
+    *("nope_every", "n_kv_head", "norm_eps", "norm_affine", "qk_norm", "attention_softcap", "attention_sinks"),
+    *("attention_gate", "value_residual", "parallel_blocks", "tied_head", "logit_softcap", "z_loss", "embedding_norm"),
+    *("mup_base_width", "import_sha256"),
 )
-"""The options that engine-local.js computes, that do not change the forward pass, or that another one decides."""
+"""Options of which the engine computes every value, or that change no forward pass; of others it knows the default."""
+_CHOICES = {
+    "position": ("learned", "sinusoidal", "rope", "alibi", "none"),
+    "norm": ("layernorm", "rmsnorm"),
+    "norm_placement": ("pre", "post", "sandwich"),
+    "activation": ("gelu_tanh", "gelu", "relu", "relu2", "silu", "glu", "geglu", "swiglu"),
+}
+"""The choices that it computes."""
 _MASKS = ("causal", "window")
+
+
+def _lacking(config: GPTConfig) -> list[tuple[str, Any]]:
+    """Return the options, with their values, that the engine does not compute."""
+    lacking = [("mask", mask) for mask in config.mask_names if mask not in _MASKS]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _KNOWN and value not in _CHOICES.get(field.name, (field.default,)):
+            lacking.append((field.name, value))
+    return lacking
 
 
 def _browser_config(config: GPTConfig) -> dict[str, Any]:
@@ -145,15 +162,11 @@ def _browser_config(config: GPTConfig) -> dict[str, Any]:
     Raises:
         InputError: The model has a part that the engine does not compute.
     """
-    for field in dataclasses.fields(config):
-        if field.name not in _KNOWN and getattr(config, field.name) != field.default:
-            raise InputError(
-                f"export-html does not support {field.name} {getattr(config, field.name)}: the engine in the page has "
-                "no such part; use gpt2lab play"
-            )
-    for mask in config.mask_names:
-        supported = f"{' or '.join(_MASKS)}: the engine in the page computes no other; use gpt2lab play"
-        require(mask in _MASKS, "the mask to export", mask, supported)
+    for name, value in _lacking(config):
+        raise InputError(
+            f"export-html does not support {name} {value}, which the engine in the page does not compute; use gpt2lab "
+            "play"
+        )
     masks = [config.mask_names[layer % len(config.mask_names)] for layer in range(config.n_layer)]
     copied = (
         *("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "position", "norm", "norm_placement", "norm_eps"),
