@@ -29,6 +29,8 @@ quickstart() {
     gpt2lab export-hf "$work/quickstart" "$work/stories-hf" # loads in transformers
     gpt2lab import-hf "$work/stories-hf" "$work/stories"    # the weights alone, without the optimiser's state
     cp -r "$work/stories/." "$gallery/stories/"
+    rm -f "$gallery/stories.html"
+    gpt2lab export-html "$gallery/stories" "$gallery/stories.html" # the model in a page
 }
 
 shakespeare_by_character() {

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
 from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
@@ -173,6 +174,37 @@ def test_the_stories_model_writes_the_same_story(page: Any, tmp_path: Path) -> N
     found = ask(page, "patch", request)
     close(found["effect"], patch_residual(model, clean, corrupted, answer, wrong))
     assert found["positions"] == [tokenizer.decode([number]) for number in clean]
+
+
+def test_the_pages_run_on_the_model_in_the_file(opened: Callable[..., Any]) -> None:
+    run = LoadedRun(STORIES, "best", "cpu", "fp32")
+    page, model = opened(run.model, run.tokenizer, "stories"), dequantized(run.model)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_role("checkbox", name="Greedy").check()
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.locator(".status")).to_contain_text("greedy")
+    columns = stream(
+        model,
+        encode_prompt(run.tokenizer, "One day", 1, torch.device("cpu")),
+        120,
+        DecodingStrategy(greedy=True),
+        eot=run.tokenizer.eot,
+    )
+    texts = [run.tokenizer.decode([int(column)]).replace("\n", "↵\n") for column in columns]
+    assert page.locator(".tok").all_text_contents() == [text.replace("<|endoftext|>", "⟨end⟩") for text in texts]
+
+    page.get_by_role("link", name="Look inside").click()
+    page.get_by_label("Text to look at").fill("One day, Leo lost")
+    expect(page.locator(".flow")).to_have_text("⟨start⟩One day, Leo lost")
+    page.locator("[data-part='head:0.3']").click()
+    ids = encode_prompt(run.tokenizer, "One day, Leo lost", 1, torch.device("cpu"))[0]
+    before, after = (inspect_tokens(switched_off(model, off), ids).losses.mean() for off in ([], ["head:0.3"]))
+    change = page.get_by_role("region", name="What the switches change")
+    expect(change).to_contain_text(f"{before:.4f} → {after:.4f} nats")
+
+    page.get_by_role("link", name="Patch").click()
+    expect(page.get_by_role("region", name="Effect of restoring each state")).to_be_visible()
+    assert page.get_by_role("link", name="Watch").count() == 0
 
 
 def test_tokens_are_drawn_from_the_distribution_of_the_strategy(
