@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import shutil
@@ -338,6 +339,16 @@ def test_two_ranks_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
         unbroken = run.checkpoints / "step_00000012.before_resume_at_6"
         assert_same_tensors(tensors(folder_of(run, 12)), tensors(unbroken))
         assert len(column(run, "train_loss")) == 12
+
+
+def test_heads_of_multi_token_prediction_train_on_two_ranks_as_on_one(data: Path, tmp_path: Path) -> None:
+    options = {"model": dataclasses.replace(MODEL, mtp_depth=2), "steps": 6, "checkpoint_every": 6, "eval_every": 6}
+    alone = train(config(data, tmp_path / "none", **options))
+    configs = [config(data, tmp_path / mode, parallel=mode, **options) for mode in ("ddp", "fsdp")]
+    assert launch_each(2, [partial(train, each) for each in configs]) == [["", ""]] * 2
+    for mode, figure in itertools.product(("ddp", "fsdp"), ("train_loss", "val_loss")):
+        assert column(Run(tmp_path / mode), figure) == pytest.approx(column(alone, figure), abs=1e-5, rel=0)
+    assert column(alone, "train_loss")[-1] > 2 * column(alone, "val_loss")[-1], "three losses, and one"
 
 
 def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:

@@ -59,7 +59,15 @@ def test_to_json_and_back(length: dict[str, Any]) -> None:
     for kind, values in ((TrainConfig, EVERY), (OptimConfig, OPTIM), (GPTConfig, MODEL)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         free = {"init", "steps", "epochs", "max_tokens", "warmup_tokens"}
-        free |= {"import_sha256", "parallel_blocks", "mup_base_width", "feed_forward", "block"}
+        free |= {
+            "import_sha256",
+            "parallel_blocks",
+            "mup_base_width",
+            "feed_forward",
+            "block",
+            "mtp_depth",
+            "mtp_weight",
+        }
         assert defaults.keys() - values.keys() <= free
         assert all(value != defaults[name] for name, value in values.items()), kind
 

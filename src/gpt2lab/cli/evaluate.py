@@ -347,12 +347,14 @@ class ExportHF(Command):
     def run(self) -> None:
         """Write the directory and print how to load it."""
         from gpt2lab.evaluation.measure import LoadedRun
+        from gpt2lab.formatting import plural
+        from gpt2lab.model.gpt import without_mtp
         from gpt2lab.model.huggingface import write_hf
         from gpt2lab.report.write import model_card
         from gpt2lab.tokenizer.tokenizer import END_OF_TEXT
 
         loaded, out = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32"), self.out
-        model, tokenizer, step = loaded.model, loaded.tokenizer, loaded.checkpoint.step
+        model, tokenizer, step = without_mtp(loaded.model), loaded.tokenizer, loaded.checkpoint.step
         eot = None if tokenizer.eot is None else END_OF_TEXT
         with new_directory(out) as folder:
             write_hf(model.config, model.state_dict(), folder, tokenizer.eot)
@@ -370,6 +372,8 @@ class ExportHF(Command):
             card = model_card(loaded.run, model.config, step, out.resolve().name, eot)
             write_atomically(folder / "README.md", card)
         print(f"{out}: {model.n_params:,} parameters of step {step:,}, with tokenizer and model card")
+        if heads := loaded.model.config.mtp_depth:
+            print(f"left out, since it serves training only: multi-token prediction ({plural(heads, 'head')})")
         print(f'AutoModelForCausalLM.from_pretrained("{out}"); AutoTokenizer.from_pretrained("{out}")')
 
 

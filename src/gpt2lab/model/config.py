@@ -117,6 +117,10 @@ class GPTConfig:
     """Squash logits to c * tanh(logits / c) for this c, as in Gemma 2 (30 there); None leaves them."""
     z_loss: float = 0.0
     """Weight of log(Z)^2 in the training loss, Z the sum of exp(logits), as in PaLM (1e-4 there)."""
+    mtp_depth: int = 0
+    """Further heads that predict the second, third, .. next token in training: multi-token prediction."""
+    mtp_weight: float = 1.0
+    """Weight of the loss of each of these heads."""
     embedding_norm: bool = False
     """Normalize the embeddings before the first block, as in BLOOM."""
     mup_base_width: int | None = None
@@ -147,6 +151,12 @@ class GPTConfig:
             raise InputError(
                 "value_residual with n_layer 1: later layers take the first one's values; take 2 layers or more"
             )
+        require(
+            0 <= self.mtp_depth < self.n_ctx, "mtp_depth", self.mtp_depth, f"at least 0 and below n_ctx {self.n_ctx}"
+        )
+        require(0.0 < self.mtp_weight < math.inf, "mtp_weight", self.mtp_weight, "above 0 (usual: 0.1 to 1) and finite")
+        if self.mtp_weight != 1.0 and not self.mtp_depth:
+            raise InputError(f"mtp_weight {self.mtp_weight} with mtp_depth 0, which has no heads; give mtp_depth too")
         if self.parallel_blocks and self.norm_placement != "pre":
             raise InputError(
                 f"parallel_blocks with norm_placement {self.norm_placement}: a parallel block has one norm, before its "
@@ -375,9 +385,10 @@ class GPTConfig:
         two products over the whole context 12 * n_embd * T in each layer. Lookups in the embeddings cost nothing; the
         head does. As there, a causal mask counts as the whole context; a window of W counts as min(T, W), and a mask
         without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in
-        attention; so has differential attention, which subtracts its maps before they meet the values. Of a part of
-        your own, every matrix counts as used once by each token, and a block as if it had this attention. Over the peak
-        rate this is model FLOPs utilization (MFU).
+        attention; so has differential attention, which subtracts its maps before they meet the values. Each head of
+        multi-token prediction is one more block and one more product with the output head. Of a part of your own, every
+        matrix counts as used once by each token, and a block as if it had this attention. Over the peak rate this is
+        model FLOPs utilization (MFU).
         """
         c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
         squares = 2 if self.attention_gate else 1  # attn.c_proj, and the gate
@@ -387,8 +398,9 @@ class GPTConfig:
         block = c_attn + squares * self.n_embd**2 + feed_forward
         if self.block is not None:
             block = sum(map(math.prod, matrix_shapes("block", self)))
-        products = self.n_layer * block + self.vocab_size * self.n_embd
-        keys = sum(mask.keys_per_query(T) for mask in self.masks)
+        heads = self.mtp_depth
+        products = (self.n_layer + heads) * block + (1 + heads) * self.vocab_size * self.n_embd
+        keys = sum(mask.keys_per_query(T) for mask in (*self.masks, *self.masks[-1:] * heads))
         return 6.0 * products + 12.0 * self.n_embd * keys
 
     def cache_bytes(self, T: int, dtype: torch.dtype) -> int:

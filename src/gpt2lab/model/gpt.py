@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
 from gpt2lab.model.later_attention import make_attention
 from gpt2lab.model.layers import make_feed_forward, make_norm
-from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, token_losses
+from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, targets_ahead, token_losses
 from gpt2lab.model.masks import Mask
 from gpt2lab.model.parts import check_parts, make_part
 from gpt2lab.model.positions import alibi, sinusoidal
@@ -138,7 +139,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.ln_0 = make_norm(config) if config.embedding_norm else nn.Identity()
-        self.h = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layer + config.mtp_depth))
         self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
@@ -185,7 +186,8 @@ class GPT(nn.Module):
             check_targets(tokens, targets, self.config.vocab_size)
         if attention_mask is not None:
             documents = as_documents(attention_mask, documents, tokens)
-        x = self.hidden(tokens, mask, None, documents, positions)
+        heads = self.config.mtp_depth if self.training and targets is not None else 0
+        x, *ahead = self._streams(tokens, mask, None, documents, positions, heads)
         if targets is None:
             return GPTOutput(self.head(x), None)
         if self.training:
@@ -193,6 +195,8 @@ class GPT(nn.Module):
         config, z_loss = self.config, self.config.z_loss if self.training else 0.0
         output = x.flatten(0, 1), self.head_weight, targets.flatten()
         loss = fused_loss(*output, config.vocab_size, config.logit_softcap, z_loss)
+        if ahead:
+            loss = loss + config.mtp_weight * self._loss_ahead(ahead, targets, documents)
         return GPTOutput(self.head(x) if return_logits else None, loss)
 
     def hidden(
@@ -207,6 +211,21 @@ class GPT(nn.Module):
 
         The other arguments are those of `forward`. With a cache, each row is one document with its own positions.
         """
+        return self._streams(tokens, mask, cache, documents, positions)[0]
+
+    def _streams(
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: KVCache | BatchCache | None,
+        documents: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        heads: int = 0,
+    ) -> list[torch.Tensor]:
+        """Return what `hidden` does, and the same of so many heads of multi-token prediction.
+
+        A head is a block that reads what the last block reads (Gloeckle et al. 2024, section 2): h.L, h.L+1, ..
+        """
         check_inputs(self.config, tokens, mask, cache, documents, positions)
         patterns = self._attention_patterns(tokens, mask, cache, documents, positions)
         pattern = patterns[self.masks[0]]
@@ -215,13 +234,29 @@ class GPT(nn.Module):
         dtype = x.dtype if cache is None else cache.dtype
         biases = {mask: pattern.bias(self.config.kernel, dtype, training) for mask, pattern in patterns.items()}
         rotations = pattern.rotations(self.config, x.dtype)
-        caches = [None] * len(self.h) if cache is None else cache.layers
+        caches = [None] * len(self.masks) if cache is None else cache.layers
         first = FirstValues()
-        for block, mask_of_layer, rotation, layer_cache in zip(self.h, self.masks, rotations, caches, strict=True):
-            x = block(x, biases[mask_of_layer], rotation, layer_cache, first)
+        *before, last = (
+            (biases[mask_of_layer], rotation, layer_cache, first)
+            for mask_of_layer, rotation, layer_cache in zip(self.masks, rotations, caches, strict=True)
+        )
+        for block, attending in zip(self.h, before, strict=False):
+            x = block(x, *attending)
+        streams = [block(x, *last) for block in itertools.islice(self.h, len(before), len(before) + 1 + heads)]
         if cache is not None:
             cache.end(tokens.shape[1])
-        return self.ln_f(x).to(x.dtype)  # CUDA's autocast makes it fp32, which the head would take on
+        return [
+            self.ln_f(x).to(x.dtype) for x in streams
+        ]  # CUDA's autocast makes it fp32, which the head would take on
+
+    def _loss_ahead(
+        self, streams: list[torch.Tensor], targets: torch.Tensor, documents: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the sum over the heads of multi-token prediction of their losses, per target that counts."""
+        config, later = self.config, targets_ahead(targets, len(streams), documents)
+        output = torch.stack(streams).flatten(0, 2), self.head_weight, later.flatten()
+        counted, of_next = ((ids != IGNORE_INDEX).sum() for ids in (later, targets))
+        return fused_loss(*output, config.vocab_size, config.logit_softcap) * counted / of_next.clamp(min=1)
 
     def embed(self, tokens: torch.Tensor, start: int, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the embeddings (B, T, C) of tokens (B, T) at ``positions`` (B, T), or from ``start`` on."""
@@ -295,13 +330,14 @@ class GPT(nn.Module):
         return model.eval()
 
     def save_hf(self, directory: Path | str) -> None:
-        """Write a directory that ``transformers.AutoModelForCausalLM.from_pretrained`` reads.
+        """Write a directory that ``transformers.AutoModelForCausalLM.from_pretrained`` reads; see `without_mtp`.
 
         Raises:
             InputError: The directory exists and is not empty, or no architecture there has the model's parts.
         """
         with new_directory(Path(directory)) as folder:
-            write_hf(self.config, self.state_dict(), folder)
+            model = without_mtp(self)
+            write_hf(model.config, model.state_dict(), folder)
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -467,6 +503,13 @@ def sharing_weights(model: GPT) -> GPT:
     """Return a copy of a model that shares its weights: hooks and modules of the copy can change, the model stays."""
     shared = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
+
+
+def without_mtp(model: GPT) -> GPT:
+    """Return the model without heads of multi-token prediction, which serve training only. It shares the weights."""
+    plain, config = sharing_weights(model), dataclasses.replace(model.config, mtp_depth=0, mtp_weight=1.0)
+    plain.config, plain.h = config, plain.h[: config.n_layer]
+    return plain
 
 
 @torch.no_grad()

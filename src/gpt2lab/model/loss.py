@@ -73,6 +73,23 @@ def soft_capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
+def targets_ahead(targets: torch.Tensor, depth: int, documents: torch.Tensor | None) -> torch.Tensor:
+    """Return the targets (depth, B, T) of heads that predict the 2nd, 3rd, .. token after each position.
+
+    Args:
+        targets: The next tokens, (B, T).
+        depth: Number of heads.
+        documents: Document of each position, (B, T), or None. A target that does not follow on a token of the same
+            document is ignored, as are those beyond the end of the row.
+    """
+    later = torch.full((depth, *targets.shape), IGNORE_INDEX, dtype=targets.dtype, device=targets.device)
+    for head, row in enumerate(later, start=1):
+        row[:, :-head] = targets[:, head:]
+        if documents is not None:
+            row[:, :-head].masked_fill_(documents[:, head:] != documents[:, :-head], IGNORE_INDEX)
+    return later
+
+
 @torch.no_grad()
 def token_losses(
     x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int, softcap: float | None = None

@@ -245,4 +245,13 @@ def _loss(model: Mapping[str, Any]) -> str:
             f" In training, {setting(weight)} times the mean of $(\\ln\\, Z_t)^2$ is added, $Z_t$ the sum of $e^z$ "
             "over the $V$ scores $z$ (Chowdhery et al. 2022)."
         )
+    if heads := model.get("mtp_depth"):
+        words += (
+            f" In training, {setting(model.get('mtp_weight'))} times the loss of each of {plural(heads, 'head')} is "
+            "added. Head $k$ predicts the token $k$ places after the next one: it is a block $B_k$ that reads what the "
+            "last block reads, with the same output layer (Gloeckle et al. 2024)."
+        )
+        formulas.append(
+            r"\mathcal{L}_k = -\frac{1}{T} \sum_t \ln\, p_k(s_{t+1+k} | s_{\leq t}), \quad z_k = B_k(x^{L-1})"
+        )
     return _text("**Loss.** ", words, *formulas)

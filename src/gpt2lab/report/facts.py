@@ -279,6 +279,8 @@ _MODEL = {
     "tied_head": ("The embedding is the output head", ""),
     "logit_softcap": ("Bound of the logits", "c"),
     "z_loss": ("Weight of the loss on log Z", ""),
+    "mtp_depth": ("Heads of multi-token prediction", "N"),
+    "mtp_weight": ("Weight of their losses", "w"),
     "embedding_norm": ("Embeddings are normalized", ""),
     "mup_base_width": ("Base width of muP", ""),
 }

@@ -26,7 +26,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import write_atomically
 from gpt2lab.formatting import printable
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.gpt import GPT, without_mtp
 from gpt2lab.model.positions import SINUSOID_SCALE, alibi_slopes, frequencies, rotation
 from gpt2lab.tokenizer.pretokenize import find_pattern
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def write_single_file(model: GPT, tokenizer: Tokenizer, name: str, out: Path) ->
         raise InputError(f"{out} exists; give another name, or delete it first")
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}; create it first")
-    name = printable(name)
+    name, model = printable(name), without_mtp(model)
     content = {
         "name": name,
         "parameters": model.n_params,
@@ -133,7 +133,7 @@ _KNOWN = (
     *("prefix", "rope_base", "rope_pairing", "rope_fraction", "rope_scaling", "rope_factor", "rope_original_ctx"),
     *("nope_every", "n_kv_head", "norm_eps", "norm_affine", "qk_norm", "attention_softcap", "attention_sinks"),
     *("attention_gate", "value_residual", "parallel_blocks", "tied_head", "logit_softcap", "z_loss", "embedding_norm"),
-    *("mup_base_width", "import_sha256"),
+    *("mtp_depth", "mtp_weight", "mup_base_width", "import_sha256"),
 )
 """Options of which the engine computes every value, or that change no forward pass; of others it knows the default."""
 _CHOICES = {

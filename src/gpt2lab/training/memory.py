@@ -123,7 +123,7 @@ def estimate(shape: Shape) -> Memory:
     model, shapes = shape.model, parameter_shapes(shape.model)
     total = sum(size.numel() for size in shapes.values())
     blocks = {name: size.numel() for name, size in shapes.items() if name.startswith("h.")}
-    block = sum(blocks.values()) // model.n_layer
+    block = sum(blocks.values()) // (model.n_layer + model.mtp_depth)
     matrices = sum(number for name, number in blocks.items() if len(shapes[name]) == 2)
     embedding = model.padded_vocab * model.n_embd
     shard = -(-total // shape.shards)
@@ -141,11 +141,12 @@ def estimate(shape: Shape) -> Memory:
     angles = shape.T * model.rotary_dim * shape.size if model.position == "rope" else 0
     activations = width * (2 * shape.size + shape.mask_size) + angles  # embeddings' dropout, last norm
     activations += sum(found.shared for found in attention.values())
-    kept = (width * shape.size if shape.activation_checkpointing else blocks_keep[mask] for mask in model.masks)
-    activations += sum(kept)
+    ran = (*model.masks, *model.masks[-1:] * model.mtp_depth)
+    activations += sum(width * shape.size if shape.activation_checkpointing else blocks_keep[mask] for mask in ran)
+    activations += model.mtp_depth * width * shape.size  # last norms and their gradient, but one input for all heads
     if shape.shards == 1 and shape.size < FP32:
         activations += shape.size * matrices  # autocast's copies of the weights
-    head = FP32 * embedding
+    head = FP32 * embedding * (2 if model.mtp_depth else 1)
     earlier = gradients if shape.micro_steps > 1 or shape.buckets else 0
     others = FP32 * (sum(blocks.values()) - block) // shape.shards  # gradients by the time of the first block
     recomputed = one if shape.activation_checkpointing else 0

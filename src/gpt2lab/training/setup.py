@@ -39,7 +39,16 @@ CPU_PASS_TOKENS = 4_096
 GPU_PASS_TOKENS = 65_536
 MEMORY_FRACTION = 0.8
 """Of the free memory: the rest is for validation, samples and other programs."""
-MAY_CHANGE_ON_INIT = {"dropout", "kernel", "z_loss", "rope_base", "rope_scaling", "rope_factor", "rope_original_ctx"}
+MAY_CHANGE_ON_INIT = {
+    "dropout",
+    "kernel",
+    "z_loss",
+    "mtp_weight",
+    "rope_base",
+    "rope_scaling",
+    "rope_factor",
+    "rope_original_ctx",
+}
 """Model options that may differ from those of the run whose weights are loaded; n_ctx too, without a position table."""
 
 
@@ -147,6 +156,8 @@ def resolve(
             "or leave out the base width"
         )
     seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
+    if model.mtp_depth >= seq_len:
+        raise InputError(f"model.mtp_depth {model.mtp_depth} with seq_len {seq_len}: no token is that far ahead")
     steps = total_steps(asked, batch_tokens, seq_len, dataset.manifest)
     if asked.profiled is not None and asked.profiled[-1] > steps:
         raise InputError(f"profile_steps is {asked.profile_steps}, but the run ends after step {steps}")
