@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {
         "norm": "rmsnorm", "position": "rope", "activation": "swiglu", "bias": False, "tied_head": False,
         "qk_norm": True, "n_kv_head": 1, "nope_every": 2, "rope_fraction": 0.5, "mask": "window", "window": 7,
+        "value_residual": True,
     },
     "yarn, interleaved, softcaps, muP": {
         "position": "rope", "rope_pairing": "interleaved", "rope_scaling": "yarn", "rope_factor": 4.0,
@@ -138,9 +139,10 @@ def test_every_variant_computes_what_pytorch_computes(
     for parts in off:
         found = ask(page, "inspect", {"ids": ids, "off": parts})
         check_inspection(found, switched_off(rounded, parts), tokenizer, ids)
-    tokens = written(page, {"ids": ids, "max_tokens": 30, "greedy": True, "off": off[1]})  # beyond the context of 24
-    expected = generate(switched_off(rounded, off[1]), torch.tensor([ids]), 30, greedy=True)
-    assert [token["id"] for token in tokens] == expected[0, 12:].tolist()
+    for prompt in (ids, ids * 4):  # beyond the context of 24, while it writes or before
+        tokens = written(page, {"ids": prompt, "max_tokens": 30, "greedy": True, "off": off[1]})
+        expected = generate(switched_off(rounded, off[1]), torch.tensor([prompt]), 30, greedy=True)
+        assert [token["id"] for token in tokens] == expected[0, len(prompt) :].tolist()
     request = {"clean": ids, "corrupted": ids[::-1], "answer": 1, "wrong": 2}
     close(ask(page, "patch", request)["effect"], patch_residual(rounded, ids, ids[::-1], 1, 2))
 

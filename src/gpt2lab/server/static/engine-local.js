@@ -9,6 +9,7 @@
 
 const CANDIDATES = 20;
 const LENS = 5;
+const PROMPT = 32; // tokens of a prompt that are read at once, then the page may draw
 const FEW = 64; // so many largest numbers are found without sorting all
 
 export function localEngine(model) {
@@ -32,11 +33,15 @@ export function localEngine(model) {
     const [cache, parts, random, breath] = [network.newCache(), switchedOff(off, L, H), randomNumbers(seed), breathing()];
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     for (const id of ids) decoder.decode(tokenizer.bytes(id), { stream: true }); // it may end within a character
+    const chunk = Math.min(PROMPT, n_ctx);
     let unread = window;
     for (let n = 0; n < max_tokens; n++) {
-      await breath();
-      signal?.throwIfAborted();
-      const x = network.run(network.embed(unread, cache.length), cache, parts);
+      let x;
+      for (let start = 0; start < unread.length; start += chunk) {
+        await breath();
+        signal?.throwIfAborted();
+        x = network.run(network.embed(unread.slice(start, start + chunk), cache.length), cache, parts);
+      }
       const logits = network.logits(x.subarray(-C));
       const p = softmax(logits);
       const kept = distribution(logits, { temperature, top_k, top_p, greedy });
