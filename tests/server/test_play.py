@@ -320,9 +320,11 @@ def test_a_training_is_watched_while_it_writes(page: Page, folder: Path) -> None
     row = dict.fromkeys(METRICS_COLUMNS) | {"step": 12, "tokens": 1, "train_loss": 2.5, "val_loss": 2.625, "lr": 0.1}
     run.add_metrics(row | {"tokens_per_s": 1234.0, "seconds": 1.0})
     run.add_sample(12, "nucleus 0.9", "One", "One <b>day</b>")
+    run.add_eval(12, "hellaswag", "val", "a protocol", "acc_norm", 0.2875)
     for text in ("12 of 40", "2.500", "2.625", "1,234"):
         expect(facts).to_contain_text(text)
     expect(page.locator(".sample .text").first).to_have_text("One <b>day</b>")
+    expect(page.get_by_role("region", name="Evaluations")).to_contain_text("acc norm0.2875")
     with (run.path / "metrics.csv").open("a") as file:
         file.write("14,1,0.1,2.")  # partly written
     page.wait_for_timeout(700)

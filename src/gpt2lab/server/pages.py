@@ -268,11 +268,12 @@ def info(name: str, run: LoadedRun) -> dict[str, Any]:
 
 async def watch(run: Run) -> AsyncIterator[dict[str, Any] | None]:
     """Yield what is new in a run's files, at first all of it; None is a sign of life where nothing is new."""
-    follower, told, silent = Follower(run), "", 0.0
+    follower, told, silent = Follower(run), ("", 0), 0.0
     while True:
         seen = await run_in_threadpool(_news, follower)
-        if seen["rows"] or seen["samples"] or seen["state"] != told or seen["error"]:
-            told, silent = seen["state"], 0.0
+        changed = (seen["state"], len(seen["evals"])) != told
+        if seen["rows"] or seen["samples"] or seen["error"] or changed:
+            told, silent = (seen["state"], len(seen["evals"])), 0.0
             yield seen
         elif silent >= HEARTBEAT:
             silent = 0.0
@@ -282,16 +283,16 @@ async def watch(run: Run) -> AsyncIterator[dict[str, Any] | None]:
 
 
 def _news(follower: Follower) -> dict[str, Any]:
-    run, blank = follower.run, {"from_start": False, "rows": [], "samples": [], "steps": None, "error": None}
+    run, seen = follower.run, {"from_start": False, "rows": [], "samples": [], "evals": [], "steps": None}
     if not (run.path / "config.json").is_file():
-        return blank | {"state": "waiting"}
+        return seen | {"state": "waiting", "error": None}
     try:
         from_start, rows, samples = follower.news()
-        steps = run.config.get("steps")
+        steps, evals = run.config.get("steps"), run.evals()
     except InputError as error:  # a file that is replaced at this very moment is read again
-        return blank | {"state": "damaged", "error": str(error)}
-    state = _state(run, follower.step, steps)
-    return {"from_start": from_start, "rows": rows, "samples": samples, "steps": steps, "state": state, "error": None}
+        return seen | {"state": "damaged", "error": str(error)}
+    seen |= {"from_start": from_start, "rows": rows, "samples": samples, "evals": evals, "steps": steps}
+    return seen | {"state": _state(run, follower.step, steps), "error": None}
 
 
 # HTTP -----------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ const round = (x) => Math.round(x * 100) / 100;
 
 // A table of colored cells (rows by positions). The pointer or the arrow keys choose a cell; `describe(i, j)` says what
 // it holds, and `onpick(i, j)` hears of it. `strength(i, j)` is from -1 (orange) to 1 (blue); `text(i, j)` stands in it.
-export function heatGrid({ label, rows, columns, strength, text, describe, onpick, width = 58, height = 26, left = 92 }) {
+export function heatGrid({ label, rows, columns, strength, text, describe, onpick, width = 58, height = 26, left = 82 }) {
   const top = 30;
   const size = [left + columns.length * width + 1, top + rows.length * height + 1];
   const cells = svg("g");
@@ -49,14 +49,17 @@ export function heatGrid({ label, rows, columns, strength, text, describe, onpic
   const scroller = el("div", { className: "scroller" }, image);
   scroller.addEventListener("scroll", () => names.setAttribute("transform", `translate(${scroller.scrollLeft} 0)`));
   let at = [rows.length - 1, columns.length - 1];
-  const show = (i, j) => {
+  const show = (i, j, reveal = true) => {
     at = [i, j];
     cursor.setAttribute("x", left + j * width);
     cursor.setAttribute("y", top + i * height);
     readout.replaceChildren(...[describe(i, j)].flat());
+    const x = left + j * width;
+    const hidden = x < scroller.scrollLeft + left || x + width > scroller.scrollLeft + scroller.clientWidth;
+    if (reveal && hidden) scroller.scrollLeft = x - Math.max(left, scroller.clientWidth / 2);
   };
-  const pick = (i, j) => {
-    show(i, j);
+  const pick = (i, j, reveal) => {
+    show(i, j, reveal);
     onpick?.(i, j);
   };
   const under = (event) => {
@@ -69,7 +72,7 @@ export function heatGrid({ label, rows, columns, strength, text, describe, onpic
   for (const kind of ["pointermove", "click"]) {
     image.addEventListener(kind, (event) => {
       const cell = under(event);
-      if (cell && (kind === "click" || cell[0] !== at[0] || cell[1] !== at[1])) (kind === "click" ? pick : show)(...cell);
+      if (cell && (kind === "click" || cell[0] !== at[0] || cell[1] !== at[1])) (kind === "click" ? pick : show)(...cell, false);
     });
   }
   image.addEventListener("keydown", (event) => {
@@ -77,8 +80,6 @@ export function heatGrid({ label, rows, columns, strength, text, describe, onpic
     if (!move) return;
     event.preventDefault();
     pick(Math.min(rows.length - 1, Math.max(0, at[0] + move[0])), Math.min(columns.length - 1, Math.max(0, at[1] + move[1])));
-    const x = left + at[1] * width;
-    if (x < scroller.scrollLeft + left || x + width > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = x - left - width;
   });
   show(...at);
   const node = el("div", { className: "grid" }, scroller, readout);
@@ -99,7 +100,7 @@ export function weightPaths(weights, T, cell, x0 = 0, y0 = 0) {
       if (level > 0) paths.set(level, `${paths.get(level) ?? ""}M${round(x0 + k * cell)} ${round(y0 + q * cell)}h${round(cell * 0.96)}v${round(cell * 0.96)}h-${round(cell * 0.96)}z`);
     }
   }
-  return [...paths].sort((a, b) => a[0] - b[0]).map(([level, d]) => svg("path", { d, class: "heat", "fill-opacity": round((level / LEVELS) ** 2 * 0.8 + (level / LEVELS) * 0.2) }));
+  return [...paths].sort((a, b) => a[0] - b[0]).map(([level, d]) => svg("path", { d, class: "heat", "fill-opacity": round((level / LEVELS) ** 2 * 0.45 + (level / LEVELS) * 0.5) }));
 }
 
 export function attentionMatrix({ label, texts, weights, chosen, onpick }) {

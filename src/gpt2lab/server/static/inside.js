@@ -89,13 +89,13 @@ function makeInside({ engine, remember }) {
   // All heads as small matrices, each with its switch; one of them is shown large.
   function heads() {
     const layers = [];
-    const toggle = (part, label) => {
+    const toggle = (part, label, name = label) => {
       const press = button(label, () => {
         off.has(part) ? off.delete(part) : off.add(part);
         press.ariaPressed = String(off.has(part));
         all.disabled = !off.size;
         look();
-      }, { className: "switch", ariaPressed: "false", title: `switch off ${part}` });
+      }, { className: "switch", ariaPressed: "false", ariaLabel: name, title: `switch off ${part}` });
       press.dataset.part = part;
       return press;
     };
@@ -107,12 +107,12 @@ function makeInside({ engine, remember }) {
     }, { disabled: true });
     const thumbs = [];
     for (let l = 0; l < L; l++) {
-      const row = el("div", { className: "thumbs" });
+      const row = el("div", { className: H > 6 ? "thumbs many" : "thumbs" });
       for (let h = 0; h < H; h++) {
         const canvas = el("canvas", { width: 8, height: 8 });
         const open = el("button", { type: "button", className: "thumb", ariaLabel: `Show head ${h} of layer ${l}`, onclick: () => (Object.assign(state, { layer: l, head: h }), draw()) }, canvas);
         thumbs.push({ canvas, open, l, h });
-        row.append(el("div", { className: "head-box" }, open, toggle(`head:${l}.${h}`, `head ${h}`)));
+        row.append(el("div", { className: "head-box" }, open, toggle(`head:${l}.${h}`, H > 6 ? String(h) : `head ${h}`, `head ${h}`)));
       }
       layers.push(el("div", { className: "layer", role: "group", ariaLabel: `Layer ${l}` }, el("div", { className: "layer-name" }, el("b", { textContent: `Layer ${l}` }), toggle(`layer:${l}`, "whole layer"), toggle(`attention:${l}`, "attention"), toggle(`mlp:${l}`, "feed-forward")), row));
     }

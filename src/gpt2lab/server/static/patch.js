@@ -65,6 +65,9 @@ function makePatch({ engine, remember }) {
     });
     box.replaceChildren(grid.node);
     result.hidden = false;
+    const most = Math.max(...effect.flat());
+    const layer = effect.findIndex((row) => row.includes(most));
+    grid.show(layer, effect[layer].indexOf(most));
   }
   const node = el(
     "div",

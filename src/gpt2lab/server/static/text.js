@@ -241,7 +241,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
   }
   const text = el("p", { className: "text" }, prompt, output);
   const panel = el("aside", { className: "candidates", ariaLabel: `Candidates${title ? ` of ${title}` : ""}` }, el("h3", { textContent: "Candidates" }), about, bars.node);
-  const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), text, status.node, branchBox), panel);
+  const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), text, status.node), panel, branchBox);
   showCandidates();
   const saved = () => branches.map(({ name, prompt: p, tokens, settings }) => ({ name, settings, prompt: p, tokens }));
   return { node, run, stop, status, saved, output, tokens: () => current?.tokens ?? [], running: () => control !== null };

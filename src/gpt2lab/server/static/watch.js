@@ -35,6 +35,15 @@ function makeWatch({ server, name }) {
   const written = card("Samples", "Texts that the model wrote during training, the newest first.", texts);
   written.head.append(saveButtons(() => `${name}-samples`, null, () => samples));
 
+  const table = el("div", { className: "scroller" });
+  const measured = card("Evaluations", "What was measured besides the validation loss.", table);
+  const drawEvaluations = () => {
+    measured.node.hidden = !info.evals?.length;
+    const row = (cells, kind) => el("tr", {}, cells.map((text) => el(kind, { textContent: text })));
+    const rows = (info.evals ?? []).map(({ step, task, split, metric, value: found }) => row([step, task, split, metric.replace(/_/g, " "), decimal(Number(found), 4)], "td"));
+    table.replaceChildren(el("table", {}, el("thead", {}, row(["step", "task", "split", "metric", "value"], "th")), el("tbody", {}, rows)));
+  };
+
   const left = () => {
     if (info.state !== "training" || rows.length < 2) return "–";
     const [a, b] = [rows[Math.max(0, rows.length - 20)], rows.at(-1)];
@@ -53,6 +62,7 @@ function makeWatch({ server, name }) {
       bar.value = last.step / info.steps;
     }
     charts.forEach((each) => each.draw());
+    drawEvaluations();
     texts.replaceChildren(...samples.slice(-20).reverse().map((sample) => el("article", { className: "sample" }, el("p", { className: "label", textContent: `step ${grouped(sample.step)} · ${sample.strategy}` }), el("p", { className: "text" }, el("b", { textContent: sample.prompt }), sample.text.slice(sample.prompt.length)))));
     if (!samples.length) texts.replaceChildren(el("p", { className: "note", textContent: "none yet: --sample-every N writes one every N steps" }));
   };
@@ -76,7 +86,7 @@ function makeWatch({ server, name }) {
     el("dl", { className: "key" }, fact("state", shown.state), fact("step", shown.step), fact("training loss", shown.train), fact("validation loss", shown.val), fact("tokens per second", shown.speed), fact("time left", shown.left)),
     bar,
     note,
-    el("div", { className: "sections" }, charts[0].node, el("div", { className: "pair" }, charts[1].node, charts[2].node), written.node),
+    el("div", { className: "sections" }, charts[0].node, el("div", { className: "pair" }, charts[1].node, charts[2].node), measured.node, written.node),
   );
   const stop = () => {
     close();
