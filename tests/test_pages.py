@@ -8,6 +8,7 @@ import re
 import pytest
 
 from gpt2lab import formatting
+from gpt2lab.server.pages import STATIC
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -23,6 +24,23 @@ def test_text_has_enough_contrast(scheme: str) -> None:
             assert contrast(colors[name], paper) >= 3, name
     assert contrast(colors["warn"], colors["warn-tint"]) >= 4.5
     assert contrast(colors["ink"], colors["tint"]) >= 4.5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_of_the_pages_has_enough_contrast(scheme: str) -> None:
+    """The same for `gpt2lab play`, whose text also stands on the darkest colors of its pictures."""
+    pairs = re.findall(
+        r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", (STATIC / "style.css").read_text(encoding="utf-8")
+    )
+    colors = {name: (light if scheme == "light" else dark) for name, light, dark in pairs}
+    for paper in ("paper", "card"):
+        for name in ("ink", "soft", "accent", "warn"):
+            assert contrast(colors[name], colors[paper]) >= 4.5, name
+        for name in ("blue", "orange", "green", "edge"):
+            assert contrast(colors[name], colors[paper]) >= 3, name
+    for ground in ("tint", "surprised", "heat", "heat-against"):
+        assert contrast(colors["ink"], colors[ground]) >= 4.5, ground
+    assert contrast(colors["on-accent"], colors["accent"]) >= 4.5
 
 
 def contrast(first: str, second: str) -> float:

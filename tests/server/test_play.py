@@ -265,7 +265,7 @@ def test_one_head_is_shown_large_and_saved(page: Page, stories: LoadedRun) -> No
     weights = inspect_tokens(stories.model, ids_of(stories, TEXT)).attention[1, 3, 4]
     expect(card.locator(".row .number").first).to_have_text(f"{100 * weights.max():.1f} %")
     assert saved(page, "One head", "PNG").startswith(b"\x89PNG") and b"<svg" in saved(page, "One head", "SVG")
-    lens = page.get_by_role("img", name="Logit lens, layer by position")
+    lens = page.get_by_label("Logit lens, layer by position")
     lens.focus()
     page.keyboard.press("ArrowUp")
     expect(page.get_by_role("region", name="What each layer would say").locator(".readout")).to_contain_text("After")

@@ -333,8 +333,17 @@ def routes(runs: Runs) -> list[BaseRoute]:
         Route(path + "watch", watched),
         Route(path + "generate", generated, methods=["POST"]),
         *(Route(path + kind.__name__.lower(), asking(kind), methods=["POST"]) for kind in (Tokenize, Inspect, Patch)),
-        Mount("/static", StaticFiles(directory=STATIC)),
+        Mount("/static", _Static(directory=STATIC)),
     ]
+
+
+class _Static(StaticFiles):
+    """Files that a browser asks for again when another version may be installed."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 async def read(request: Request, kind: type[T]) -> T:

@@ -45,6 +45,8 @@ export function heatGrid({ label, rows, columns, strength, text, describe, onpic
   const cursor = svg("rect", { width: width - 1, height: height - 1, class: "cursor", x: -99, y: -99 });
   const image = picture(...size, label, cells, head, cursor, names);
   image.setAttribute("tabindex", "0");
+  image.setAttribute("role", "application");
+  image.setAttribute("aria-roledescription", "heat map, arrow keys move");
   const readout = el("p", { className: "readout", ariaLive: "polite" });
   const scroller = el("div", { className: "scroller" }, image);
   scroller.addEventListener("scroll", () => names.setAttribute("transform", `translate(${scroller.scrollLeft} 0)`));

@@ -125,7 +125,6 @@ function makeInside({ engine, remember }) {
     };
     head.append(el("span", { className: "saves" }, all, saveButtons(file("attention"), sheet, () => ({ tokens: state.seen.texts, off: [...off], shape: state.seen.attention.shape, attention: state.seen.attention.data }))));
     const paint = () => {
-      if (!state.seen) return;
       const T = state.seen.texts.length;
       const [red, green, blue] = getComputedStyle(node).getPropertyValue("--heat-rgb").split(",").map(Number);
       for (const { canvas, open, l, h } of thumbs) {
@@ -137,7 +136,6 @@ function makeInside({ engine, remember }) {
         open.ariaPressed = String(l === state.layer && h === state.head);
       }
     };
-    document.addEventListener("themechange", paint);
     return { node, draw: paint };
   }
 
@@ -245,7 +243,9 @@ function makeInside({ engine, remember }) {
   }
 
   const node = el("div", { className: "view inside" }, field("Text to look at", text, "changes are shown as you type"), status.node, body);
-  return { node, stop: () => {}, started: begin() };
+  const repaint = () => draw();
+  document.addEventListener("themechange", repaint);
+  return { node, stop: () => document.removeEventListener("themechange", repaint), started: begin() };
 
   // At first the text is one of the model's own, which shows it at its best.
   async function begin() {

@@ -124,7 +124,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     const token = tokens[n];
     for (const node of output.querySelectorAll(".shown")) node.classList.remove("shown");
     if (!token) {
-      about.textContent = "Point at a token of the text to see what else could have stood there; click a candidate to go on from it.";
+      about.textContent = "Point at a token to see what else could have stood there. Click it to hold it, then a candidate to go on from it.";
       return bars.show([]);
     }
     output.children[n]?.classList.add("shown");
