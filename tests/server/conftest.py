@@ -37,3 +37,13 @@ def page(browser: Any) -> Iterator[Any]:
     yield page
     page.close()
     assert not errors
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A server with a model of random texts and one that writes a text with characters of several tokens."""
+    from small_server import Server, one_text, random_texts
+
+    server = Server({"random": random_texts(), "fixed": one_text("a€üz🐈!")})
+    yield server
+    server.models.stop()

@@ -96,12 +96,15 @@ class _Row:
         self.generator = seeded(request.seed, device)
 
     def choose(self, logits: torch.Tensor) -> bool:
-        """Choose the next token by its logits (1, V) and deliver it; return whether the text goes on."""
+        """Choose the next token by its logits (1, V) and deliver it; return whether the text goes on.
+
+        Raises:
+            InputError: The model gives NaN.
+        """
         request = self.request
         if self.written < request.max_tokens:
             if not math.isfinite(largest := float(logits.max())):  # NaN counts as the largest
-                self.deliver(InputError(f"the model gives {largest} for the next token; its weights are damaged"))
-                return False
+                raise InputError(f"the model gives {largest} for the next token; its weights are damaged")
             token, p = int(sample_next(logits, request.strategy, self.generator)), None
             if request.candidates is not None:
                 p = probabilities(logits, request.strategy)
@@ -294,7 +297,7 @@ class Engine:
         try:
             x = self.model.hidden(torch.tensor([chunk], device=self.runtime.device), cache=cache)
         except Exception as error:
-            row.deliver(error)
+            self._fail(row, error)
             return len(chunk)
         if row.request.score_prompt and not row.written:
             following = row.window[start + 1 : start + 1 + len(chunk)]
@@ -302,9 +305,23 @@ class Engine:
                 row.deliver(token)
         if cache.length < len(row.window):
             self._reading.appendleft(row)
-        elif row.choose(self.model.head(x[:, -1])):
+        elif self._choose(row, self.model.head(x[:, -1])):
             self._place(row, cache)
         return len(chunk)
+
+    def _choose(self, row: _Row, logits: torch.Tensor) -> bool:
+        """Let a row choose its next token by its logits (1, V); return whether it goes on."""
+        try:
+            return row.choose(logits)
+        except Exception as error:
+            self._fail(row, error)
+            return False
+
+    def _fail(self, row: _Row, error: Exception) -> None:
+        """End one text with an error."""
+        if not isinstance(error, InputError):
+            log.error("a text failed", exc_info=error)
+        row.deliver(error)
 
     def _place(self, row: _Row, cache: KVCache) -> None:
         """Let a row that has read its window, but for the newest token, join the batch, or read once more."""
@@ -333,7 +350,7 @@ class Engine:
         logits = self.model.head(self.model.hidden(tokens, cache=self._batch)[:, -1])
         leaving = []
         for number, row in enumerate(self._rows):
-            goes_on = row.choose(logits[number : number + 1])
+            goes_on = self._choose(row, logits[number : number + 1])
             full = self._is_full(self._batch.lengths[number])
             if goes_on and full:
                 self._slide(row)

@@ -1,0 +1,84 @@
+"""The models of a server by name: each is loaded when it is asked for, and has an engine of its own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+from gpt2lab.errors import did_you_mean
+from gpt2lab.model.gpt import GPT
+from gpt2lab.runtime import Runtime
+from gpt2lab.server.batching import Engine
+from gpt2lab.server.http import APIError
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+
+class Loaded(Protocol):
+    """What a server needs of a model; `evaluation.measure.LoadedRun` is one."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that answers."""
+
+    name: str
+    model: GPT
+    tokenizer: Tokenizer
+    engine: Engine
+
+
+class Models:
+    """The models of a server.
+
+    Args:
+        names: Returns the names that can be asked for.
+        load: Returns the model of a name; the same one again if nothing has changed.
+        keep: Number of engines that are kept; the one that was not asked for the longest is stopped for another.
+    """
+
+    def __init__(self, names: Callable[[], Collection[str]], load: Callable[[str], Loaded], keep: int) -> None:
+        self.names, self._load, self._keep = names, load, keep
+        self._served: OrderedDict[str, ServedModel] = OrderedDict()
+        self._lock = Lock()
+
+    def require(self, name: str) -> None:
+        """Raise `APIError` if there is no such model."""
+        if name not in (names := self.names()):
+            hint = did_you_mean(name, names)
+            raise APIError(404, f"the model {name!r:.100} does not exist{hint}", "model", "model_not_found")
+
+    def get(self, name: str) -> ServedModel:
+        """Return a model, ready to answer; may block for as long as it takes to load it.
+
+        Raises:
+            APIError: There is no such model.
+            InputError: It cannot be loaded.
+        """
+        self.require(name)
+        with self._lock:
+            loaded, served = self._load(name), self._served.pop(name, None)
+            if served is None or served.model is not loaded.model:
+                if served is not None:
+                    served.engine.stop()
+                served = ServedModel(name, loaded.model, loaded.tokenizer, Engine(loaded.model, loaded.runtime))
+            self._served[name] = served
+            while len(self._served) > self._keep:
+                self._served.popitem(last=False)[1].engine.stop()
+            return served
+
+    def stop(self) -> None:
+        """Stop every engine."""
+        for served in list(self._served.values()):
+            served.engine.stop()
+
+    def join(self, timeout: float) -> None:
+        """Wait until the engines have stopped, for each at most ``timeout`` seconds."""
+        for served in self._served.values():
+            served.engine.join(timeout)
