@@ -345,6 +345,13 @@ def test_parts_that_the_engine_lacks_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_no_browser_holds_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        large = GPT(GPTConfig.preset("gpt2-large"))
+    with pytest.raises(InputError, match="774030080; it must be at most 380,000,000"):
+        write_single_file(large, tokenizer, "large", tmp_path / "model.html")
+
+
 @pytest.mark.parametrize("pattern", [r"(?>\p{L}+)| ", r"\p{L}++|.", r"(?i:x)|."])
 def test_a_pattern_that_javascript_lacks_is_refused(pattern: str) -> None:
     with pytest.raises(InputError, match="JavaScript has no such syntax"):

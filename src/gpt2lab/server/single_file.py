@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.files import write_atomically
 from gpt2lab.formatting import printable
 from gpt2lab.model.config import GPTConfig
@@ -35,6 +35,8 @@ STATIC = Path(__file__).parent / "static"
 ENTRY = "single.js"
 LEVELS = 127
 """Largest absolute value of an 8-bit weight."""
+MOST_PARAMETERS = 380_000_000
+"""As base64 with a vocabulary they are just below 2^29 characters, the longest string of Chromium."""
 
 
 def write_single_file(model: GPT, tokenizer: Tokenizer, name: str, out: Path) -> None:
@@ -57,6 +59,8 @@ def write_single_file(model: GPT, tokenizer: Tokenizer, name: str, out: Path) ->
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}; create it first")
     name, model = printable(name), without_mtp(model)
+    most = f"at most {MOST_PARAMETERS:,}: a browser takes no longer text than 512 MB; use gpt2lab play"
+    require(model.n_params <= MOST_PARAMETERS, "the number of parameters", model.n_params, most)
     content = {
         "name": name,
         "parameters": model.n_params,

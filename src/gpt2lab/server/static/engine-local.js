@@ -200,7 +200,10 @@ function makeTokenizer({ tokens, merges, special, pattern }) {
 
 // Vectors are fp32. The weight in row r of a matrix is its 8-bit number times scale[r].
 function readWeights({ weights, tensors }) {
-  const { buffer } = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
+  const characters = atob(weights);
+  const bytes = new Uint8Array(characters.length); // Uint8Array.from would make a list of them first: 2 GB for GPT-2
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  const { buffer } = bytes;
   return Object.fromEntries(
     Object.entries(tensors).map(([name, { shape: [rows, columns], offset, scale }]) => [
       name,
