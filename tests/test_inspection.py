@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +185,19 @@ def test_blocks_of_ones_own_are_inspected_and_switched_off_as_a_whole(monkeypatc
     assert x[2].equal(x[1]) and not x[3].equal(x[2])
     with pytest.raises(InputError, match=r"switch off head:1.0: block alone has no attn.c_proj; switch off layer:1"):
         switched_off(model, ["head:1.0"])
+
+
+def test_the_example_of_the_docs_prints_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    found = re.search(r"```python\n(.*?)```", (root / "docs" / "play.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    exec(found[1], {})
+    said = capsys.readouterr().out
+    for text in ("p(red) = 0.88", "[' my', ' red', ' red']", "without head 0: 0.89", "without head 3: 0.17"):
+        assert text in said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""What is done with a trained model: ``gpt2lab sample``, ``report``, ``trust``, ``import-hf``, ``export-hf``, and
-``gpt2lab eval perplexity|positions|hellaswag|harness|text``.
+"""What is done with a trained model: ``gpt2lab sample``, ``report``, ``trust``, ``import-hf``, ``export-hf``,
+``export-html``, and ``gpt2lab eval perplexity|positions|hellaswag|harness|text``.
 """
 
 from __future__ import annotations
