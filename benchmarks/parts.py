@@ -54,6 +54,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "attention_gate": {"attention_gate": True},
     "value_residual": {"value_residual": True},
     "differential_attention": {"differential_attention": True},
+    "latent_dim 128, position rope": {"latent_dim": 128, **ROPE},
     "mask window,causal, window 64": {"mask": "window,causal", "window": 64},
     "as in gpt2-modern": {**MODERN, "tied_head": False},
 }

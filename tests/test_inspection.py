@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinks, embedding norm": {"attention_sinks": True, "position": "none", "embedding_norm": True},
     "value residual": {"value_residual": True, "n_kv_head": 2},
     "differential": {"differential_attention": True, "position": "rope"},
+    "latent": {"latent_dim": 12, "position": "rope"},
     "prefix": {"mask": "prefix", "prefix": 4},
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)

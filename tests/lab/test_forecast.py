@@ -55,6 +55,7 @@ def test_gpt2_xl_on_64_gpus_by_hand(capsys: Capture) -> None:
     assert plain["step_seconds"] == pytest.approx(per_token * 2**20 / (64 * 989e12 * 0.5))
     assert plain["memory"]["weights"] == 4 * padded
     assert (found["checkpoint_bytes"], found["dataset_bytes"]) == (12 * padded, 2 * 10**10)
+    assert found["cache_bytes"] == 2 * 48 * 1600 * 1024 * 2
 
 
 def test_a_model_too_large_for_one_gpu_is_sharded(capsys: Capture) -> None:
@@ -74,8 +75,17 @@ def test_the_parallel_mode_is_the_one_that_training_chooses(capsys: Capture) -> 
 
 def test_the_table_has_both_scenarios_and_every_part(capsys: Capture) -> None:
     assert main(["plan", "--preset", "gpt2", "--gpus", "8"]) == 0
-    printed = capsys.readouterr().out
-    parts = ["weights", "gradients", "optimizer state", "activations", "peak", "largest micro-batch", "MFU"]
+    printed = " ".join(capsys.readouterr().out.split("\n"))
+    parts = [
+        "cache of 1,024 tokens 37.7 MB",
+        "weights",
+        "gradients",
+        "optimizer state",
+        "activations",
+        "peak",
+        "largest micro-batch",
+        "MFU",
+    ]
     parts += ["time per step", "GPU-hours", "on disk", "without activation", " with activation"]
     for part in [*parts, "124,439,808 parameters on 8 x H100 (ddp, bf16)"]:
         assert part in printed

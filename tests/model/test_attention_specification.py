@@ -54,6 +54,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "gate": {"attention_gate": True},
     "value_residual": {"value_residual": True},
     "differential": {"differential_attention": True},
+    "latent": {"latent_dim": 6},
     "qk_norm": {"qk_norm": True},
     "rmsnorm": {"norm": "rmsnorm", "qk_norm": True, "norm_placement": "sandwich"},
 }
@@ -70,6 +71,10 @@ def fits(variant: dict[str, Any]) -> bool:
     if variant.get("part") in ("sinks", "softcap") and variant.get("kernel", "matmul") not in ("reference", "matmul"):
         return False
     if variant.get("part") == "differential" and (variant.get("position") == "alibi" or variant.get("n_kv_head") == 1):
+        return False
+    if variant.get("part") == "latent" and (
+        variant.get("n_kv_head", 4) != 4 or variant.get("position") in ("rope-half", "rope-ntk")
+    ):  # with ntk one pair is too few, and half of these heads is one
         return False
     if variant.get("kernel") == "flex":  # it is slow here, and sees positions but as q and k, and ALiBi's biases
         return variant.get("position", "rope") in ("rope", "alibi")
@@ -132,6 +137,7 @@ def _model_of(n_layer: int, **variant: Any) -> GPT:
     torch.manual_seed(0)
     options = {name: value for name, value in variant.items() if name != "part"}
     options |= {"position": variant["position"].partition("-")[0], **PARTS[variant["part"]]}
+    options["n_kv_head"] = None if variant["n_kv_head"] == H else variant["n_kv_head"]
     options |= POSITIONS[variant["position"]] | MASKS[variant["mask"]]
     model = GPT(GPTConfig(n_layer, H, 16, T, V, dropout=0.0, **options))
     with torch.no_grad():

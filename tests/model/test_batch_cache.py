@@ -33,6 +33,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinks and soft caps": {"attention_sinks": True, "attention_softcap": 5.0, "position": "rope"},
     "gated, norms of heads": {"attention_gate": True, "qk_norm": True, "position": "rope"},
     "value residuals": {"value_residual": True, "n_kv_head": 2},
+    "differential": {"differential_attention": True, "n_kv_head": 2, "position": "rope"},
+    "latent": {"latent_dim": 12, "position": "rope"},
+    "latent in a window": {"latent_dim": 12, "mask": "window", "window": 5},
     "reference": {"kernel": "reference", "n_kv_head": 2},
     "matmul": {"kernel": "matmul", "mask": "window", "window": 5},
 }

@@ -105,7 +105,11 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["reference", "matmul"])
-@pytest.mark.parametrize("options", [{}, {"n_inner": 50}, {"activation": "swiglu", "attention_gate": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_inner": 50}, {"activation": "swiglu", "attention_gate": True}, {"latent_dim": 9, "position": "rope"}],
+    ids=str,
+)
 @pytest.mark.parametrize(("B", "T"), [(1, 16), (3, 7)])
 def test_the_formula_equals_a_count_of_the_products_of_a_training_step(
     B: int, T: int, options: Any, kernel: Any

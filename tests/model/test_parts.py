@@ -28,6 +28,7 @@ OPTIONS: dict[str, list[Any]] = {
     "attention_gate": [False, True],
     "value_residual": [False, True],
     "differential_attention": [False, True],
+    "latent_dim": [None, 10],
     "activation": list(ACTIVATIONS),
     "parallel_blocks": [False, True],
     "tied_head": [True, False],
@@ -37,6 +38,9 @@ OPTIONS: dict[str, list[Any]] = {
     "bias": [True, False],
     "n_kv_head": [None, 2],
 }
+REFUSED = [({"parallel_blocks": True}, {"norm_placement": placement}) for placement in ("post", "sandwich")]
+REFUSED += [({"latent_dim": 10}, other) for other in ({"n_kv_head": 2}, {"qk_norm": True}, {"value_residual": True})]
+REFUSED += [({"latent_dim": 10}, {"differential_attention": True})]
 
 
 def variants() -> list[dict[str, Any]]:
@@ -45,19 +49,15 @@ def variants() -> list[dict[str, Any]]:
     draw, unseen, found = random.Random(0), None, []
     while unseen is None or unseen:
         combined = {name: draw.choice(values) for name, values in OPTIONS.items()}
-        if combined["parallel_blocks"]:
-            combined["norm_placement"] = "pre"
+        for part, other in REFUSED:
+            if (part | other).items() <= combined.items():
+                combined |= {name: OPTIONS[name][0] for name in other}
         chosen = [(name, str(value)) for name, value in combined.items()]
         pairs = {(a, b) for a in chosen for b in chosen if a < b}
         if unseen is None:
             every = [(name, str(value)) for name, values in OPTIONS.items() for value in values]
-            refused = {"post", "sandwich"}
-            unseen = {
-                (a, b)
-                for a in every
-                for b in every
-                if a[0] < b[0] and not (a[1] in refused and b == ("parallel_blocks", "True"))
-            }
+            refused = [{(name, str(value)) for name, value in (a | b).items()} for a, b in REFUSED]
+            unseen = {(a, b) for a in every for b in every if a[0] < b[0] and {a, b} not in refused}
         if pairs & unseen:
             found.append(combined)
             unseen -= pairs
@@ -86,6 +86,12 @@ def by_hand(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     def attention(h: str, x: torch.Tensor) -> torch.Tensor:
         D, K, maps, heads = c.head_dim, c.kv_heads, [], []
         rows = linear(f"{h}.attn.c_attn", x).split(D, dim=-1)
+        if c.latent_dim is not None:
+            queries, latent = linear(f"{h}.attn.c_attn", x).split((c.n_head * D, c.latent_dim), dim=-1)
+            latent = latent / (latent.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt()
+            latent = latent * weights.get(f"{h}.attn.latent_norm.weight", 1.0)
+            expanded = linear(f"{h}.attn.c_latent", latent).split(D, dim=-1)  # key, value, key, value, ..
+            rows = (*queries.split(D, dim=-1), *expanded[0::2], *expanded[1::2])
         values.append(rows[c.n_head + K :])
         for head in range(c.n_head):
             q, k = rows[head], rows[c.n_head + head * K // c.n_head]
@@ -239,6 +245,19 @@ def test_a_gated_layer_has_as_many_parameters_as_an_ordinary_one() -> None:
             "differential_attention with n_kv_head 1: .* an even number",
         ),
         ({"differential_attention": True, "position": "alibi"}, "differential_attention with position alibi: .* take"),
+        ({"latent_dim": 0}, "latent_dim is 0; it must be at least 1"),
+        *(
+            ({"latent_dim": 64, name: value}, f"latent_dim 64 with {name} {value}: .*; leave one of them out")
+            for name, value in (
+                *(("n_kv_head", 4), ("qk_norm", True), ("value_residual", True), ("differential_attention", True)),
+                ("mup_base_width", 64),
+            )
+        ),
+        (
+            {"latent_dim": 64, "position": "rope", "rope_fraction": 0.5},
+            "latent_dim 64 with rope_fraction 0.5: .* leave",
+        ),
+        ({"latent_dim": 64, "position": "rope", "n_head": 128}, "768 / n_head 128 = 6 is not divisible by 4; choose"),
         ({"parallel_blocks": True, "norm_placement": "post"}, "parallel_blocks with norm_placement post: .* take"),
     ],
 )

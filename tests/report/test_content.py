@@ -200,6 +200,7 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
         ({"attention_gate": True}, ["A gate multiplies"], "Qiu et al. 2025"),
         ({"value_residual": True}, ["mixed with those of the first"], "Value Residual Learning"),
         ({"differential_attention": True}, ["subtracts its maps", "0.8"], "Differential Transformer"),
+        ({"latent_dim": 16}, ["a latent", "of 16 numbers"], "DeepSeek-V2"),
         ({"activation": "swiglu"}, ["Three linear layers", "SiLU as the gate"], "GLU Variants"),
         ({"activation": "relu2"}, ["ReLU squared"], "Primer"),
         ({"activation": "gelu"}, ["GELU [5]."], ""),

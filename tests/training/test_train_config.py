@@ -67,6 +67,7 @@ def test_to_json_and_back(length: dict[str, Any]) -> None:
             "block",
             "mtp_depth",
             "mtp_weight",
+            "latent_dim",
         }
         assert defaults.keys() - values.keys() <= free
         assert all(value != defaults[name] for name, value in values.items()), kind

@@ -324,7 +324,8 @@ def _print_forecast(found: Forecast) -> None:
     console.console.print(table)
     console.console.print(
         f"{found.steps:,} steps of {workload.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
-        f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}"
+        f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}; "
+        f"to generate, a cache of {workload.model.n_ctx:,} tokens {formatting.size(found.cache_bytes)}"
     )
     if own := [" ".join(key) for key in workload.model.own_parts if key[0] in MODULES]:
         console.console.print(f"of {' and '.join(own)}, FLOPs and activations are estimated from the matrices")

@@ -208,6 +208,8 @@ class Forecast:
     flops: float
     dataset_bytes: int
     checkpoint_bytes: int
+    cache_bytes: int
+    """Of keys and values that a text as long as the context keeps while it is generated."""
     plain: Scenario
     checkpointed: Scenario
 
@@ -242,6 +244,7 @@ def forecast(workload: Workload) -> Forecast:
         flops=model.flops_per_token(workload.T) * workload.tokens,
         dataset_bytes=workload.tokens * (2 if model.vocab_size <= 65_536 else 4),
         checkpoint_bytes=whole.weights + whole.optimizer,
+        cache_bytes=model.cache_bytes(model.n_ctx, runtime.DTYPES[workload.precision]),
         plain=_scenario(workload, shape, room, rate),
         checkpointed=_scenario(workload, recomputing, room, rate),
     )

@@ -402,8 +402,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
         self.dropout, self.rotate = config.dropout, make_rotate(config)
-        width = (config.n_head + 2 * config.kv_heads) * config.head_dim
-        self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, config.c_attn_rows, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm, self.k_norm = (
             make_norm(config, self.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)

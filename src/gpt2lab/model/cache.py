@@ -7,8 +7,8 @@ overwrites the one that has just gone out of reach.
     leading 1, W 3     positions 0 1 2 3 | 4      slots  0 1 2 3  ->  0 4 2 3  ->  0 4 5 3  ->  0 4 5 6
 
 Keys are stored after rotation, which depends on the position and not on the slot, so they stay valid when the cache
-rolls. Grouped-query attention stores n_kv_head heads of each. If layers have different masks, each keeps what its own
-reaches.
+rolls. Grouped-query attention stores n_kv_head heads of each; latent attention stores one key, which holds the latent,
+and no value. If layers have different masks, each keeps what its own reaches.
 
 Rows of different lengths are padded on the left: ``padding[b]`` empty positions precede row b's first token. No query
 attends to them, and positions count from the first token.
@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
@@ -127,9 +128,10 @@ class KVCache:
         self.endless = all(slots.rolling for slots in self._slots.values()) and config.position != "learned"
         """Whether it takes more positions than the context: it rolls, and there is no table of positions."""
         self.layers: list[LayerCache] = []
+        heads, *widths = config.cached
         for slots in map(self._slots.__getitem__, masks):
-            shape = (2, batch, config.kv_heads, len(slots.positions), config.head_dim)
-            keys, values = torch.empty(shape, device=device, dtype=dtype)
+            shape = batch, heads, len(slots.positions)
+            keys, values = (torch.empty(*shape, width, device=device, dtype=dtype) for width in widths)
             self.layers.append(LayerCache(keys, values, slots))
         self.nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
         """Bytes of keys and values."""
@@ -207,8 +209,8 @@ class _RowSlots:
 class _BatchLayer(LayerCache):
     """One layer's keys and values of a `BatchCache`."""
 
-    def __init__(self, empty: torch.Tensor, slots: _RowSlots) -> None:
-        self.keys, self.values, self._rows = empty, empty, slots
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, slots: _RowSlots) -> None:
+        self.keys, self.values, self._rows = keys, values, slots
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new k and v (B, K, 1, D) of each row; return the keys and values to read, (B, K, S, D)."""
@@ -237,8 +239,7 @@ class _BatchLayer(LayerCache):
         slots = self.keys.shape[2]
         if filled > slots:
             more = min(max(filled, 2 * slots), self._rows.capacity) - slots
-            room = self.keys.new_zeros(*self.keys.shape[:2], more, self.keys.shape[3])
-            self.keys, self.values = (torch.cat([x, room], dim=2) for x in (self.keys, self.values))
+            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
 
 class BatchCache:
@@ -267,8 +268,9 @@ class BatchCache:
         """Number of positions that each row has seen."""
         self.positions = torch.empty(0, 1, dtype=torch.long)
         """Position of each row's new token, (B, 1)."""
-        empty = torch.zeros(rows, config.kv_heads, 0, config.head_dim, device=device, dtype=dtype)
-        self.layers = [_BatchLayer(empty, self._slots[mask]) for mask in config.masks]
+        heads, *widths = config.cached
+        keys, values = (torch.zeros(rows, heads, 0, width, device=device, dtype=dtype) for width in widths)
+        self.layers = [_BatchLayer(keys, values, self._slots[mask]) for mask in config.masks]
 
     def join(self, cache: KVCache) -> int:
         """Add a row that continues the only row of ``cache``; return its number.

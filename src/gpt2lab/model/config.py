@@ -107,6 +107,10 @@ class GPTConfig:
     """Mix the values of every layer with those of the first, as in ResFormer; the two weights are trained."""
     differential_attention: bool = False
     """Pair heads: each pair subtracts the softmax map of its second head, times a trained weight, from the first's."""
+    latent_dim: int | None = None
+    """Multi-head latent attention, as in DeepSeek-V2: expand keys and values from this many numbers (usual: 4 heads'
+    width), which are all that is cached, beside a rotated key that the heads share. None: project them from the stream.
+    """
     activation: Activation = "gelu_tanh"
     """Of the feed-forward layer; glu, geglu and swiglu are gated."""
     parallel_blocks: bool = False
@@ -181,6 +185,8 @@ class GPTConfig:
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head {self.n_head}: choose from {fits}")
         if self.differential_attention:
             self._check_pairs()
+        if self.latent_dim is not None:
+            self._check_latent(self.latent_dim)
 
     def _check_pairs(self) -> None:
         for name, heads in (("n_head", self.n_head), ("n_kv_head", self.kv_heads)):
@@ -190,6 +196,24 @@ class GPTConfig:
             raise InputError(
                 "differential_attention with position alibi: the two maps of a head would fall with distance at "
                 "different rates; take position rope, learned, sinusoidal or none"
+            )
+
+    def _check_latent(self, latent_dim: int) -> None:
+        require(latent_dim >= 1, "latent_dim", latent_dim, "at least 1 (usual: 4 * n_embd / n_head)")
+        for name, why in _NOT_LATENT.items():
+            value = getattr(self, name)
+            if value:
+                raise InputError(f"latent_dim {latent_dim} with {name} {value}: {why}; leave one of them out")
+        if self.position == "rope" and self.rope_fraction != 1.0:
+            raise InputError(
+                f"latent_dim {latent_dim} with rope_fraction {self.rope_fraction}: what is rotated is half a head wide "
+                "and stands beside the latent; leave rope_fraction out"
+            )
+        if self.position == "rope" and self.head_dim % 4:
+            raise InputError(
+                f"latent_dim {latent_dim} with position rope rotates pairs of half a head's width, but n_embd "
+                f"{self.n_embd} / n_head {self.n_head} = {self.head_dim} is not divisible by 4; choose another n_head "
+                "or n_embd"
             )
 
     def _check_positions(self) -> None:
@@ -332,7 +356,7 @@ class GPTConfig:
     @property
     def key_width(self) -> int:
         """Numbers of a query and of a key."""
-        return self.head_dim
+        return self.head_dim if self.latent_dim is None else self.latent_rotary + self.head_dim
 
     @property
     def value_width(self) -> int:
@@ -340,9 +364,28 @@ class GPTConfig:
         return self.n_embd // self.output_heads
 
     @property
+    def latent_rotary(self) -> int:
+        """Numbers R of the key beside a latent, which positions rotate: 0 without rotary positions."""
+        return self.rotary_dim if self.position == "rope" else 0
+
+    @property
+    def c_attn_rows(self) -> int:
+        """Numbers that ``c_attn`` projects a position to: queries, keys and values, or queries, key and latent."""
+        if self.latent_dim is None:
+            return (self.n_head + 2 * self.kv_heads) * self.head_dim
+        return self.n_head * self.key_width + self.latent_rotary + self.latent_dim
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What the cache holds of a position in a layer: heads, numbers of a key, and numbers of a value."""
+        if self.latent_dim is None:
+            return self.kv_heads, self.head_dim, self.head_dim
+        return 1, self.latent_rotary + self.latent_dim, 0
+
+    @property
     def rotary_dim(self) -> int:
-        """Numbers R of each head that rotary positions rotate, the first ones."""
-        return round(self.rope_fraction * self.head_dim)
+        """Numbers R that rotary positions rotate: the first ones of each head, or half as many beside a latent."""
+        return self.head_dim // 2 if self.latent_dim is not None else round(self.rope_fraction * self.head_dim)
 
     @property
     def nope_layers(self) -> range:
@@ -390,7 +433,7 @@ class GPTConfig:
         matrix counts as used once by each token, and a block as if it had this attention. Over the peak rate this is
         model FLOPs utilization (MFU).
         """
-        c_attn = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_dim
+        c_attn = self.n_embd * self.c_attn_rows + 2 * self.n_embd * (self.latent_dim or 0)
         squares = 2 if self.attention_gate else 1  # attn.c_proj, and the gate
         feed_forward = (3 if self.is_gated else 2) * self.n_embd * self.inner
         if self.feed_forward is not None:
@@ -401,15 +444,18 @@ class GPTConfig:
         heads = self.mtp_depth
         products = (self.n_layer + heads) * block + (1 + heads) * self.vocab_size * self.n_embd
         keys = sum(mask.keys_per_query(T) for mask in (*self.masks, *self.masks[-1:] * heads))
-        return 6.0 * products + 12.0 * self.n_embd * keys
+        attended = self.n_head * self.key_width + self.output_heads * self.value_width
+        return 6.0 * products + 6.0 * attended * keys
 
     def cache_bytes(self, T: int, dtype: torch.dtype) -> int:
         """Return the bytes of keys and values that T tokens of a row keep in the cache (T = 1: the bytes of a token).
 
-        Grouped heads store n_kv_head; a mask of limited reach keeps no more than it reaches.
+        Grouped heads store n_kv_head, latent attention its latent and one rotated key; a mask of limited reach keeps no
+        more than it reaches.
         """
         kept = sum(min(T, mask.keys_per_query(self.n_ctx)) for mask in self.masks)
-        return 2 * self.kv_heads * self.head_dim * kept * dtype.itemsize
+        heads, key, value = self.cached
+        return heads * (key + value) * kept * dtype.itemsize
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:
@@ -440,6 +486,16 @@ ROPE_OPTIONS = {
     "nope_every": None,
 }
 """Options of position rope, with the values that leave it as it is; other positions refuse any other value."""
+
+
+_NOT_LATENT = {
+    "n_kv_head": "a latent takes the place of shared key and value heads",
+    "qk_norm": "keys are expanded from a latent that is normalized, and not at all while tokens are generated",
+    "value_residual": "the cache holds no values that could be mixed",
+    "differential_attention": "both replace the projections of attention",
+    "mup_base_width": "muP scales every hidden width with n_embd",
+}
+"""Options that latent attention refuses, and why."""
 
 
 def divisors(n: int) -> list[int]:

@@ -114,7 +114,7 @@ def rotate_interleaved(x: torch.Tensor, by: Rotation) -> torch.Tensor:
 def make_rotate(config: GPTConfig) -> Callable[[torch.Tensor, Rotation], torch.Tensor]:
     """Return the function that rotates heads (B, H, T, D), all of D or its beginning, in the configured pairing."""
     rotate = {"halves": rotate_halves, "interleaved": rotate_interleaved}[config.rope_pairing]
-    if config.rotary_dim == config.head_dim:
+    if config.rotary_dim == config.key_width:
         return rotate
     return functools.partial(_rotate_beginning, rotate, config.rotary_dim)
 

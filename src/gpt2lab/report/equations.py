@@ -162,7 +162,17 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
             r"$\lambda_2$ are learned in each layer (Zhou et al. 2024)."
         )
         v = r"\lambda_1 x^1 W_h^{V,1} + \lambda_2 x W_h^V"
-    scores, heads_together = r"\frac{Q_h K_h^\top}{\sqrt{D}}", r"[A_1; \dots; A_H]"
+    outputs, width = [], "D"
+    if (latent := model.get("latent_dim")) is not None:
+        words += (
+            f" Keys and values are expanded from a latent $c$ of {setting(latent)} numbers, which is what the cache "
+            "holds (DeepSeek-AI 2024); $N_c$ is an RMSNorm."
+        )
+        outputs, k, v = [r"c = N_c(x W^{DKV})"], "c W_h^{UK}", "c W_h^{UV}"
+        if model.get("position") == "rope":
+            words += r" Of queries and keys only the first $R = D/2$ numbers are rotated; heads share those of a key."
+            q, k, width = r"[x W_h^{QR}; x W_h^Q]", r"[x W^{KR}; c W_h^{UK}]", "D + R"
+    scores, heads_together = rf"\frac{{Q_h K_h^\top}}{{\sqrt{{{width}}}}}", r"[A_1; \dots; A_H]"
     if (softcap := model.get("attention_softcap")) is not None:
         words += f" Scores are bounded by $b = {setting(softcap)}$ (Gemma Team 2024)."
         scores = rf"b\, \tanh\left(\frac{{1}}{{b}} {scores}\right)"
@@ -170,7 +180,7 @@ def _attention(model: Mapping[str, Any], cite: Mapping[str, str], imported: Path
     if model.get("attention_sinks"):
         words += " Each head has a learned score $s_h$ for attending to nothing, its sink (gpt-oss 2025)."
         weights, where = r"\frac{e^S}{e^{s_h} + \sum_j e^{S_j}}", rf", \quad S = {scores} + M"
-    outputs = [rf"A_h = {weights} V_h{where}"]
+    outputs.append(rf"A_h = {weights} V_h{where}")
     if model.get("differential_attention"):
         words += (
             " A pair of heads $h$ and $h + H/2$ subtracts its maps $P$ and normalizes the result over its $2 D$ "

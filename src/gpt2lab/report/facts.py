@@ -79,6 +79,8 @@ REFERENCES = {
     "Attention-Sink-Free.",
     "value_residual": "Zhou, Wu, Jiang, Obeid & Lan 2024, Value Residual Learning.",
     "differential_attention": "Ye, Dong, Xia, Sun, Zhu, Huang & Wei 2024, Differential Transformer.",
+    "latent_dim": "DeepSeek-AI 2024, DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language "
+    "Model.",
     "softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
     "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
     "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
@@ -105,6 +107,7 @@ _PARTS = (
     "attention_gate",
     "value_residual",
     "differential_attention",
+    "latent_dim",
     "z_loss",
     "embedding_norm",
 )
@@ -272,6 +275,7 @@ _MODEL = {
     "attention_gate": ("Attention has an output gate", ""),
     "value_residual": ("Values are mixed with those of layer 1", ""),
     "differential_attention": ("Pairs of heads subtract their maps", ""),
+    "latent_dim": ("Width of the latent of keys and values", ""),
     "activation": ("Activation", ""),
     "feed_forward": ("Feed-forward layer", ""),
     "block": ("Block", ""),
@@ -371,7 +375,7 @@ def position(data: RunData) -> Markdown:
             )
         if model.get("nope_every"):
             texts.append("Layers {nope_every}, 2 · {nope_every}, .. have no positions (Yang et al. 2025).")
-    width = "D" if model.get("rope_fraction", 1.0) == 1.0 else "R"
+    width = "D" if model.get("rope_fraction", 1.0) == 1.0 and model.get("latent_dim") is None else "R"
     interleaved = model.get("rope_pairing") == "interleaved"
     values = {
         "FIRST": "2i" if interleaved else "i",

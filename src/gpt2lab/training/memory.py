@@ -172,6 +172,7 @@ def block_activations(shape: Shape, mask: Mask) -> int:
     if shape.model.block is not None:
         return 2 * _branch(shape) + _attention(shape, mask).kept + _own(shape, "block")
     attention = _branch(shape) + _attention(shape, mask).kept + (3 if shape.model.attention_gate else 1) * width
+    attention += _latent(shape)
     shared = _norm(shape) + shape.rows * shape.model.n_embd * shape.size if shape.model.parallel_blocks else 0
     return attention + _feed_forward(shape) - shared
 
@@ -295,6 +296,16 @@ def _banded(shape: Shape, mask: Mask) -> _Attention:
 def _taken(model: GPTConfig, groups: int) -> int:
     """Return the numbers of q, k and v per token as the kernel takes them, with ``groups`` heads of k and v."""
     return model.n_head * model.key_width + groups * (model.key_width + model.value_width)
+
+
+def _latent(shape: Shape) -> int:
+    """Return the bytes that latent attention keeps before the kernel: c_attn's output, a quotient, the cache's part."""
+    model = shape.model
+    if model.latent_dim is None:
+        return 0
+    quotient = model.latent_dim if model.norm_affine else 0
+    numbers = model.c_attn_rows + quotient + model.latent_rotary + model.latent_dim
+    return shape.rows * (numbers * shape.size + 2 * FP32)
 
 
 def _differential(shape: Shape, maps: int = 0) -> int:
