@@ -89,3 +89,20 @@ def test_training_shows_merges_a_second_and_the_time_left(
     output("tokenizer", "train", *options)
     drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.getvalue())
     assert re.search(r"merging .*303/303 .*merges/s \d:\d\d:\d\d", drawn)
+
+
+def test_add_special_and_import_save_a_tokenizer(tok: Path, tmp_path: Path, output: Output, refused: Output) -> None:
+    said = output("tokenizer", "add-special", tok, "--token", "<|user|>", "<|end|>", "--out", tmp_path / "more")
+    more = Tokenizer.load(tmp_path / "more")
+    assert said == f"{tmp_path / 'more'}: 264 entries, fingerprint {more.fingerprint[:16]}\n"
+    assert more.special_tokens == {"<|endoftext|>": 261, "<|user|>": 262, "<|end|>": 263}
+    assert "exists; give another" in refused("tokenizer", "add-special", tok, "--token", "<|x|>", "--out", tok)
+    output("tokenizer", "export", tok, "--out", tmp_path, "--format", "tiktoken")
+    command = ("tokenizer", "import", tmp_path / "ranks.tiktoken", "--pattern", "gpt2")
+    output(*command, "--special-tokens", "<|endoftext|>", "--out", tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").fingerprint == Tokenizer.load(tok).fingerprint
+    said = output(*command, "--special-tokens", "<|endoftext|>=263", "<|a=b|>=262", "--out", tmp_path / "far")
+    assert "1 id without a token is reserved: <|reserved_261|>" in said
+    assert Tokenizer.load(tmp_path / "far").special_tokens["<|a=b|>"] == 262
+    mixed = ("--special-tokens", "<|endoftext|>=261", "<|user|>", "--out", tmp_path / "mixed")
+    assert "give all as TEXT=ID, each once, or all as TEXT" in refused(*command, *mixed)

@@ -152,7 +152,11 @@ TO_START: list[tuple[str, dict[str, Any], str]] = [
     ("nowhere", {}, "no such directory of prepared data"),
     ("damaged", {}, r"train_\d+\.bin.*changed since it was written"),
     ("data", {"init": Path("nowhere")}, "nowhere does not exist"),
-    ("other_tokenizer", {"init": "finished"}, "made with tokenizer .*; prepare the data with --tokenizer .*run"),
+    (
+        "other_tokenizer",
+        {"init": "finished"},
+        "made with tokenizer .*; prepare the data with --tokenizer .*run, or with what gpt2lab tokenizer add-special",
+    ),
     ("data", {"init": "emptied"}, "model.safetensors has 0 bytes"),
     ("data", {"init": "finished", "model": GPTConfig(2, 2, 16, 32, vocab_size=257)}, r"n_ctx 32 \(there 16\)$"),
     ("data", {"init": "finished", "model": OTHER}, r"n_layer 1 \(there 2\), n_embd 32 \(there 16\)$"),

@@ -19,6 +19,8 @@ COMMANDS: Mapping[str, Command | Group] = {
     "tokenizer": {
         "train": ("tokenizer:TrainTokenizer", "Train a byte-level BPE tokenizer on text."),
         "show": ("tokenizer:ShowTokenizer", "Show how a tokenizer splits text and how well its vocabulary fits."),
+        "add-special": ("tokenizer:AddSpecial", "Add special tokens to a tokenizer."),
+        "import": ("tokenizer:ImportTokenizer", "Read a tiktoken file of ranks."),
         "export": ("tokenizer:ExportTokenizer", "Write a tokenizer in the format of another program."),
         "encode": ("tokenizer:Encode", "Encode text from standard input to ids, line by line."),
         "decode": ("tokenizer:Decode", "Decode ids from standard input to text."),

@@ -1,9 +1,9 @@
-"""``gpt2lab tokenizer train|show|export|encode|decode``."""
+"""``gpt2lab tokenizer train|show|add-special|import|export|encode|decode``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,11 +63,10 @@ class TrainTokenizer(Command):
         with console.merging_bar() as (read, progress):
             corpus, special = _counted(corpus, read), self.special_tokens
             tokenizer = Tokenizer.train(corpus, self.vocab_size, special, pattern=self.pattern, progress=progress)
-        tokenizer.save(self.out)
         console.print_skipped(skipped)
         if tokenizer.n_vocab < self.vocab_size:
             print(f"no pair occurs twice after {tokenizer.n_vocab:,} entries; the vocabulary is smaller than asked for")
-        print(f"{self.out}: {tokenizer.n_vocab:,} entries, fingerprint {tokenizer.fingerprint[:16]}")
+        _save(tokenizer, self.out)
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,61 @@ class ExportTokenizer(_OfTokenizer):
             print("a rank file holds neither special tokens nor the pattern; pass these to tiktoken.Encoding:")
             print(f"  special_tokens={tokenizer.special_tokens!r}")
             print(f"  pat_str={find_pattern(tokenizer.pattern).published!r}")
+
+
+@dataclass(frozen=True)
+class AddSpecial(_OfTokenizer):
+    """Add special tokens to a tokenizer; the ids of all others stay."""
+
+    token: tuple[str, ...]
+    """Texts of the new special tokens, such as "<|user|>" "<|assistant|>"; they get the next ids in this order."""
+    out: Path
+    """Directory to write; it must not exist."""
+
+    def run(self) -> None:
+        """Save the tokenizer with the tokens."""
+        if self.out.exists():
+            raise InputError(f"{self.out} exists; give another --out")
+        _save(Tokenizer.load(self.tokenizer).with_special(self.token), self.out)
+
+
+@dataclass(frozen=True)
+class ImportTokenizer(Command):
+    """Read a tiktoken file of ranks, such as cl100k_base.tiktoken."""
+
+    ranks: Positional[Path]
+    """The file: a token in base64 and its rank in each line."""
+    pattern: str
+    """Pre-tokenization pattern, which the file does not hold: gpt2, cl100k, or a regular expression."""
+    out: Path
+    """Directory to write; it must not exist."""
+    special_tokens: tuple[str, ...] = ()
+    """Special tokens, each as TEXT=ID, such as "<|endoftext|>=100257", or all as TEXT for the ids after the ranks."""
+
+    def run(self) -> None:
+        """Save the tokenizer, and say which ids no token has."""
+        if self.out.exists():
+            raise InputError(f"{self.out} exists; give another --out")
+        tokenizer = Tokenizer.from_tiktoken(self.ranks, self.pattern, _with_ids(self.special_tokens))
+        _save(tokenizer, self.out)
+        if reserved := [name for name in tokenizer.special_tokens if name.startswith("<|reserved_")]:
+            ids = "1 id without a token is" if len(reserved) == 1 else f"{len(reserved):,} ids without a token are"
+            print(f"{ids} reserved: {reserved[0]}{', ..' if len(reserved) > 1 else ''}")
+
+
+def _with_ids(words: Sequence[str]) -> dict[str, int] | Sequence[str]:
+    """Return special tokens with the ids given as TEXT=ID; the texts alone if none is."""
+    parted = {
+        text: number for text, _, number in (word.rpartition("=") for word in words) if text and number.isdecimal()
+    }
+    if parted and len(parted) < len(words):
+        raise InputError(f"special tokens {' '.join(words)}: give all as TEXT=ID, each once, or all as TEXT")
+    return {text: int(number) for text, number in parted.items()} or words
+
+
+def _save(tokenizer: Tokenizer, out: Path) -> None:
+    tokenizer.save(out)
+    print(f"{out}: {tokenizer.n_vocab:,} entries, fingerprint {tokenizer.fingerprint[:16]}")
 
 
 @dataclass(frozen=True)

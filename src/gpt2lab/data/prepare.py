@@ -55,7 +55,7 @@ from gpt2lab.data.writing import (
 )
 from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, locked
-from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 DEFAULT_FRACTION = 0.05
 _ENOUGH_HELD_OUT = 10_000
@@ -92,6 +92,8 @@ class PrepareConfig(SourceConfig):
     """Drop documents that are exact copies of an earlier one; needs 8 bytes of memory per document."""
     shard_tokens: int = 100_000_000
     """Tokens per shard file."""
+    special_tokens: bool = False
+    """Recognize special tokens in the text, except <|endoftext|>; by default their texts are ordinary text."""
 
     def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Return what the plan records: the tokenizer's fingerprint and the options, with which alone it resumes.
@@ -100,7 +102,8 @@ class PrepareConfig(SourceConfig):
         """
         options = {**asdict(self), "sources": list(self.sources), "tokenizer": tokenizer.fingerprint}
         del options["on_error"]
-        return {name: value for name, value in options.items() if (name, value) != ("format", "text")}
+        unset = (("format", "text"), ("special_tokens", False))  # plans made before these options lack them
+        return {name: value for name, value in options.items() if (name, value) not in unset}
 
 
 def prepare(
@@ -150,6 +153,11 @@ def prepare_shards(
     All processes write to the same directory, each to its own chunks, and each uses at most ``max_disk / world``.
     """
     TokenizerInfo.of(tokenizer)
+    if config.special_tokens and tokenizer.special_tokens.keys() <= {END_OF_TEXT}:
+        raise InputError(
+            f"--special-tokens, but the tokenizer has none besides {END_OF_TEXT}; leave it out, or add some with "
+            "gpt2lab tokenizer add-special"
+        )
     if world > 1 and (config.deduplicate or config.max_documents):
         option = "--deduplicate" if config.deduplicate else "--max-documents"
         raise InputError(f"{option} needs all documents in order; prepare with one process, not {world}")

@@ -31,7 +31,7 @@ from gpt2lab.data.sources import Chunk, files_of, read_chunk
 from gpt2lab.errors import InputError, TemporaryError
 from gpt2lab.files import bytes_below, from_json, is_full, read_json, sha256_of, temporary_name, write_json
 from gpt2lab.tokenizer.pretokenize import PATTERNS
-from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 SOURCE = "source"
 _KEPT = "completed files are kept: run the same command again"
@@ -167,6 +167,7 @@ class ChunkWriter:
         self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, NOTHING)
         variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
         self._masked = self.chunk.cut == "chat"
+        self._special = bool(arguments.get("special_tokens"))
         how = (variant, size, self.budget.reserve, self._masked)
         shards = {split: ShardWriter(self.folder, split, *how) for split in SPLITS}
         skipped: dict[str, str] = {}
@@ -187,7 +188,8 @@ class ChunkWriter:
         batches, texts = tee(self._batches(documents))
         eot = np.array([self.tokenizer.eot], dtype=np.int64)
         ends_reply: dict[str, bool] = dict.fromkeys(SPLITS, False)
-        encoded = self.tokenizer.encode_arrays([piece.text for piece in batch] for batch in texts)
+        special = self.tokenizer.special_tokens.keys() - {END_OF_TEXT} if self._special else ()
+        encoded = self.tokenizer.encode_arrays(([piece.text for piece in batch] for batch in texts), special)
         for batch, ids_of_batch in zip(batches, encoded, strict=True):
             for (split, text, first, bits, counts), ids in zip(batch, ids_of_batch, strict=True):
                 if first:
@@ -206,8 +208,8 @@ class ChunkWriter:
 
     def _batches(self, documents: Iterable[Document]) -> Iterator[list[_Piece]]:
         """Yield the text of the documents that are kept, in batches of about `_BATCH_CHARACTERS`."""
-        # With a custom pattern, a pre-token may span the boundary between two pieces of a document.
-        whole = self.tokenizer.pattern not in PATTERNS and not self._masked
+        # A pre-token of a custom pattern, or a special token, may span the boundary of two pieces of a document.
+        whole = (self.tokenizer.pattern not in PATTERNS or self._special) and not self._masked
         batch: list[_Piece] = []
         characters = 0
         for part in self._parts(documents):

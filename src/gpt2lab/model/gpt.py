@@ -236,18 +236,15 @@ class GPT(nn.Module):
         rotations = pattern.rotations(self.config, x.dtype)
         caches = [None] * len(self.masks) if cache is None else cache.layers
         first = FirstValues()
-        *before, last = (
-            (biases[mask_of_layer], rotation, layer_cache, first)
-            for mask_of_layer, rotation, layer_cache in zip(self.masks, rotations, caches, strict=True)
-        )
-        for block, attending in zip(self.h, before, strict=False):
-            x = block(x, *attending)
-        streams = [block(x, *last) for block in itertools.islice(self.h, len(before), len(before) + 1 + heads)]
+        attending = [(biases[own], *rest, first) for own, *rest in zip(self.masks, rotations, caches, strict=True)]
+        for block, given in zip(self.h, attending[:-1], strict=False):
+            x = block(x, *given)
+        ends = itertools.islice(self.h, len(attending) - 1, len(attending) + heads)  # the last block, and the heads
+        streams = [block(x, *attending[-1]) for block in ends]
         if cache is not None:
             cache.end(tokens.shape[1])
-        return [
-            self.ln_f(x).to(x.dtype) for x in streams
-        ]  # CUDA's autocast makes it fp32, which the head would take on
+        # CUDA's autocast makes norms fp32, which the head would take on.
+        return [self.ln_f(x).to(x.dtype) for x in streams]
 
     def _loss_ahead(
         self, streams: list[torch.Tensor], targets: torch.Tensor, documents: torch.Tensor | None

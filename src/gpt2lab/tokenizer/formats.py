@@ -18,7 +18,9 @@ add are read too.
 second has a heading and then one merge per line, its two parts separated by a space. Neither says which tokens are
 special or how to split: a token that is neither a byte nor made by a merge is special, the pattern is GPT-2's.
 
-A tiktoken file has a line for each ordinary token: its bytes in base64, a space, its rank, which is its id.
+A tiktoken file has a line for each ordinary token: its bytes in base64, a space, its rank, which is its id. It says
+neither how to split nor which tokens are special. Its merges follow from the ranks: two adjacent tokens whose bytes
+together are a token merge, the one of lowest rank first.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from typing import Any
 from gpt2lab.errors import InputError
 from gpt2lab.files import read_json, read_text, write_atomically, write_json
 from gpt2lab.hub import find_model
-from gpt2lab.tokenizer.bpe import BYTES, Vocabulary, bytes_to_unicode, unicode_to_bytes
+from gpt2lab.tokenizer.bpe import BYTES, Merge, Vocabulary, bytes_to_unicode, merge_word, unicode_to_bytes
 from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -353,6 +355,51 @@ def write_tiktoken(vocabulary: Vocabulary, directory: Path) -> list[Path]:
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     lines = [f"{base64.b64encode(token).decode('ascii')} {rank}\n" for token, rank in in_order]
     return [_write_new(directory / "ranks.tiktoken", "".join(lines))]
+
+
+def read_tiktoken(path: Path, pattern: Pattern, special_tokens: Mapping[str, int] | Iterable[str]) -> Vocabulary:
+    """Read a file of ranks; the arguments and errors are those of `Tokenizer.from_tiktoken`."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            said = f"{path}, line {number}: {line[:60]!r} is not a token in base64 and its rank"
+            raise InputError(f"{said}; give a file of tiktoken's ranks") from None
+    if isinstance(special_tokens, Mapping):
+        specials = dict(special_tokens)
+    else:
+        specials = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
+    for name, number in specials.items():
+        if number < len(ranks):
+            raise InputError(f"{path}: the special token {name!r} has the id {number}; give it {len(ranks)} or above")
+    taken = {*ranks.values(), *specials.values()}
+    reserved = {f"<|reserved_{free}|>": free for free in range(max(taken, default=0)) if free not in taken}
+    if reserved and min(reserved.values()) < len(ranks):
+        raise InputError(f"{path}: no token has the rank {min(reserved.values())}; download it again")
+    with _naming(path):
+        vocabulary = Vocabulary(ranks, _merges_of(ranks), specials | reserved, pattern)
+        _refuse(vocabulary.token_ranks() is None, "no merges in the order of its ranks encode as they do")
+        return vocabulary
+
+
+def _merges_of(ranks: Mapping[bytes, int]) -> list[Merge]:
+    """Return the merge that makes each token: its two parts are what the merges of lower rank leave of its bytes."""
+    merges: list[Merge] = []
+    pairs: dict[Merge, int] = {}
+    for token in sorted(ranks, key=ranks.__getitem__):
+        if len(token) > 1:
+            parts = merge_word(token, pairs)
+            if len(parts) != 2:
+                what = " ".join(map(bytes_to_unicode, parts))
+                raise InputError(
+                    f"the token {bytes_to_unicode(token)!r} of rank {ranks[token]} is not made of two tokens of lower "
+                    f"rank ({what}), so that no merges encode as these ranks do"
+                )
+            pairs[parts[0], parts[1]] = ranks[token]
+            merges.append((parts[0], parts[1]))
+    return merges
 
 
 WRITERS: dict[str, Callable[[Vocabulary, Path], list[Path]]] = {

@@ -11,9 +11,10 @@ definition. Functions at the end show how a tokenizer cuts a text and how well i
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 
 from gpt2lab.errors import InputError, one_of
 from gpt2lab.tokenizer.bpe import BYTES, Merge, Ties, Vocabulary
-from gpt2lab.tokenizer.formats import WRITERS, read_gpt2, read_tokenizer
+from gpt2lab.tokenizer.formats import WRITERS, read_gpt2, read_tiktoken, read_tokenizer
 from gpt2lab.tokenizer.pretokenize import cut_stream, find_pattern, grouped, special_pattern
 from gpt2lab.tokenizer.train import count_words, learn_merges
 
@@ -104,6 +105,24 @@ class Tokenizer:
         return cls(read_gpt2(source))
 
     @classmethod
+    def from_tiktoken(
+        cls, file: Path | str, pattern: str, special_tokens: Mapping[str, int] | Iterable[str] = ()
+    ) -> Tokenizer:
+        """Read a tiktoken file of ranks; it encodes as ``tiktoken.Encoding`` does with the same arguments.
+
+        Args:
+            file: It holds a line for each ordinary token: its bytes in base64, a space, its rank.
+            pattern: ``gpt2``, ``cl100k`` or a custom regular expression; the file does not say which.
+            special_tokens: Their ids, or their names, which then get the ids after the ranks. The ids that these leave
+                free become special tokens called ``<|reserved_ID|>``, since a model needs a row for each.
+
+        Raises:
+            InputError: The file cannot be read (with the line), its ranks cannot be written as merges, the pattern
+                cannot be used, or a special token has an id that is taken.
+        """
+        return cls(read_tiktoken(Path(file), find_pattern(pattern), special_tokens))
+
+    @classmethod
     def load(cls, source: Path | str) -> Tokenizer:
         """Read what :meth:`save` wrote, or any byte-level BPE in Hugging Face's format (``tokenizer.json``).
 
@@ -115,6 +134,32 @@ class Tokenizer:
             InputError: There is none, it is damaged or not a byte-level BPE, or it cannot be fetched.
         """
         return cls(read_tokenizer(source))
+
+    def with_special(self, names: Iterable[str]) -> Tokenizer:
+        """Return this tokenizer with more special tokens, whose ids follow the present ones.
+
+        Every text keeps its ids. A trained model takes such a tokenizer when it is fine-tuned (``init``).
+
+        Raises:
+            InputError: No name is given, one is given twice or is a token already, or cannot be one.
+        """
+        names, present = [names] if isinstance(names, str) else list(names), self._vocabulary.special_tokens
+        if not names:
+            raise InputError("no special token to add is given; name at least one, such as <|user|>")
+        for name, times in Counter(names).items():
+            if times > 1 or name in present:
+                has = f"given {times} times" if times > 1 else f"in the vocabulary already, with the id {present[name]}"
+                raise InputError(f"the special token {name!r} is {has}; add each once")
+        added = {name: self.n_vocab + i for i, name in enumerate(names)}
+        return Tokenizer(dataclasses.replace(self._vocabulary, special_tokens={**present, **added}))
+
+    def extends(self, other: Tokenizer) -> bool:
+        """Return whether this is another tokenizer, or what `with_special` made of it."""
+        theirs, more = other._vocabulary.special_tokens, self._vocabulary.special_tokens
+        if theirs.items() > more.items():
+            return False
+        kept = {name: number for name, number in more.items() if number < other.n_vocab}
+        return dataclasses.replace(self._vocabulary, special_tokens=kept).fingerprint == other.fingerprint
 
     def save(self, directory: Path | str) -> None:
         """Write ``tokenizer.json``, in Hugging Face's format, into a directory, which is created if missing.
@@ -172,26 +217,38 @@ class Tokenizer:
         """SHA-256 (hexadecimal) over merges, ids, special tokens and pattern: equal if every text gets equal ids."""
         return self._vocabulary.fingerprint
 
-    def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
+    def encode(
+        self, text: str, allowed_special: Iterable[str] = (), disallowed_special: Iterable[str] = ()
+    ) -> list[int]:
         """Return the ids of a text.
 
         Args:
             text: Any ``str``. Half a surrogate pair, which no encoding can hold, counts as U+FFFD.
             allowed_special: The special tokens to recognize: names, or ``"all"``. Others are ordinary text.
+            disallowed_special: Those whose text is an error unless they are allowed: names, or ``"all"``.
 
         Raises:
-            InputError: ``allowed_special`` names no special token of this vocabulary.
+            InputError: ``text`` holds a disallowed special token, or a name is no special token of this vocabulary.
         """
-        return self._encode(text, self._allowed(allowed_special)).tolist()
+        allowed = self._allowed(allowed_special)
+        refused = self._allowed(disallowed_special) - allowed
+        if refused and (found := special_pattern(refused).search(text)):
+            raise InputError(
+                f"the text holds the special token {found.group()!r} at character {found.start()}; allow it by "
+                "allowed_special, or leave it out of disallowed_special to encode it as ordinary text"
+            )
+        return self._encode(text, allowed).tolist()
 
     def encode_batch(self, texts: Iterable[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
         """Return the ids of each text, encoded on all cores."""
         allowed = self._allowed(allowed_special)
         return [ids.tolist() for group in self._encode_groups(grouped(texts, _GROUP), allowed) for ids in group]
 
-    def encode_arrays(self, batches: Iterable[Sequence[str]]) -> Iterator[list[np.ndarray]]:
+    def encode_arrays(
+        self, batches: Iterable[Sequence[str]], allowed_special: Iterable[str] = ()
+    ) -> Iterator[list[np.ndarray]]:
         """Yield the ids of each batch's texts as uint32; all cores encode the next few batches meanwhile."""
-        return self._encode_groups(batches, frozenset())
+        return self._encode_groups(batches, self._allowed(allowed_special))
 
     def encode_iter(self, source: TextIO | Iterable[str], allowed_special: Iterable[str] = ()) -> Iterator[int]:
         """Yield the ids of a text that need not fit into memory: the same as :meth:`encode` of the whole text.

@@ -42,6 +42,7 @@ from gpt2lab.files import (
     temporary_name,
     write_checked_json,
 )
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.runs import Run
@@ -337,16 +338,30 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     return files
 
 
-def load_into(checkpoint: Checkpoint, model: GPT, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load_into(
+    checkpoint: Checkpoint,
+    model: GPT,
+    optimizer: torch.optim.Optimizer | None = None,
+    vocab_size: int | None = None,
+) -> None:
     """Load the weights, and the optimizer state if an optimizer is given; each rank keeps its shards.
 
     Call `verify` first.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The model.
+        optimizer: The optimizer.
+        vocab_size: Entries of the checkpoint's vocabulary if the model's may be larger; see `with_new_rows`.
 
     Raises:
         InputError: Names or shapes differ from the model's (listed).
     """
     weights = load_tensors(checkpoint.path / "model.safetensors")
     expected = model.state_dict()
+    if vocab_size is not None:
+        for name in weights.keys() & {"wte.weight", "lm_head.weight"}:
+            weights[name] = with_new_rows(weights[name], vocab_size, model.config)
     different = sorted(weights.keys() ^ expected.keys())
     different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
     if different:
@@ -354,6 +369,18 @@ def load_into(checkpoint: Checkpoint, model: GPT, optimizer: torch.optim.Optimiz
     model.load_state_dict({n: local_shard(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
     if optimizer is not None:
         load_optimizer_state(checkpoint.path, model, optimizer)
+
+
+def with_new_rows(weight: torch.Tensor, vocab_size: int, config: GPTConfig) -> torch.Tensor:
+    """Return an embedding or output head (padded V, C) with the rows that a larger vocabulary adds.
+
+    A new row is the mean of the ``vocab_size`` old ones. Its token then has at most the probability 1 / V before it is
+    trained, whatever the context; a random row may have a large one where all others are improbable (Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models").
+    """
+    old, rows = weight[:vocab_size], weight.new_zeros(config.padded_vocab, weight.shape[1])
+    rows[:vocab_size], rows[vocab_size : config.vocab_size] = old, old.mean(dim=0)
+    return rows
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:

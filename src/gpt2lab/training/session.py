@@ -14,6 +14,7 @@ from gpt2lab import runtime
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError
 from gpt2lab.files import free_path, locked, remove_temporary, write_checked_json
+from gpt2lab.formatting import plural
 from gpt2lab.imports import copy_to
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.gpt import GPT
@@ -21,7 +22,16 @@ from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.config import INTERVALS, OptimConfig, ResolvedConfig, TrainConfig, flat, saved_config, to_dict
+from gpt2lab.training.config import (
+    INTERVALS,
+    OptimConfig,
+    ResolvedConfig,
+    TrainConfig,
+    flat,
+    saved_config,
+    saved_model,
+    to_dict,
+)
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, process_group
 from gpt2lab.training.loop import Hooks, Progress, Trainer
 from gpt2lab.training.optim import make_optimizer
@@ -329,8 +339,11 @@ def _begin(trainer: Trainer, weights: Checkpoint | None) -> None:
     log.info("peak %.0f GFLOP/s: %s", trainer.peak / 1e9, trainer.peak_source)
     if weights is not None:
         with trainer.comm.raise_on_all_ranks():
-            checkpoint.load_into(weights, trainer.model)
+            theirs = saved_model(Run(weights.path.parents[1])).vocab_size
+            checkpoint.load_into(weights, trainer.model, vocab_size=theirs)
         log.info("weights of %s", weights.path)
+        if added := config.model.vocab_size - theirs:
+            log.info("the embedding has %s: each starts as the mean of the others", plural(added, "new row"))
 
 
 def _warn_if_moved(saved: ResolvedConfig, setup: Setup, found: Checkpoint | None) -> None:

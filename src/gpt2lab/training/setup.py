@@ -149,7 +149,7 @@ def resolve(
     if why_precision is not None:
         where = dataclasses.replace(where, precision_reason=why_precision)
     recipe = asked.recipe()
-    model, batch_tokens = _with_vocabulary(recipe.model, asked.preset, dataset), recipe.batch_tokens
+    model, batch_tokens = _with_vocabulary(recipe.model, asked, dataset), recipe.batch_tokens
     if recipe.optim.name == "muon" and model.mup_base_width is not None:
         raise InputError(
             f"optim.name muon with model.mup_base_width {model.mup_base_width}: muP's rates are for adamw; take adamw, "
@@ -197,7 +197,8 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
     """Return the checkpoint whose weights a run starts from, verified; None if it starts from random weights.
 
     Raises:
-        InputError: The architecture differs (how is listed), or the data was prepared with another tokenizer.
+        InputError: The architecture differs (how is listed), or the data was prepared with another tokenizer. One with
+            more special tokens is allowed: the vocabulary then grows.
     """
     if config.init is None:
         return None
@@ -205,13 +206,15 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
     found = checkpoint.find(run, "best")
     checkpoint.verify(found)
     made_with, needed = dataset.manifest.tokenizer.fingerprint, found.state["fingerprints"]["tokenizer"]
-    if made_with != needed:
+    grows = made_with != needed
+    if grows and not dataset.tokenizer().extends(checkpoint.load_tokenizer(run, found)):
         raise InputError(
             f"{dataset.directory} was made with tokenizer {made_with[:16]}, and {run.path} has {needed[:16]}; "
-            f"prepare the data with --tokenizer {run.path}"
+            f"prepare the data with --tokenizer {run.path}, or with what gpt2lab tokenizer add-special makes of it"
         )
     theirs, ours = (dataclasses.asdict(model) for model in (saved_model(run), config.recipe().model))
     fixed = theirs.keys() - MAY_CHANGE_ON_INIT - ({"n_ctx"} if ours["position"] != "learned" else set())
+    fixed -= {"vocab_size"} if grows else set()
     if different := [f"{n} {ours[n]} (there {theirs[n]})" for n in theirs if n in fixed and ours[n] != theirs[n]]:
         raise InputError(f"model options are not those of {run.path}, which gives the weights: {', '.join(different)}")
     return found
@@ -309,12 +312,14 @@ def _require_divisible(batch_tokens: int, seq_len: int, world: int) -> None:
     )
 
 
-def _with_vocabulary(model: GPTConfig, preset: str, dataset: AnyDataset) -> GPTConfig:
+def _with_vocabulary(model: GPTConfig, asked: TrainConfig, dataset: AnyDataset) -> GPTConfig:
     n_vocab = dataset.manifest.tokenizer.n_vocab
-    if model.vocab_size not in (n_vocab, PRESETS[preset].vocab_size):
-        raise InputError(
-            f"model.vocab_size is {model.vocab_size}, but the data's tokenizer has {n_vocab} entries; leave it out"
-        )
+    if model.vocab_size != n_vocab:
+        default = PRESETS[asked.preset] if asked.init is None else saved_model(Run.open(asked.init))
+        if model.vocab_size != default.vocab_size:
+            raise InputError(
+                f"model.vocab_size is {model.vocab_size}, but the data's tokenizer has {n_vocab} entries; leave it out"
+            )
     return dataclasses.replace(model, vocab_size=n_vocab)
 
 
