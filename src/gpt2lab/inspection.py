@@ -251,10 +251,11 @@ def patch_residual(
             "both prompts give the same logit difference, so there is nothing to restore; change a prompt or the tokens"
         )
     clean_stream, corrupted_stream = (residual_stream(view, row)[1:, 0] for row in pair)  # (L, T, C)
-    patched = torch.empty(model.config.n_layer, T, device=pair[1].device)
+    patched = d_corrupted.repeat(model.config.n_layer, T)
     for layer in range(model.config.n_layer):
         view.h[layer] = given
-        for positions in torch.arange(T, device=pair[1].device).split(max(1, PATCHED_TOKENS // T)):
+        differ = (clean_stream[layer] != corrupted_stream[layer]).any(dim=-1).nonzero()[:, 0]  # elsewhere no effect
+        for positions in differ.split(max(1, PATCHED_TOKENS // T)):
             given.stream = corrupted_stream[layer].repeat(len(positions), 1, 1)  # (B, T, C)
             given.stream[torch.arange(len(positions)), positions] = clean_stream[layer, positions]
             patched[layer, positions] = difference(view.hidden(pair[1].expand(len(positions), T)))

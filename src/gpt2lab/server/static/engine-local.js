@@ -110,12 +110,14 @@ export function localEngine(model) {
     const effect = [];
     for (let l = 0; l < L; l++) {
       const cache = network.copyCache(into.cache);
-      const row = Array(T);
+      const row = Array(T).fill(0);
       for (let t = T - 1; t >= 0; t--) { // backwards: what a run writes to the cache, the next ones do not read
         await breath();
         cache.length = t;
         const x = into.streams[l + 1].slice(t * C);
-        x.set(from.streams[l + 1].subarray(t * C, (t + 1) * C));
+        const restored = from.streams[l + 1].subarray(t * C, (t + 1) * C);
+        if (restored.every((value, i) => value === x[i])) continue;
+        x.set(restored);
         row[t] = (difference(network.run(x, cache, off, l + 1)) - into.d) / (from.d - into.d);
       }
       effect.push(row);
