@@ -103,6 +103,14 @@ def test_what_transformers_saves_is_imported_and_computes_the_same(
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_no_number_of_key_heads_means_that_of_query_heads(kind: str, tmp_path: Path) -> None:
+    hf_model(kind).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_key_value_heads": None}), encoding="utf-8")
+    assert_same_model(GPT.from_hf(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path).eval())
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -297,7 +297,10 @@ def config_from_hf(values: Any, where: str) -> GPTConfig:
     for option, names in architecture.options.items():
         given = {name: values.get(name, default) for name, default in names.items()}
         options[option], *others = given.values()
-        wrong += _of_another_type(option, given, nullable=None in names.values())
+        nullable = (
+            None in names.values() or option == "n_kv_head"
+        )  # null means the number of query heads in every class
+        wrong += _of_another_type(option, given, nullable)
         if any(str(other) != str(options[option]) for other in others):
             wrong.append(f"{' and '.join(given)} differ ({given}); here they must be the same")
     if wrong:
