@@ -410,6 +410,7 @@ def test_a_row_ends_at_its_end_of_text_and_the_others_go_on() -> None:
 def test_prompts_begin_a_document(tokenizer: Tokenizer, text: str, expected: list[int]) -> None:
     found = encode_prompt(tokenizer, text, 3, CPU)
     assert found.dtype == torch.long and found.tolist() == [expected] * 3
+    assert encode_prompt(BYTES, "<|endoftext|>", 1, CPU, special_tokens=True).tolist() == [[EOT, EOT]]
     assert streamed(WITHOUT_EOT, [ids_of(b"hi")]) == ["hi"]
 
 

@@ -276,14 +276,18 @@ def _check(V: int, tokens: torch.Tensor, max_new_tokens: int, eot: int | None, p
         require(fits, "padding", padding.tolist(), f"one number for each of the {rows} rows, from 0 to {T - 1}")
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, samples: int, device: torch.device) -> torch.Tensor:
+def encode_prompt(
+    tokenizer: Tokenizer, text: str, samples: int, device: torch.device, special_tokens: bool = False
+) -> torch.Tensor:
     """Return ids (samples, T) that begin a document with ``text``: end-of-text, if the tokenizer has it, then the text.
+
+    ``special_tokens`` says whether those in the text are recognized.
 
     Raises:
         InputError: The text is empty and there is no end-of-text token.
     """
     ids = [] if tokenizer.eot is None else [tokenizer.eot]
-    ids += tokenizer.encode(text)
+    ids += tokenizer.encode(text, "all" if special_tokens else ())
     if not ids:
         raise InputError("the prompt is empty and the tokenizer has no <|endoftext|> to start from; give a prompt")
     return torch.tensor([ids] * samples, device=device)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gpt2lab import Tokenizer
+from gpt2lab.cli.main import main
 from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
@@ -39,7 +40,13 @@ def test_prepared_text_holds_the_special_tokens_but_ends_no_document(dialogs: Pa
 
 @pytest.mark.parametrize("options", [[], ["--model.no-tied-head", "--model.z-loss", "1e-4"]], ids=["tied", "untied"])
 def test_new_rows_start_as_the_mean_of_the_others(
-    options: list[str], work: Path, small: list[str], dialogs: Path, tmp_path: Path, output: Output, refused: Output
+    options: list[str],
+    work: Path,
+    small: list[str],
+    dialogs: Path,
+    tmp_path: Path,
+    output: Output,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     old = work / "run"
     if options:
@@ -66,7 +73,10 @@ def test_new_rows_start_as_the_mean_of_the_others(
     if options:
         old.rename(tmp_path / "gone")
     output("train", "--out", tmp_path / "tuned", "--resume", "--steps", 2)
-    output("sample", tmp_path / "tuned", "--max-new-tokens", 4)
+    prompt = ["sample", str(tmp_path / "tuned"), "--max-new-tokens", "4", "--prompt", "<|user|>" * 9]
+    for more, exceeds in ([], True), (["--special-tokens"], False):  # nine tokens of a context of 32, or many more
+        assert main([*prompt, *more]) == 0
+        assert ("exceeded the 32-token context" in capsys.readouterr().err) == exceeds
 
 
 def test_what_is_not_an_extension_is_refused(

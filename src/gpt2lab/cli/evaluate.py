@@ -38,6 +38,8 @@ class Sample(Command):
     model: Model
     prompt: str = ""
     """Text to continue; by default the model begins a new document."""
+    special_tokens: bool = False
+    """Recognize the tokenizer's special tokens in the prompt; by default their texts are ordinary text."""
     greedy: bool = False
     """Always take the most probable token."""
     temperature: float | None = None
@@ -63,7 +65,7 @@ class Sample(Command):
         require(self.samples >= 1, "samples", self.samples, "at least 1")
         run = self.model.load()
         model, tokenizer, samples = run.model, run.tokenizer, self.samples
-        tokens = encode_prompt(tokenizer, self.prompt, samples, run.runtime.device)
+        tokens = encode_prompt(tokenizer, self.prompt, samples, run.runtime.device, self.special_tokens)
         generator = seeded(self.seed, run.runtime.device)
         texts = dict.fromkeys(range(samples), self.prompt) if samples > 1 else {}
         if samples == 1:
