@@ -9,6 +9,7 @@ import random
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.layers import FeedForward
 from gpt2lab.model.parts import FEED_FORWARDS
+from gpt2lab.runtime import resolve
+from gpt2lab.server.pages import Generate
 from gpt2lab.server.single_file import javascript_pattern, write_single_file
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -237,6 +240,23 @@ def test_tokens_are_drawn_from_the_distribution_of_the_strategy(
     expected = probabilities(logits, DecodingStrategy(top_k=4))[0]
     deviation = (expected * (1 - expected) / 3000).sqrt()
     assert bool(((drawn - expected).abs() <= 4 * deviation).all())
+
+
+def test_both_engines_behind_the_pages_write_the_same(opened: Callable[..., Any]) -> None:
+    tokenizer = Tokenizer.train([TEXT] * 3, 300)
+    model = model_of(tokenizer)
+    run: Any = SimpleNamespace(model=dequantized(model), tokenizer=tokenizer, runtime=resolve("cpu", "fp32"))
+    page = opened(model, tokenizer)
+    euro = tokenizer.encode("€")
+    for ids in ([tokenizer.eot, *euro[:-1]], tokenizer.encode(TEXT)):  # the first ends within a character
+        request = {"ids": ids, "max_tokens": 16, "greedy": True, "off": ["head:0.1"]}
+        found, expected = written(page, request), list(Generate(**request).tokens(run))
+        assert [one["text"] for one in found] == [one["text"] for one in expected]
+        assert [one["id"] for one in found] == [one["id"] for one in expected]
+        for name in ("id", "text"):
+            assert [[row[name] for row in one["candidates"]] for one in found] == [
+                [row[name] for row in one["candidates"]] for one in expected
+            ]
 
 
 def random_texts(number: int) -> list[str]:

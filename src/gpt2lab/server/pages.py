@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -212,7 +213,10 @@ class Generate:
     off: tuple[str, ...] = ()
 
     def tokens(self, run: LoadedRun) -> Iterator[dict[str, Any]]:
-        """Yield each token with its candidates: their probability, and what temperature and cuts leave of it."""
+        """Yield each token with its candidates: their probability, and what temperature and cuts leave of it.
+
+        The text of a token is what can be printed once it is there: "" within a character.
+        """
         import torch
 
         from gpt2lab.generation import DecodingStrategy, probabilities, seeded, stream
@@ -226,6 +230,8 @@ class Generate:
         columns = stream(
             model, prompt, self.max_tokens, strategy, seeded(self.seed, where), run.tokenizer.eot, on_logits=seen.append
         )
+        bytes_of, decoder = run.tokenizer.decode_bytes, codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(bytes_of(self.ids))  # the prompt may end within a character
         while True:
             with run.runtime.autocast():
                 column = next(columns, None)
@@ -238,7 +244,8 @@ class Generate:
             rows = zip(ids, _texts(run, ids), p[ids].tolist(), kept[ids].tolist(), strict=True)
             candidates = [{"id": i, "text": text, "p": before, "kept": after} for i, text, before, after in rows]
             logprob = float(logits.float().log_softmax(dim=-1)[0, token])
-            yield {"id": token, "text": _texts(run, [token])[0], "logprob": logprob, "candidates": candidates}
+            text = _texts(run, [token])[0] if token == run.tokenizer.eot else decoder.decode(bytes_of([token]))
+            yield {"id": token, "text": text, "logprob": logprob, "candidates": candidates}
 
 
 def _texts(run: LoadedRun, ids: Iterable[int]) -> list[str]:
