@@ -111,7 +111,11 @@ def training(bench: Bench) -> list[dict[str, Any]]:
     from gpt2lab.training import loop
 
     compile_ = "on" if bench.device.startswith("cuda") else "off"
-    fused_loss, make_optimizer, padded = network.fused_loss, loop.make_optimizer, GPTConfig.padded_vocab
+    fused_losses, make_optimizer, padded = network.fused_losses, loop.make_optimizer, GPTConfig.padded_vocab
+
+    def plain_losses(*arguments: Any) -> Any:
+        loss = losses.plain_loss(*arguments)
+        return loss, torch.zeros_like(loss)
 
     def plain_optimizer(*arguments: Any) -> Any:
         optimizer = make_optimizer(*arguments)
@@ -125,7 +129,7 @@ def training(bench: Bench) -> list[dict[str, Any]]:
     }  # fmt: skip
     rows = []
     for way, changes in ways.items():
-        network.fused_loss = losses.plain_loss if way == "without fused loss" else fused_loss
+        network.fused_losses = plain_losses if way == "without fused loss" else fused_losses
         loop.make_optimizer = plain_optimizer if way == "without fused optimizer" else make_optimizer
         if way == "without padded vocabulary":
             setattr(GPTConfig, "padded_vocab", property(lambda self: self.vocab_size))  # noqa: B010
@@ -134,7 +138,7 @@ def training(bench: Bench) -> list[dict[str, Any]]:
         except torch.OutOfMemoryError:
             rows.append({"way": way, "tokens_per_s": "out of memory"})
         finally:
-            network.fused_loss, loop.make_optimizer = fused_loss, make_optimizer
+            network.fused_losses, loop.make_optimizer = fused_losses, make_optimizer
             setattr(GPTConfig, "padded_vocab", padded)  # noqa: B010
     return rows
 

@@ -24,6 +24,7 @@ from support import (
     assert_same_run,
     at_step,
     checkpoint,
+    column,
     copy_of,
     digests,
     go_on,
@@ -553,6 +554,14 @@ def test_activation_checkpointing_keeps_less(data: Path, tmp_path: Path) -> None
         return sum(kept.values())
 
     assert kept_by(True) < 0.7 * kept_by(False)
+
+
+def test_the_training_loss_is_the_cross_entropy_of_the_next_token(data: Path, tmp_path: Path) -> None:
+    models = [dataclasses.replace(SMALL, z_loss=z) for z in (0.0, 1.0)]
+    runs = [train(small(data, tmp_path / str(model.z_loss), model=model, steps=1, log_every=1)) for model in models]
+    plain, with_z = (column(run, "train_loss") + column(run, "grad_norm") for run in runs)
+    assert with_z[0] == pytest.approx(plain[0], rel=1e-6)
+    assert with_z[1] > 1.1 * plain[1]
 
 
 @pytest.mark.fault

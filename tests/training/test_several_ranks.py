@@ -348,7 +348,7 @@ def test_heads_of_multi_token_prediction_train_on_two_ranks_as_on_one(data: Path
     assert launch_each(2, [partial(train, each) for each in configs]) == [["", ""]] * 2
     for mode, figure in itertools.product(("ddp", "fsdp"), ("train_loss", "val_loss")):
         assert column(Run(tmp_path / mode), figure) == pytest.approx(column(alone, figure), abs=1e-5, rel=0)
-    assert column(alone, "train_loss")[-1] > 2 * column(alone, "val_loss")[-1], "three losses, and one"
+    assert column(alone, "train_loss")[-1] == pytest.approx(column(alone, "val_loss")[-1], rel=0.2)  # without the heads
 
 
 def rewrite(source: Run, target: Run, each: TrainConfig, mode: str) -> None:

@@ -37,7 +37,7 @@ from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
 from gpt2lab.model.later_attention import make_attention
 from gpt2lab.model.layers import make_feed_forward, make_norm
-from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, soft_capped, targets_ahead, token_losses
+from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, fused_losses, soft_capped, targets_ahead, token_losses
 from gpt2lab.model.masks import Mask
 from gpt2lab.model.parts import check_parts, make_part
 from gpt2lab.model.positions import alibi, sinusoidal
@@ -131,6 +131,9 @@ class GPT(nn.Module):
     3274752
     """
 
+    added_loss: torch.Tensor
+    """What the loss of the last pass holds besides the cross-entropy of the next token, without gradient, shape ()."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         config = config.with_import()
@@ -194,9 +197,10 @@ class GPT(nn.Module):
             warn_of_leaks(self.masks if mask is None else mask)
         config, z_loss = self.config, self.config.z_loss if self.training else 0.0
         output = x.flatten(0, 1), self.head_weight, targets.flatten()
-        loss = fused_loss(*output, config.vocab_size, config.logit_softcap, z_loss)
+        loss, self.added_loss = fused_losses(*output, config.vocab_size, config.logit_softcap, z_loss)
         if ahead:
-            loss = loss + config.mtp_weight * self._loss_ahead(ahead, targets, documents)
+            later = config.mtp_weight * self._loss_ahead(ahead, targets, documents)
+            loss, self.added_loss = loss + later, self.added_loss + later.detach()
         return GPTOutput(self.head(x) if return_logits else None, loss)
 
     def hidden(

@@ -65,6 +65,18 @@ def fused_loss(
     z_loss: float = 0.0,
 ) -> torch.Tensor:
     """The same number as `plain_loss` in a fraction of its memory; 0, not NaN, if every target is ignored."""
+    return fused_losses(x, weight, targets, vocab_size, softcap, z_loss)[0]
+
+
+def fused_losses(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `fused_loss` and, without gradient, the part of it that is the z-loss."""
     return _FusedLoss.apply(x, weight, targets, vocab_size, softcap, z_loss)  # type: ignore[no-any-return]
 
 
@@ -122,16 +134,20 @@ def _softmax_rows(logits: torch.Tensor) -> int:
 
 def _losses_and_gradient_(
     logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, softcap: float | None, z_loss: float
-) -> torch.Tensor:
-    """Replace logits (R, padded V) by the gradient of each row's loss in place; return the losses (R, 1)."""
+) -> list[torch.Tensor]:
+    """Replace logits (R, padded V) by the gradient of each row's loss in place.
+
+    Returns:
+        The cross-entropies (R, 1), and the z-losses (R, 1) if there are any.
+    """
     z = soft_capped(logits[:, :vocab_size].float(), softcap)  # (R, V)
     chosen = z.gather(1, targets[:, None])
     log_probabilities = torch.log_softmax(z, dim=1)
-    losses = -log_probabilities.gather(1, targets[:, None])
+    losses = [-log_probabilities.gather(1, targets[:, None])]
     gradient = log_probabilities.exp_()
     if z_loss:
-        log_sum = losses + chosen  # -log p + z = log sum exp
-        losses = losses + z_loss * log_sum.square()
+        log_sum = losses[0] + chosen  # -log p + z = log sum exp
+        losses.append(z_loss * log_sum.square())
         gradient *= 1.0 + 2.0 * z_loss * log_sum
     gradient.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
     if softcap is not None:
@@ -153,35 +169,39 @@ class _FusedLoss(torch.autograd.Function):
         vocab_size: int,
         softcap: float | None,
         z_loss: float,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ignored = (targets == IGNORE_INDEX)[:, None]
         count = (len(x) - ignored.sum()).clamp(min=1)
         if not z_loss and not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            return token_losses(x, weight, targets, vocab_size, softcap).sum() / count
+            mean = token_losses(x, weight, targets, vocab_size, softcap).sum() / count
+            return mean, torch.zeros_like(mean)
         targets = targets.masked_fill(ignored[:, 0], 0)
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(x.dtype)
             grad_x = torch.empty_like(x)
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            loss = torch.zeros((), dtype=torch.float32, device=x.device)
+            sums = torch.zeros(2, dtype=torch.float32, device=x.device)  # of cross-entropies and z-losses
             buffer = x.new_empty(min(len(x), CHUNK_ROWS), len(w))  # one for all: fresh ones would leave holes behind
             for rows in _chunks(len(x), CHUNK_ROWS):
                 logits = torch.mm(x[rows], w.T, out=buffer[: len(x[rows])])  # (R, padded V)
                 for part in _chunks(len(logits), _softmax_rows(logits)):
-                    losses = _losses_and_gradient_(logits[part], targets[rows][part], vocab_size, softcap, z_loss)
-                    loss += losses.masked_fill_(ignored[rows][part], 0.0).sum()
+                    both = _losses_and_gradient_(logits[part], targets[rows][part], vocab_size, softcap, z_loss)
+                    for total, losses in zip(sums, both, strict=False):
+                        total += losses.masked_fill_(ignored[rows][part], 0.0).sum()
                 torch.mm(logits, w, out=grad_x[rows])
                 kept = x[rows].masked_fill(ignored[rows], 0.0)  # an ignored row has no part in the weight's gradient
                 for part in _chunks(len(w), WEIGHT_ROWS if x.device.type == "cpu" else len(w)):
                     grad_weight[part] += logits[:, part].T @ kept
         ctx.save_for_backward(grad_x.masked_fill_(ignored, 0.0), grad_weight, count)
         ctx.weight_dtype = weight.dtype
-        return loss / count
+        of_z = sums[1] / count
+        ctx.mark_non_differentiable(of_z)
+        return sums.sum() / count, of_z
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad_output: torch.Tensor
+        ctx: Any, grad_output: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
         grad_x, grad_weight, count = ctx.saved_tensors
         scale = grad_output / count  # (), fp32: multiplies in fp32 whatever grad_x is

@@ -200,7 +200,7 @@ class Trainer:
         return Update(loss, lr, grad_norm)
 
     def _backward(self, step: int, micro_step: int) -> torch.Tensor:
-        """Add the gradient of a micro-batch; return its part of this rank's loss, shape ()."""
+        """Add the gradient of a micro-batch; return its part of this rank's cross-entropy, shape ()."""
         self.parallel.sync_gradients(micro_step == self.loader.micro_steps - 1)
         begin = time.perf_counter()
         batch = self.batches.batch(step, micro_step)
@@ -210,9 +210,12 @@ class Trainer:
         with self.runtime.autocast():
             mean = self.parallel.network(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
         assert mean is not None  # targets were given
-        part = mean / self.loader.micro_steps if batch.weight is None else mean * batch.weight
-        self.scaler.scale(part).backward()
-        return part.detach()
+
+        def share(loss: torch.Tensor) -> torch.Tensor:
+            return loss / self.loader.micro_steps if batch.weight is None else loss * batch.weight
+
+        self.scaler.scale(share(mean)).backward()
+        return share(mean.detach() - self.model.added_loss)
 
     def fit(self) -> None:
         """Train to the end, or until a signal or patience ends it.
