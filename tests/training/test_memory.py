@@ -20,6 +20,7 @@ BANDED: dict[str, Any] = WINDOW | {"kernel": "banded"}
 NO_DROPOUT: dict[str, Any] = {"dropout": 0.0}
 BF16: dict[str, Any] = {"precision": "bf16"}
 CHECKPOINTED: dict[str, Any] = {"activation_checkpointing": True}
+DOCUMENTS: dict[str, Any] = {"mask_documents": True}
 SDPA: dict[str, Any] = {"kernel": "sdpa"}
 ROPE: dict[str, Any] = {"position": "rope", "dropout": 0.0}
 ALIBI: dict[str, Any] = {"position": "alibi"}
@@ -83,6 +84,12 @@ CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     "latent, fused": (256, 4, ROPE | SDPA | {"latent_dim": 64}, BF16),
     "latent without rotation, fused": (256, 4, NO_DROPOUT | SDPA | {"latent_dim": 32}, {}),
     "latent, banded": (256, 4, ROPE | BANDED | {"latent_dim": 48}, {}),
+    "documents": (128, 8, {}, DOCUMENTS),
+    "documents, reference": (128, 8, {"kernel": "reference"}, DOCUMENTS | BF16),
+    "documents, fused": (256, 4, ROPE | SDPA, DOCUMENTS),
+    "documents in a window, banded": (256, 4, BANDED | NO_DROPOUT, DOCUMENTS),
+    "documents with ALiBi": (128, 8, ALIBI, DOCUMENTS | BF16),
+    "documents with ALiBi, fused": (256, 4, ALIBI | SDPA | NO_DROPOUT, DOCUMENTS | BF16),
     "masks by layer": (256, 4, {"mask": "window,causal", "window": 32, "kernel": "sdpa", "dropout": 0.0}, {}),
     "one block": (256, 4, {"n_layer": 1, "kernel": "matmul", "dropout": 0.0}, {}),
     "wide, checkpointed": (64, 8, {"n_layer": 4, "n_embd": 256, "dropout": 0.0}, CHECKPOINTED),
@@ -117,6 +124,7 @@ def test_a_step_takes_what_is_estimated(
     shape = Shape(
         *(config.model, config.seq_len, config.micro_batch, config.precision, "cpu", config.activation_checkpointing),
         micro_steps=trainer.loader.micro_steps,
+        documents=config.mask_documents,
     )
     estimated = (estimate(shape).peak - LIBRARY_BYTES) / FRAGMENTATION
     assert estimated == pytest.approx(asked_of_the_allocator(trainer), rel=0.05)

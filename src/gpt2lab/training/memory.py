@@ -28,7 +28,7 @@ A block keeps for its backward pass, in bytes per token (s per number, m in drop
       banded            E s + n_head (positions read) m             the weights are recomputed
 
 All blocks share one mask, (T, T), and with ALiBi the biases of the heads, (n_head, T, T), in its place; the banded
-kernel keeps either for the positions that are read.
+kernel keeps either for the positions that are read. Within documents, each row of the batch has its own.
 
 This is the method of Korthikanti et al. 2022 (section 4.1), whose 34 BTC + 5 BHTT bytes per block hold for GPT-2 in 16
 bits with unfused attention and masks of one byte. What each kernel keeps was read from autograd's saved tensors.
@@ -75,6 +75,8 @@ class Shape:
     optimizer: str = "adamw"
     shards: int = 1
     """Ranks that weights, gradients and optimizer state are sharded over: 1 without FSDP."""
+    documents: bool = False
+    """Whether attention stays within documents, so that every row has a mask and positions of its own."""
     buckets: bool = False
     """Whether gradients are views of buckets that persist between steps, as under DDP."""
 
@@ -82,6 +84,11 @@ class Shape:
     def rows(self) -> int:
         """Tokens per micro-step of one rank."""
         return self.B * self.T
+
+    @property
+    def masks(self) -> int:
+        """Masks and lists of positions of a micro-step: one for all rows, or one for each."""
+        return self.B if self.documents else 1
 
     @property
     def size(self) -> int:
@@ -138,7 +145,7 @@ def estimate(shape: Shape) -> Memory:
     blocks_keep = {mask: block_activations(shape, mask) for mask in attention}
     one = max(blocks_keep.values())
     width = shape.rows * model.n_embd
-    angles = shape.T * model.rotary_dim * shape.size if model.position == "rope" else 0
+    angles = shape.masks * shape.T * model.rotary_dim * shape.size if model.position == "rope" else 0
     activations = width * (2 * shape.size + shape.mask_size) + angles  # embeddings' dropout, last norm
     activations += sum(found.shared for found in attention.values())
     ran = (*model.masks, *model.masks[-1:] * model.mtp_depth)
@@ -220,15 +227,18 @@ def _attention(shape: Shape, who: Mask) -> _Attention:
     """Return what the kernel holds that is asked for, or that ``auto`` takes."""
     model, T, dtype = shape.model, shape.T, DTYPES[shape.precision]
     kernel = model.kernel
+    if shape.documents and who.leading:
+        who = replace(who, reach=None)  # leading positions are then anywhere in a row
     if kernel == "auto":
         kernel, _ = choose_kernel(who, torch.device(shape.device), dtype, T, T, True, model.changes_scores)
     if kernel == "banded":
         return _banded(shape, who)
-    biases = model.n_head * T * T if model.position == "alibi" else 0
+    pairs = shape.masks * T * T
+    biases = model.n_head * pairs if model.position == "alibi" else 0
     if kernel in ("matmul", "reference"):
-        mask = (biases or T * T) * shape.size if kernel == "matmul" else FP32 * biases or T * T
+        mask = (biases or pairs) * shape.size if kernel == "matmul" else FP32 * biases or pairs
         return _products(shape, kernel, mask)
-    mask = 0 if biases or who.is_causal else T * T
+    mask = 0 if biases or (who.is_causal and not shape.documents) else pairs
     shared = 0 if kernel == "flex" else biases * shape.size + mask  # flex has a mask of blocks
     if shape.device == "cpu" and model.dropout:
         return _products(shape, kernel, shared)  # the fused CPU kernel has no dropout
@@ -288,7 +298,7 @@ def _banded(shape: Shape, mask: Mask) -> _Attention:
     kept = shape.rows * (heads + copied) * size + _qk_norm(shape) + (weights * sum(bands) if model.dropout else 0)
     later = _differential(shape, maps=2)
     work = (5 if model.dropout else 3) * weights * max(bands) * size
-    biases = sum(bands) * (model.n_head if model.position == "alibi" else 1)
+    biases = shape.masks * sum(bands) * (model.n_head if model.position == "alibi" else 1)
     gradients = shape.rows * (heads + model.n_head * model.value_width) * size
     return _Attention(kept + later, gradients + work - later, biases * size)
 

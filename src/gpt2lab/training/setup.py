@@ -170,6 +170,7 @@ def resolve(
             *(model, seq_len, 1, where.precision, where.device.type, asked.activation_checkpointing),
             micro_steps=2,
             optimizer=recipe.optim.name,
+            documents=asked.mask_documents,
         )
         micro_batch = choose_micro_batch(shape, batch_tokens, where.device, world)
     passes = micro_steps(batch_tokens, seq_len, micro_batch, world)
