@@ -306,7 +306,10 @@ ROPE: dict[str, Any] = {"position": "rope"}
     [
         ({"position": "alibi", "rope_pairing": "interleaved"}, "rope_pairing interleaved with position alibi; only"),
         ({"rope_fraction": 0.5}, "rope_fraction 0.5 with position learned; only position rope takes rope_fraction"),
-        ({"position": "none", "nope_every": 2}, "nope_every 2 with position none; only position rope takes"),
+        (
+            {"position": "none", "nope_every": 2},
+            "nope_every 2 with position none; only position rope takes nope_every: leave it out, or set it to none",
+        ),
         ({"position": "sinusoidal", "rope_factor": 2.0}, "rope_factor 2.0 with position sinusoidal; only position"),
         (ROPE | {"rope_pairing": "adjacent"}, 'unknown rope_pairing "adjacent"'),
         (ROPE | {"rope_scaling": "yran"}, r'unknown rope_scaling "yran" \(did you mean "yarn"\?\)'),

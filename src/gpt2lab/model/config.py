@@ -223,7 +223,11 @@ class GPTConfig:
             for name, unset in ROPE_OPTIONS.items():
                 value = getattr(self, name)
                 if value != unset:
-                    raise InputError(f"{name} {value} with position {self.position}; only position rope takes {name}")
+                    default = "none" if unset is None else unset
+                    raise InputError(
+                        f"{name} {value} with position {self.position}; only position rope takes {name}: leave it out, "
+                        f"or set it to {default} if a preset brings it"
+                    )
             return
         if self.head_dim % 2:
             raise InputError(

@@ -165,8 +165,9 @@ class Inspect:
         from gpt2lab.inspection import inspect_tokens, switched_off
 
         config, T = run.model.config, len(self.ids)
-        if config.n_layer * config.n_head * T * T > MOST_WEIGHTS:
-            most = int((MOST_WEIGHTS / config.n_layer / config.n_head) ** 0.5)
+        heads = config.n_layer * config.output_heads
+        if heads * T * T > MOST_WEIGHTS:
+            most = int((MOST_WEIGHTS / heads) ** 0.5)
             raise InputError(f"the text has {T} tokens; the attention of this model can be sent for {most} at most")
         found = inspect_tokens(switched_off(run.model, self.off), self.ids, LENS)  # in fp32, whatever it was trained in
         tops = zip(found.lens.ids.tolist(), found.lens.probabilities.tolist(), strict=True)
@@ -264,7 +265,8 @@ def _most_probable(run: LoadedRun, p: torch.Tensor, number: int) -> list[dict[st
 def info(name: str, run: LoadedRun) -> dict[str, Any]:
     """Return what the pages know of a model."""
     config = run.model.config
-    sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size")}
+    sizes = {key: getattr(config, key) for key in ("n_layer", "n_embd", "n_ctx", "vocab_size")}
+    sizes["n_head"] = config.output_heads  # those that can be shown and switched off
     can = {"watch": run.config is not None, "compare": True, "patch": True}
     more = {"n_kv_head": config.kv_heads, "parameters": run.model.n_params, "eot": run.tokenizer.eot, "can": can}
     return {"name": name, **sizes, **more}
