@@ -166,7 +166,8 @@ def _browser_config(config: GPTConfig) -> dict[str, Any]:
     Raises:
         InputError: The model has a part that the engine does not compute.
     """
-    for name, value in _lacking(config):
+    if lacking := _lacking(config):
+        name, value = lacking[0]
         raise InputError(
             f"export-html does not support {name} {value}, which the engine in the page does not compute; use gpt2lab "
             "play"
@@ -261,8 +262,9 @@ _IN_JAVASCRIPT = {
     **{rf"\{character}": character for character in "#&~"},
 }
 _PART = re.compile(
-    rf"{re.escape(_CONTRACTIONS)}|\\[pP]\{{\w+\}}|\\.|\[\^?(?:\\.|[^\]\\])*\]|\(\?[>i]|[*+?}}]\+|\.|.", re.DOTALL
+    rf"{re.escape(_CONTRACTIONS)}|\\[pP]\{{\w+\}}|\\.|\[\^?(?:\\.|[^\]\\])*\]|\(\?[>i]|[*+?}}]\+|.", re.DOTALL
 )
+"""The parts of a pattern that may need translation, each as a whole."""
 
 
 def javascript_pattern(published: str) -> str:
