@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     },
     "train": ("train:Train", "Train a GPT-2 on prepared data, or resume a run."),
     "sample": ("evaluate:Sample", "Generate text with a trained model, printed token by token."),
+    "play": ("serve:Play", "Open trained models in the browser: write, look inside, compare, watch."),
     "serve": ("serve:Serve", "Serve trained models with OpenAI's completions API."),
     "eval": {
         "perplexity": ("evaluate:Perplexity", "Measure perplexity per token and per word, and bits per byte."),

@@ -1,20 +1,28 @@
-"""A trained model over HTTP: ``gpt2lab serve``."""
+"""A trained model over HTTP: ``gpt2lab serve`` and ``gpt2lab play``, and the page of ``gpt2lab train --watch``."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import sys
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from tyro.conf import Positional
 
+from gpt2lab import console
 from gpt2lab.cli.arguments import Checkpoint, Command, Device
 from gpt2lab.errors import InputError, require
+from gpt2lab.runs import Run
 
 if TYPE_CHECKING:
     from gpt2lab.evaluation.measure import LoadedRun
+    from gpt2lab.server.pages import Runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +101,71 @@ class Serve(ServerOptions, Command):
                 print(f"API key: {listening.token}", flush=True)
 
         serve(create_app(models, listening.token), listening.socket, say)
+
+
+@dataclass(frozen=True)
+class Play(ServerOptions, Command):
+    """Open trained models in the browser: write with them, look inside, patch, compare, and watch a training.
+
+    The server has OpenAI's completions API, too, at /v1.
+    """
+
+    runs: Positional[tuple[Path, ...]] = ()
+    """Run directories, or directories that hold some; by default runs/."""
+    browser: bool = True
+    """Open the browser; without a display, the address is printed only."""
+
+    def run(self) -> None:
+        """Serve the pages until Ctrl-C."""
+        from gpt2lab.server.pages import Runs
+
+        for path in self.runs:
+            if not Runs([path], self.load).paths():
+                Run.open(path)
+        runs = Runs(self.runs or [Path("runs")], self.load)
+        names = list(runs.paths())
+        view = _view(names[0], "write") if self.runs and len(names) == 1 else ""
+        _serve_pages(runs, self.listen(), view, "play at {address}; Ctrl-C ends", self.browser)
+
+
+def watch(run: Run) -> None:
+    """Show a run in the browser while this process trains it: its files, not its model. The server ends with it."""
+    from gpt2lab.server.pages import Runs
+
+    def not_here(path: Path) -> LoadedRun:
+        raise InputError(f"this server only watches the training; open the model in another terminal: gpt2lab play {path}")
+
+    try:
+        listening = ServerOptions().listen()
+    except InputError:  # the port is in use
+        listening = ServerOptions(port=0).listen()
+    arguments = (Runs([run.path], not_here), listening, _view(run.path.resolve().name, "watch"), "watch at {address}")
+    Thread(target=_serve_pages, args=(*arguments, True), daemon=True).start()
+
+
+def _view(name: str, view: str) -> str:
+    return f"#/run/{quote(name, safe='')}/{view}"
+
+
+def _serve_pages(runs: Runs, listening: Listening, view: str, said: str, browser: bool) -> None:
+    from gpt2lab.server.app import create_app, serve
+    from gpt2lab.server.models import Models
+    from gpt2lab.server.pages import LOADED, routes
+
+    models = Models(runs.paths, runs.load, LOADED)
+    token = "" if listening.token is None else f"?token={listening.token}"
+    address = f"{listening.address}/{token}{view}"
+
+    def started() -> None:
+        console.console.print(said.format(address=address), markup=False, highlight=False, soft_wrap=True)
+        if browser and _has_display():
+            Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    serve(create_app(models, listening.token, routes(runs)), listening.socket, started)
+
+
+def _has_display() -> bool:
+    """Return whether a browser that is opened here is seen by the user."""
+    if os.environ.get("SSH_CONNECTION"):
+        return False
+    return sys.platform in ("win32", "darwin") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

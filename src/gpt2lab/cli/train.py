@@ -137,6 +137,8 @@ class Train(TrainConfig, Command):
     """Resume the run in --out from its last checkpoint, or from the checkpoint of a given step."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """Start from the options in this file, such as RUN/config.json; options on the command line override it."""
+    watch: bool = False
+    """Show the training in the browser as it runs; without a display, print the address (docs/play.md)."""
     imports: Import = None
     """Python file with parts of your own (mask, block, feed-forward); its copy travels with the run (docs/parts.md)."""
 
@@ -155,13 +157,14 @@ class Train(TrainConfig, Command):
 
     def run(self) -> None:
         """Train, and print what the run directory holds."""
+        from gpt2lab.cli.serve import watch
         from gpt2lab.lab.train import train
         from gpt2lab.training.distributed import Communicator
 
         main = Communicator.from_environment().is_main
         console.log_to_console()
         with console.training_bar() if main else nullcontext() as on_step:
-            run = train(self.train_config, on_step)
+            run = train(self.train_config, on_step, watch if self.watch else None)
         if main:
             print(f"{run.path}: config.json metrics.csv curves.png samples.jsonl checkpoints/")
 

@@ -37,7 +37,11 @@ Row = Mapping[str, float | None]
 SAMPLE_TOKENS = 200
 
 
-def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = None) -> Run:
+def train(
+    config: TrainConfig,
+    on_step: Callable[[StepReport], None] | None = None,
+    on_start: Callable[[Run], None] | None = None,
+) -> Run:
     """Train a model as ``config`` says, or resume a run if ``config.resume`` is set; return its run directory.
 
     The same as ``gpt2lab train``. To resume a run, start from its own configuration:
@@ -46,12 +50,13 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
     Args:
         config: Every option.
         on_step: Called after each optimizer step.
+        on_start: Called once the run directory exists, on rank 0.
 
     Raises:
         InputError: An option cannot be honored, the data is damaged, memory ran out or training diverged.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    hooks = _Laboratory(config, on_step)
+    hooks = _Laboratory(config, on_step, on_start)
     with hooks.opened:
         return session.train(config, hooks)
 
@@ -59,8 +64,13 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] | None = No
 class _Laboratory(Hooks):
     """Samples, HellaSwag and the tracker of a run."""
 
-    def __init__(self, config: TrainConfig, on_step: Callable[[StepReport], None] | None) -> None:
-        self.config, self.told, self.opened = config, on_step, ExitStack()
+    def __init__(
+        self,
+        config: TrainConfig,
+        on_step: Callable[[StepReport], None] | None,
+        on_start: Callable[[Run], None] | None,
+    ) -> None:
+        self.config, self.told, self.started, self.opened = config, on_step, on_start, ExitStack()
         self.items = [] if config.hellaswag is None else read_hellaswag(config.hellaswag)
         self.write: Callable[[Row], None] | None = None
         tracker = config.tracker
@@ -74,8 +84,10 @@ class _Laboratory(Hooks):
             self.encoded = encode_items(tokenizer, self.items, model.n_ctx)
 
     def begin(self, run: Run, where: Runtime) -> None:
-        """Open the tracker."""
+        """Open the tracker and say that the run exists."""
         self.run, self.where, self.tokenizer = run, where, Tokenizer.load(run.tokenizer)
+        if self.started is not None:
+            self.started(run)
         if self.config.tracker != "none":
             self.write = TRACKERS[self.config.tracker](run, self.opened)
 

@@ -20,22 +20,25 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt2lab.errors import InputError
-from gpt2lab.server import completions
 from gpt2lab.server.http import APIError
-from gpt2lab.server.models import Models
+
+if TYPE_CHECKING:
+    from gpt2lab.server.models import Models
 
 MOST_BODY, BODY_SECONDS = 2**20, 30.0
 """Largest body of a request in bytes, and how long it may take to come."""
@@ -163,11 +166,26 @@ def create_app(models: Models, token: str | None = None, routes: Sequence[BaseRo
         return error.response()
 
     handlers = dict.fromkeys((APIError, InputError, HTTPException, Exception), refused)
-    all_routes = [*completions.routes(models), *routes]
-    app = Starlette(routes=all_routes, middleware=[Middleware(Guard, token)], exception_handlers=handlers)
+    api = Route("/v1/{path:path}", _Completions(models))
+    app = Starlette(routes=[api, *routes], middleware=[Middleware(Guard, token)], exception_handlers=handlers)
     app.router.redirect_slashes = False
     app.state.models = models
     return app
+
+
+class _Completions:
+    """OpenAI's API, imported with torch when it is first asked for: the first page need not wait for it."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def routes() -> Sequence[BaseRoute]:
+            from gpt2lab.server import completions
+
+            return completions.routes(self._models)
+
+        await Router(await run_in_threadpool(routes), redirect_slashes=False)(scope, receive, send)
 
 
 # Start and end --------------------------------------------------------------------------------------------------------

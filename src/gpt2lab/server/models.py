@@ -6,14 +6,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gpt2lab.errors import did_you_mean
-from gpt2lab.model.gpt import GPT
-from gpt2lab.runtime import Runtime
-from gpt2lab.server.batching import Engine
 from gpt2lab.server.http import APIError
-from gpt2lab.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # torch is imported with the first model, so that the pages need not wait for it
+    from gpt2lab.model.gpt import GPT
+    from gpt2lab.runtime import Runtime
+    from gpt2lab.server.batching import Engine
+    from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 
 class Loaded(Protocol):
@@ -61,6 +63,8 @@ class Models:
             APIError: There is no such model.
             InputError: It cannot be loaded.
         """
+        from gpt2lab.server.batching import Engine
+
         self.require(name)
         with self._lock:
             loaded, served = self._load(name), self._served.pop(name, None)

@@ -75,9 +75,10 @@ class Runs:
         """Return the directory of each run by its name, the latest first. Runs that began since are found, too."""
         found: dict[str, Path] = {}
         for folder in self.given:
-            inside = [] if (folder / "config.json").is_file() else list(_runs_below(folder, DEPTH))
-            named = {path.relative_to(folder).as_posix(): path for path in inside} or {folder.resolve().name: folder}
-            found |= {name if name not in found else str(path): path for name, path in named.items()}
+            is_run = (folder / "config.json").is_file()
+            for path in [folder] if is_run else _runs_below(folder, DEPTH):
+                name = folder.resolve().name if is_run else path.relative_to(folder).as_posix()
+                found[name if name not in found else str(path)] = path
         return found
 
     def run(self, name: str) -> Run:
