@@ -63,8 +63,13 @@ class Server:
 
     def __init__(self, models: dict[str, Any], token: str | None = None, **options: Any) -> None:
         self.models = Models(lambda: models, models.__getitem__, keep=len(models))
-        socket, started = listen("127.0.0.1", 0), threading.Event()
-        self.address = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        app = create_app(self.models, token, **options)
-        threading.Thread(target=serve, args=(app, socket, started.set), daemon=True).start()
-        assert started.wait(10)
+        self.address = serving(self.models, token, **options)
+
+
+def serving(models: Models, token: str | None = None, **options: Any) -> str:
+    """Serve in a thread, for as long as the process lives; return the address."""
+    socket, started = listen("127.0.0.1", 0), threading.Event()
+    app = create_app(models, token, **options)
+    threading.Thread(target=serve, args=(app, socket, started.set), daemon=True).start()
+    assert started.wait(10)
+    return f"http://127.0.0.1:{socket.getsockname()[1]}"

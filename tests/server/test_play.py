@@ -12,53 +12,61 @@ from typing import Any
 
 import pytest
 import torch
-from play_server import LocalServer, serving
 from playwright.sync_api import Page, expect
+from small_server import serving
 
-from gpt2lab.cli.main import main
+from gpt2lab.cli.serve import ServerOptions
 from gpt2lab.evaluation.measure import LoadedRun
 from gpt2lab.files import write_checked_json
 from gpt2lab.generation import DecodingStrategy, encode_prompt, generate, generate_texts, probabilities, seeded
 from gpt2lab.inspection import inspect_tokens, patch_residual, switched_off
+from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import METRICS_COLUMNS, Run
-from gpt2lab.server.pages import STATIC
+from gpt2lab.server.models import Models
+from gpt2lab.server.pages import LOADED, STATIC, Runs, routes
+from gpt2lab.tokenizer.tokenizer import Tokenizer
+from gpt2lab.training.session import save_imported
 
 STORIES = Path(__file__).parents[2] / "docs" / "gallery" / "stories"
 HOSTILE = "<img src=x onerror=alert(1)>"
 TEXT = "One day, Mia was sad. She"
+ROW = dict.fromkeys(METRICS_COLUMNS) | {"tokens": 1, "lr": 0.1, "tokens_per_s": 1000.0, "seconds": 1.0}
 expect.set_options(timeout=10_000)
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stories model, a small run with curves, and a copy of it whose name is HTML."""
-    work, runs = tmp_path_factory.mktemp("play"), tmp_path_factory.mktemp("runs")
-    model = ["--model.n-layer=1", "--model.n-head=2", "--model.n-embd=16", "--model.n-ctx=64", "--compile=off"]
-    sizes = ["--batch-tokens=256", "--steps=20", "--log-every=2", "--eval-every=10", "--eval-tokens=512"]
-    few = ["--max-documents", "120"]
-    tok, data, small = str(work / "tok"), str(work / "data"), str(runs / "small")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("gpt2lab.training.loop.draw_curves", lambda run: None)
-    assert main(["tokenizer", "train", "--input", "stories", "--vocab-size", "400", "--out", tok, *few]) == 0
-    assert main(["data", "prepare", "stories", "--tokenizer", tok, "--out", data, *few]) == 0
-    assert main(["train", "--data", data, "--out", small, *sizes, *model]) == 0
-    monkeypatch.undo()
-    shutil.copytree(runs / "small", runs / HOSTILE)
+    """The stories model, a small one with curves as if it had been trained, and a copy of it whose name is HTML."""
+    runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(STORIES, runs / "stories")
+    tokenizer = Tokenizer.load(STORIES / "tokenizer")
+    torch.manual_seed(0)
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 64, "dropout": 0.0}
+    model = GPT(GPTConfig(**shape, vocab_size=tokenizer.n_vocab))
+    run = save_imported(model, tokenizer, runs / "small", "a test")
+    write_checked_json(run.path / "config.json", {**run.config, "steps": 20})
+    for step in range(2, 22, 2):
+        val = 7 - step / 8 if step % 10 == 0 else None
+        run.add_metrics(ROW | {"step": step, "train_loss": 7 - step / 10, "val_loss": val, "lr": 1 / step})
+    shutil.copytree(run.path, runs / HOSTILE)
     return runs
 
 
 @pytest.fixture(scope="session")
-def server(folder: Path) -> Iterator[LocalServer]:
-    with serving([folder]) as server:
-        yield server
+def address(folder: Path) -> Iterator[str]:
+    """Where the pages of these runs are served; models compute in fp32."""
+    runs = Runs([folder], ServerOptions(device="cpu", precision="fp32").load)
+    models = Models(runs.paths, runs.load, LOADED)
+    yield serving(models, routes=routes(runs))
+    models.stop()
 
 
 @pytest.fixture
-def page(page: Page, server: LocalServer) -> Page:
+def page(page: Page, address: str) -> Page:
     """The list of runs, from which `show` goes on."""
     page.set_default_timeout(10_000)
-    page.goto(server.url)
+    page.goto(address)
     return page
 
 
@@ -80,7 +88,6 @@ def ids_of(run: LoadedRun, text: str) -> list[int]:
 def write(page: Page, prompt: str, **settings: float) -> None:
     """Open the page that writes, choose the settings and let it write to the end."""
     show(page, "run/stories/write")
-    expect(page.locator(".status")).to_contain_text("tokens in")
     page.get_by_label("Prompt").fill(prompt)
     for name, value in settings.items():
         page.get_by_role("spinbutton", name=f"{name.capitalize().replace('_', '-')}, as a number").fill(str(value))
@@ -181,7 +188,7 @@ def test_a_candidate_begins_a_branch_and_the_first_text_stays(page: Page) -> Non
 
 def test_two_strategies_write_side_by_side(page: Page, stories: LoadedRun) -> None:
     show(page, "run/stories/write")
-    expect(page.locator(".status")).to_contain_text("tokens in")
+    page.get_by_role("spinbutton", name="Length, as a number").fill("40")
     page.get_by_label("Two strategies side by side").check()
     page.get_by_role("group", name="Strategy B").get_by_label("Greedy").check()
     page.get_by_role("button", name="Write", exact=True).click()
@@ -189,7 +196,7 @@ def test_two_strategies_write_side_by_side(page: Page, stories: LoadedRun) -> No
     expect(page.locator(".status").nth(1)).to_contain_text("greedy")
     expect(page.locator(".running")).to_have_count(0)
     (text,) = generate_texts(
-        stories.model, stories.tokenizer, "One day", 1, 120, DecodingStrategy(greedy=True), 1, stories.runtime
+        stories.model, stories.tokenizer, "One day", 1, 40, DecodingStrategy(greedy=True), 1, stories.runtime
     )
     assert (page.locator(".text").nth(1).text_content() or "").removesuffix("⟨end⟩") == text.replace("\n", "↵\n")
 
@@ -317,8 +324,7 @@ def test_a_training_is_watched_while_it_writes(page: Page, folder: Path) -> None
     facts = page.locator("dl.key")
     expect(facts).to_contain_text("10 of 40")
     expect(facts).to_contain_text("training")
-    row = dict.fromkeys(METRICS_COLUMNS) | {"step": 12, "tokens": 1, "train_loss": 2.5, "val_loss": 2.625, "lr": 0.1}
-    run.add_metrics(row | {"tokens_per_s": 1234.0, "seconds": 1.0})
+    run.add_metrics(ROW | {"step": 12, "train_loss": 2.5, "val_loss": 2.625, "tokens_per_s": 1234.0})
     run.add_sample(12, "nucleus 0.9", "One", "One <b>day</b>")
     run.add_eval(12, "hellaswag", "val", "a protocol", "acc_norm", 0.2875)
     for text in ("12 of 40", "2.500", "2.625", "1,234"):
@@ -390,7 +396,8 @@ def test_scripts_and_styles_are_small() -> None:
 
 
 def test_the_page_is_painted_before_torch_is_imported() -> None:
-    script = "import sys, gpt2lab.server.pages; print('torch' in sys.modules)"
+    modules = "gpt2lab.server.app, gpt2lab.server.models, gpt2lab.server.pages, gpt2lab.cli.serve"
+    script = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -407,9 +414,9 @@ def test_the_page_is_painted_before_torch_is_imported() -> None:
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line(
-    server: LocalServer, path: str, body: Any, message: str, post: Callable[[str, Any], str]
+    address: str, path: str, body: Any, message: str, post: Callable[[str, Any], str]
 ) -> None:
-    assert message in post(f"{server.url}/api/runs/{path}", body)
+    assert message in post(f"{address}/api/runs/{path}", body)
 
 
 @pytest.fixture

@@ -133,7 +133,9 @@ def watch(run: Run) -> None:
     from gpt2lab.server.pages import Runs
 
     def not_here(path: Path) -> LoadedRun:
-        raise InputError(f"this server only watches the training; open the model in another terminal: gpt2lab play {path}")
+        raise InputError(
+            f"this server only watches the training; open the model in another terminal: gpt2lab play {path}"
+        )
 
     try:
         listening = ServerOptions().listen()

@@ -165,8 +165,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
       }),
     );
   };
-  const openBranch = (each) => {
-    stop();
+  const display = (each) => {
     current = each;
     pinned = pointed = null;
     prompt.textContent = each.prompt.texts.filter((text) => text !== "⟨start⟩").join("");
@@ -176,33 +175,26 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     ontoken();
   };
   const stop = () => control?.abort();
+  const openBranch = (each) => {
+    stop();
+    status.say("");
+    display(each);
+  };
 
-  async function go(each, settings) {
-    openBranch(each);
+  // Write a new branch, which `make` gives: its prompt, the tokens it begins with and its settings.
+  async function write(make) {
+    stop();
     const own = (control = new AbortController());
-    const before = each.tokens.length;
-    const begin = performance.now();
-    const left = settings.max_tokens - before;
-    begun();
+    node.classList.add("running");
+    status.say("writing …");
     try {
-      const ids = [...each.prompt.ids, ...each.tokens.map((token) => token.id)];
-      const ended = before && each.tokens.at(-1).id === engine.info.eot;
-      if (left > 0 && !ended) {
-        for await (const token of engine.generate({ off: [], ...settings, ids, max_tokens: left }, own.signal)) {
-          if (own.signal.aborted) break;
-          each.tokens.push(token);
-          if (current !== each) continue;
-          output.append(tokenNode(token, each.tokens.length - 1));
-          if (pointed === null && pinned === null) showCandidates();
-          ontoken();
-        }
-      }
-      const made = each.tokens.length - before;
-      const seconds = (performance.now() - begin) / 1000;
-      status.say(own.signal.aborted ? `stopped after ${plural(made, "token")}` : `${plural(made, "token")} in ${decimal(seconds, 1)} s · ${describeStrategy(settings)}`);
+      const each = await make();
+      if (own.signal.aborted) return;
+      branches.push(each);
+      display(each);
+      await go(each, own.signal);
     } catch (error) {
-      if (own.signal.aborted) status.say("stopped");
-      else status.say(error.message, true);
+      if (control === own) status.say(own.signal.aborted ? "stopped" : error.message, !own.signal.aborted);
     } finally {
       if (control === own) {
         control = null;
@@ -212,33 +204,35 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
       ontoken();
     }
   }
-  const begun = () => {
-    node.classList.add("running");
-    status.say("writing …");
-  };
-  async function run(text) {
-    stop();
-    begun();
-    try {
-      const settings = read();
-      const each = { name: `${branches.length + 1}: from the prompt`, prompt: await promptIds(engine, text), tokens: [], settings };
-      branches.push(each);
-      await go(each, settings);
-    } catch (error) {
-      node.classList.remove("running");
-      status.say(error.message, true);
+  async function go(each, signal) {
+    const before = each.tokens.length;
+    const begin = performance.now();
+    const left = each.settings.max_tokens - before;
+    const ids = [...each.prompt.ids, ...each.tokens.map((token) => token.id)];
+    if (left > 0 && each.tokens.at(-1)?.id !== (engine.info.eot ?? -1)) {
+      for await (const token of engine.generate({ off: [], ...each.settings, ids, max_tokens: left }, signal)) {
+        if (signal.aborted) break;
+        each.tokens.push(token);
+        if (current !== each) continue;
+        output.append(tokenNode(token, each.tokens.length - 1));
+        if (pointed === null && pinned === null) showCandidates();
+        ontoken();
+      }
     }
+    const made = plural(each.tokens.length - before, "token");
+    const seconds = decimal((performance.now() - begin) / 1000, 1);
+    if (current === each) status.say(signal.aborted ? `stopped after ${made}` : `${made} in ${seconds} s · ${describeStrategy(each.settings)}`);
   }
-  async function branch(row) {
+  const run = (text) =>
+    write(async () => ({ name: `${branches.length + 1}: from the prompt`, settings: read(), prompt: await promptIds(engine, text), tokens: [] }));
+  const branch = (row) => {
     const n = pinned ?? pointed ?? current.tokens.length - 1;
     const old = current.tokens[n];
     const token = { ...old, id: row.id, text: row.text, logprob: Math.log(row.a) };
     const settings = { ...read(), max_tokens: Math.max(read().max_tokens, n + 2) };
     const name = `${branches.length + 1}: ${visible(row.text)} instead of ${visible(old.text)} at token ${n + 1}`;
-    const each = { name, prompt: current.prompt, tokens: [...current.tokens.slice(0, n), token], settings };
-    branches.push(each);
-    await go(each, settings);
-  }
+    return write(async () => ({ name, settings, prompt: current.prompt, tokens: [...current.tokens.slice(0, n), token] }));
+  };
   const text = el("p", { className: "text" }, prompt, output);
   const panel = el("aside", { className: "candidates", ariaLabel: `Candidates${title ? ` of ${title}` : ""}` }, el("h3", { textContent: "Candidates" }), about, bars.node);
   const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), text, status.node), panel, branchBox);
