@@ -19,20 +19,18 @@ import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation import DecodingStrategy, probabilities, sample_next, seeded
+from gpt2lab.generation import DecodingStrategy, sample_next, seeded
 from gpt2lab.model.cache import BatchCache, KVCache
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runtime import Runtime
 
-T = TypeVar("T")
 ROWS = 32
 """Most rows that are read or continued at a time."""
 QUEUE = 256
@@ -76,8 +74,6 @@ class Token(NamedTuple):
     candidates: tuple[tuple[int, float], ...] = ()
     """Id and ln p of the most probable tokens, the likeliest first; the token itself is added if it is not among them.
     """
-    kept: tuple[float, ...] = ()
-    """Probability of each candidate under the strategy, 0 if it was cut; for generated tokens only."""
 
 
 Event = Token | Exception | None
@@ -95,20 +91,24 @@ class _Row:
         """Holds the part of the window that has been read, until the row joins the batch."""
         self.generator = seeded(request.seed, device)
 
-    def choose(self, logits: torch.Tensor) -> bool:
-        """Choose the next token by its logits (1, V) and deliver it; return whether the text goes on.
+    def choose(self, logits: torch.Tensor, largest: float, greedy: int) -> bool:
+        """Choose the next token and deliver it; return whether the text goes on.
+
+        Args:
+            logits: Those of the next token, (1, V).
+            largest: The largest of them, NaN if one is.
+            greedy: Its token.
 
         Raises:
             InputError: The model gives NaN.
         """
         request = self.request
         if self.written < request.max_tokens:
-            if not math.isfinite(largest := float(logits.max())):  # NaN counts as the largest
+            if not math.isfinite(largest):
                 raise InputError(f"the model gives {largest} for the next token; its weights are damaged")
-            token, p = int(sample_next(logits, request.strategy, self.generator)), None
-            if request.candidates is not None:
-                p = probabilities(logits, request.strategy)
-            self.deliver(*described([token], logits, request, p))
+            strategy = request.strategy
+            token = greedy if strategy.greedy else int(sample_next(logits, strategy, self.generator))
+            self.deliver(*described([token], logits, request.candidates))
             self.window.append(token)
             self.written += 1
             if token != request.eot and self.written < request.max_tokens:
@@ -117,27 +117,17 @@ class _Row:
         return False
 
 
-def described(
-    tokens: Sequence[int], logits: torch.Tensor, request: Request, p: torch.Tensor | None = None
-) -> list[Token]:
-    """Return tokens with the probabilities that a request asks for.
-
-    Args:
-        tokens: N ids.
-        logits: What each was chosen by, (N, V).
-        request: Its ``candidates`` count.
-        p: Probabilities under the strategy, (N, V); None for tokens of a prompt.
-    """
-    if request.candidates is None:
+def described(tokens: Sequence[int], logits: torch.Tensor, candidates: int | None) -> list[Token]:
+    """Return N tokens with their probabilities and ``candidates``, for the logits (N, V) that each was chosen by."""
+    if candidates is None:
         return [Token(token) for token in tokens]
     logprobs = F.log_softmax(logits.float(), dim=-1)
-    best = logprobs.topk(min(request.candidates, logits.shape[-1]), dim=-1).indices.tolist()
+    best = logprobs.topk(min(candidates, logits.shape[-1]), dim=-1).indices.tolist()
     found = []
-    for row, (token, ids) in enumerate(zip(tokens, best, strict=True)):
+    for token, ids, of_row in zip(tokens, best, logprobs, strict=True):
         ids = ids if token in ids else [*ids, token]
-        candidates = tuple(zip(ids, logprobs[row, ids].tolist(), strict=True))
-        kept = () if p is None else tuple(p[row, ids].tolist())
-        found.append(Token(token, dict(candidates)[token], candidates, kept))
+        listed = dict(zip(ids, of_row[ids].tolist(), strict=True))
+        found.append(Token(token, listed[token], tuple(listed.items())))
     return found
 
 
@@ -196,7 +186,6 @@ class Engine:
         """Those in the batch, by their number there."""
         self._reading: deque[_Row] = deque()
         self._waiting: deque[_Row] = deque()
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -221,18 +210,6 @@ class Engine:
                 raise Overloaded(f"{len(self._waiting)} texts are waiting; try again later")
             self._waiting.extend(rows)
             self._changed.notify()
-
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the engine's thread between two steps, without gradients, and return what it returns.
-
-        Products are in the engine's precision, by autocast.
-        """
-        future: Future[T] = Future()
-        with self._changed:
-            self._require_running()
-            self._calls.append((future, function))
-            self._changed.notify()
-        return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
         """End all texts with `Stopped`, and the thread, after the step that is running."""
@@ -264,21 +241,18 @@ class Engine:
     def _wait(self) -> bool:
         """Wait for something to do; return False if the engine is to stop."""
         with self._changed:
-            while not (self._stopping or self._calls or self._waiting or self._reading or self._rows):
+            while not (self._stopping or self._waiting or self._reading or self._rows):
                 self._changed.wait()
             return not self._stopping
 
     def _turn(self) -> None:
-        """Run what was called, let rows come and leave, read a chunk of prompts, continue each row by a token."""
+        """Let rows come and leave, read a chunk of prompts, and continue every row of the batch by a token."""
         with self._changed:
-            calls, self._calls = self._calls, deque()
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
             self._reading = deque(row for row in self._reading if not row.cancelled)
             self._leave([number for number, row in enumerate(self._rows) if row.cancelled])
             while self._waiting and len(self._reading) + len(self._rows) < ROWS:
                 self._reading.append(self._waiting.popleft())
-        for future, function in calls:
-            _fulfill(future, function)
         left = CHUNK
         while self._reading and left > 0:
             left -= self._read(self._reading.popleft())
@@ -301,21 +275,25 @@ class Engine:
             return len(chunk)
         if row.request.score_prompt and not row.written:
             following = row.window[start + 1 : start + 1 + len(chunk)]
-            for token in described(following, self.model.head(x[0, : len(following)]), row.request):
+            for token in described(following, self.model.head(x[0, : len(following)]), row.request.candidates):
                 row.deliver(token)
         if cache.length < len(row.window):
             self._reading.appendleft(row)
-        elif self._choose(row, self.model.head(x[:, -1])):
+        elif self._choose([row], self.model.head(x[:, -1])) == [True]:
             self._place(row, cache)
         return len(chunk)
 
-    def _choose(self, row: _Row, logits: torch.Tensor) -> bool:
-        """Let a row choose its next token by its logits (1, V); return whether it goes on."""
-        try:
-            return row.choose(logits)
-        except Exception as error:
-            self._fail(row, error)
-            return False
+    def _choose(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[bool]:
+        """Let each row choose its next token by its logits (B, V); return which go on."""
+        largest, greedy = (x.tolist() for x in logits.max(dim=-1))  # of equal logits the first
+        going = []
+        for number, row in enumerate(rows):
+            try:
+                going.append(row.choose(logits[number : number + 1], largest[number], greedy[number]))
+            except Exception as error:
+                self._fail(row, error)
+                going.append(False)
+        return going
 
     def _fail(self, row: _Row, error: Exception) -> None:
         """End one text with an error."""
@@ -349,8 +327,7 @@ class Engine:
         tokens = torch.tensor([row.window[-1:] for row in self._rows], device=self.runtime.device)
         logits = self.model.head(self.model.hidden(tokens, cache=self._batch)[:, -1])
         leaving = []
-        for number, row in enumerate(self._rows):
-            goes_on = self._choose(row, logits[number : number + 1])
+        for number, (row, goes_on) in enumerate(zip(self._rows, self._choose(self._rows, logits), strict=True)):
             full = self._is_full(self._batch.lengths[number])
             if goes_on and full:
                 self._slide(row)
@@ -367,18 +344,7 @@ class Engine:
     def _end_all(self, error: Exception) -> None:
         with self._changed:
             rows = [*self._rows, *self._reading, *self._waiting]
-            calls, self._calls = self._calls, deque()
             self._rows, self._reading, self._waiting = [], deque(), deque()
         self._batch = self._new_batch()
         for row in rows:
             row.deliver(error)
-        for future, _ in calls:
-            future.set_exception(error)
-
-
-def _fulfill(future: Future[T], function: Callable[[], T]) -> None:
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(function())
-        except Exception as error:
-            future.set_exception(error)
