@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,3 +75,14 @@ def serving(models: Models, token: str | None = None, **options: Any) -> str:
     threading.Thread(target=serve, args=(app, socket, started.set), daemon=True).start()
     assert started.wait(10)
     return f"http://127.0.0.1:{socket.getsockname()[1]}"
+
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """Import a script of benchmarks/."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

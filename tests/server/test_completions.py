@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 import torch
-from small_server import Server
+from small_server import Server, load_benchmark
 
 from gpt2lab.generation import DecodingStrategy, generate_texts
 from gpt2lab.server import batching
@@ -297,39 +297,16 @@ def test_half_a_surrogate_pair_is_read_and_shown(client: openai.OpenAI) -> None:
     assert answer.status_code == 404
 
 
-def mutated(draw: random.Random) -> bytes:
-    """A request that something has happened to."""
-    odd: list[Any] = [None, True, -1, 0, 1.5, 10**20, math.inf, "", "a", "\ud800", [], [[]], {}, {"a": [1]}, ["a"] * 3]
-    names = [
-        *GOOD,
-        "n",
-        "temperature",
-        "top_p",
-        "top_k",
-        "stop",
-        "logprobs",
-        "echo",
-        "seed",
-        "stream",
-        "stream_options",
-    ]
-    changed = GOOD | {draw.choice(names): draw.choice(odd) for _ in range(draw.randint(0, 3))}
-    body = bytearray(json.dumps(changed).encode())
-    for _ in range(draw.choice([0, 0, 1, 4])):
-        at = draw.randrange(len(body))
-        body[at : at + draw.randint(0, 3)] = bytes(draw.randrange(256) for _ in range(draw.randint(0, 3)))
-    return bytes(body)
-
-
-def test_hundreds_of_mutated_requests_are_answered_in_form(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    draw, statuses = random.Random(4), []
+def test_malformed_requests_are_answered_in_form(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    serving = load_benchmark("serving")
+    draw, statuses = random.Random(4), set()
     with httpx.Client(base_url=server.address) as client:
         for _ in range(200):
-            answer = client.post("/v1/completions", content=mutated(draw))
-            statuses.append(answer.status_code)
-            if answer.status_code != 200:
-                assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
-        assert {*statuses} == {200, 400, 404}
+            body = serving.mutated(draw, "random")
+            answer = client.post("/v1/completions", content=body)
+            statuses.add(answer.status_code)
+            assert not serving.out_of_form(answer), body
+        assert statuses == {200, 400, 404}
         assert client.post("/v1/completions", json=GOOD).status_code == 200
     assert not caplog.records
 
