@@ -36,7 +36,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "differential": {"differential_attention": True, "n_kv_head": 2, "position": "rope"},
     "latent": {"latent_dim": 12, "position": "rope"},
     "latent in a window": {"latent_dim": 12, "mask": "window", "window": 5},
-    "differential": {"differential_attention": True, "position": "rope"},
     "reference": {"kernel": "reference", "n_kv_head": 2},
     "matmul": {"kernel": "matmul", "mask": "window", "window": 5},
 }

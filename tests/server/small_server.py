@@ -77,7 +77,6 @@ def serving(models: Models, token: str | None = None, **options: Any) -> str:
     return f"http://127.0.0.1:{socket.getsockname()[1]}"
 
 
-
 def load_benchmark(name: str) -> ModuleType:
     """Import a script of benchmarks/."""
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"

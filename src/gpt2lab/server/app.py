@@ -177,15 +177,16 @@ class _Completions:
     """OpenAI's API, imported with torch when it is first asked for: the first page need not wait for it."""
 
     def __init__(self, models: Models) -> None:
-        self._models = models
+        self._models, self._router = models, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        def routes() -> Sequence[BaseRoute]:
-            from gpt2lab.server import completions
+        self._router = self._router or await run_in_threadpool(self._routes)
+        await self._router(scope, receive, send)
 
-            return completions.routes(self._models)
+    def _routes(self) -> Router:
+        from gpt2lab.server import completions
 
-        await Router(await run_in_threadpool(routes), redirect_slashes=False)(scope, receive, send)
+        return Router(completions.routes(self._models), redirect_slashes=False)
 
 
 # Start and end --------------------------------------------------------------------------------------------------------
