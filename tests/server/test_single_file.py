@@ -206,6 +206,9 @@ def test_the_pages_run_on_the_model_in_the_file(opened: Callable[..., Any]) -> N
     before, after = (inspect_tokens(switched_off(model, off), ids).losses.mean() for off in ([], ["head:0.3"]))
     change = page.get_by_role("region", name="What the switches change")
     expect(change).to_contain_text(f"{before:.4f} → {after:.4f} nats")
+    with page.expect_download() as download:
+        page.get_by_role("region", name="One head").get_by_role("button", name="PNG", exact=True).first.click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
 
     page.get_by_role("link", name="Patch").click()
     expect(page.get_by_role("region", name="Effect of restoring each state")).to_be_visible()
