@@ -456,6 +456,16 @@ def test_a_file_that_names_a_built_in_function_can_be_edited_and_imported_again(
         assert GPTConfig(mask="w2", window=4).with_import().import_sha256 == sha256
 
 
+def test_a_model_has_parts_of_one_file_only(tmp_path: Path, refused: Output, train: list[str]) -> None:
+    import_file(written(tmp_path / "a.py", EVERY_SECOND))
+    source = (
+        "from torch import nn\nfrom gpt2lab.model.parts import FEED_FORWARDS\nFEED_FORWARDS['none'] = nn.Identity\n"
+    )
+    file = written(tmp_path / "b.py", source)
+    said = refused(*train, *OWN, "--model.feed-forward", "none", "--import", file, "--out", tmp_path / "run")
+    assert "mask dilated and feed_forward none are from different files; define them in one" in said
+
+
 @pytest.mark.parametrize("content", ["[]", '{"model": []}'])
 def test_a_configuration_of_another_form_is_refused(content: str, tmp_path: Path, refused: Output) -> None:
     assert "config.json" in refused("train", "--config", written(tmp_path / "config.json", content))

@@ -100,6 +100,17 @@ class Mean(nn.Module):
         return x.mean(dim=1, keepdim=True).expand_as(x)
 
 
+class Gated(Mean):
+    """A mean over all positions that a gate hides at the start."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate * super().forward(x)
+
+
 class Shifted(Mean):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
@@ -137,6 +148,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
         f"(Narrow): {__file__}: TypeError: forward returns (1, 4, 1) for an input of shape ",
     ),
     ("feed_forward", Mean, "lets a position depend on later ones"),
+    ("feed_forward", Gated, "lets a position depend on later ones"),
     ("feed_forward", Shifted, "depends on earlier positions otherwise than by attention"),
     ("feed_forward", TwoArguments, "TwoArguments.__init__() missing 1 required positional argument: 'width'"),
     ("feed_forward", lambda config: config, "GPTConfig(n_layer=2"),

@@ -370,7 +370,7 @@ def read_tiktoken(path: Path, pattern: Pattern, special_tokens: Mapping[str, int
     if isinstance(special_tokens, Mapping):
         specials = dict(special_tokens)
     else:
-        specials = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
+        specials = {name: len(ranks) + i for i, name in enumerate(dict.fromkeys(special_tokens))}
     for name, number in specials.items():
         if number < len(ranks):
             raise InputError(f"{path}: the special token {name!r} has the id {number}; give it {len(ranks)} or above")

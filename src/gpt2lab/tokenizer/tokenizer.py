@@ -154,12 +154,10 @@ class Tokenizer:
         return Tokenizer(dataclasses.replace(self._vocabulary, special_tokens={**present, **added}))
 
     def extends(self, other: Tokenizer) -> bool:
-        """Return whether this is another tokenizer, or what `with_special` made of it."""
-        theirs, more = other._vocabulary.special_tokens, self._vocabulary.special_tokens
-        if theirs.items() > more.items():
-            return False
-        kept = {name: number for name, number in more.items() if number < other.n_vocab}
-        return dataclasses.replace(self._vocabulary, special_tokens=kept).fingerprint == other.fingerprint
+        """Return whether this is the other tokenizer, or that one with more special tokens after its ids."""
+        mine, theirs = self._vocabulary, other._vocabulary
+        ordinary = all(getattr(mine, name) == getattr(theirs, name) for name in ("ids", "merges", "pattern"))
+        return ordinary and theirs.special_tokens.items() <= mine.special_tokens.items()
 
     def save(self, directory: Path | str) -> None:
         """Write ``tokenizer.json``, in Hugging Face's format, into a directory, which is created if missing.
