@@ -44,6 +44,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "tied_head off": {"tied_head": False},
     "logit_softcap 30": {"logit_softcap": 30.0},
     "z_loss 1e-4": {"z_loss": 1e-4},
+    "mtp_depth 1": {"mtp_depth": 1},
     "embedding_norm": {"embedding_norm": True},
     "bias off": {"bias": False},
     "position rope": ROPE,
