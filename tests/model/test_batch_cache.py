@@ -126,6 +126,17 @@ def test_in_bf16_a_row_is_the_same_to_the_last_bit_beside_others() -> None:
             assert torch.equal(run([n])[0], together[n])
 
 
+def test_memory_is_that_of_the_rows_and_given_back() -> None:
+    model = random_model(SHAPE).eval()
+    batch = BatchCache(model.config, 32, CPU, torch.float32)
+    for length in (3, 18, 7):
+        joined(model, batch, [1] * length)
+    assert all(layer.keys.shape == (4, 4, 18, 8) for layer in batch.layers)
+    for _ in range(3):
+        batch.leave(0)
+    assert all(not layer.keys.numel() for layer in batch.layers)
+
+
 def test_the_batch_refuses() -> None:
     model = random_model(SHAPE | {"n_ctx": 4}).eval()
     batch = BatchCache(model.config, 1, CPU, torch.float32)

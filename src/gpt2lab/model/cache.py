@@ -215,7 +215,7 @@ class _BatchLayer(LayerCache):
     def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new k and v (B, K, 1, D) of each row; return the keys and values to read, (B, K, S, D)."""
         B, slots, filled = len(k), self._rows.now, self._rows.filled
-        self.reserve(filled)
+        self._reserve(B, filled)
         rows = torch.arange(B, device=k.device)
         self.keys[rows, :, slots] = k[:, :, 0].to(self.keys.dtype)
         self.values[rows, :, slots] = v[:, :, 0].to(self.values.dtype)
@@ -224,7 +224,7 @@ class _BatchLayer(LayerCache):
     def join(self, row: int, cache: LayerCache, length: int) -> None:
         """Copy the first row of a cache that has seen ``length`` positions."""
         filled = min(length, self._rows.capacity)
-        self.reserve(filled)
+        self._reserve(row + 1, filled)
         self.keys[row, :, :filled] = cache.keys[0, :, :filled]
         self.values[row, :, :filled] = cache.values[0, :, :filled]
 
@@ -234,19 +234,25 @@ class _BatchLayer(LayerCache):
             kept[row] = kept[last]
             kept[last] = 0
 
-    def reserve(self, filled: int) -> None:
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.keys, self.values = (x.new_zeros(0, x.shape[1], 0, x.shape[3]) for x in (self.keys, self.values))
+
+    def _reserve(self, rows: int, filled: int) -> None:
         """Make room. Empty slots hold zeros: a kernel multiplies what it masks by 0."""
-        slots = self.keys.shape[2]
-        if filled > slots:
-            more = min(max(filled, 2 * slots), self._rows.capacity) - slots
-            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+        R, _, S, _ = self.keys.shape
+        if rows > R or filled > S:
+            more_rows = max(rows, 2 * R) - R if rows > R else 0
+            more_slots = min(max(filled, 2 * S), self._rows.capacity) - S if filled > S else 0
+            by = (0, 0, 0, more_slots, 0, 0, 0, more_rows)
+            self.keys, self.values = (F.pad(x, by) for x in (self.keys, self.values))
 
 
 class BatchCache:
     """Keys and values of rows that join and leave a running batch; every pass takes one new token of each.
 
     A row has read its prompt with a `KVCache` of its own, which `join` copies. Rows are numbered without gaps: when one
-    leaves, the last gets its number. Memory grows with the longest row.
+    leaves, the last gets its number. Memory grows with the number of rows and the longest of them.
     """
 
     padding, length, rolling, looks_ahead = None, 0, False, False
@@ -269,7 +275,7 @@ class BatchCache:
         self.positions = torch.empty(0, 1, dtype=torch.long)
         """Position of each row's new token, (B, 1)."""
         heads, *widths = config.cached
-        keys, values = (torch.zeros(rows, heads, 0, width, device=device, dtype=dtype) for width in widths)
+        keys, values = (torch.zeros(0, heads, 0, width, device=device, dtype=dtype) for width in widths)
         self.layers = [_BatchLayer(keys, values, self._slots[mask]) for mask in config.masks]
 
     def join(self, cache: KVCache) -> int:
@@ -290,7 +296,10 @@ class BatchCache:
         """Remove a row; the last one gets its number."""
         last = self.lengths.pop()
         for layer in self.layers:
-            layer.leave(row, len(self.lengths))
+            if self.lengths:
+                layer.leave(row, len(self.lengths))
+            else:
+                layer.clear()
         if row < len(self.lengths):
             self.lengths[row] = last
 
