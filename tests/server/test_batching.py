@@ -241,3 +241,33 @@ def test_stopping_ends_texts_with_an_error() -> None:
     engine.join(10)
     with pytest.raises(Stopped, match="the server is stopping"):
         asyncio.run(write(engine, request_of()))
+
+
+def test_a_retired_engine_ends_its_texts_first() -> None:
+    model = model_of()
+    engine = Engine(model, CPU)
+
+    async def go() -> list[int]:
+        text = asyncio.create_task(write(engine, request_of(max_tokens=40)))
+        await asyncio.sleep(0)
+        engine.retire()
+        return await text
+
+    assert asyncio.run(go()) == alone(model, request_of(max_tokens=40))
+    engine.join(10)
+    with pytest.raises(Stopped):
+        asyncio.run(write(engine, request_of()))
+
+
+def test_a_text_that_fails_while_it_is_read_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of()
+    with engine_of(model) as engine:
+        original, engine._place = engine._place, lambda row, cache: 1 // 0  # type: ignore[assignment]
+
+        async def go() -> object:
+            with engine.submit([request_of()]) as generation:
+                return [event async for _, event in generation][-1]
+
+        assert isinstance(asyncio.run(go()), ZeroDivisionError) and "a text failed" in caplog.text
+        engine._place = original
+        assert asyncio.run(write(engine, request_of())) == alone(model, request_of())

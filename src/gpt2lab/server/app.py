@@ -3,7 +3,7 @@
 It listens on this machine alone, unless a host is given. A page of another site can then reach it through the visitor's
 browser, so what the browser says of a request is checked:
 
-    Host       names this machine: another name was made to point here (DNS rebinding)
+    Host       names this machine, unless there is a token: another name was made to point here (DNS rebinding)
     Origin     is the server itself: scripts of other sites are refused, and no answer allows them to read
     token      with a host: ``Authorization: Bearer``, or in the address of the first page, which then sets a cookie
 
@@ -108,7 +108,7 @@ class Guard:
             rest = urlencode([item for item in query if item[0] != "token"])
             path = "/" + request.url.path.lstrip("/")  # two slashes would lead to another server
             answer = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
-            answer.set_cookie(cookie, token, httponly=True, samesite="strict")
+            answer.set_cookie(cookie, token, httponly=True, samesite="lax")  # strict would not be sent after a link
             return answer
         message = "the token is missing or wrong; give it as the API key, or open the address that the server printed"
         raise APIError(401, message, code="invalid_api_key")
@@ -157,13 +157,17 @@ def create_app(models: Models, token: str | None = None, routes: Sequence[BaseRo
     """
 
     def refused(request: Request, error: Exception) -> Response:
+        headers = {}
         if isinstance(error, HTTPException):
+            headers = error.headers or {}  # Allow, with 405
             known = {404: f"there is nothing at {request.method} {request.url.path:.200}"}
             known[405] = f"{request.method} is not possible at {request.url.path:.200}"
             error = APIError(error.status_code, known.get(error.status_code, error.detail))
         elif not isinstance(error, APIError):
             error = APIError(400, str(error)) if isinstance(error, InputError) else APIError(500, "the server failed")
-        return error.response()
+        answer = error.response()
+        answer.headers.update(headers)
+        return answer
 
     handlers = dict.fromkeys((APIError, InputError, HTTPException, Exception), refused)
     api = Route("/v1/{path:path}", _Completions(models))
@@ -247,7 +251,14 @@ def serve(app: Starlette, listening: socket.socket, started: Callable[[], None])
     """
     models: Models = app.state.models
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, lifespan="off", ws="none", http="h11", timeout_graceful_shutdown=GRACE
+        app,
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
     )
     try:
         with suppress(KeyboardInterrupt):  # how Ctrl-C goes on after the end of the server

@@ -37,6 +37,7 @@ QUEUE = 256
 """Nothing more is taken while so many texts wait."""
 CHUNK = 128
 """Tokens of prompts that are read between two steps."""
+STOPPED = "the model is being unloaded, or the server is stopping"
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +46,7 @@ class Overloaded(Exception):
 
 
 class Stopped(Exception):
-    """The server is stopping."""
+    """The engine is stopping."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Engine:
         """Those in the batch, by their number there."""
         self._reading: deque[_Row] = deque()
         self._waiting: deque[_Row] = deque()
-        self._stopping = False
+        self._stopping = self._retired = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -217,13 +218,19 @@ class Engine:
             self._stopping = True
             self._changed.notify()
 
+    def retire(self) -> None:
+        """Stop once all texts have ended."""
+        with self._changed:
+            self._retired = True
+            self._changed.notify()
+
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread, at most ``timeout`` seconds."""
         self._thread.join(timeout)
 
     def _require_running(self) -> None:
         if self._stopping:
-            raise Stopped("the server is stopping")
+            raise Stopped(STOPPED)
 
     # The thread -------------------------------------------------------------------------------------------------------
 
@@ -236,13 +243,15 @@ class Engine:
                 except Exception as error:  # a defect, or memory is used up: these texts end, the server goes on
                     log.exception("a step failed")
                     self._end_all(error)
-        self._end_all(Stopped("the server is stopping"))
+        self._end_all(Stopped(STOPPED))
 
     def _wait(self) -> bool:
         """Wait for something to do; return False if the engine is to stop."""
         with self._changed:
             while not (self._stopping or self._waiting or self._reading or self._rows):
-                self._changed.wait()
+                self._stopping = self._retired
+                if not self._stopping:
+                    self._changed.wait()
             return not self._stopping
 
     def _turn(self) -> None:
@@ -255,7 +264,11 @@ class Engine:
                 self._reading.append(self._waiting.popleft())
         left = CHUNK
         while self._reading and left > 0:
-            left -= self._read(self._reading.popleft())
+            row = self._reading.popleft()
+            try:
+                left -= self._read(row)
+            except Exception as error:
+                self._fail(row, error)
         if self._rows:
             self._step()
 
@@ -268,11 +281,7 @@ class Engine:
         start = cache.length
         end = None if cache.looks_ahead else start + CHUNK  # a mask that looks ahead reads all at once
         chunk = row.window[start:end]
-        try:
-            x = self.model.hidden(torch.tensor([chunk], device=self.runtime.device), cache=cache)
-        except Exception as error:
-            self._fail(row, error)
-            return len(chunk)
+        x = self.model.hidden(torch.tensor([chunk], device=self.runtime.device), cache=cache)
         if row.request.score_prompt and not row.written:
             following = row.window[start + 1 : start + 1 + len(chunk)]
             for token in described(following, self.model.head(x[0, : len(following)]), row.request.candidates):

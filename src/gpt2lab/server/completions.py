@@ -35,7 +35,7 @@ MOST_CHOICES = 128
 """Most texts that one request may ask for: prompts times ``n``."""
 MOST_TOKENS = 32_768
 """Longest continuation; also the longest prompt of a model whose cache rolls, where the context is no bound."""
-MOST_STOPS, MOST_STOP_LENGTH = 4, 1_000
+MOST_STOPS, MOST_STOP_LENGTH = 4, 200
 MOST_LOGPROBS = 5
 LEAST_TEMPERATURE = 1e-5
 """Below it, decoding is greedy: the quotients would leave the range of fp32."""
@@ -278,7 +278,7 @@ class Choice:
 
     def _held(self) -> int:
         """Return how many characters at the end may be the beginning of a stop."""
-        own = self._text[self._start :]
+        own = self._text[max(self._start, len(self._text) - MOST_STOP_LENGTH) :]
         lengths = (size for stop in self._ask.stop for size in range(1, len(stop)) if own.endswith(stop[:size]))
         return max(lengths, default=0)
 

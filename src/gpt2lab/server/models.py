@@ -42,7 +42,7 @@ class Models:
     Args:
         names: Returns the names that can be asked for.
         load: Returns the model of a name; the same one again if nothing has changed.
-        keep: Number of engines that are kept; the one that was not asked for the longest is stopped for another.
+        keep: Number of engines that are kept; the one that was not asked for the longest ends its texts and goes.
     """
 
     def __init__(self, names: Callable[[], Collection[str]], load: Callable[[str], Loaded], keep: int) -> None:
@@ -70,11 +70,11 @@ class Models:
             loaded, served = self._load(name), self._served.pop(name, None)
             if served is None or served.model is not loaded.model:
                 if served is not None:
-                    served.engine.stop()
+                    served.engine.retire()
                 served = ServedModel(name, loaded.model, loaded.tokenizer, Engine(loaded.model, loaded.runtime))
             self._served[name] = served
             while len(self._served) > self._keep:
-                self._served.popitem(last=False)[1].engine.stop()
+                self._served.popitem(last=False)[1].engine.retire()
             return served
 
     def stop(self) -> None:
