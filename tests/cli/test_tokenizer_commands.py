@@ -96,6 +96,8 @@ def test_add_special_and_import_save_a_tokenizer(tok: Path, tmp_path: Path, outp
     more = Tokenizer.load(tmp_path / "more")
     assert said == f"{tmp_path / 'more'}: 264 entries, fingerprint {more.fingerprint[:16]}\n"
     assert more.special_tokens == {"<|endoftext|>": 261, "<|user|>": 262, "<|end|>": 263}
+    output("tokenizer", "add-special", tok, "--token", "<|user|>", "--token", "<|end|>", "--out", tmp_path / "same")
+    assert Tokenizer.load(tmp_path / "same").fingerprint == more.fingerprint
     assert "exists; give another" in refused("tokenizer", "add-special", tok, "--token", "<|x|>", "--out", tok)
     output("tokenizer", "export", tok, "--out", tmp_path, "--format", "tiktoken")
     command = ("tokenizer", "import", tmp_path / "ranks.tiktoken", "--pattern", "gpt2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from gpt2lab import console
 from gpt2lab.cli.arguments import Command
@@ -144,7 +145,7 @@ class ExportTokenizer(_OfTokenizer):
 class AddSpecial(_OfTokenizer):
     """Add special tokens to a tokenizer; the ids of all others stay."""
 
-    token: tuple[str, ...]
+    token: UseAppendAction[tuple[tuple[str, ...], ...]]
     """Texts of the new special tokens, such as "<|user|>" "<|assistant|>"; they get the next ids in this order."""
     out: Path
     """Directory to write; it must not exist."""
@@ -153,7 +154,7 @@ class AddSpecial(_OfTokenizer):
         """Save the tokenizer with the tokens."""
         if self.out.exists():
             raise InputError(f"{self.out} exists; give another --out")
-        _save(Tokenizer.load(self.tokenizer).with_special(self.token), self.out)
+        _save(Tokenizer.load(self.tokenizer).with_special(itertools.chain(*self.token)), self.out)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class GPTConfig:
     z_loss: float = 0.0
     """Weight of log(Z)^2 in the training loss, Z the sum of exp(logits), as in PaLM (1e-4 there)."""
     mtp_depth: int = 0
-    """Further heads that predict the second, third, .. next token in training: multi-token prediction."""
+    """Number of further heads that predict the second, third, .. next token in training: multi-token prediction."""
     mtp_weight: float = 1.0
     """Weight of the loss of each of these heads."""
     embedding_norm: bool = False
