@@ -78,7 +78,19 @@ recall() { # how far back a model finds what it has read once, at a context of 1
     cp "$work/recall/recall.png" docs/images/recall.png
 }
 
+play() { # pictures of the pages, on two models with samples during training
+    for position in learned rope; do
+        [ -d "$work/stories-$position" ] || gpt2lab train --data "$work/quickstart-data" --out "$work/stories-$position" \
+            --preset tiny --steps 1000 --model.n-layer 4 --model.n-head 4 --model.n-embd 128 --model.n-ctx 128 \
+            --model.dropout 0 --model.position "$position" --batch-tokens 2048 --log-every 5 --eval-every 50 \
+            --optim.name muon --optim.lr 4e-3 --optim.min-lr 4e-5 --optim.warmup-steps 50 --compile off \
+            --sample-prompt "One day" --sample-every 200
+    done
+    python "$gallery/play.py" "$work/stories-learned" "$work/stories-rope" docs/images/play
+}
+
 quickstart
+play
 shakespeare_by_character
 shakespeare_by_bpe
 comparison attention --arm "baseline:" --arm "rotary: model.position=rope" --arm "grouped: model.n_kv_head=1" \

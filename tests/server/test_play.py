@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -324,6 +325,7 @@ def test_a_training_is_watched_while_it_writes(page: Page, folder: Path) -> None
     facts = page.locator("dl.key")
     expect(facts).to_contain_text("10 of 40")
     expect(facts).to_contain_text("training")
+    run.add_metrics(ROW | {"step": 11, "train_loss": math.nan, "grad_norm": math.inf})
     run.add_metrics(ROW | {"step": 12, "train_loss": 2.5, "val_loss": 2.625, "tokens_per_s": 1234.0})
     run.add_sample(12, "nucleus 0.9", "One", "One <b>day</b>")
     run.add_eval(12, "hellaswag", "val", "a protocol", "acc_norm", 0.2875)

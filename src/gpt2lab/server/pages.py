@@ -18,6 +18,7 @@ import asyncio
 import base64
 import codecs
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,8 +133,15 @@ def _state(run: Run, step: float, steps: int | None) -> str:
     return "training" if time.time() - written < STALE else "stopped"
 
 
+def _finite(row: MetricsRow) -> MetricsRow:
+    """Return a row for JSON, which has no NaN and no infinity: a training that diverges is watched as well."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
+
+
 def _curve(rows: Sequence[MetricsRow], column: str) -> list[tuple[float, float]]:
-    points = [(step, value) for row in rows if (step := row["step"]) is not None and (value := row[column]) is not None]
+    points = [
+        (step, value) for row in map(_finite, rows) if (step := row["step"]) and (value := row[column]) is not None
+    ]
     every = max(1, len(points) // CURVE_POINTS)
     return points[:-1:every] + points[-1:]
 
@@ -171,6 +179,8 @@ class Inspect:
             most = int((MOST_WEIGHTS / heads) ** 0.5)
             raise InputError(f"the text has {T} tokens; the attention of this model can be sent for {most} at most")
         found = inspect_tokens(switched_off(run.model, self.off), self.ids, LENS)  # in fp32, whatever it was trained in
+        if not bool(found.probabilities.isfinite().all()):
+            raise InputError("the model gives NaN for this text; its weights are damaged, load another checkpoint")
         tops = zip(found.lens.ids.tolist(), found.lens.probabilities.tolist(), strict=True)
         lens = [[{"top": _listed(run, *cell)} for cell in zip(*layer, strict=True)] for layer in tops]
         weights = found.attention.cpu().numpy().astype("<f4")
@@ -301,7 +311,13 @@ def _news(follower: Follower) -> dict[str, Any]:
         steps, evals = run.config.get("steps"), run.evals()
     except InputError as error:  # a file that is replaced at this very moment is read again
         return seen | {"state": "damaged", "error": str(error)}
-    seen |= {"from_start": from_start, "rows": rows, "samples": samples, "evals": evals, "steps": steps}
+    seen |= {
+        "from_start": from_start,
+        "rows": [*map(_finite, rows)],
+        "samples": samples,
+        "evals": evals,
+        "steps": steps,
+    }
     return seen | {"state": _state(run, follower.step, steps), "error": None}
 
 

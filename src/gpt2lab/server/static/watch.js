@@ -56,7 +56,7 @@ function makeWatch({ server, name }) {
     shown.left.textContent = left();
     if (last) {
       shown.step.textContent = `${grouped(last.step)} of ${grouped(info.steps)}`;
-      shown.train.textContent = decimal(last.train_loss);
+      shown.train.textContent = last.train_loss === null ? "not finite" : decimal(last.train_loss);
       shown.val.textContent = val ? decimal(val[1]) : "–";
       shown.speed.textContent = grouped(last.tokens_per_s);
       bar.value = last.step / info.steps;
