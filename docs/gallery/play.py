@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 HEIGHTS = {390: 844, 1280: 900}
-COLORS = 96
+COLORS = 255
 
 
 def main(run: Path, other: Path, out: Path) -> None:
@@ -27,18 +27,17 @@ def main(run: Path, other: Path, out: Path) -> None:
     command = [sys.executable, "-m", "gpt2lab", "play", str(run), str(other), "--no-browser", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
         assert server.stdout is not None
-        url = re.search(r"http://\S+", server.stdout.readline())
-        assert url is not None
+        url = server.stdout.readline().split()[2]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for width, height in HEIGHTS.items():
-            scheme = "light"
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-            for view, (address, use) in VIEWS.items():
-                page.goto("about:blank")
-                page.goto(f"{url[0]}/#/{address.format(run=run.name, other=other.name)}")
-                use(page)
-                save(page.screenshot(), out / f"{view}-{width}.png")
-        server.terminate()
+        try:
+            for width, height in HEIGHTS.items():
+                for view, (address, use) in VIEWS.items():
+                    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+                    page.goto(f"{url}#/{address.format(run=run.name, other=other.name)}")
+                    use(page)
+                    save(page.screenshot(), out / f"{view}-{width}.png")
+        finally:
+            server.terminate()
 
 
 def save(picture: bytes, path: Path) -> None:
@@ -55,7 +54,7 @@ def listed(page: Page) -> None:
 def written(page: Page) -> None:
     """Wait for the text, and point at a token that could have been another."""
     expect(page.locator(".status").first).to_contain_text("tokens in", timeout=60_000)
-    names = page.locator(".tok").filter(has_text=re.compile("^ [A-Z]"))
+    names = page.locator(".tok").filter(has_text=re.compile("^ [A-Z][a-z]{2}"))
     names.nth(1).click()
 
 

@@ -57,7 +57,7 @@ def test_play_prints_the_address_and_ends_at_once(work: Path, host: list[str], t
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stderr is not None
         said = server.stdout.readline()
-        assert re.fullmatch(rf"play at http://\S+:\d+/{token}#/run/run/write; Ctrl-C ends\n", said), said
+        assert re.fullmatch(rf"play at http://\S+:\d+/{token}#/run/run/write \(Ctrl-C ends\)\n", said), said
         server.send_signal(2)
         assert server.wait(5) == 0
         assert server.stderr.read() == ""

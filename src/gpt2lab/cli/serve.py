@@ -125,7 +125,7 @@ class Play(ServerOptions, Command):
         runs = Runs(self.runs or [Path("runs")], self.load)
         names = list(runs.paths())
         view = _view(names[0], "write") if self.runs and len(names) == 1 else ""
-        _serve_pages(runs, self.listen(), view, "play at {address}; Ctrl-C ends", self.browser)
+        _serve_pages(runs, self.listen(), view, "play at {address} (Ctrl-C ends)", self.browser)
 
 
 def watch(run: Run) -> None:

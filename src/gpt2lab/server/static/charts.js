@@ -190,14 +190,15 @@ export function niceTicks(low, high, about) {
   return ticks;
 }
 
-// Curves over steps: [{name, kind, points: [[x, y], ...]}]. Outliers of the first steps may leave the frame at the top.
+// Curves over steps: [{name, kind, points: [[x, y], ...]}]. Spikes far above the rest are cut at the top of the frame.
 export function lineChart({ label, series, width, height, xLabel = "step", names = true, small = false }) {
   const points = series.flatMap((curve) => curve.points);
   if (!points.length) return picture(width, height, `${label}: nothing yet`, writeAt(width / 2, height / 2, "nothing yet", { class: "head", "text-anchor": "middle" }));
   const [left, right, top, foot] = small ? [4, 4, 6, 4] : [52, 16, 14, 34];
   const ys = points.map((p) => p[1]).sort((a, b) => a - b);
   const low = ys[0];
-  const high = Math.max(ys[Math.floor((ys.length - 1) * 0.98)], low + Math.max(Math.abs(low) * 1e-3, 1e-12));
+  const usual = ys[Math.floor((ys.length - 1) * 0.98)];
+  const high = Math.max(ys.at(-1) > 3 * usual ? usual : ys.at(-1), low + Math.max(Math.abs(low) * 1e-3, 1e-12));
   const [first, last] = [Math.min(...points.map((p) => p[0])), Math.max(...points.map((p) => p[0]))];
   const pad = (high - low) * 0.06;
   const x = (value) => left + ((value - first) / (last - first || 1)) * (width - left - right);
@@ -207,7 +208,7 @@ export function lineChart({ label, series, width, height, xLabel = "step", names
     own.length < 30 && !small && own.map((p) => svg("circle", { cx: round(x(p[0])), cy: round(y(p[1])), r: 2.6, class: `dot ${kind}` })),
   ]);
   if (small) return picture(width, height, label, curves);
-  const tickText = (value) => (value >= 1e4 ? short(value) : value && Math.abs(value) < 1e-3 ? value.toExponential(0).replace("-", "−") : String(value));
+  const tickText = (value) => (value >= 1e3 ? short(value) : value && Math.abs(value) < 1e-3 ? value.toExponential(0).replace("-", "−") : String(value));
   return picture(
     width,
     height,

@@ -13,13 +13,15 @@ export function el(tag, props = {}, ...children) {
 }
 
 export function percent(p) {
+  if (Number.isNaN(p)) return "–";
   if (p === 0) return "0 %";
   const value = 100 * p;
   return value < 0.01 ? "<0.01 %" : `${value < 1 ? value.toFixed(2) : value.toFixed(1)} %`;
 }
 
 export function decimal(value, digits = 3) {
-  return Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "not finite";
+  const text = Number.isFinite(value) ? value.toFixed(digits) : "not finite";
+  return text.replace(/^-(?!0\.0*$)/, "−").replace(/^-/, "");
 }
 
 export function grouped(value) {

@@ -173,11 +173,11 @@ function makeInside({ engine, remember }) {
   function switched() {
     const bars = barList({ first: "everything on", second: "as switched" });
     const change = el("p", { className: "readout", role: "status" });
-    const { node, head } = card("What the switches change", "The token after your text, and the loss of the text itself.", change, bars.node);
+    const { node, head } = card("What the switches change", "The token after your text (–: not among the 20 most probable), and the loss of the text itself.", change, bars.node);
     const rows = () => {
       const found = new Map(state.plain.next.map(({ id, text, p }) => [id, { id, text, a: p, b: NaN }]));
       for (const { id, text, p } of state.seen.next) found.set(id, { id, text, a: found.get(id)?.a ?? NaN, b: p });
-      return [...found.values()].map((row) => ({ ...row, a: row.a || 0, b: row.b || 0 })).sort((x, y) => Math.max(y.a, y.b) - Math.max(x.a, x.b)).slice(0, 10);
+      return [...found.values()].sort((x, y) => Math.max(y.a || 0, y.b || 0) - Math.max(x.a || 0, x.b || 0)).slice(0, 10);
     };
     head.append(saveButtons(file("switched-off"), null, () => ({ off: [...off], tokens: state.seen.texts, next: state.seen.next, next_with_everything_on: state.plain.next, losses: state.seen.losses, losses_with_everything_on: state.plain.losses })));
     const draw = () => {

@@ -36,7 +36,7 @@ export function barList({ first, second }, choose) {
   const legend = el("p", { className: "bars-legend" }, key("first", first), key("second", second));
   if (choose) roving(list, "button", true);
   const show = (rows, chosen = null) => {
-    const most = Math.max(1e-9, ...rows.flatMap((row) => (first ? [row.a, row.b] : row.b)));
+    const most = Math.max(1e-9, ...rows.flatMap((row) => [row.a, row.b]).filter(Number.isFinite));
     list.replaceChildren(
       ...rows.map((row, n) => {
         const bar = (kind, p) => {
