@@ -111,6 +111,7 @@ FROM_RUN = [  # of 1,100 tokens per second: changes to the run, more options, wh
     # 24 sequences per step are 12 for each of two GPUs, which 8 does not divide but 6 does.
     ({"batch_tokens": 24 * 256, "micro_batch": 8}, "--gpus 2", {"plain.micro_batch": 6, "plain.micro_steps": 2}),
     ({"activation_checkpointing": True}, "", {"checkpointed.tokens_per_s": 1100, "checkpointed.mfu": 0.3}),
+    ({"mask_documents": True}, "", {"workload.documents": True}),
     ({"activation_checkpointing": True}, "", {"plain.tokens_per_s": 1100 * 4 / 3, "plain.mfu": 0.4}),
 ]
 

@@ -62,6 +62,8 @@ class Workload:
     optimizer: str = "adamw"
     measured: float | None = None
     """Measured tokens per second of one GPU, without activation checkpointing."""
+    documents: bool = False
+    """Whether attention stays within documents."""
 
     @classmethod
     def from_preset(
@@ -123,7 +125,7 @@ class Workload:
         tokens = tokens or TOKENS_PER_PARAMETER * n_params(config.model)
         machine = (gpu, gpus, config.precision, parallel)
         batch = (config.seq_len, config.batch_tokens, tokens, micro_batch)
-        return cls(config.model, *machine, *batch, mfu, config.optim.name, speed / devices)
+        return cls(config.model, *machine, *batch, mfu, config.optim.name, speed / devices, config.mask_documents)
 
 
 def parse_tokens(text: str) -> int:
@@ -235,6 +237,7 @@ def forecast(workload: Workload) -> Forecast:
         optimizer=workload.optimizer,
         shards=gpus if parallel == "fsdp" else 1,
         buckets=parallel == "ddp",
+        documents=workload.documents,
     )
     recomputing = dataclasses.replace(shape, activation_checkpointing=True)
     whole = estimate(dataclasses.replace(shape, shards=1))

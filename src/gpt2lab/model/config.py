@@ -108,9 +108,7 @@ class GPTConfig:
     differential_attention: bool = False
     """Pair heads: each pair subtracts the softmax map of its second head, times a trained weight, from the first's."""
     latent_dim: int | None = None
-    """Multi-head latent attention, as in DeepSeek-V2: expand keys and values from this many numbers (usual: 4 heads'
-    width), which are all that is cached, beside a rotated key that the heads share. None: project them from the stream.
-    """
+    """Expand keys and values from a latent of this width, and cache only it, as in DeepSeek-V2; None: no latent."""
     activation: Activation = "gelu_tanh"
     """Of the feed-forward layer; glu, geglu and swiglu are gated."""
     parallel_blocks: bool = False

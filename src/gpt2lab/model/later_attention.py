@@ -18,6 +18,8 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.layers import RMSNorm
 from gpt2lab.model.positions import Rotation
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 def make_attention(config: GPTConfig, layer: int = 0) -> CausalSelfAttention:
     """Return the attention of a layer, from 0 on."""
@@ -48,10 +50,21 @@ class DifferentialAttention(CausalSelfAttention):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: AttentionBias) -> torch.Tensor:
         """Return the output of the heads (B, H / 2, T, 2 D)."""
-        pairs = torch.cat(v.chunk(2, dim=1), dim=-1)  # (B, K / 2, S, 2 D)
-        maps = super().attend(q, k, pairs.repeat(1, 2, 1, 1), bias)  # (B, H, T, 2 D)
-        first, second = maps.chunk(2, dim=1)
+        maps = self.of_one_query if q.shape[2] == 1 else self.of_queries
+        first, second = maps(q, k, v, bias)  # (B, H / 2, T, 2 D)
         return (1.0 - self.lambda_init) * self.head_norm(first - self.second_weight() * second)
+
+    def of_queries(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: AttentionBias) -> Pair:
+        """Return what both maps read: each head reads both values of its pair at once, as 2 D numbers."""
+        pairs = torch.cat(v.chunk(2, dim=1), dim=-1)  # (B, K / 2, S, 2 D)
+        first, second = super().attend(q, k, pairs.repeat(1, 2, 1, 1), bias).chunk(2, dim=1)
+        return first, second
+
+    def of_one_query(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: AttentionBias) -> Pair:
+        """Return the same: each head reads one value after the other, since wider ones would copy all cached keys."""
+        own_1, own_2 = super().attend(q, k, v, bias).chunk(2, dim=1)
+        other_1, other_2 = super().attend(q, k, v.roll(v.shape[1] // 2, dims=1), bias).chunk(2, dim=1)
+        return torch.cat((own_1, other_1), dim=-1), torch.cat((other_2, own_2), dim=-1)
 
     def weights(self, q: torch.Tensor, k: torch.Tensor, bias: AttentionBias) -> torch.Tensor:
         """Return the differences of the maps (B, H / 2, T, S): a query's sum to 1 - lambda."""
