@@ -73,7 +73,7 @@ def fits(variant: dict[str, Any]) -> bool:
     if variant.get("part") == "differential" and (variant.get("position") == "alibi" or variant.get("n_kv_head") == 1):
         return False
     if variant.get("part") == "latent" and (
-        variant.get("n_kv_head", 4) != 4 or variant.get("position") in ("rope-half", "rope-ntk")
+        variant.get("n_kv_head", 4) != 4 or variant.get("position") in ("rope-half", "rope-ntk", "rope-yarn")
     ):  # with ntk one pair is too few, and half of these heads is one
         return False
     if variant.get("kernel") == "flex":  # it is slow here, and sees positions but as q and k, and ALiBi's biases

@@ -46,6 +46,7 @@ def by_hand(model: GPT, tokens: torch.Tensor, targets: torch.Tensor, documents: 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 7, [0] * 11 + [1]])
 CASES: list[tuple[dict[str, Any], bool, bool]] = [
     ({}, False, False),
+    ({"differential_attention": True}, False, False),
     ({"mtp_weight": 0.3, "position": "rope", "tied_head": False, "logit_softcap": 5.0}, True, False),
     ({"norm": "rmsnorm", "norm_placement": "sandwich", "mask": "window,causal", "window": 3}, False, True),
     ({"norm_placement": "post", "value_residual": True, "mup_base_width": 8}, True, True),

@@ -257,6 +257,10 @@ def test_a_gated_layer_has_as_many_parameters_as_an_ordinary_one() -> None:
             {"latent_dim": 64, "position": "rope", "rope_fraction": 0.5},
             "latent_dim 64 with rope_fraction 0.5: .* leave",
         ),
+        (
+            {"latent_dim": 64, "position": "rope", "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_ctx": 64},
+            "latent_dim 64 with rope_scaling yarn: .*; take linear or ntk",
+        ),
         ({"latent_dim": 64, "position": "rope", "n_head": 128}, "768 / n_head 128 = 6 is not divisible by 4; choose"),
         ({"parallel_blocks": True, "norm_placement": "post"}, "parallel_blocks with norm_placement post: .* take"),
     ],

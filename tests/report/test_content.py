@@ -207,6 +207,7 @@ def test_options_of_other_architectures_are_shown_only_if_they_differ(tmp_path: 
         ({"tied_head": False}, ["a matrix of its own"], ""),
         ({"logit_softcap": 30.0}, ["bounded by", "<mn>30</mn>", "tanh"], "Gemma 2"),
         ({"z_loss": 1e-4}, ["0.0001 times the mean"], "PaLM"),
+        ({"mtp_depth": 2}, ["each of 2 heads"], "Multi-token Prediction"),
         ({"bias": False}, ["Layer norm", "no bias"], ""),
     ],
     ids=str,

@@ -207,6 +207,11 @@ class GPTConfig:
                 f"latent_dim {latent_dim} with rope_fraction {self.rope_fraction}: what is rotated is half a head wide "
                 "and stands beside the latent; leave rope_fraction out"
             )
+        if self.rope_scaling == "yarn":
+            raise InputError(
+                f"latent_dim {latent_dim} with rope_scaling yarn: its temperature is for all of a head, of which only "
+                "a part is rotated here; take linear or ntk"
+            )
         if self.position == "rope" and self.head_dim % 4:
             raise InputError(
                 f"latent_dim {latent_dim} with position rope rotates pairs of half a head's width, but n_embd "

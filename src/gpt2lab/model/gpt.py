@@ -142,7 +142,11 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.ln_0 = make_norm(config) if config.embedding_norm else nn.Identity()
-        self.h = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layer + config.mtp_depth))
+        depths = [
+            *range(config.n_layer),
+            *[config.n_layer - 1] * config.mtp_depth,
+        ]  # a head stands beside the last block
+        self.h = nn.ModuleList(make_block(config, layer) for layer in depths)
         self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
@@ -226,7 +230,7 @@ class GPT(nn.Module):
         positions: torch.Tensor | None,
         heads: int = 0,
     ) -> list[torch.Tensor]:
-        """Return what `hidden` does, and the same of so many heads of multi-token prediction.
+        """Return the final stream of `hidden`, then those of the first ``heads`` heads of multi-token prediction.
 
         A head is a block that reads what the last block reads (Gloeckle et al. 2024, section 2): h.L, h.L+1, ..
         """
@@ -241,10 +245,11 @@ class GPT(nn.Module):
         caches = [None] * len(self.masks) if cache is None else cache.layers
         first = FirstValues()
         attending = [(biases[own], *rest, first) for own, *rest in zip(self.masks, rotations, caches, strict=True)]
-        for block, given in zip(self.h, attending[:-1], strict=False):
-            x = block(x, *given)
-        ends = itertools.islice(self.h, len(attending) - 1, len(attending) + heads)  # the last block, and the heads
-        streams = [block(x, *attending[-1]) for block in ends]
+        before = x
+        for block, arguments in zip(self.h, attending, strict=False):  # the heads come after the L blocks
+            before, x = x, block(x, *arguments)
+        ahead = itertools.islice(self.h, len(attending), len(attending) + heads)
+        streams = [x, *(head(before, *attending[-1]) for head in ahead)]
         if cache is not None:
             cache.end(tokens.shape[1])
         # CUDA's autocast makes norms fp32, which the head would take on.
@@ -253,11 +258,11 @@ class GPT(nn.Module):
     def _loss_ahead(
         self, streams: list[torch.Tensor], targets: torch.Tensor, documents: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the sum over the heads of multi-token prediction of their losses, per target that counts."""
+        """Return the losses of the heads of multi-token prediction, summed and divided by the number of next tokens."""
         config, later = self.config, targets_ahead(targets, len(streams), documents)
         output = torch.stack(streams).flatten(0, 2), self.head_weight, later.flatten()
-        counted, of_next = ((ids != IGNORE_INDEX).sum() for ids in (later, targets))
-        return fused_loss(*output, config.vocab_size, config.logit_softcap) * counted / of_next.clamp(min=1)
+        counted, next_counted = ((ids != IGNORE_INDEX).sum() for ids in (later, targets))
+        return fused_loss(*output, config.vocab_size, config.logit_softcap) * counted / next_counted.clamp(min=1)
 
     def embed(self, tokens: torch.Tensor, start: int, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the embeddings (B, T, C) of tokens (B, T) at ``positions`` (B, T), or from ``start`` on."""

@@ -73,7 +73,9 @@ class DifferentialAttention(CausalSelfAttention):
 
     def second_weight(self) -> torch.Tensor:
         """Return lambda, fp32, ()."""
-        first, second = (self.lambda_q1 * self.lambda_k1).sum(), (self.lambda_q2 * self.lambda_k2).sum()
+        # FSDP holds them in bf16, in which exp(..) near 1 has steps of 0.008.
+        q1, k1, q2, k2 = (v.float() for v in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2))
+        first, second = (q1 * k1).sum(), (q2 * k2).sum()
         return first.exp() - second.exp() + self.lambda_init
 
 

@@ -73,7 +73,7 @@ def _slow_pairs(R: int, base: float, n_ctx: int, device: torch.device) -> torch.
 def rotation(positions: torch.Tensor, config: GPTConfig, dtype: torch.dtype) -> Rotation:
     """Return cosines and sines of the angles of positions (T,) or (B, T), computed in fp32.
 
-    YaRN lowers the temperature of attention: products of queries and keys grow by (0.1 ln s + 1)^2 (section 3.4).
+    YaRN lowers the temperature of attention: the products of what is rotated grow by (0.1 ln s + 1)^2 (section 3.4).
     """
     angles = positions[..., None] * frequencies(config, positions.device)  # (.., T, R/2)
     angles = angles[:, None] if positions.dim() == 2 else angles

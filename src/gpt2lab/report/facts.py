@@ -81,6 +81,8 @@ REFERENCES = {
     "differential_attention": "Ye, Dong, Xia, Sun, Zhu, Huang & Wei 2024, Differential Transformer.",
     "latent_dim": "DeepSeek-AI 2024, DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language "
     "Model.",
+    "mtp_depth": "Gloeckle, Idrissi, Rozière, Lopez-Paz & Synnaeve 2024, Better & Faster Large Language Models via "
+    "Multi-token Prediction.",
     "softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
     "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
     "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
@@ -108,6 +110,7 @@ _PARTS = (
     "value_residual",
     "differential_attention",
     "latent_dim",
+    "mtp_depth",
     "z_loss",
     "embedding_norm",
 )

@@ -161,8 +161,9 @@ class Trainer:
             checkpoint_blocks(self.model)
         if self.config.compile == "on":
             runtime.key_compiled_code()
-            # A first layer that is recomputed keeps its values for a value residual once, in the forward pass.
-            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+            if self.config.activation_checkpointing and self.model.config.value_residual:
+                # A first layer that is recomputed keeps its values once, in the forward pass.
+                torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
             for block in self.model.h:
                 block.compile()
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
