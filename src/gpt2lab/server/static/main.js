@@ -20,7 +20,7 @@ export function start({ server = null, engine = null, views }) {
   document.body.replaceChildren(el("a", { className: "skip", href: "#page", textContent: "Skip to the page", onclick: (event) => (event.preventDefault(), page.focus()) }), el("header", { className: "top" }, home, title, nav, themeButton()), page);
 
   const place = () => {
-    const parts = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decodeURIComponent);
+    const parts = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
     if (!server) return { view: parts[0] ?? "write", names: [] };
     if (parts[0] === "compare") return { view: "compare", names: parts.slice(1) };
     if (parts[0] === "run") return { view: parts[2] ?? "write", names: [parts[1]] };
@@ -67,8 +67,20 @@ export function start({ server = null, engine = null, views }) {
       if (own === asked) waiting(error.message, true);
     }
   };
-  addEventListener("hashchange", show);
+  addEventListener("hashchange", async () => {
+    scrollTo(0, 0);
+    page.focus({ preventScroll: true }); // where a screen reader goes on
+    await show();
+  });
   return show();
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // a stray % in an address that somebody typed
+  }
 }
 
 function themeButton() {

@@ -124,7 +124,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     const token = tokens[n];
     for (const node of output.querySelectorAll(".shown")) node.classList.remove("shown");
     if (!token) {
-      about.textContent = "Point at a token to see what else could have stood there. Click it to hold it, then a candidate to go on from it.";
+      about.textContent = "Point at a token to see its candidates. Click it, then a candidate, to go on from there.";
       return bars.show([]);
     }
     output.children[n]?.classList.add("shown");
@@ -147,7 +147,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     mark();
   });
   output.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || at(event) === null) return;
+    if (!["Enter", " "].includes(event.key) || at(event) === null) return;
     event.preventDefault(); // or it would press the candidate that is focused now
     pinned = at(event);
     mark();
@@ -235,7 +235,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
   };
   const text = el("p", { className: "text" }, prompt, output);
   const panel = el("aside", { className: "candidates", ariaLabel: `Candidates${title ? ` of ${title}` : ""}` }, el("h3", { textContent: "Candidates" }), about, bars.node);
-  const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), text, status.node), panel, branchBox);
+  const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), status.node, text), panel, branchBox);
   showCandidates();
   const saved = () => branches.map(({ name, prompt: p, tokens, settings }) => ({ name, settings, prompt: p, tokens }));
   return { node, run, stop, status, saved, output, tokens: () => current?.tokens ?? [], running: () => control !== null };
