@@ -328,8 +328,9 @@ def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 
 def test_two_ranks_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
-    with_dropout = dataclasses.replace(MODEL, dropout=0.1)
-    options = {"model": with_dropout, "steps": 12, "checkpoint_every": 6, "eval_every": 6}
+    later_parts = {"value_residual": True, "differential_attention": True, "mtp_depth": 1}
+    model = dataclasses.replace(MODEL, dropout=0.1, **later_parts)
+    options = {"model": model, "steps": 12, "checkpoint_every": 6, "eval_every": 6}
     configs = [config(data, tmp_path / mode, parallel=mode, **options) for mode in ("ddp", "fsdp")]
     works = [partial(train, each) for each in configs]
     works += [partial(go_on, each, 6) for each in configs]
