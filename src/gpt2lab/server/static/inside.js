@@ -3,7 +3,7 @@
 import { attentionArcs, attentionMatrix, barChart, clipped, heatGrid, picture, svg, weightPaths, writeAt } from "./charts.js";
 import { button, card, debounce, decimal, el, field, percent, plural, statusLine, visible } from "./dom.js";
 import { saveButtons } from "./save.js";
-import { barList, colorBySurprise, promptIds, surpriseLegend } from "./text.js";
+import { barList, colorBySurprise, promptIds, spell, surpriseLegend } from "./text.js";
 
 export const insideView = { name: "inside", title: "Look inside", needs: "engine", make: makeInside };
 
@@ -71,7 +71,8 @@ function makeInside({ engine, remember }) {
       const { texts, losses } = state.seen;
       flow.replaceChildren(
         ...texts.map((token, t) => {
-          const part = el("button", { type: "button", className: `tok${t === state.at ? " pinned" : ""}`, textContent: token.replace(/\n/g, "↵\n"), onclick: () => choose(t), title: t ? `${decimal(losses[t - 1])} nats` : "the first token is given" });
+          const part = el("button", { type: "button", className: `tok${t === state.at ? " pinned" : ""}`, onclick: () => choose(t), title: t ? `${decimal(losses[t - 1])} nats` : "the first token is given" });
+          spell(part, token);
           if (t) colorBySurprise(part, losses[t - 1]);
           return part;
         }),

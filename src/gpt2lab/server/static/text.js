@@ -4,9 +4,11 @@ import { button, check, decimal, el, percent, plural, roving, slider, statusLine
 
 const MOST_SURPRISE = 6; // nats: a probability of 1 in 400; the darkest color
 
-// What is shown of a token on its own in running text: a line break stays one, and can be seen.
-function inText(text) {
-  return text.replace(/\n/g, "↵\n");
+// Write a token into running text. The space before a word is no part of what is colored: a line may break there.
+export function spell(node, text) {
+  const shown = text.replace(/\n/g, "↵\n");
+  const space = /^ (?=.)/.exec(shown)?.[0] ?? "";
+  node.replaceChildren(space, el("span", { className: "word", textContent: shown.slice(space.length) }));
 }
 
 export function colorBySurprise(node, nats) {
@@ -111,11 +113,11 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
   roving(output, ".tok");
 
   const tokenNode = (token, n) => {
-    const node = el("span", { className: "tok", textContent: inText(token.text), tabIndex: n ? -1 : 0, role: "button" });
+    const node = el("span", { className: "tok", tabIndex: n ? -1 : 0, role: "button" });
+    spell(node, token.id === engine.info.eot ? "⟨end⟩" : token.text);
     node.dataset.n = n;
     node.ariaLabel = `${visible(token.text)}, probability ${percent(Math.exp(token.logprob))}`;
     colorBySurprise(node, -token.logprob);
-    if (token.id === engine.info.eot) node.textContent = "⟨end⟩";
     return node;
   };
   const showCandidates = () => {
@@ -131,7 +133,10 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     about.replaceChildren(`Token ${n + 1}: `, el("b", { textContent: visible(token.text) }), `, surprise ${decimal(-token.logprob, 2)} nats`);
     bars.show(token.candidates.map(({ id, text, p, kept }) => ({ id, text, a: p, b: kept })), token.id);
   };
-  const at = (event) => (event.target.dataset.n === undefined ? null : Number(event.target.dataset.n));
+  const at = (event) => {
+    const n = event.target.closest(".tok")?.dataset.n;
+    return n === undefined ? null : Number(n);
+  };
   const point = (event) => {
     if (at(event) === pointed && pointed !== null) return;
     pointed = at(event);
