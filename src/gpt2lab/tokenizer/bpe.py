@@ -264,7 +264,7 @@ class Vocabulary:
         return np.concatenate([self._encode_piece(piece, self._core) for piece in pieces])
 
     def _encode_piece(self, text: str, core: tiktoken.Encoding) -> np.ndarray:
-        if len(text) > 2 * _MAX_CHARACTERS and _LONG_SPACE.search(text):
+        if len(text) > _MAX_CHARACTERS and _LONG_SPACE.search(text):
             return self.encode_reference(text)
         return core.encode_to_numpy(well_formed(text), disallowed_special=())
 
