@@ -108,22 +108,31 @@ def test_what_a_damaged_row_leaves_behind_reaches_no_other() -> None:
     torch.testing.assert_close(found, torch.stack([whole(model, [1, 2, 3, 5]), whole(model, [4, 6])]))
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="other kernels sum in another order")
-def test_in_bf16_a_row_is_the_same_to_the_last_bit_beside_others() -> None:
-    model = random_model(SHAPE | {"n_embd": 64, "n_ctx": 128, "position": "rope"}).eval()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="other products sum in another order")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["rope", "grouped", "alibi", "global"])
+def test_in_bf16_a_row_is_the_same_to_the_last_bit_beside_others(name: str, threads: int) -> None:
+    model = random_model(SHAPE | {"n_embd": 64, "n_inner": 3072, "n_ctx": 128} | VARIANTS[name]).eval()
     prompts = [[n] * length for n, length in enumerate((3, 70, 17, 31, 64, 1, 90))]
 
     def run(members: list[int]) -> torch.Tensor:
-        batch = BatchCache(model.config, 8, CPU, torch.float32)
+        batch = BatchCache(model.config, 8, CPU, torch.float32, least=2)
         for n in members:
             joined(model, batch, prompts[n])
-        columns = ([[(7 * n + step) % 61] for n in members] for step in range(30))
-        return [next_logits(model, torch.tensor(column), batch) for column in columns][-1]
+        members = members + members[-1:] * (2 - len(members))
+        columns = ([[(7 * n + step) % 61] for n in members] for step in range(6))
+        return torch.stack([next_logits(model, torch.tensor(column), batch) for column in columns], dim=1)
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        together = run(list(range(7)))
-        for n in range(7):
-            assert torch.equal(run([n])[0], together[n])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            together = run(list(range(7)))
+            for n in range(7):
+                assert torch.equal(run([n])[0], together[n])
+            assert torch.equal(run([5, 1])[0], together[5])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_memory_is_that_of_the_rows_and_given_back() -> None:

@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped heads: one equation, five ways to compute it.
+"""Multi-head attention with grouped heads: one equation, six ways to compute it.
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(D) + M) V        (Vaswani et al. 2017, section 3.2.1)
 
@@ -105,6 +105,29 @@ def matmul(
     return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, -1)
 
 
+def rows(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    by: Scores = UNCHANGED,
+) -> torch.Tensor:
+    """`matmul` with a row that is the same to the last bit whatever the other rows are, for a `BatchCache` on a CPU.
+
+    SDPA sums in another order if there are fewer rows than threads, and a product with several queries of a group if
+    more keys are read. So each query of a group is multiplied by itself.
+    """
+    (B, H, T, _), (K, S) = q.shape, k.shape[1:3]
+    G, sinks = H // K, by.sinks
+    mask = (additive(causal_tensor(T, S, q.device), q.dtype) if mask is None else mask).expand(B, H, T, S)
+    own = []
+    for g in range(G):
+        of_heads = by if sinks is None else by._replace(sinks=sinks[g::G])
+        own.append(matmul(q[:, g::G], k, v, mask[:, g::G], dropout, of_heads))  # (B, K, T, D)
+    return torch.stack(own, dim=2).flatten(1, 2)
+
+
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
     """PyTorch's scaled_dot_product_attention: FlashAttention (Dao et al. 2022) where the device has it.
 
@@ -136,13 +159,14 @@ def _compiled_flex() -> Callable[..., torch.Tensor]:
 KERNELS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": reference,
     "matmul": matmul,
+    "rows": rows,
     "sdpa": sdpa,
     # A compiler would only unroll its loop and handwritten gradient. torch.compiler.disable would do the same, but
     # imports the compiler right away: more than a second, even for commands that compile nothing.
     "banded": _disable_dynamo(banded),
     "flex": flex,
 }
-PLAIN = ("reference", "matmul")
+PLAIN = ("reference", "matmul", "rows")
 """Kernels that can change the scores."""
 
 # Which kernel, and the mask in its form -------------------------------------------------------------------------------
@@ -287,6 +311,8 @@ class AttentionPattern:
             return self._flex_bias(mask, T, device, training)
         if kernel in ("banded", "flex"):
             kernel = "sdpa"  # with a cache: few queries, and keys that need not be in order
+        if kernel in ("sdpa", "matmul") and self.queries.dim() == 2 and device.type == "cpu":
+            kernel = "rows"
         if isinstance(mask, torch.Tensor):
             allowed = mask
         elif not mask.is_causal or self.queries.dim() == 2:
@@ -299,7 +325,7 @@ class AttentionPattern:
             allowed = causal_tensor(T, S, device)
         allowed, empty = without_empty_rows(allowed)
         if self.score_bias is None:
-            return AttentionBias(kernel, additive(allowed, dtype) if kernel == "matmul" else allowed, empty)
+            return AttentionBias(kernel, additive(allowed, dtype) if kernel in ("matmul", "rows") else allowed, empty)
         scores = on_pairs(self.score_bias, self.B, self.H, self.queries, self.keys)
         return AttentionBias(
             kernel, additive(allowed, torch.float32 if kernel == "reference" else dtype, scores), empty

@@ -225,14 +225,14 @@ class _BatchLayer(LayerCache):
         """Copy the first row of a cache that has seen ``length`` positions."""
         filled = min(length, self._rows.capacity)
         self._reserve(row + 1, filled)
-        self.keys[row, :, :filled] = cache.keys[0, :, :filled]
-        self.values[row, :, :filled] = cache.values[0, :, :filled]
+        for mine, its in ((self.keys, cache.keys), (self.values, cache.values)):
+            mine[row] = 0  # what another row left behind, such as NaN, must not reach this one
+            mine[row, :, :filled] = its[0, :, :filled]
 
     def leave(self, row: int, last: int) -> None:
-        """Move the last row to the place of one that leaves; what this held, such as NaN, must not reach another."""
+        """Move the last row to the place of one that leaves."""
         for kept in (self.keys, self.values):
             kept[row] = kept[last]
-            kept[last] = 0
 
     def clear(self) -> None:
         """Give the memory back."""
@@ -257,7 +257,7 @@ class BatchCache:
 
     padding, length, rolling, looks_ahead = None, 0, False, False
 
-    def __init__(self, config: GPTConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: GPTConfig, rows: int, device: torch.device, dtype: torch.dtype, least: int = 1) -> None:
         """Make an empty cache.
 
         Args:
@@ -265,8 +265,10 @@ class BatchCache:
             rows: Maximum number of rows.
             device: Device of the model.
             dtype: Data type of keys and values; attention is computed in it.
+            least: Number of rows that a pass has at least: the last one is repeated, and not kept. With 2, a CPU's
+                products in bf16 give a row the same bits alone as beside others.
         """
-        self.dtype, self._device, self._room, self._most = dtype, device, config.n_ctx, rows
+        self.dtype, self._device, self._room, self._most, self.least = dtype, device, config.n_ctx, rows, least
         self._slots = {mask: _RowSlots(mask, config.n_ctx) for mask in config.masks}
         self.endless = KVCache(config, 0, device, dtype).endless
         """Whether a row may outgrow the context, as in `KVCache`."""
@@ -312,7 +314,8 @@ class BatchCache:
         longest = max(self.lengths)
         if T != 1 or (longest >= self._room and not self.endless):
             raise InputError(f"a row holds {longest} of {self._room} positions, {T} more were asked for; a pass adds 1")
-        new = torch.tensor(self.lengths, device=self._device)
+        repeated = self.lengths[-1:] * (self.least - len(self.lengths))
+        new = torch.tensor(self.lengths + repeated, device=self._device)
         self.positions = new[:, None]
         return {mask: slots.begin(new, longest) for mask, slots in self._slots.items()}
 

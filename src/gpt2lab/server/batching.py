@@ -180,8 +180,9 @@ class Engine:
     def __init__(self, model: GPT, runtime: Runtime) -> None:
         self.model, self.runtime = model.eval(), runtime
         # For a single query a CPU's kernels are several times faster in fp32 than in bf16.
-        dtype = torch.float32 if runtime.device.type == "cpu" else runtime.dtype
-        self._new_batch = lambda: BatchCache(model.config, ROWS, runtime.device, dtype)
+        on_cpu, dtype = runtime.device.type == "cpu", runtime.dtype
+        held, least = (torch.float32, 2 if dtype == torch.bfloat16 else 1) if on_cpu else (dtype, 1)
+        self._new_batch = lambda: BatchCache(model.config, ROWS, runtime.device, held, least)
         self._batch = self._new_batch()
         self._rows: list[_Row] = []
         """Those in the batch, by their number there."""
@@ -333,8 +334,10 @@ class Engine:
 
     def _step(self) -> None:
         """Continue each row of the batch by one token."""
-        tokens = torch.tensor([row.window[-1:] for row in self._rows], device=self.runtime.device)
-        logits = self.model.head(self.model.hidden(tokens, cache=self._batch)[:, -1])
+        newest = [row.window[-1:] for row in self._rows]
+        newest += newest[-1:] * (self._batch.least - len(newest))
+        x = self.model.hidden(torch.tensor(newest, device=self.runtime.device), cache=self._batch)
+        logits = self.model.head(x[:, -1])[: len(self._rows)]
         leaving = []
         for number, (row, goes_on) in enumerate(zip(self._rows, self._choose(self._rows, logits), strict=True)):
             full = self._is_full(self._batch.lengths[number])
