@@ -253,6 +253,10 @@ class Follower:
     _offsets: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By file: its inode, and the bytes that were read."""
 
+    def forget(self) -> None:
+        """Begin anew at the next call, as after damage."""
+        self._offsets.clear()
+
     def news(self) -> tuple[bool, list[MetricsRow], list[dict[str, Any]]]:
         """Return whether reading began anew, and the new rows of metrics.csv and lines of samples.jsonl.
 
@@ -260,7 +264,7 @@ class Follower:
             InputError: A file is damaged. An incomplete last line is left for the next call.
         """
         if changed := any(self._replaced(name) for name in ("metrics.csv", "samples.jsonl")):
-            self._offsets.clear()
+            self.forget()
         first = "metrics.csv" not in self._offsets
         lines, path = self._lines("metrics.csv"), self.run.path / "metrics.csv"
         rows = [_metrics_row(_cells(line, METRICS_COLUMNS, str(path))) for line in lines[first:]]

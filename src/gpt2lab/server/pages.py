@@ -112,7 +112,7 @@ def summary(name: str, run: Run) -> dict[str, Any]:
     shown |= {"state": "damaged", "train_loss": [], "val_loss": [], "ready": any(run.checkpoints.glob("step_*"))}
     try:
         rows, config = run.metrics(), run.config
-    except InputError as error:
+    except (InputError, OSError) as error:
         return shown | {"error": str(error)}
     model, steps = config.get("model") or {}, config.get("steps")
     shape = (("layers", "n_layer"), ("heads", "n_head"), ("width", "n_embd"), ("context", "n_ctx"))
@@ -129,7 +129,7 @@ def _state(run: Run, step: float, steps: int | None) -> str:
         return "imported"
     if step >= steps:
         return "finished"
-    written = max(path.stat().st_mtime for path in run.path.glob("*.*") if path.is_file())
+    written = max((run.path / name).stat().st_mtime for name in ("metrics.csv", "config.json"))
     return "training" if time.time() - written < STALE else "stopped"
 
 
@@ -288,12 +288,12 @@ def info(name: str, run: LoadedRun) -> dict[str, Any]:
 
 async def watch(run: Run) -> AsyncIterator[dict[str, Any] | None]:
     """Yield what is new in a run's files, at first all of it; None is a sign of life where nothing is new."""
-    follower, told, silent = Follower(run), ("", 0), 0.0
+    follower, told, silent = Follower(run), None, 0.0
     while True:
         seen = await run_in_threadpool(_news, follower)
-        changed = (seen["state"], len(seen["evals"])) != told
-        if seen["rows"] or seen["samples"] or seen["error"] or changed:
-            told, silent = (seen["state"], len(seen["evals"])), 0.0
+        status = (seen["state"], seen["error"], len(seen["evals"]))
+        if seen["rows"] or seen["samples"] or status != told:
+            told, silent = status, 0.0
             yield seen
         elif silent >= HEARTBEAT:
             silent = 0.0
@@ -309,7 +309,9 @@ def _news(follower: Follower) -> dict[str, Any]:
     try:
         from_start, rows, samples = follower.news()
         steps, evals = run.config.get("steps"), run.evals()
-    except InputError as error:  # a file that is replaced at this very moment is read again
+        state = _state(run, follower.step, steps)
+    except (InputError, OSError) as error:  # a file that is replaced at this very moment is read again
+        follower.forget()
         return seen | {"state": "damaged", "error": str(error)}
     seen |= {
         "from_start": from_start,
@@ -318,7 +320,7 @@ def _news(follower: Follower) -> dict[str, Any]:
         "evals": evals,
         "steps": steps,
     }
-    return seen | {"state": _state(run, follower.step, steps), "error": None}
+    return seen | {"state": state, "error": None}
 
 
 # HTTP -----------------------------------------------------------------------------------------------------------------
