@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT, Block
+from gpt2lab.model.gpt import GPT, Block, attention_weights
 from gpt2lab.model.layers import FeedForward
 from gpt2lab.model.parts import BLOCKS, FEED_FORWARDS
 from gpt2lab.training.memory import Shape, estimate
@@ -66,10 +68,87 @@ def test_flops_and_memory_are_counted_from_its_matrices(add: Add) -> None:
     assert kept[1] - kept[0] == 2 * T * 4 * ((24 + 16) + (16 + 24) - 2 * 64)  # inputs and outputs for GELU's two
 
 
+def test_blocks_that_differ_by_layer_are_counted_each(add: Add) -> None:
+    class Growing(Block):
+        def __init__(self, config: GPTConfig, layer: int) -> None:
+            super().__init__(config, layer)
+            self.mlp = FeedForward(dataclasses.replace(config, n_inner=16 * (layer + 1)))
+
+    config, T = add("block", Growing), 8
+    more = sum(2 * 16 * (16 * (layer + 1) - 64) for layer in range(2))
+    assert config.flops_per_token(T) == PLAIN.flops_per_token(T) + 6 * more
+    kept = [estimate(Shape(one, T, B=1, precision="fp32", device="cpu")).activations for one in (PLAIN, config)]
+    narrower = [add("block", Block, n_inner=16 * (layer + 1)) for layer in range(2)]
+    each = [estimate(Shape(one, T, B=1, precision="fp32", device="cpu")).activations for one in narrower]
+    assert kept[1] == sum(each) / 2
+
+
+class Chosen(nn.Module):
+    """Starts at what its class chooses: a rotation that is not trained, a scale, and a zero matrix of its own."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.rotation = nn.Parameter(torch.eye(C).flip(0), requires_grad=False)
+        self.gain_bias, self.zero = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C, C))
+        self.c_proj, self.fixed = nn.Linear(C, C), nn.Linear(C, C)
+        for parameter in self.fixed.parameters():
+            nn.init.ones_(parameter).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(x @ self.rotation * self.gain_bias + x @ self.zero + self.fixed(x))
+
+
+def test_only_linear_layers_and_embeddings_that_are_trained_start_as_gpt2s(add: Add) -> None:
+    made = GPT(add("feed_forward", Chosen)).state_dict()
+    for name, expected in Chosen(PLAIN).state_dict().items():
+        assert torch.equal(made[f"h.0.mlp.{name}"], expected) != name.startswith("c_proj"), name
+    assert made["h.0.mlp.c_proj.bias"].count_nonzero() == 0
+    assert made["h.0.mlp.c_proj.weight"].std() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.3)
+
+
+def test_attention_called_by_keyword_shows_its_weights(add: Add) -> None:
+    class Keywords(Block):
+        def forward(self, x: torch.Tensor, bias: Any, rotation: Any, cache: Any, first: Any) -> torch.Tensor:  # type: ignore[override]
+            y = self.attn(self.ln_1(x), cache=cache, rotation=rotation, bias=bias, first=first)
+            return x + y + self.mlp(self.ln_2(x + y))
+
+    weights = []
+    for config in (dataclasses.replace(PLAIN, position="rope"), add("block", Keywords, position="rope")):
+        torch.manual_seed(0)
+        weights.append(attention_weights(GPT(config), torch.arange(8)[None]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("kernel", ["flex", "sdpa"])
+def test_the_check_runs_the_plain_kernel_without_effect_on_the_model(kernel: Any, add: Add) -> None:
+    class Seen(FeedForward):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not flex.called
+            return super().forward(x)
+
+    with patch("gpt2lab.model.attention.create_block_mask") as flex:
+        model = GPT(add("feed_forward", Seen, kernel=kernel))
+    assert not flex.called and model.config.kernel == kernel and model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_part_that_reads_values_is_told_of_the_meta_device(add: Add) -> None:
+    class Reading(FeedForward):
+        def __init__(self, config: GPTConfig) -> None:
+            super().__init__(config)
+            self.scale = torch.linspace(0, 1, 3).sum().item()
+
+    config = add("feed_forward", Reading)
+    GPT(config)
+    with pytest.raises(InputError, match=r"test_own_parts.py, line \d+: TypeError: .* read no values in __init__"):
+        config.flops_per_token(8)
+
+
 def test_a_part_that_needs_rotation_masks_and_cache_gets_them(add: Add) -> None:
     class Scaled(Block):
         def forward(self, x: torch.Tensor, *attending: Any) -> torch.Tensor:
-            return x + 2.0 * self.attn(self.ln_1(x), *attending)
+            return x + 2.0 * self.attn(self.ln_1(x), *attending) + self.mlp(self.ln_2(x))
 
     options = {
         "value_residual": True,
@@ -141,6 +220,17 @@ class Forgetful(Block):
         return x + self.attn(x)
 
 
+class Unused(FeedForward):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.extra = nn.Linear(2, 2)
+
+
+class NotANumber(FeedForward):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 0.0 * 0.0
+
+
 MISTAKES: list[tuple[str, Any, str]] = [
     (
         "feed_forward",
@@ -160,6 +250,12 @@ MISTAKES: list[tuple[str, Any, str]] = [
         Transposed,
         f"(Transposed): {__file__}: TypeError: forward returns (1, 16, 4) for an input of shape (1, ",
     ),
+    (
+        "feed_forward",
+        Unused,
+        "mlp.extra.weight gets no gradient, since forward does not use it; use it, remove it, or ",
+    ),
+    ("feed_forward", NotANumber, f"(NotANumber): {__file__}: ValueError: forward returns NaN or infinity"),
     ("block", Unattending, "Unattending.forward() takes 2 positional arguments but "),
 ]
 
@@ -169,6 +265,15 @@ def test_a_mistake_is_one_line_with_the_class_and_the_file(kind: str, part: Any,
     with pytest.raises(InputError) as error:
         GPT(add(kind, part))
     assert f'{kind} "mine"' in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_value_residual_needs_the_values_of_the_first_layer(add: Add) -> None:
+    class Forgetting(Block):
+        def forward(self, x: torch.Tensor, bias: Any, rotation: Any, *others: Any) -> torch.Tensor:  # type: ignore[override]
+            return x + self.attn(self.ln_1(x), bias, rotation) + self.mlp(self.ln_2(x))
+
+    with pytest.raises(InputError, match="value_residual needs the argument first; hand all arguments of forward on"):
+        GPT(add("block", Forgetting, value_residual=True))
 
 
 def test_a_block_of_ones_own_takes_the_place_of_the_built_in_ones(add: Add) -> None:

@@ -31,10 +31,12 @@ from support import (
     snapshot,
     train,
 )
+from torch import nn
 
 from gpt2lab import runtime
 from gpt2lab.evaluation.measure import LoadedRun
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.parts import FEED_FORWARDS
 from gpt2lab.runs import Run
 from gpt2lab.runtime import can_compile
 from gpt2lab.training.config import OptimConfig, TrainConfig, saved_config
@@ -59,6 +61,31 @@ def test_resuming_several_times_ends_as_the_unbroken_run(unbroken: Run, tmp_path
         interrupted(dataclasses.replace(config, resume=str(which)), stop)
     go_on(config)
     assert_same_run(run, unbroken)
+
+
+class Experts(nn.Module):
+    """A frozen matrix, and two experts of which the rows of a step reach only the first."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.eye(config.n_embd).flip(0), requires_grad=False)
+        self.experts = nn.ModuleList(nn.Linear(config.n_embd, config.n_embd) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.experts
+        return first(x @ self.turn) + second(x) if len(x) > 4 else first(x @ self.turn)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_parameters_and_those_without_a_gradient_yet_resume(
+    optimizer: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FEED_FORWARDS, "experts", Experts)
+    model, optim = dataclasses.replace(PLAIN, feed_forward="experts"), OptimConfig(name=optimizer, lr=1e-2)
+    config = small(data, tmp_path / "run", model=model, optim=optim, steps=8)
+    unbroken = train(dataclasses.replace(config, out=tmp_path / "unbroken"))
+    interrupted(config, 5)
+    assert_same_run(go_on(config), unbroken, 8)
 
 
 def test_random_windows_resume_as_the_unbroken_run(data: Path, tmp_path: Path) -> None:

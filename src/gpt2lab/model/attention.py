@@ -390,10 +390,16 @@ def without_residual(v: torch.Tensor, first: FirstValues | None) -> torch.Tensor
     return v
 
 
+def require_first(first: FirstValues | None) -> FirstValues:
+    """Return the argument, which a block of a user's own may not have handed on."""
+    if first is None:
+        raise TypeError("value_residual needs the argument first; hand all arguments of forward on to attention")
+    return first
+
+
 def as_first(v: torch.Tensor, first: FirstValues | None) -> torch.Tensor:
     """Return the values of the first layer, and keep them for the others."""
-    assert first is not None
-    first.v = v
+    require_first(first).v = v
     return v
 
 
@@ -406,9 +412,8 @@ class ValueResidual(nn.Module):
 
     def forward(self, v: torch.Tensor, first: FirstValues | None) -> torch.Tensor:
         """Mix v (B, K, T, D) with those of the first layer."""
-        assert first is not None
         of_first, own = self.lambdas.to(v.dtype).unbind()
-        return of_first * first.v + own * v
+        return of_first * require_first(first).v + own * v
 
 
 def make_residual(config: GPTConfig, layer: int) -> Callable[[torch.Tensor, FirstValues | None], torch.Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gpt2lab.errors import InputError, one_of, require
 from gpt2lab.model.masks import MASKS, Mask, make_mask, options_of
-from gpt2lab.model.parts import BUILT_IN, Key, find_part, matrix_shapes, named_in, origin_of
+from gpt2lab.model.parts import BUILT_IN, REGISTRIES, Key, find_part, matrix_shapes, named_in, origin_of
 
 if TYPE_CHECKING:  # --help must not wait for torch
     import torch
@@ -322,9 +322,14 @@ class GPTConfig:
         return tuple(found[layer % len(found)] for layer in range(self.n_layer))
 
     @property
+    def named_parts(self) -> list[Key]:
+        """The parts that the configuration names: option and name of each."""
+        return named_in({kind: getattr(self, kind) for kind in REGISTRIES})
+
+    @property
     def own_parts(self) -> list[Key]:
-        """The parts that are not built in: option and name of each."""
-        return [key for key in named_in(vars(self)) if key not in BUILT_IN]
+        """Those of them that are not built in."""
+        return [key for key in self.named_parts if key not in BUILT_IN]
 
     def with_import(self) -> GPTConfig:
         """Return the configuration with the ``import_sha256`` of the file that its own parts are from now.
@@ -445,11 +450,12 @@ class GPTConfig:
         feed_forward = (3 if self.is_gated else 2) * self.n_embd * self.inner
         if self.feed_forward is not None:
             feed_forward = sum(map(math.prod, matrix_shapes("feed_forward", self)))
-        block = c_attn + squares * self.n_embd**2 + feed_forward
-        if self.block is not None:
-            block = sum(map(math.prod, matrix_shapes("block", self)))
         heads = self.mtp_depth
-        products = (self.n_layer + heads) * block + (1 + heads) * self.vocab_size * self.n_embd
+        blocks = (self.n_layer + heads) * (c_attn + squares * self.n_embd**2 + feed_forward)
+        if self.block is not None:
+            layers = range(self.n_layer + heads)
+            blocks = sum(math.prod(shape) for layer in layers for shape in matrix_shapes("block", self, layer))
+        products = blocks + (1 + heads) * self.vocab_size * self.n_embd
         keys = sum(mask.keys_per_query(T) for mask in (*self.masks, *self.masks[-1:] * heads))
         attended = self.n_head * self.key_width + self.output_heads * self.value_width
         return 6.0 * products + 6.0 * attended * keys

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import math
 import warnings
@@ -39,7 +40,7 @@ from gpt2lab.model.later_attention import make_attention
 from gpt2lab.model.layers import make_feed_forward, make_norm
 from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, fused_losses, soft_capped, targets_ahead, token_losses
 from gpt2lab.model.masks import Mask
-from gpt2lab.model.parts import check_parts, make_part
+from gpt2lab.model.parts import check_gradients, check_parts, make_part
 from gpt2lab.model.positions import alibi, sinusoidal
 
 INIT_STD = 0.02
@@ -155,6 +156,7 @@ class GPT(nn.Module):
         self._initialize()
         with evaluating(self):
             check_parts(self)
+        check_gradients(self)
 
     def forward(
         self,
@@ -347,21 +349,24 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Set weights to N(0, 0.02) and biases to 0 (Radford et al. 2018, section 4.1).
+        """Set weights of linear layers and embeddings to N(0, 0.02), biases to 0 (Radford et al. 2018, section 4.1).
+
+        Other parameters, and those that need no gradient, stay as their module made them.
 
         Projections that end a residual branch are scaled by 1/sqrt(2 n_layer), since nothing keeps the stream from
         growing with depth (Radford et al. 2019, section 2.3), except where norms follow: post and sandwich. With muP,
         the deviation of the blocks' matrices is divided by sqrt(m) (Yang et al. 2022, table 8).
         """
         depth = 2 * self.config.n_layer if self.config.norm_placement == "pre" else 1
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif name.endswith("c_proj.weight"):
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(depth * self.config.mup_scale))
-            elif parameter.dim() == 2:
-                width = self.config.mup_scale if name.startswith("h.") else 1.0
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(width))
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear | nn.Embedding):
+                continue
+            scale = (depth if name.endswith("c_proj") else 1) * (self.config.mup_scale if name.startswith("h.") else 1)
+            for kind, parameter in module.named_parameters(recurse=False):
+                if kind == "weight" and parameter.requires_grad:
+                    nn.init.normal_(parameter, std=INIT_STD / math.sqrt(scale))
+                elif kind == "bias" and parameter.requires_grad:
+                    nn.init.zeros_(parameter)
         for embedding in {self.wte.weight, self.head_weight}:
             embedding[self.config.vocab_size :] = 0.0
 
@@ -533,14 +538,16 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     plain.config = dataclasses.replace(model.config, kernel="reference")
     found: list[torch.Tensor] = []
 
-    def record(module: CausalSelfAttention, args: tuple[Any, ...]) -> None:
-        x, bias, rotation = args[:3]
+    def record(module: CausalSelfAttention, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        given = inspect.signature(module.forward).bind(*args, **options)
+        given.apply_defaults()
+        x, bias, rotation = itertools.islice(given.arguments.values(), 3)
         q, k, _ = module.project(x, rotation)
         found.append(module.weights(q, k, bias))
 
     for module in plain.modules():
         if isinstance(module, CausalSelfAttention):
-            module.register_forward_pre_hook(record)
+            module.register_forward_pre_hook(record, with_kwargs=True)
     with evaluating(plain):
         plain.hidden(tokens)
     if not found:  # blocks of a user's own need not have attention

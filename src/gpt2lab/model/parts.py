@@ -10,6 +10,7 @@ two files define one name, each model keeps the part of its own file.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -115,55 +116,137 @@ def make_part(kind: str, config: GPTConfig, *layer: int) -> nn.Module:
     key = kind, getattr(config, kind)
     part = find_part(key, config.import_sha256)
     with blamed(key, part):
-        module = part(config, *layer)
+        try:
+            module = part(config, *layer)
+        except Exception as error:
+            if " meta " not in str(error):
+                raise
+            why = "a class is also made on the meta device, to count its parameters; read no values in __init__"
+            raise TypeError(f"{error} ({why})").with_traceback(error.__traceback__) from None
         if not isinstance(module, Module):
             raise TypeError(f"{module!r:.60} is not a torch.nn.Module")
     return module
 
 
-def matrix_shapes(kind: str, config: GPTConfig) -> tuple[tuple[int, ...], ...]:
+def matrix_shapes(kind: str, config: GPTConfig, *layer: int) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of the matrices of a user's own part; a parameter of more dimensions is a stack of them."""
+    return _matrix_shapes(find_part((kind, getattr(config, kind)), config.import_sha256), kind, config, *layer)
+
+
+@functools.cache
+def _matrix_shapes(part: Part, kind: str, config: GPTConfig, *layer: int) -> tuple[tuple[int, ...], ...]:
+    """Do so once for each class: a notebook may redefine the one that the configuration names."""
     import torch
 
     with torch.device("meta"):
-        part = make_part(kind, config, *((0,) if kind == "block" else ()))
-        return tuple(tuple(p.shape) for p in part.parameters() if p.dim() > 1)
+        return tuple(tuple(p.shape) for p in make_part(kind, config, *layer).parameters() if p.dim() > 1)
 
 
 def check_parts(model: GPT) -> None:
     """Run a user's own parts, and the model that they are in, on a few positions; the model is in evaluation mode.
 
     Raises:
-        InputError: A part fails, returns another shape, looks ahead, or remembers earlier positions by other means than
-            the attention's cache, so that sampling would differ from training.
+        InputError: A part fails, returns another shape, NaN or infinity, looks ahead, or remembers earlier positions by
+            other means than the attention's cache, so that sampling would differ from training.
     """
     import torch
 
     config, device = model.config, model.wte.weight.device
-    keys = [key for key in config.own_parts if key[0] in MODULES]
-    if not keys or device.type == "meta":
+    keys = _own_modules(model)
+    if not keys:
         return
-    T = min(4, config.n_ctx)
-    tokens = torch.arange(T, device=device)[None] % config.vocab_size
-    with torch.no_grad(), torch.random.fork_rng([]), torch.autocast(device.type, enabled=False):
+    tokens = _few_tokens(model)
+    T = tokens.shape[1]
+    with _on_reference(model), torch.no_grad():
         if config.feed_forward is not None:
             with blamed(keys[0], find_part(keys[0], config.import_sha256)):
                 x = torch.randn(1, T, config.n_embd, device=device)
                 _require_shape(x, make_part("feed_forward", config).eval()(x))
-        block = model.h[0]
         with blamed(keys[-1], find_part(keys[-1], config.import_sha256)):  # the block, if there is one
-            hook = block.register_forward_hook(lambda _, inputs, output: _require_shape(inputs[0], output))
+            hooks = [block.register_forward_hook(_require_finite) for block in model.h]
             model.hidden(tokens)
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         if T > 1 and not config.looks_ahead:
-            with _moved(block):
-                _check_dependencies(model, " and ".join(f'{kind} "{name}"' for kind, name in keys), tokens)
+            with _moved(model.h[0]):
+                _check_dependencies(model, _named(keys), tokens)
+
+
+def check_gradients(model: GPT) -> None:
+    """Require that training reaches every parameter of a user's own parts; the model is in its own mode.
+
+    DDP stops at one that is never used. Of sparse experts, each gets some of these tokens in some layer.
+
+    Raises:
+        InputError: A parameter that requires a gradient gets none in any layer.
+    """
+    import torch
+
+    keys = _own_modules(model)
+    if not keys:
+        return
+    trained: dict[str, list[torch.Tensor]] = {}
+    for block in model.h[: model.config.n_layer]:
+        for name, parameter in block.named_parameters():
+            if parameter.requires_grad:
+                trained.setdefault(name, []).append(parameter)
+    rows = -(-64 // model.config.n_layer)
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    read = [model.wte.weight, *(parameter for layers in trained.values() for parameter in layers)]
+    with _on_reference(model), torch.enable_grad(), blamed(keys[-1], find_part(keys[-1], model.config.import_sha256)):
+        gradients = torch.autograd.grad(model.hidden(_few_tokens(model, rows)).sum(), read, allow_unused=True)
+    for buffer, value in before:
+        buffer.copy_(value)
+    reached = {parameter for parameter, gradient in zip(read, gradients, strict=True) if gradient is not None}
+    for name, layers in trained.items():
+        if reached.isdisjoint(layers):
+            raise InputError(
+                f"{_named(keys)}: {name} gets no gradient, since forward does not use it; use it, remove it, or set "
+                "its requires_grad to False"
+            )
+
+
+def _own_modules(model: GPT) -> list[Key]:
+    """Return the parts to check; a model on the meta device has no values to do so."""
+    return [key for key in model.config.own_parts if key[0] in MODULES and model.wte.weight.device.type != "meta"]
+
+
+def _named(keys: list[Key]) -> str:
+    return " and ".join(f'{kind} "{name}"' for kind, name in keys)
+
+
+def _few_tokens(model: GPT, B: int = 1) -> torch.Tensor:
+    """Return tokens (B, T)."""
+    import torch
+
+    T = min(4, model.config.n_ctx)
+    return torch.arange(B * T, device=model.wte.weight.device).view(B, T) % model.config.vocab_size
+
+
+@contextmanager
+def _on_reference(model: GPT) -> Iterator[None]:
+    """Run the model with the plain kernel, in fp32, without effect on later random numbers."""
+    import torch
+
+    config, device = model.config, model.wte.weight.device.type
+    model.config = dataclasses.replace(config, kernel="reference")
+    try:
+        with torch.random.fork_rng([]), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        model.config = config
 
 
 def _require_shape(x: torch.Tensor, y: object) -> None:
     shape = tuple(getattr(y, "shape", ())) or f"{y!r:.60}"
     if shape != tuple(x.shape):
         raise TypeError(f"forward returns {shape} for an input of shape {tuple(x.shape)}")
+
+
+def _require_finite(block: nn.Module, inputs: tuple[Any, ...], y: torch.Tensor) -> None:
+    _require_shape(inputs[0], y)
+    if not bool(y.isfinite().all()):
+        raise ValueError("forward returns NaN or infinity")
 
 
 @contextmanager

@@ -153,12 +153,16 @@ def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
 
 
 def optimizer_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer state by name, such as ``wpe.weight.exp_avg``; sharded if the parameters are."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
+    """Return the optimizer state by name, such as ``wpe.weight.exp_avg``; sharded if the parameters are.
+
+    Parameters that have had no gradient yet, such as those of an unused expert, have the zeros that theirs starts with.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, (parameter, key) in _expected(model, optimizer).items():
+        start = torch.empty((), device=parameter.device) if key == "step" else parameter.detach()
+        state = optimizer.state[parameter]
+        found[name] = state[key] if key in state else torch.zeros_like(start)
+    return found
 
 
 def write_sharded_state(tensors: dict[str, torch.Tensor], folder: Path) -> None:
@@ -184,16 +188,18 @@ _Expected = dict[str, tuple[torch.nn.Parameter, str]]
 """Parameter and key, such as ``exp_avg``, of each tensor of the optimizer state."""
 
 
+def _expected(model: GPT, optimizer: torch.optim.Optimizer) -> _Expected:
+    keys, named = state_names(optimizer), model.named_parameters()
+    return {f"{name}.{key}": (parameter, key) for name, parameter in named for key in keys.get(parameter, ())}
+
+
 def load_optimizer_state(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer state of a checkpoint, full or sharded; each rank keeps its shards.
 
     Raises:
         InputError: The state of a parameter is missing or has another shape (named).
     """
-    keys = state_names(optimizer)
-    expected = {
-        f"{name}.{key}": (parameter, key) for name, parameter in model.named_parameters() for key in keys[parameter]
-    }
+    expected = _expected(model, optimizer)
     sharded = folder / SHARDED_STATE
     read = _read_sharded(sharded, expected) if sharded.is_dir() else _read_full(folder / FULL_STATE, expected)
     for name, (parameter, key) in expected.items():

@@ -193,8 +193,13 @@ def _feed_forward(shape: Shape) -> int:
 
 
 def _own(shape: Shape, kind: str) -> int:
-    """Return the bytes of the inputs and outputs of the matrices of a user's own part, which is all that is known."""
-    return shape.rows * shape.size * sum(sum(matrix[-2:]) for matrix in matrix_shapes(kind, shape.model))
+    """Return the bytes of the inputs and outputs of the matrices of a user's own part, which is all that is known.
+
+    Of blocks that differ by layer it is the mean.
+    """
+    layers: list[tuple[int, ...]] = [(layer,) for layer in range(shape.model.n_layer)] if kind == "block" else [()]
+    widths = [sum(sum(matrix[-2:]) for matrix in matrix_shapes(kind, shape.model, *layer)) for layer in layers]
+    return shape.rows * shape.size * sum(widths) // len(widths)
 
 
 def _branch(shape: Shape) -> int:

@@ -129,7 +129,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> None:
-        hidden = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
+        hidden = [
+            p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2 and p.requires_grad
+        ]
         inside = {id(p) for p in hidden}
         super().__init__([{"params": list(model.parameters())}], {})
         self._adamw = adamw([p for p in model.parameters() if id(p) not in inside], config)
