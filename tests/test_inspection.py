@@ -210,7 +210,7 @@ def test_the_example_of_the_docs_prints_what_it_says(
         (lambda m: switched_off(m, ["head:0.4"]), "heads 0 to 3"),
         (lambda m: inspect_tokens(m, []), "at least one token"),
         (lambda m: inspect_tokens(m, torch.tensor([[1]])), "at least one token"),
-        (lambda m: inspect_tokens(m, [96]), "ids are 0 to 95"),
+        (lambda m: inspect_tokens(m, [96]), "a token is 96; it must be an id of the model, 0 to 95"),
         (lambda m: inspect_tokens(m, [0] * 13), "exceed the model's context of 12"),
         (lambda m: patch_residual(m, [1, 2], [1, 2, 3], 1, 2), "the clean prompt has 2 tokens and the corrupted one 3"),
         (lambda m: patch_residual(m, [1, 2], [1, 2], 1, 2), "nothing to restore"),

@@ -16,7 +16,7 @@ can keep generating with it. What is shown is what the layers compute: grouped h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,10 +109,16 @@ def logit_lens(model: GPT, x: torch.Tensor) -> torch.Tensor:
 
 
 def as_row(model: GPT, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """Return one text (T,) as the only row of a batch (1, T), on the model's device."""
-    row = torch.as_tensor(tokens, device=model.wte.weight.device)
-    require(row.dim() == 1 and len(row) > 0, "the shape of the tokens", tuple(row.shape), "(T,), at least one token")
-    return row[None]
+    """Return one text (T,) as the only row of a batch (1, T), on the model's device.
+
+    The ids are checked before they are there: a wrong one would end every later use of a GPU by this process.
+    """
+    V, ids = model.config.vocab_size, tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
+    shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else (len(tokens),)
+    require(len(shape) == 1 and shape[0] > 0, "the shape of the tokens", shape, "(T,), at least one token")
+    for token in (min(ids), max(ids)):
+        require(0 <= token < V, "a token", token, f"an id of the model, 0 to {V - 1}")
+    return torch.tensor([ids], device=model.wte.weight.device)
 
 
 # Switch off -----------------------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ def as_row(model: GPT, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
 ENDS = {"head": "attn.c_proj", "attention": "attn", "mlp": "mlp"}
 """The module whose output is added to the stream; of a head, the one that takes it beside the others."""
 SANDWICH_ENDS = {**ENDS, "attention": "ln_1_post", "mlp": "ln_2_post"}
-_PART = re.compile(r"(attention|mlp|layer):([0-9]+)|(head):([0-9]+)\.([0-9]+)")
+_PART = re.compile(r"(attention|mlp|layer):([0-9]{1,4})|(head):([0-9]{1,4})\.([0-9]{1,4})")
 
 
 def switched_off(model: GPT, parts: Iterable[str]) -> GPT:
@@ -145,7 +151,9 @@ def switched_off(model: GPT, parts: Iterable[str]) -> GPT:
 def _switch_off(model: GPT, part: str) -> None:
     found = _PART.fullmatch(part)
     if found is None:
-        raise InputError(f'cannot switch off "{part}"; give head:LAYER.HEAD, attention:LAYER, mlp:LAYER or layer:LAYER')
+        raise InputError(
+            f'cannot switch off "{part:.60}"; give head:LAYER.HEAD, attention:LAYER, mlp:LAYER or layer:LAYER'
+        )
     config = model.config
     kind, layer, head = found[1] or found[3], int(found[2] or found[4]), int(found[5] or 0)
     if layer >= config.n_layer or head >= config.output_heads:
@@ -199,7 +207,6 @@ class _Given(nn.Module):
         return self.stream
 
 
-@torch.no_grad()
 def patch_residual(
     model: GPT,
     clean: Sequence[int] | torch.Tensor,
@@ -231,6 +238,19 @@ def patch_residual(
         InputError: The prompts differ in length, an id is outside the vocabulary, or both prompts give the same
             difference, so that nothing can be restored.
     """
+    *_, effect = patch_steps(model, clean, corrupted, answer, wrong)
+    return effect
+
+
+@torch.no_grad()
+def patch_steps(
+    model: GPT,
+    clean: Sequence[int] | torch.Tensor,
+    corrupted: Sequence[int] | torch.Tensor,
+    answer: int,
+    wrong: int,
+) -> Iterator[torch.Tensor]:
+    """Yield the effect of `patch_residual` as it is known after each batch of prompts; it is 0 where it is not yet."""
     V = model.config.vocab_size
     for name, token in (("answer", answer), ("wrong", wrong)):
         require(0 <= token < V, name, token, f"an id of the model, 0 to {V - 1}")
@@ -259,4 +279,5 @@ def patch_residual(
             given.stream = corrupted_stream[layer].repeat(len(positions), 1, 1)  # (B, T, C)
             given.stream[torch.arange(len(positions)), positions] = clean_stream[layer, positions]
             patched[layer, positions] = difference(view.hidden(pair[1].expand(len(positions), T)))
-    return (patched - d_corrupted) / (d_clean - d_corrupted)
+            yield (patched - d_corrupted) / (d_clean - d_corrupted)
+    yield (patched - d_corrupted) / (d_clean - d_corrupted)

@@ -250,6 +250,9 @@ class Follower:
     run: Run
     step: float = 0
     """Step of the last row of metrics.csv."""
+    between: float = 0.0
+    """Seconds of training between the last two rows."""
+    _seconds: float = 0.0
     _offsets: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By file: its inode, and the bytes that were read."""
 
@@ -269,7 +272,8 @@ class Follower:
         lines, path = self._lines("metrics.csv"), self.run.path / "metrics.csv"
         rows = [_metrics_row(_cells(line, METRICS_COLUMNS, str(path))) for line in lines[first:]]
         for row in rows:
-            self.step = row["step"] or 0
+            seconds = row["seconds"] or 0.0
+            self.step, self.between, self._seconds = row["step"] or 0, seconds - self._seconds, seconds
         path = self.run.path / "samples.jsonl"
         return changed or first, rows, [_sample(line, str(path)) for line in self._lines(path.name)]
 
@@ -359,7 +363,10 @@ def _cells(line: str, columns: tuple[str, ...], where: str) -> dict[str, str]:
     text, _, checksum = line.rpartition(",")
     if not text or checksum != _crc32(text):
         raise InputError(f"{where} does not match its checksum; the file is damaged or was edited")
-    return dict(zip(columns, next(csv.reader([text])), strict=True))
+    cells = next(csv.reader([text]))
+    if len(cells) != len(columns):
+        raise InputError(f"{where} has {len(cells)} columns, not {len(columns)}; the file is of another version")
+    return dict(zip(columns, cells, strict=True))
 
 
 def _metrics_row(cells: Mapping[str, str]) -> MetricsRow:

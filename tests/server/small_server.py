@@ -64,7 +64,7 @@ class Server:
     """A running server; it ends with the process."""
 
     def __init__(self, models: dict[str, Any], token: str | None = None, **options: Any) -> None:
-        self.models = Models(lambda: models, models.__getitem__, keep=len(models))
+        self.models = Models(lambda: models, lambda model: model, keep=len(models))
         self.address = serving(self.models, token, **options)
 
 

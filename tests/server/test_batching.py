@@ -229,6 +229,17 @@ def test_a_failed_step_ends_its_texts_and_the_engine_goes_on(caplog: pytest.LogC
         assert asyncio.run(write(engine, request_of())) == alone(model, request_of())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_without_memory_for_another_batch_ends_its_texts_and_refuses_others() -> None:
+    engine = Engine(model_of(), CPU)
+    engine._step = engine._new_batch = lambda: 1 // 0  # type: ignore[assignment, return-value]
+    with pytest.raises(AssertionError):
+        asyncio.run(write(engine, request_of()))
+    engine.join(10)
+    with pytest.raises(Stopped):
+        asyncio.run(write(engine, request_of()))
+
+
 def test_stopping_ends_texts_with_an_error() -> None:
     engine = Engine(model_of(position="rope", mask="window", window=4), CPU)
 

@@ -7,9 +7,8 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -58,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     """Where the pages of these runs are served; models compute in fp32."""
     runs = Runs([folder], ServerOptions(device="cpu", precision="fp32").load)
-    models = Models(runs.paths, runs.load, LOADED)
-    yield serving(models, routes=routes(runs))
+    models = Models(runs.ready, runs.load, LOADED)
+    yield serving(models, routes=routes(runs, models))
     models.stop()
 
 
@@ -401,35 +400,3 @@ def test_the_page_is_painted_before_torch_is_imported() -> None:
     modules = "gpt2lab.server.app, gpt2lab.server.models, gpt2lab.server.pages, gpt2lab.cli.serve"
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "message"),
-    [
-        ("nowhere/info", None, 'there is no run "nowhere"'),
-        ("stories/generate", {"max_tokens": 3}, "ids"),
-        ("stories/generate", {"ids": [1], "max_tokens": 3, "temperature": 0.0}, "temperature"),
-        ("stories/inspect", {"ids": [99999]}, "id"),
-        ("stories/inspect", {"ids": [1], "off": ["head:9.9"]}, "layers 0 to 1"),
-        ("stories/patch", {"clean": [1], "corrupted": [1, 2], "answer": 1, "wrong": 2}, "one length"),
-        ("stories/tokenize", "a string", "the request"),
-    ],
-)
-def test_a_wrong_request_is_refused_in_one_line(
-    address: str, path: str, body: Any, message: str, post: Callable[[str, Any], str]
-) -> None:
-    assert message in post(f"{address}/api/runs/{path}", body)
-
-
-@pytest.fixture
-def post() -> Callable[[str, Any], str]:
-    """Send JSON, and return the message of the error that is answered, as a status or as an event."""
-    import httpx
-
-    def send(url: str, body: Any) -> str:
-        answer = httpx.get(url) if body is None else httpx.post(url, json=body)
-        text = answer.text.removeprefix("data: ").strip()
-        assert "\n" not in text and (answer.status_code == 400 or text.startswith('{"error"'))
-        return json.loads(text)["error"]["message"]
-
-    return send

@@ -253,7 +253,7 @@ def test_both_engines_behind_the_pages_write_the_same(opened: Callable[..., Any]
     euro = tokenizer.encode("€")
     for ids in ([tokenizer.eot, *euro[:-1]], tokenizer.encode(TEXT)):  # the first ends within a character
         request = {"ids": ids, "max_tokens": 16, "greedy": True, "off": ["head:0.1"]}
-        found, expected = written(page, request), list(Generate(**request).tokens(run))
+        found, expected = written(page, request), list(Generate(**request).steps(run))
         assert [one["text"] for one in found] == [one["text"] for one in expected]
         assert [one["id"] for one in found] == [one["id"] for one in expected]
         for name in ("id", "text"):

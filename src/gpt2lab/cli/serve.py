@@ -87,16 +87,18 @@ class Serve(ServerOptions, Command):
         from gpt2lab.server.models import Models
         from gpt2lab.server.pages import LOADED, Runs
 
-        runs = Runs(self.runs, self.load)
+        runs = Runs(self.runs, self.load, self.checkpoint)
         if not runs.paths():
             raise InputError("no run given; give the directory of at least one run")
-        models = Models(runs.paths, runs.load, LOADED)
-        for name in list(runs.paths())[:LOADED]:
+        models = Models(runs.ready, runs.load, LOADED)
+        if not models.names():
+            raise InputError("no run has a checkpoint yet; start again once the first is written")
+        for name in list(models.names())[:LOADED]:
             models.get(name)
         listening = self.listen()
 
         def say() -> None:
-            print(f"serving {', '.join(runs.paths())} at {listening.address}/v1; Ctrl-C ends", flush=True)
+            print(f"serving {', '.join(models.names())} at {listening.address}/v1; Ctrl-C ends", flush=True)
             if listening.token is not None:
                 print(f"API key: {listening.token}", flush=True)
 
@@ -122,7 +124,7 @@ class Play(ServerOptions, Command):
         for path in self.runs:
             if not Runs([path], self.load).paths():
                 Run.open(path)
-        runs = Runs(self.runs or [Path("runs")], self.load)
+        runs = Runs(self.runs or [Path("runs")], self.load, self.checkpoint)
         names = list(runs.paths())
         view = _view(names[0], "write") if self.runs and len(names) == 1 else ""
         _serve_pages(runs, self.listen(), view, "play at {address} (Ctrl-C ends)", self.browser)
@@ -154,7 +156,7 @@ def _serve_pages(runs: Runs, listening: Listening, view: str, said: str, browser
     from gpt2lab.server.models import Models
     from gpt2lab.server.pages import LOADED, routes
 
-    models = Models(runs.paths, runs.load, LOADED)
+    models = Models(runs.ready, runs.load, LOADED)
     token = "" if listening.token is None else f"?token={listening.token}"
     address = f"{listening.address}/{token}{view}"
 
@@ -163,7 +165,7 @@ def _serve_pages(runs: Runs, listening: Listening, view: str, said: str, browser
         if browser and _has_display():
             Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    serve(create_app(models, listening.token, routes(runs)), listening.socket, started)
+    serve(create_app(models, listening.token, routes(runs, models)), listening.socket, started)
 
 
 def _has_display() -> bool:

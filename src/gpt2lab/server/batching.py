@@ -8,7 +8,8 @@ owns the model. Between two steps it takes up what has been asked for meanwhile:
                    └──── its window slides: half is read again ──┘
 
 A chunk is bounded, so a long prompt delays the other rows by little. A row is what it would be alone: its chunks depend
-on its own length, its random numbers come from its own generator, and its text is that of `generation.stream`.
+on its own length, its random numbers come from its own generator, and its text is that of `generation.stream`. Other
+work with the model (`Engine.call`) is done in steps, too: one of them between two steps of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +37,8 @@ ROWS = 32
 """Most rows that are read or continued at a time."""
 QUEUE = 256
 """Nothing more is taken while so many texts wait."""
+JOBS = 32
+"""Most pieces of other work at a time."""
 CHUNK = 128
 """Tokens of prompts that are read between two steps."""
 STOPPED = "the model is being unloaded, or the server is stopping"
@@ -81,6 +85,15 @@ Event = Token | Exception | None
 """The next token of a text; at the end None, or what went wrong."""
 
 
+class Work(NamedTuple):
+    """What else a model can be asked to do, in steps that take no longer than a few steps of the batch."""
+
+    steps: Iterator[Any]
+    """What a step yields is an event, unless it is None."""
+    fp32: bool
+    """Whether to compute in fp32, whatever the precision of the engine is."""
+
+
 class _Row:
     """A text on its way."""
 
@@ -118,11 +131,31 @@ class _Row:
         return False
 
 
+class _Job:
+    """Work on its way."""
+
+    def __init__(self, work: Work, deliver: Callable[[Any], None], device: torch.device) -> None:
+        self.work, self.deliver, self.cancelled, self._device = work, deliver, False, device
+
+    def step(self) -> bool:
+        """Do a step; return whether there are more."""
+        try:
+            with torch.autocast(self._device.type, enabled=False) if self.work.fp32 else nullcontext():
+                if (found := next(self.work.steps)) is not None:
+                    self.deliver(found)
+        except StopIteration:
+            self.deliver(None)
+            return False
+        return True
+
+
 def described(tokens: Sequence[int], logits: torch.Tensor, candidates: int | None) -> list[Token]:
     """Return N tokens with their probabilities and ``candidates``, for the logits (N, V) that each was chosen by."""
     if candidates is None:
         return [Token(token) for token in tokens]
     logprobs = F.log_softmax(logits.float(), dim=-1)
+    if bool(logprobs.isnan().any()):
+        raise InputError("the model gives NaN for the prompt; its weights are damaged")
     best = logprobs.topk(min(candidates, logits.shape[-1]), dim=-1).indices.tolist()
     found = []
     for token, ids, of_row in zip(tokens, best, logprobs, strict=True):
@@ -135,14 +168,18 @@ def described(tokens: Sequence[int], logits: torch.Tensor, candidates: int | Non
 class Generation:
     """Texts that were submitted together: iterate over their events. Leaving the ``with`` block cancels the rest."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        loop, self._events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
+    def __init__(self, engine: Engine, requests: Sequence[Request] | Work) -> None:
+        loop, self._events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
 
-        def deliver(index: int) -> Callable[[Event], None]:
+        def deliver(index: int) -> Callable[[Any], None]:
             return lambda event: _call_soon(loop, self._events.put_nowait, (index, event))
 
         device = engine.runtime.device
-        self._rows = [_Row(request, deliver(index), device) for index, request in enumerate(requests)]
+        self._rows: Sequence[_Row | _Job]
+        if isinstance(requests, Work):
+            self._rows = [_Job(requests, deliver(0), device)]
+        else:
+            self._rows = [_Row(request, deliver(index), device) for index, request in enumerate(requests)]
         engine.enqueue(self._rows)
 
     def __enter__(self) -> Generation:
@@ -152,13 +189,13 @@ class Generation:
         for index in range(len(self._rows)):
             self.cancel(index)
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Any]]:
         """Yield (number of the request, event) until every text has ended or was cancelled."""
         ended: set[int] = set()
         while any(index not in ended and not row.cancelled for index, row in enumerate(self._rows)):
             index, event = await self._events.get()
             if not self._rows[index].cancelled:
-                if not isinstance(event, Token):
+                if event is None or isinstance(event, Exception):
                     ended.add(index)
                 yield index, event
 
@@ -188,6 +225,7 @@ class Engine:
         """Those in the batch, by their number there."""
         self._reading: deque[_Row] = deque()
         self._waiting: deque[_Row] = deque()
+        self._jobs: deque[_Job] = deque()
         self._stopping = self._retired = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -204,13 +242,21 @@ class Engine:
         """
         return Generation(self, requests)
 
-    def enqueue(self, rows: Sequence[_Row]) -> None:
-        """Queue rows, all or none. Raises as `submit`."""
+    def call(self, work: Work) -> Generation:
+        """Queue other work, whose events have the number 0; otherwise as `submit`."""
+        return Generation(self, work)
+
+    def enqueue(self, rows: Sequence[_Row | _Job]) -> None:
+        """Queue rows, all or none, or jobs. Raises as `submit`."""
         with self._changed:
             self._require_running()
             if len(self._waiting) >= QUEUE:
                 raise Overloaded(f"{len(self._waiting)} texts are waiting; try again later")
-            self._waiting.extend(rows)
+            jobs = [row for row in rows if isinstance(row, _Job)]
+            if jobs and len(self._jobs) >= JOBS:
+                raise Overloaded(f"{len(self._jobs)} questions are being answered; try again later")
+            self._jobs.extend(jobs)
+            self._waiting.extend(row for row in rows if isinstance(row, _Row))
             self._changed.notify()
 
     def stop(self) -> None:
@@ -229,6 +275,10 @@ class Engine:
         """Wait for the end of the thread, at most ``timeout`` seconds."""
         self._thread.join(timeout)
 
+    def runs(self) -> bool:
+        """Return whether the thread has not ended yet."""
+        return self._thread.is_alive()
+
     def _require_running(self) -> None:
         if self._stopping:
             raise Stopped(STOPPED)
@@ -237,19 +287,23 @@ class Engine:
 
     @torch.no_grad()
     def _run(self) -> None:
-        with self.runtime.autocast():  # it keeps the rounded weights for as long as it is entered
-            while self._wait():
-                try:
-                    self._turn()
-                except Exception as error:  # a defect, or memory is used up: these texts end, the server goes on
-                    log.exception("a step failed")
-                    self._end_all(error)
-        self._end_all(Stopped(STOPPED))
+        try:
+            with self.runtime.autocast():  # it keeps the rounded weights for as long as it is entered
+                while self._wait():
+                    try:
+                        self._turn()
+                    except Exception as error:  # a defect, or memory is used up: these texts end, the server goes on
+                        log.exception("a step failed")
+                        self._end_all(error)
+                        self._batch = self._new_batch()
+        finally:  # even if there is no memory for a new batch
+            self._stopping = True
+            self._end_all(Stopped(STOPPED))
 
     def _wait(self) -> bool:
         """Wait for something to do; return False if the engine is to stop."""
         with self._changed:
-            while not (self._stopping or self._waiting or self._reading or self._rows):
+            while not (self._stopping or self._waiting or self._reading or self._rows or self._jobs):
                 self._stopping = self._retired
                 if not self._stopping:
                     self._changed.wait()
@@ -260,6 +314,7 @@ class Engine:
         with self._changed:
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
             self._reading = deque(row for row in self._reading if not row.cancelled)
+            self._jobs = deque(job for job in self._jobs if not job.cancelled)
             self._leave([number for number, row in enumerate(self._rows) if row.cancelled])
             while self._waiting and len(self._reading) + len(self._rows) < ROWS:
                 self._reading.append(self._waiting.popleft())
@@ -272,6 +327,20 @@ class Engine:
                 self._fail(row, error)
         if self._rows:
             self._step()
+        if self._jobs:
+            self._work(self._jobs[0])
+
+    def _work(self, job: _Job) -> None:
+        """Do a step of a job; it is then the last to have another."""
+        try:
+            goes_on = job.step()
+        except Exception as error:
+            goes_on = False
+            self._fail(job, error)
+        with self._changed:
+            self._jobs.popleft()
+            if goes_on:
+                self._jobs.append(job)
 
     def _read(self, row: _Row) -> int:
         """Read the next chunk of a row's window; after the last, choose the first token. Return the chunk's length."""
@@ -305,8 +374,8 @@ class Engine:
                 going.append(False)
         return going
 
-    def _fail(self, row: _Row, error: Exception) -> None:
-        """End one text with an error."""
+    def _fail(self, row: _Row | _Job, error: Exception) -> None:
+        """End one text or job with an error."""
         if not isinstance(error, InputError):
             log.error("a text failed", exc_info=error)
         row.deliver(error)
@@ -355,8 +424,7 @@ class Engine:
 
     def _end_all(self, error: Exception) -> None:
         with self._changed:
-            rows = [*self._rows, *self._reading, *self._waiting]
-            self._rows, self._reading, self._waiting = [], deque(), deque()
-        self._batch = self._new_batch()
+            rows = [*self._rows, *self._reading, *self._waiting, *self._jobs]
+            self._rows, self._reading, self._waiting, self._jobs = [], deque(), deque(), deque()
         for row in rows:
             row.deliver(error)
