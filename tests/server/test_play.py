@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from small_server import serving
 
 from gpt2lab.cli.serve import ServerOptions
@@ -42,8 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(STORIES, runs / "stories")
     tokenizer = Tokenizer.load(STORIES / "tokenizer")
     torch.manual_seed(0)
-    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 64, "dropout": 0.0}
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 64, "dropout": 0.0, "differential_attention": True}
     model = GPT(GPTConfig(**shape, vocab_size=tokenizer.n_vocab))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.5)
     run = save_imported(model, tokenizer, runs / "small", "a test")
     write_checked_json(run.path / "config.json", {**run.config, "steps": 20})
     for step in range(2, 22, 2):
@@ -272,10 +275,71 @@ def test_one_head_is_shown_large_and_saved(page: Page, stories: LoadedRun) -> No
     weights = inspect_tokens(stories.model, ids_of(stories, TEXT)).attention[1, 3, 4]
     expect(card.locator(".row .number").first).to_have_text(f"{100 * weights.max():.1f} %")
     assert saved(page, "One head", "PNG").startswith(b"\x89PNG") and b"<svg" in saved(page, "One head", "SVG")
-    lens = page.get_by_label("Logit lens, layer by position")
-    lens.focus()
-    page.keyboard.press("ArrowUp")
-    expect(page.get_by_role("region", name="What each layer would say").locator(".readout")).to_contain_text("After")
+
+
+def test_keyboard_and_touch_choose_a_layer_and_a_position(page: Page) -> None:
+    look(page, TEXT)
+    for card, image in (
+        ("What each layer would say", "Logit lens, layer by position"),
+        ("How large the residual stream is", "Root mean square of the residual stream, layer by position"),
+    ):
+        grid, readout = page.get_by_label(image), page.get_by_role("region", name=card).locator(".readout")
+        grid.focus()
+        for key, said in (("ArrowUp", "After layer 0"), ("ArrowUp", "Embedding"), ("ArrowLeft", "Embedding")):
+            page.keyboard.press(key)
+            expect(grid).to_be_focused()
+            expect(readout).to_contain_text(said)
+        grid.click(position={"x": 120, "y": 40})
+        expect(readout).to_contain_text("Embedding")
+        expect(page.locator(".flow .tok").first).to_have_attribute("aria-pressed", "true")
+    tokens = page.locator(".flow .tok")
+    tokens.first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(tokens.nth(1)).to_be_focused()
+    expect(page.locator(".flow .tok[tabindex='0']")).to_have_count(1)
+    page.get_by_role("link", name="Patch").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("main", name="Patch")).to_be_focused()
+
+
+def test_negative_weights_of_differential_attention_are_shown(page: Page, folder: Path) -> None:
+    show(page, "run/small/inside")
+    page.get_by_label("Text to look at").fill(TEXT)
+    expect(page.locator(".flow")).to_have_text("⟨start⟩" + TEXT)
+    run = LoadedRun(folder / "small", "best", "cpu", "fp32")
+    weights = inspect_tokens(run.model.eval(), ids_of(run, TEXT)).attention[0, 0, -1]
+    lowest = float(weights.min())
+    card = page.get_by_role("region", name="One head")
+    expect(card.locator(".readout")).to_contain_text("negative")
+    expect(card.locator(".bar.against")).to_have_count(int((weights < 0).sum()))
+    assert lowest < 0 and f"−{-100 * lowest:.1f} %" in (card.text_content() or "")
+    assert card.locator("path.heat.against").count() > 0 and card.locator("path.arc.against").count() > 0
+
+
+def test_a_text_that_cannot_be_written_is_said(page: Page) -> None:
+    failed = 'data: {"error": {"message": "the model is gone"}}\n\n'
+    page.route("**/generate", lambda route: route.fulfill(content_type="text/event-stream", body=failed))
+    show(page, "run/stories/inside")
+    expect(page.locator(".status.wrong")).to_have_text("the model is gone")
+
+
+def test_a_late_answer_does_not_replace_a_newer_one(page: Page) -> None:
+    show(page, "run/stories/patch")
+    expect(page.locator(".grid")).to_be_visible()
+    held: list[Route] = []
+    page.route("**/patch", lambda route: route.continue_() if held else held.append(route))
+    page.get_by_label("Wrong answer").fill(" They")
+    page.get_by_role("button", name="Patch").click()
+    for _ in range(100):
+        page.wait_for_timeout(0 if held else 50)
+    page.get_by_label("Wrong answer").fill(" It")
+    with page.expect_response("**/patch"):
+        page.get_by_role("button", name="Patch").click()
+    expect(page.locator(".status")).to_contain_text("␣She against ␣It")
+    held[0].fulfill(json={"effect": [[9.0]], "positions": [""]})
+    page.wait_for_timeout(100)
+    expect(page.locator(".status")).to_contain_text("␣She against ␣It, 2 layers")
 
 
 def test_patching_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> None:

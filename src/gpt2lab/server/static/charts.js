@@ -28,7 +28,7 @@ const round = (x) => Math.round(x * 100) / 100;
 
 // A table of colored cells (rows by positions). The pointer or the arrow keys choose a cell; `describe(i, j)` says what
 // it holds, and `onpick(i, j)` hears of it. `strength(i, j)` is from -1 (orange) to 1 (blue); `text(i, j)` stands in it.
-export function heatGrid({ label, rows, columns, strength, text, describe, onpick, width = 58, height = 26, left = 82 }) {
+export function heatGrid({ label, rows, columns, strength, text, describe, onpick, row = rows.length - 1, width = 58, height = 26, left = 82 }) {
   const top = 30;
   const size = [left + columns.length * width + 1, top + rows.length * height + 1];
   const cells = svg("g");
@@ -50,7 +50,7 @@ export function heatGrid({ label, rows, columns, strength, text, describe, onpic
   const readout = el("p", { className: "readout", ariaLive: "polite" });
   const scroller = el("div", { className: "scroller" }, image);
   scroller.addEventListener("scroll", () => names.setAttribute("transform", `translate(${scroller.scrollLeft} 0)`));
-  let at = [rows.length - 1, columns.length - 1];
+  let at = [row, columns.length - 1];
   const show = (i, j, reveal = true) => {
     at = [i, j];
     cursor.setAttribute("x", left + j * width);
@@ -92,17 +92,19 @@ export function heatGrid({ label, rows, columns, strength, text, describe, onpic
   return { node, svg: still, show, at: () => at };
 }
 
-// The matrix of one head: queries are rows, keys columns. Weights are drawn in LEVELS steps, a path for each.
+// The matrix of one head: queries are rows, keys columns. Weights are drawn in LEVELS steps of either sign, a path for each.
 const LEVELS = 32;
 export function weightPaths(weights, T, cell, x0 = 0, y0 = 0) {
   const paths = new Map();
   for (let q = 0; q < T; q++) {
     for (let k = 0; k < T; k++) {
-      const level = Math.round(Math.sqrt(weights(q, k)) * LEVELS);
-      if (level > 0) paths.set(level, `${paths.get(level) ?? ""}M${round(x0 + k * cell)} ${round(y0 + q * cell)}h${round(cell * 0.96)}v${round(cell * 0.96)}h-${round(cell * 0.96)}z`);
+      const weight = weights(q, k);
+      const level = Math.sign(weight) * Math.min(LEVELS, Math.round(Math.sqrt(Math.abs(weight)) * LEVELS));
+      if (level) paths.set(level, `${paths.get(level) ?? ""}M${round(x0 + k * cell)} ${round(y0 + q * cell)}h${round(cell * 0.96)}v${round(cell * 0.96)}h-${round(cell * 0.96)}z`);
     }
   }
-  return [...paths].sort((a, b) => a[0] - b[0]).map(([level, d]) => svg("path", { d, class: "heat", "fill-opacity": round((level / LEVELS) ** 2 * 0.45 + (level / LEVELS) * 0.5) }));
+  const opacity = (part) => round(part ** 2 * 0.45 + part * 0.5);
+  return [...paths].sort((a, b) => a[0] - b[0]).map(([level, d]) => svg("path", { d, class: level < 0 ? "heat against" : "heat", "fill-opacity": opacity(Math.abs(level) / LEVELS) }));
 }
 
 export function attentionMatrix({ label, texts, weights, chosen, onpick }) {
@@ -139,16 +141,17 @@ export function attentionArcs({ label, texts, weights, chosen }) {
     const [a, b] = [middles[k], middles[q]];
     const height = q === k ? 16 : Math.min(base - 12, 14 + (b - a) * 0.42);
     const d = q === k ? `M${a - 5} ${base}C${a - 9} ${base - height} ${a + 9} ${base - height} ${a + 5} ${base}` : `M${round(a)} ${base}C${round(a)} ${round(base - height * 1.3)} ${round(b)} ${round(base - height * 1.3)} ${round(b)} ${base}`;
-    return svg("path", { d, class: kind, "stroke-width": round(0.6 + 4.4 * weight), "stroke-opacity": round(kind === "arc" ? 0.5 * weight : 0.25 + 0.75 * weight) });
+    const size = Math.min(1, Math.abs(weight));
+    return svg("path", { d, class: weight < 0 ? `${kind} against` : kind, "stroke-width": round(0.6 + 4.4 * size), "stroke-opacity": round(kind === "arc" ? 0.5 * size : 0.25 + 0.75 * size) });
   };
   const arcs = [];
   for (let q = 0; q < texts.length; q++) {
     for (let k = 0; k < texts.length; k++) {
       const weight = weights(q, k);
-      if (q !== chosen && weight > 0.15) arcs.push(arc(q, k, weight, "arc"));
+      if (q !== chosen && Math.abs(weight) > 0.15) arcs.push(arc(q, k, weight, "arc"));
     }
   }
-  for (let k = 0; k < texts.length; k++) if (weights(chosen, k) > 0.01) arcs.push(arc(chosen, k, weights(chosen, k), "arc chosen"));
+  for (let k = 0; k < texts.length; k++) if (Math.abs(weights(chosen, k)) > 0.01) arcs.push(arc(chosen, k, weights(chosen, k), "arc chosen"));
   const words = texts.map((text, t) => writeAt(middles[t], base + 18, clipped(text, 11), { class: t === chosen ? "head chosen" : "head", "text-anchor": "middle" }));
   return picture(total, base + 28, label, arcs, words);
 }

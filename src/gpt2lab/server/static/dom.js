@@ -15,6 +15,7 @@ export function el(tag, props = {}, ...children) {
 export function percent(p) {
   if (Number.isNaN(p)) return "–";
   if (p === 0) return "0 %";
+  if (p < 0) return `−${percent(-p)}`;
   const value = 100 * p;
   return value < 0.01 ? "<0.01 %" : `${value < 1 ? value.toFixed(2) : value.toFixed(1)} %`;
 }

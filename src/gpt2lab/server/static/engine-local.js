@@ -60,7 +60,7 @@ export function localEngine(model) {
     }
   }
 
-  async function inspect({ ids, off = [] }) {
+  async function inspect({ ids, off = [] }, signal) {
     const T = checked(ids, n_ctx).length;
     const breath = breathing();
     const streams = [network.embed(ids, 0)];
@@ -73,6 +73,7 @@ export function localEngine(model) {
       lens.push([]);
       for (let t = 0; t < T; t++) {
         await breath();
+        signal?.throwIfAborted();
         const logits = network.logits(x.subarray(t * C, (t + 1) * C));
         const p = (next = softmax(logits));
         lens.at(-1).push({ top: largest(logits, LENS).map((id) => token(id, p[id])) });
@@ -91,7 +92,7 @@ export function localEngine(model) {
   }
 
   // The corrupted prompt is run again from each place on: what comes before it, in position or layer, is in the cache.
-  async function patch({ clean, corrupted, answer, wrong }) {
+  async function patch({ clean, corrupted, answer, wrong }, signal) {
     checked([answer, wrong]);
     const T = checked(clean, n_ctx).length;
     if (checked(corrupted).length !== T) throw new Error(`the clean prompt has ${T} tokens and the corrupted one ${corrupted.length}; give prompts of one length`);
@@ -113,6 +114,7 @@ export function localEngine(model) {
       const row = Array(T).fill(0);
       for (let t = T - 1; t >= 0; t--) { // backwards: what a run writes to the cache, the next ones do not read
         await breath();
+        signal?.throwIfAborted();
         cache.length = t;
         const x = into.streams[l + 1].slice(t * C);
         const restored = from.streams[l + 1].subarray(t * C, (t + 1) * C);

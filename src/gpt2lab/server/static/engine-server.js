@@ -35,9 +35,9 @@ function serverEngine(info, path) {
   return {
     info,
     tokenize: async (text) => answer(post("tokenize", { text })),
-    patch: async (prompts) => answer(post("patch", prompts)),
-    async inspect({ ids, off }) {
-      const found = await answer(post("inspect", { ids, off }));
+    patch: async (prompts, signal) => answer(post("patch", prompts, signal)),
+    async inspect({ ids, off }, signal) {
+      const found = await answer(post("inspect", { ids, off }, signal));
       const bytes = Uint8Array.from(atob(found.attention.data), (c) => c.charCodeAt(0));
       return { ...found, attention: { shape: found.attention.shape, data: new Float32Array(bytes.buffer) } };
     },

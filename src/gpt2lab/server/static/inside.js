@@ -1,7 +1,7 @@
 // Look inside: attention, logit lens, losses, the residual stream; heads and layers switched off, before and after.
 
 import { attentionArcs, attentionMatrix, barChart, clipped, heatGrid, picture, svg, weightPaths, writeAt } from "./charts.js";
-import { button, card, debounce, decimal, el, field, percent, plural, statusLine, visible } from "./dom.js";
+import { button, card, debounce, decimal, el, field, percent, plural, roving, statusLine, visible } from "./dom.js";
 import { saveButtons } from "./save.js";
 import { barList, colorBySurprise, promptIds, spell, surpriseLegend } from "./text.js";
 
@@ -21,18 +21,22 @@ function makeInside({ engine, remember }) {
   const nodes = parts.map((part) => part.node);
   body.append(nodes[0], el("div", { className: "heads-and-change" }, nodes[1], nodes[2]), ...nodes.slice(3));
 
-  let asked = 0;
+  let control = new AbortController(); // of the question that runs; the next one ends it
+  const next = () => {
+    control.abort();
+    return (control = new AbortController()).signal;
+  };
   async function look() {
-    const own = ++asked;
+    const signal = next();
     status.say("looking inside …");
     try {
       const prompt = await promptIds(engine, text.value);
       const most = Math.min(MOST_TOKENS, n_ctx);
       const ids = prompt.ids.slice(0, most);
-      const seen = await engine.inspect({ ids, off: [...off] });
+      const seen = await engine.inspect({ ids, off: [...off] }, signal);
       const same = state.plain && state.plain.ids.join() === ids.join();
-      const plain = off.size ? (same ? state.plain : { ...(await engine.inspect({ ids, off: [] })), ids }) : { ...seen, ids };
-      if (own !== asked) return;
+      const plain = off.size ? (same ? state.plain : { ...(await engine.inspect({ ids, off: [] }, signal)), ids }) : { ...seen, ids };
+      if (signal.aborted) return;
       const texts = prompt.texts.slice(0, most);
       Object.assign(state, { seen: { ...seen, texts, ids }, plain: { ...plain, texts } });
       if (!same) state.at = ids.length - 1;
@@ -40,13 +44,18 @@ function makeInside({ engine, remember }) {
       status.say(`${plural(ids.length, "token")}${cut} · mean loss ${decimal(mean(seen.losses))} nats${off.size ? ` (${decimal(mean(plain.losses))} with everything on)` : ""}`);
       draw();
     } catch (error) {
-      if (own === asked) status.say(error.message, true);
+      if (!signal.aborted) status.say(error.message, true);
     }
   }
-  const draw = () => state.seen && parts.forEach((part) => part.draw());
+  // `draw` shows new data; `follow` only what depends on the chosen position and head, so that the focus stays.
+  const draw = () => {
+    if (state.seen) parts.forEach((part) => part.draw?.());
+    follow();
+  };
+  const follow = () => state.seen && parts.forEach((part) => part.move?.());
   const choose = (position) => {
     state.at = position;
-    draw();
+    follow();
   };
   const later = debounce(500, look);
   text.addEventListener("input", () => {
@@ -65,26 +74,34 @@ function makeInside({ engine, remember }) {
     const chart = el("div", { className: "scroller" });
     const readout = el("p", { className: "readout" });
     let image = null;
+    roving(flow, ".tok");
     const { node, head } = card("Loss of each token", "How surprised the model is by each token of your text: −ln p, in nats. Click a token to follow it through the other pictures.", surpriseLegend(), flow, readout, chart);
     head.append(saveButtons(file("losses"), () => image, () => ({ tokens: state.seen.texts, losses: state.seen.losses, off: [...off], losses_with_everything_on: state.plain.losses })));
     const draw = () => {
       const { texts, losses } = state.seen;
       flow.replaceChildren(
         ...texts.map((token, t) => {
-          const part = el("button", { type: "button", className: `tok${t === state.at ? " pinned" : ""}`, onclick: () => choose(t), title: t ? `${decimal(losses[t - 1])} nats` : "the first token is given" });
+          const part = el("button", { type: "button", className: "tok", onclick: () => choose(t), title: t ? `${decimal(losses[t - 1])} nats` : "the first token is given" });
           spell(part, token);
           if (t) colorBySurprise(part, losses[t - 1]);
           return part;
         }),
       );
-      const t = state.at;
-      readout.textContent = t ? `${visible(texts[t])} at position ${t}: loss ${decimal(losses[t - 1], 4)} nats, probability ${percent(Math.exp(-losses[t - 1]))}` : "The first token is given; it has no loss.";
       const series = [{ values: [NaN, ...losses], kind: off.size ? "bar-after" : "bar-before" }];
       if (off.size) series.unshift({ values: [NaN, ...state.plain.losses], kind: "bar-ghost" });
       image = barChart({ label: "Loss of each token in nats", texts, series, width: Math.max(300, chart.clientWidth || 900), unit: "nats", onpick: choose });
       chart.replaceChildren(image);
     };
-    return { node, draw };
+    const move = () => {
+      const [t, { texts, losses }] = [state.at, state.seen];
+      [...flow.children].forEach((part, n) => {
+        part.classList.toggle("pinned", n === t);
+        part.ariaPressed = String(n === t);
+        part.tabIndex = n === t ? 0 : -1;
+      });
+      readout.textContent = t ? `${visible(texts[t])} at position ${t}: loss ${decimal(losses[t - 1], 4)} nats, probability ${percent(Math.exp(-losses[t - 1]))}` : "The first token is given; it has no loss.";
+    };
+    return { node, draw, move };
   }
 
   // All heads as small matrices, each with its switch; one of them is shown large.
@@ -111,7 +128,7 @@ function makeInside({ engine, remember }) {
       const row = el("div", { className: H > 6 ? "thumbs many" : "thumbs" });
       for (let h = 0; h < H; h++) {
         const canvas = el("canvas", { width: 8, height: 8 });
-        const open = el("button", { type: "button", className: "thumb", ariaLabel: `Show head ${h} of layer ${l}`, onclick: () => (Object.assign(state, { layer: l, head: h }), draw()) }, canvas);
+        const open = el("button", { type: "button", className: "thumb", ariaLabel: `Show head ${h} of layer ${l}`, onclick: () => (Object.assign(state, { layer: l, head: h }), follow()) }, canvas);
         thumbs.push({ canvas, open, l, h });
         row.append(el("div", { className: "head-box" }, open, toggle(`head:${l}.${h}`, H > 6 ? String(h) : `head ${h}`, `head ${h}`)));
       }
@@ -127,17 +144,17 @@ function makeInside({ engine, remember }) {
     head.append(el("span", { className: "saves" }, all, saveButtons(file("attention"), sheet, () => ({ tokens: state.seen.texts, off: [...off], shape: state.seen.attention.shape, attention: state.seen.attention.data }))));
     const paint = () => {
       const T = state.seen.texts.length;
-      const [red, green, blue] = getComputedStyle(node).getPropertyValue("--heat-rgb").split(",").map(Number);
-      for (const { canvas, open, l, h } of thumbs) {
+      const [more, less] = ["--heat-rgb", "--against-rgb"].map((name) => getComputedStyle(node).getPropertyValue(name).split(",").map(Number));
+      for (const { canvas, l, h } of thumbs) {
         canvas.width = canvas.height = T;
         const image = new ImageData(T, T);
         const value = weight(l, h);
-        for (let q = 0; q < T; q++) for (let k = 0; k <= q || k < T; k++) image.data.set([red, green, blue, 255 * Math.sqrt(value(q, k))], 4 * (q * T + k));
+        for (let q = 0; q < T; q++) for (let k = 0; k < T; k++) image.data.set([...(value(q, k) < 0 ? less : more), 255 * Math.sqrt(Math.abs(value(q, k)))], 4 * (q * T + k));
         canvas.getContext("2d").putImageData(image, 0, 0);
-        open.ariaPressed = String(l === state.layer && h === state.head);
       }
     };
-    return { node, draw: paint };
+    const move = () => thumbs.forEach(({ open, l, h }) => (open.ariaPressed = String(l === state.layer && h === state.head)));
+    return { node, draw: paint, move };
   }
 
   // One head: the matrix and the arcs.
@@ -155,7 +172,7 @@ function makeInside({ engine, remember }) {
     };
     const which = () => `${name}-layer-${state.layer}-head-${state.head}`;
     head.append(el("span", { className: "saves" }, "matrix ", saveButtons(() => `${which()}-matrix`, () => images[1], numbers), " arcs ", saveButtons(() => `${which()}-arcs`, () => images[0], null)));
-    const draw = () => {
+    const move = () => {
       const { texts } = state.seen;
       const [q, value] = [state.at, weight(state.layer, state.head)];
       title.textContent = `Layer ${state.layer}, head ${state.head}`;
@@ -163,11 +180,12 @@ function makeInside({ engine, remember }) {
       images = [attentionArcs({ ...options, label: `Arcs of attention of layer ${state.layer}, head ${state.head}` }), attentionMatrix({ ...options, label: `Attention matrix of layer ${state.layer}, head ${state.head}`, onpick: choose })];
       arcs.replaceChildren(images[0]);
       matrix.replaceChildren(images[1]);
-      readout.replaceChildren("What ", el("b", { textContent: visible(texts[q]) }), ` at position ${q} reads:`);
-      const read = texts.map((token, k) => ({ id: k, text: token, a: 0, b: value(q, k) }));
-      bars.show(read.filter((row) => row.b > 0).sort((x, y) => y.b - x.b).slice(0, 12));
+      const read = texts.map((token, k) => ({ id: k, text: token, b: value(q, k) })).filter((row) => row.b !== 0);
+      const negative = read.some((row) => row.b < 0) ? " Orange weights are negative: what they read is subtracted." : "";
+      readout.replaceChildren("What ", el("b", { textContent: visible(texts[q]) }), ` at position ${q} reads:${negative}`);
+      bars.show(read.sort((x, y) => Math.abs(y.b) - Math.abs(x.b)).slice(0, 12));
     };
-    return { node, draw };
+    return { node, move };
   }
 
   // The next token, with everything on and as switched.
@@ -199,6 +217,7 @@ function makeInside({ engine, remember }) {
     const draw = () => {
       const { texts, lens: table } = state.seen;
       grid = heatGrid({
+        row: grid?.at()[0],
         label: "Logit lens, layer by position",
         rows: table.map((_, l) => (l ? `layer ${l - 1}` : "embedding")),
         columns: texts,
@@ -208,12 +227,9 @@ function makeInside({ engine, remember }) {
         onpick: (_, j) => choose(j),
         width: 64,
       });
-      const scrolled = box.querySelector(".scroller")?.scrollLeft ?? 0;
       box.replaceChildren(grid.node);
-      box.querySelector(".scroller").scrollLeft = scrolled;
-      grid.show(table.length - 1, state.at);
     };
-    return { node, draw };
+    return { node, draw, move: () => grid.show(grid.at()[0], state.at) };
   }
 
   // How large the stream is.
@@ -226,6 +242,7 @@ function makeInside({ engine, remember }) {
       const { texts, residual: rms } = state.seen;
       const most = Math.max(...rms.flat());
       grid = heatGrid({
+        row: grid?.at()[0],
         label: "Root mean square of the residual stream, layer by position",
         rows: rms.map((_, l) => (l ? `layer ${l - 1}` : "embedding")),
         columns: texts,
@@ -235,30 +252,35 @@ function makeInside({ engine, remember }) {
         onpick: (_, j) => choose(j),
         width: 64,
       });
-      const scrolled = box.querySelector(".scroller")?.scrollLeft ?? 0;
       box.replaceChildren(grid.node);
-      box.querySelector(".scroller").scrollLeft = scrolled;
-      grid.show(rms.length - 1, state.at);
     };
-    return { node, draw };
+    return { node, draw, move: () => grid.show(grid.at()[0], state.at) };
   }
 
   const node = el("div", { className: "view inside" }, field("Text to look at", text, "changes are shown as you type"), status.node, body);
-  const repaint = () => draw();
-  document.addEventListener("themechange", repaint);
-  return { node, stop: () => document.removeEventListener("themechange", repaint), started: begin() };
+  document.addEventListener("themechange", draw);
+  const stop = () => {
+    control.abort();
+    document.removeEventListener("themechange", draw);
+  };
+  return { node, stop, started: begin() };
 
   // At first the text is one of the model's own, which shows it at its best.
   async function begin() {
-    if (remember.text === undefined) {
-      status.say("writing a text to look at …");
+    if (remember.text !== undefined) return look();
+    const signal = next();
+    status.say("writing a text to look at …");
+    try {
       const { ids } = await promptIds(engine, "One day");
       const written = [];
-      for await (const token of engine.generate({ ids, max_tokens: 22, temperature: 0.8, top_k: null, top_p: 0.9, greedy: false, seed: 7, off: [] })) {
+      for await (const token of engine.generate({ ids, max_tokens: 22, temperature: 0.8, top_k: null, top_p: 0.9, greedy: false, seed: 7, off: [] }, signal)) {
         if (token.id !== engine.info.eot) written.push(token);
       }
+      if (signal.aborted) return;
       const open = written.findLastIndex((token) => token.candidates[0].p < 0.5); // where it could have gone on otherwise
       if (!text.value) text.value = `One day${written.slice(0, open < 4 ? written.length : open).map((token) => token.text).join("")}`;
+    } catch (error) {
+      return signal.aborted || status.say(error.message, true);
     }
     await look();
   }

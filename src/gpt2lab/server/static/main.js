@@ -15,6 +15,7 @@ export function start({ server = null, engine = null, views }) {
   const home = el("a", { className: "brand", href: "#/", textContent: "gpt2lab" });
   const page = el("main", { id: "page", tabIndex: -1 });
   const remembered = {};
+  const known = {}; // what each run can, once it has been loaded
   let current = null;
   let asked = 0;
   document.body.replaceChildren(el("a", { className: "skip", href: "#page", textContent: "Skip to the page", onclick: (event) => (event.preventDefault(), page.focus()) }), el("header", { className: "top" }, home, title, nav, themeButton()), page);
@@ -26,38 +27,45 @@ export function start({ server = null, engine = null, views }) {
     if (parts[0] === "run") return { view: parts[2] ?? "write", names: [parts[1]] };
     return { view: "runs", names: [] };
   };
+  // The links are changed in place where only the view changes: one that is focused stays so.
+  const link = (entries) => {
+    const same = entries.length === nav.children.length && entries.every(({ href }, n) => nav.children[n].getAttribute("href") === href);
+    if (!same) nav.replaceChildren(...entries.map(({ href, title: text }) => el("a", { href, textContent: text })));
+    entries.forEach(({ here }, n) => (nav.children[n].ariaCurrent = here ? "page" : null));
+  };
   const can = (view, info) => (view.needs === "patch" ? info.can.patch : view.needs === "engine" || (view.name === "watch" && info.can.watch));
   const show = async () => {
     const own = ++asked;
-    const { view: name, names } = place();
-    const view = views.find((each) => each.name === name) ?? views[0];
     current?.stop();
     current = null;
-    const run = names[0];
-    title.textContent = view.name === "compare" || !run ? (engine?.info.name ?? "") : run;
-    const links = (info) => {
-      const path = (each) => (server ? `#/run/${encodeURIComponent(run)}/${each.name}` : `#/${each.name}`);
-      const shown = views.filter((each) => can(each, info));
-      nav.replaceChildren(server ? el("a", { href: "#/", textContent: "Runs", ariaCurrent: view.name === "runs" ? "page" : null }) : "", ...shown.map((each) => el("a", { href: path(each), textContent: each.title, ariaCurrent: each === view ? "page" : null })));
-    };
-    document.title = [run ?? engine?.info.name, view.title, "gpt2lab"].filter(Boolean).join(" · ");
     const waiting = (text, wrong) => page.replaceChildren(el("p", { className: `waiting${wrong ? " wrong" : ""}`, role: "status", textContent: text }));
     try {
+      const { view: name, names } = place();
+      const view = views.find((each) => each.name === name) ?? views[0];
+      const run = names[0];
+      title.textContent = view.name === "compare" || !run ? (engine?.info.name ?? "") : run;
+      const links = (info) => {
+        const path = (each) => (server ? `#/run/${encodeURIComponent(run)}/${each.name}` : `#/${each.name}`);
+        const shown = (info ? views.filter((each) => can(each, info)) : []).map((each) => ({ href: path(each), title: each.title, here: each === view }));
+        link(server ? [{ href: "#/", title: "Runs", here: view.name === "runs" }, ...shown] : shown);
+      };
+      document.title = [run ?? engine?.info.name, view.title, "gpt2lab"].filter(Boolean).join(" · ");
+      page.ariaLabel = view.title;
       const context = { server, names, name: run, remember: (remembered[`${run}/${view.name}`] ??= {}) };
       if (view.needs === "server") {
         if (view.name === "watch") links({ can: { watch: true, patch: true } });
         else {
-          nav.replaceChildren(el("a", { href: "#/", textContent: "Runs", ariaCurrent: view.name === "runs" ? "page" : null }));
+          links(null);
           waiting("reading the runs …");
         }
         context.runs = view.name === "watch" ? null : await server.runs();
       } else {
         if (server) {
-          links({ can: { watch: false, patch: false } });
+          links(known[run] ?? { can: { watch: false, patch: false } });
           waiting(`loading ${run} …`);
         }
         context.engine = engine ?? (await server.engine(run));
-        links(context.engine.info);
+        links((known[run] = context.engine.info));
         title.title = `${short(context.engine.info.parameters)} parameters`;
       }
       if (own !== asked) return;

@@ -30,7 +30,10 @@ function makePatch({ engine, remember }) {
   head.append(saveButtons(() => `${engine.info.name}-patching`, () => grid?.svg(), () => shown));
   result.hidden = true;
 
+  let control = new AbortController();
   async function run() {
+    control.abort();
+    const { signal } = (control = new AbortController());
     status.say("patching …");
     try {
       const first = async (key) => {
@@ -43,12 +46,13 @@ function makePatch({ engine, remember }) {
       if (clean.ids.length !== corrupted.ids.length) {
         throw new Error(`the clean prompt has ${clean.ids.length} tokens (${clean.texts.map(visible).join(" ")}) and the corrupted one ${corrupted.ids.length} (${corrupted.texts.map(visible).join(" ")}); give prompts of one length`);
       }
-      const { effect } = await engine.patch({ clean: clean.ids, corrupted: corrupted.ids, answer: answer.id, wrong: wrong.id });
+      const { effect } = await engine.patch({ clean: clean.ids, corrupted: corrupted.ids, answer: answer.id, wrong: wrong.id }, signal);
+      if (signal.aborted) return;
       shown = { clean: clean.texts, corrupted: corrupted.texts, answer: answer.text, wrong: wrong.text, effect };
       status.say(`${visible(answer.text)} against ${visible(wrong.text)}, ${effect.length} layers, ${clean.ids.length} positions`);
       draw();
     } catch (error) {
-      status.say(error.message, true);
+      if (!signal.aborted) status.say(error.message, true);
     }
   }
   function draw() {
@@ -78,5 +82,5 @@ function makePatch({ engine, remember }) {
     status.node,
     result,
   );
-  return { node, stop: () => {}, started: run() };
+  return { node, stop: () => control.abort(), started: run() };
 }

@@ -38,12 +38,12 @@ export function barList({ first, second }, choose) {
   const legend = el("p", { className: "bars-legend" }, key("first", first), key("second", second));
   if (choose) roving(list, "button", true);
   const show = (rows, chosen = null) => {
-    const most = Math.max(1e-9, ...rows.flatMap((row) => [row.a, row.b]).filter(Number.isFinite));
+    const most = Math.max(1e-9, ...rows.flatMap((row) => [row.a, row.b]).filter(Number.isFinite).map(Math.abs));
     list.replaceChildren(
       ...rows.map((row, n) => {
         const bar = (kind, p) => {
-          const node = el("span", { className: `bar ${kind}` });
-          node.style.width = `${Math.max(p > 0 ? 0.5 : 0, (100 * p) / most)}%`;
+          const node = el("span", { className: `bar ${kind}${p < 0 ? " against" : ""}` });
+          node.style.width = `${Math.max(p ? 0.5 : 0, (100 * Math.abs(p)) / most)}%`;
           return node;
         };
         const parts = [
