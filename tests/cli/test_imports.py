@@ -530,8 +530,12 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
 
 def test_a_file_that_is_not_used_is_refused(train: list[str], run: Path, tmp_path: Path, refused: Output) -> None:
     file = written(tmp_path / "my_masks.py", EVERY_THIRD)
-    for command in ([*train, "--out", tmp_path / "new"], ["train", "--out", run, "--resume", "--steps", 22]):
-        assert f"--import {file} is not used: mask " in refused(*command, "--import", file)
+    new = ["--out", tmp_path / "new"]
+    init = ["train", "--data", train[2], "--init", run, "--steps", 20, "--device", "cpu", *new]
+    for command in ([*train, *new], ["train", "--out", run, "--resume", "--steps", 22], init):
+        said = refused(*command, "--import", file)
+        assert f"--import {file} is not used: " in said
+        assert (f"{run} was made with another version of this file, and keeps it" in said) == (run in command)
         new_process()
     assert "model options are not those of" in refused(
         *train,

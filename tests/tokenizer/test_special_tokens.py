@@ -85,13 +85,17 @@ DAMAGED = [
     ([line(b"ab", "x")], {}, "line 257: "),
     ([line(b"ab", 257)], {}, "no token has the rank 256"),
     ([line(b"abc", 256)], {}, r"'abc' of rank 256 is not made of two tokens of lower rank \(a b c\)"),
+    ([], {"<|end|>": 10**9}, "has the id 1000000000, which leaves 999,999,744 ids without a token; at most 1,000 can"),
+    ([line(b"ab", 10**9)], {}, "no token has the rank 256"),
+    ([], {"<|reserved_256|>": 258}, "has the id 258, and its name is that of the free id 256; give it that id"),
+    ([], ["<|end|>", "<|end|>"], r"'<\|end\|>' is given more than once; give each once"),
     ([], {"<|end|>": 255}, r"'<\|end\|>' has the id 255; give it 256 or above"),
 ]
 
 
 @pytest.mark.parametrize(("lines", "special", "said"), DAMAGED)
 def test_a_file_that_is_not_of_ranks_is_refused(
-    lines: list[str], special: dict[str, int], said: str, tmp_path: Path
+    lines: list[str], special: dict[str, int] | list[str], said: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.tiktoken"
     file.write_text("\n".join(BYTES + lines), encoding="ascii")
@@ -103,8 +107,17 @@ def test_special_text_is_an_error_where_it_is_asked_for(tiny: Tokenizer) -> None
     more, theirs = tiny.with_special(["<|user|>"]), "low<|user|>"
     assert more.encode(theirs, "all", "all") == [*tiny.encode("low"), 262]
     assert more.encode(theirs, (), "<|endoftext|>") == more.encode(theirs)
+    assert [*more.encode_iter(theirs, "all", "all")] == more.encode_batch([theirs], "all", "all")[0]
     for refused in ("all", ["<|user|>"]):
-        with pytest.raises(InputError, match=r"'<\|user\|>' at character 3; allow it by allowed_special"):
-            more.encode(theirs, "<|endoftext|>", refused)
+        for encode in (
+            more.encode,
+            lambda text, *special: more.encode_batch([text], *special),
+            lambda text, *special: [*more.encode_iter(list(text), *special)],
+        ):
+            with pytest.raises(InputError, match=r"'<\|user\|>' at character 3; allow it by allowed_special"):
+                encode(theirs, "<|endoftext|>", refused)
+    far = ("low lower " * 100_000, theirs[:5], theirs[5:])
+    with pytest.raises(InputError, match=r"'<\|user\|>' at character 1000003; allow"):
+        list(more.encode_iter(far, (), "all"))
     with pytest.raises(InputError, match='unknown special token "<|x|>"'.replace("|", r"\|")):
         more.encode(theirs, disallowed_special=["<|x|>"])

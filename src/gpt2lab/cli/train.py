@@ -76,7 +76,14 @@ class Start:
             return
         models, sha256 = [config.recipe().model for config in configs], import_file(self.imports)
         if sha256 not in [model.import_sha256 for model in models]:
-            named = dict.fromkeys(" ".join(key) for model in models for key in named_in(vars(model)))
+            keys = dict.fromkeys(key for model in models for key in model.named_parts)
+            named = dict.fromkeys(map(" ".join, keys))
+            run = self.init or (self.out if self.resume is not None else None)
+            if run is not None and IMPORTED[sha256].keys() & keys:
+                raise InputError(
+                    f"--import {self.imports} is not used: {run} was made with another version of this file, and "
+                    "keeps it in imports/; leave out --import, or start a new run"
+                )
             adds = " or ".join(f"--model.{kind.replace('_', '-')} {name}" for kind, name in IMPORTED[sha256])
             raise InputError(
                 f"--import {self.imports} is not used: {' and '.join(named)} is not from this file as it is now; give "

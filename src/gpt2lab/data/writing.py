@@ -167,7 +167,8 @@ class ChunkWriter:
         self._written: dict[str, SplitInfo] = dict.fromkeys(SPLITS, NOTHING)
         variant, size = format_for(self.tokenizer.n_vocab), arguments["shard_tokens"]
         self._masked = self.chunk.cut == "chat"
-        self._special = bool(arguments.get("special_tokens"))
+        special = self.tokenizer.special_tokens.keys() - {END_OF_TEXT}
+        self._special = frozenset(special if arguments.get("special_tokens") else ())
         how = (variant, size, self.budget.reserve, self._masked)
         shards = {split: ShardWriter(self.folder, split, *how) for split in SPLITS}
         skipped: dict[str, str] = {}
@@ -188,8 +189,7 @@ class ChunkWriter:
         batches, texts = tee(self._batches(documents))
         eot = np.array([self.tokenizer.eot], dtype=np.int64)
         ends_reply: dict[str, bool] = dict.fromkeys(SPLITS, False)
-        special = self.tokenizer.special_tokens.keys() - {END_OF_TEXT} if self._special else ()
-        encoded = self.tokenizer.encode_arrays(([piece.text for piece in batch] for batch in texts), special)
+        encoded = self.tokenizer.encode_arrays(([piece.text for piece in batch] for batch in texts), self._special)
         for batch, ids_of_batch in zip(batches, encoded, strict=True):
             for (split, text, first, bits, counts), ids in zip(batch, ids_of_batch, strict=True):
                 if first:

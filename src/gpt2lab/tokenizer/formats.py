@@ -43,6 +43,8 @@ from gpt2lab.tokenizer.pretokenize import GPT2, Pattern, find_pattern
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, "added_tokens.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+MAX_RESERVED = 1_000
+"""Most ids without a token between those that a vocabulary in tiktoken's form has; OpenAI's leave fewer than 20."""
 log = logging.getLogger(__name__)
 
 
@@ -370,18 +372,41 @@ def read_tiktoken(path: Path, pattern: Pattern, special_tokens: Mapping[str, int
     if isinstance(special_tokens, Mapping):
         specials = dict(special_tokens)
     else:
-        specials = {name: len(ranks) + i for i, name in enumerate(dict.fromkeys(special_tokens))}
+        names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
+        specials = {name: len(ranks) + i for i, name in enumerate(names)}
+        if len(specials) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise InputError(f"{path}: the special token {twice!r} is given more than once; give each once")
     for name, number in specials.items():
         if number < len(ranks):
             raise InputError(f"{path}: the special token {name!r} has the id {number}; give it {len(ranks)} or above")
-    taken = {*ranks.values(), *specials.values()}
-    reserved = {f"<|reserved_{free}|>": free for free in range(max(taken, default=0)) if free not in taken}
-    if reserved and min(reserved.values()) < len(ranks):
-        raise InputError(f"{path}: no token has the rank {min(reserved.values())}; download it again")
+    if missing := set(range(len(ranks))) - set(ranks.values()):
+        raise InputError(f"{path}: no token has the rank {min(missing)}; download it again")
+    reserved = _reserved(path, len(ranks), specials)
     with _naming(path):
         vocabulary = Vocabulary(ranks, _merges_of(ranks), specials | reserved, pattern)
         _refuse(vocabulary.token_ranks() is None, "no merges in the order of its ranks encode as they do")
         return vocabulary
+
+
+def _reserved(path: Path, n_ranks: int, specials: Mapping[str, int]) -> dict[str, int]:
+    """Return a special token for each id after the ranks and below the largest that has none."""
+    last = max(specials, key=specials.__getitem__, default="")
+    free = specials.get(last, n_ranks) - n_ranks - len(specials) + 1
+    if free > MAX_RESERVED:
+        raise InputError(
+            f"{path}: the special token {last!r} has the id {specials[last]}, which leaves {free:,} ids without a "
+            f"token; at most {MAX_RESERVED:,} can be reserved: give it an id nearer to {n_ranks}"
+        )
+    ids = set(range(n_ranks, specials.get(last, n_ranks))) - set(specials.values())
+    reserved = {f"<|reserved_{number}|>": number for number in sorted(ids)}
+    if clash := sorted(reserved.keys() & specials.keys()):
+        name = clash[0]
+        raise InputError(
+            f"{path}: the special token {name!r} has the id {specials[name]}, and its name is that of the free id "
+            f"{reserved[name]}; give it that id, or another name"
+        )
+    return reserved
 
 
 def _merges_of(ranks: Mapping[bytes, int]) -> list[Merge]:

@@ -114,11 +114,13 @@ class Tokenizer:
             file: It holds a line for each ordinary token: its bytes in base64, a space, its rank.
             pattern: ``gpt2``, ``cl100k`` or a custom regular expression; the file does not say which.
             special_tokens: Their ids, or their names, which then get the ids after the ranks. The ids that these leave
-                free become special tokens called ``<|reserved_ID|>``, since a model needs a row for each.
+                free, at most 1,000, become special tokens called ``<|reserved_ID|>``, since a model needs a row for
+                each.
 
         Raises:
             InputError: The file cannot be read (with the line), its ranks cannot be written as merges, the pattern
-                cannot be used, or a special token has an id that is taken.
+                cannot be used, or a special token is given twice, has the name of a reserved one, or an id that is
+                taken or too large.
         """
         return cls(read_tiktoken(Path(file), find_pattern(pattern), special_tokens))
 
@@ -229,18 +231,17 @@ class Tokenizer:
             InputError: ``text`` holds a disallowed special token, or a name is no special token of this vocabulary.
         """
         allowed = self._allowed(allowed_special)
-        refused = self._allowed(disallowed_special) - allowed
-        if refused and (found := special_pattern(refused).search(text)):
-            raise InputError(
-                f"the text holds the special token {found.group()!r} at character {found.start()}; allow it by "
-                "allowed_special, or leave it out of disallowed_special to encode it as ordinary text"
-            )
+        _refuse(text, self._allowed(disallowed_special) - allowed)
         return self._encode(text, allowed).tolist()
 
-    def encode_batch(self, texts: Iterable[str], allowed_special: Iterable[str] = ()) -> list[list[int]]:
-        """Return the ids of each text, encoded on all cores."""
+    def encode_batch(
+        self, texts: Iterable[str], allowed_special: Iterable[str] = (), disallowed_special: Iterable[str] = ()
+    ) -> list[list[int]]:
+        """Return the ids of each text, encoded on all cores; arguments and errors are those of :meth:`encode`."""
         allowed = self._allowed(allowed_special)
-        return [ids.tolist() for group in self._encode_groups(grouped(texts, _GROUP), allowed) for ids in group]
+        refused = self._allowed(disallowed_special) - allowed
+        groups = self._encode_groups(grouped(_without(refused, texts), _GROUP), allowed)
+        return [ids.tolist() for group in groups for ids in group]
 
     def encode_arrays(
         self, batches: Iterable[Sequence[str]], allowed_special: Iterable[str] = ()
@@ -248,16 +249,28 @@ class Tokenizer:
         """Yield the ids of each batch's texts as uint32; all cores encode the next few batches meanwhile."""
         return self._encode_groups(batches, self._allowed(allowed_special))
 
-    def encode_iter(self, source: TextIO | Iterable[str], allowed_special: Iterable[str] = ()) -> Iterator[int]:
+    def encode_iter(
+        self,
+        source: TextIO | Iterable[str],
+        allowed_special: Iterable[str] = (),
+        disallowed_special: Iterable[str] = (),
+    ) -> Iterator[int]:
         """Yield the ids of a text that need not fit into memory: the same as :meth:`encode` of the whole text.
 
         Args:
             source: An open text file, or strings that are parts of one text, cut anywhere.
             allowed_special: As in :meth:`encode`.
+            disallowed_special: Likewise.
+
+        Raises:
+            InputError: As by :meth:`encode`, when the text is read as far.
         """
-        allowed = self._allowed(allowed_special)
-        for piece in cut_stream(source, self._vocabulary.pattern, allowed):
+        allowed, at = self._allowed(allowed_special), 0
+        refused = self._allowed(disallowed_special) - allowed
+        for piece in cut_stream(source, self._vocabulary.pattern, allowed | refused):
+            _refuse(piece, refused, at)
             yield from self._encode(piece, allowed).tolist()
+            at += len(piece)
 
     def encode_reference(self, text: str) -> list[int]:
         """Return the same as :meth:`encode`, slowly, by the readable algorithm of :mod:`gpt2lab.tokenizer.bpe`."""
@@ -331,6 +344,21 @@ class Tokenizer:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+
+
+def _refuse(text: str, refused: frozenset[str], at: int = 0) -> None:
+    """Raise `InputError` if a text, from character ``at`` of the whole, holds a special token that is refused."""
+    if refused and (found := special_pattern(refused).search(text)):
+        raise InputError(
+            f"the text holds the special token {found.group()!r} at character {at + found.start()}; allow it by "
+            "allowed_special, or leave it out of disallowed_special to encode it as ordinary text"
+        )
+
+
+def _without(refused: frozenset[str], texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        _refuse(text, refused)
+        yield text
 
 
 # ------------------------------------------------------------------------------------------------------- inspection
