@@ -234,6 +234,11 @@ def test_tokens_are_drawn_from_the_distribution_of_the_strategy(
         assert token["id"] in shown and len(shown) == 20
         assert token["logprob"] == pytest.approx(float(logits.log_softmax(-1)[0, token["id"]]), abs=1e-3)
         close([one["kept"] for one in token["candidates"]], expected[shown], 1e-4)
+        for name, stage in (
+            ("after_temperature", DecodingStrategy(strategy.temperature)),
+            ("after_top_k", DecodingStrategy(strategy.temperature, strategy.top_k)),
+        ):
+            close([one[name] for one in token["candidates"]], probabilities(logits, stage)[0][shown], 1e-4)
         close([one["p"] for one in token["candidates"]], logits.softmax(-1)[0, shown], 1e-4)
         assert written(page, {**request, "max_tokens": 9})[0] == token
     settings = {"top_k": 4, "max_tokens": 1, "ids": ids}
@@ -310,6 +315,15 @@ def test_every_text_becomes_the_same_tokens(pattern: str, opened: Callable[..., 
     for text, one in zip(texts, found, strict=True):
         assert one["ids"] == tokenizer.encode(text), repr(text)
         assert one["texts"] == [tokenizer.decode([number]) for number in one["ids"]]
+
+
+def test_a_long_word_becomes_tokens_at_once(opened: Callable[..., Any]) -> None:
+    tokenizer = Tokenizer.train([TEXT] * 3 + random_texts(50), 340)
+    page = opened(model_of(tokenizer, n_layer=1, n_head=1, n_embd=4), tokenizer)
+    word = "".join(random.Random(0).choice("aeinrstdy") for _ in range(40_000))
+    timed = "async (w) => { const t = performance.now(); await engine.tokenize(w); return performance.now() - t; }"
+    assert page.evaluate(timed, word) < 2000  # 30 ms; 6 s where each merge looks at all pairs
+    assert ask(page, "tokenize", word)["ids"] == tokenizer.encode(word)
 
 
 def test_gpt2s_own_vocabulary_gives_the_same_tokens(gpt2_vocabulary: Path, opened: Callable[..., Any]) -> None:

@@ -184,6 +184,53 @@ export function barChart({ label, texts, series, width, unit, onpick }) {
   return image;
 }
 
+// What a list of bars shows: [{text, values}], with the last value as a bar and the first of several as an outline.
+export function barsPicture({ label, names, rows, numbers }) {
+  const [left, track, column, top, step] = [110, 200, 74, 44, 24];
+  const last = names.length - 1;
+  const most = Math.max(1e-9, ...rows.flatMap(({ values }) => [values[0], values[last]]).filter(Number.isFinite).map(Math.abs));
+  const bar = (value, y, height, kind) => value && Number.isFinite(value) && svg("rect", { x: left, y, height, width: round((track * Math.abs(value)) / most), class: value < 0 ? "bar-after" : kind });
+  const right = (n) => left + track + (n + 1) * column + 20 * last;
+  return picture(
+    right(last) + 10,
+    top + rows.length * step + 8,
+    label,
+    writeAt(8, 16, label, { class: "head" }),
+    names.map((name, n) => writeAt(right(n), 36, name, { class: "head", "text-anchor": "end" })),
+    rows.map(({ text, values }, i) => {
+      const y = top + i * step;
+      return [writeAt(8, y + 15, clipped(text, 13)), last > 0 && bar(values[0], y + 2, 17, "bar-ghost"), bar(values[last], y + 5, 11, "bar-before"), values.map((value, n) => writeAt(right(n), y + 15, numbers(value), { "text-anchor": "end" }))];
+    }),
+  );
+}
+
+// Texts below one another, their tokens colored: [{title, note, tokens: [{text, strength, parts}]}]; a prompt has no strength.
+export function textPicture({ label, texts, width = 760 }) {
+  const pen = el("canvas").getContext("2d");
+  pen.font = `18px ${getComputedStyle(document.body).getPropertyValue("--serif")}`;
+  const [margin, line] = [16, 31];
+  const nodes = [];
+  let y = 8;
+  for (const { title, note, tokens } of texts) {
+    let x = margin;
+    nodes.push(writeAt(margin, (y += 22), `${title} · ${note}`, { class: "head" }));
+    y += line;
+    for (const { text, strength, parts } of tokens) {
+      text.split("\n").forEach((piece, n) => {
+        if (n) [x, y] = [margin, y + line];
+        if (x > margin && x + pen.measureText(piece).width > width - margin) [x, y, piece] = [margin, y + line, piece.trimStart()];
+        const length = pen.measureText(piece).width;
+        const space = /^ ./.test(piece) ? pen.measureText(" ").width : 0; // which is not colored
+        if (strength !== undefined) nodes.push(svg("rect", { x: round(x + space), y: y - 20, width: round(length - space), height: 27, class: "surprised", "fill-opacity": round(strength) }));
+        nodes.push(writeAt(round(x), y, piece.replace(/ /g, "\u00a0"), { class: strength === undefined ? "prose soft" : parts ? "prose parts" : "prose" }));
+        x += length;
+      });
+    }
+    y += 14;
+  }
+  return picture(width, y + 10, label, nodes);
+}
+
 export function niceTicks(low, high, about) {
   const raw = (high - low) / about || 1;
   const power = 10 ** Math.floor(Math.log10(raw));

@@ -1,15 +1,18 @@
 // Compare: two runs write from the same prompt with the same settings and seed; the token where they part is marked.
 
+import { textPicture } from "./charts.js";
 import { button, el, field } from "./dom.js";
 import { saveButtons } from "./save.js";
 import { lengthAndSeed, strategyControls, surpriseLegend, writer } from "./text.js";
 
 export const compareView = { name: "compare", title: "Compare", needs: "server", make: makeCompare };
 
-function makeCompare({ server, runs, names }) {
+function makeCompare({ server, runs: all, names }) {
+  const runs = all.filter((run) => run.ready);
+  if (!runs.length) return { node: el("p", { className: "view lede", textContent: "No run has a checkpoint yet." }), stop: () => {} };
   const choice = (n) => {
     const select = el("select", {}, runs.map((run) => el("option", { value: run.name, textContent: run.name })));
-    select.value = names[n] ?? runs[Math.min(n, runs.length - 1)].name;
+    select.value = (runs.find((run) => run.name === names[n]) ?? runs[Math.min(n, runs.length - 1)]).name;
     select.addEventListener("change", () => load());
     return select;
   };
@@ -60,7 +63,7 @@ function makeCompare({ server, runs, names }) {
     el("div", { className: "stage" },
       el("div", { className: "row" }, field("First run", selects[0]), field("Second run", selects[1])),
       field("Prompt", prompt),
-      el("div", { className: "actions" }, button("Write", run, { className: "primary" }), button("Stop", () => writers.forEach((each) => each.stop())), saveButtons(() => `compare-${selects.map((s) => s.value).join("-")}`, null, () => writers.map((each) => each.saved()))),
+      el("div", { className: "actions" }, button("Write", run, { className: "primary" }), button("Stop", () => writers.forEach((each) => each.stop())), saveButtons("texts", () => `compare-${selects.map((s) => s.value).join("-")}`, () => textPicture({ label: "Two runs", texts: writers.map((each) => each.pictured()) }), () => writers.map((each) => each.saved()))),
       surpriseLegend(),
       parting,
       desk,

@@ -44,10 +44,10 @@ export function localEngine(model) {
       }
       const logits = network.logits(x.subarray(-C));
       const p = softmax(logits);
-      const kept = distribution(logits, { temperature, top_k, top_p, greedy });
-      const id = draw(kept, random());
+      const after = distributions(logits, { temperature, top_k, top_p, greedy });
+      const id = draw(after.kept, random());
       const best = largest(logits, CANDIDATES);
-      const candidates = (best.includes(id) ? best : [...best.slice(0, -1), id]).map((one) => ({ ...token(one, p[one]), kept: kept[one] }));
+      const candidates = (best.includes(id) ? best : [...best.slice(0, -1), id]).map((one) => ({ ...token(one, p[one]), after_temperature: after.temperature[one], after_top_k: after.top_k[one], kept: after.kept[one] }));
       yield { id, text: id === eot ? tokenizer.read(id) : decoder.decode(tokenizer.bytes(id), { stream: true }), logprob: Math.log(p[id]), candidates };
       if (id === eot) return;
       unread = [id];
@@ -184,20 +184,49 @@ function makeTokenizer({ tokens, merges, special, pattern }) {
     }
     return end < text.length ? [...found, text.slice(end)] : found;
   }
+  // Merges the pair of the lowest rank, the leftmost of several, until there is none: a heap of pairs over a linked list.
   function merged(word) {
     const ids = Array.from(encoder.encode(word), (byte) => idOf.get(String.fromCharCode(byte)));
-    for (;;) {
-      let [best, at] = [Infinity, -1];
-      for (let i = 0; i + 1 < ids.length; i++) {
-        const rank = ranks.get(ids[i] * V + ids[i + 1]) ?? Infinity;
-        if (rank < best) [best, at] = [rank, i];
-      }
-      if (at < 0) return ids;
-      ids.splice(at, 2, made[best]);
+    const n = ids.length;
+    const [before, after, heap] = [ids.map((_, i) => i - 1), ids.map((_, i) => i + 1), []];
+    const rankAt = (i) => (after[i] < n ? ranks.get(ids[i] * V + ids[after[i]]) : undefined);
+    const offer = (i) => rankAt(i) !== undefined && push(heap, rankAt(i) * n + i);
+    ids.forEach((_, i) => offer(i));
+    while (heap.length) {
+      const key = pop(heap);
+      const [rank, i] = [Math.floor(key / n), key % n];
+      if (rankAt(i) !== rank) continue; // one of its parts has been merged meanwhile
+      const gone = after[i];
+      [ids[i], ids[gone], after[i]] = [made[rank], -1, after[gone]];
+      if (after[i] < n) before[after[i]] = i;
+      offer(before[i]);
+      offer(i);
     }
+    return ids.filter((id) => id !== -1);
   }
   const wellFormed = (text) => decoder.decode(encoder.encode(text)); // half a surrogate pair becomes U+FFFD
   return { encode: (text) => words(wellFormed(text)).flatMap(merged), bytes, read: (id) => decoder.decode(bytes(id)) };
+}
+
+// A binary heap of numbers, least first.
+function push(heap, key) {
+  let at = heap.push(key) - 1;
+  for (let up; at && heap[(up = (at - 1) >> 1)] > key; at = up) heap[at] = heap[up];
+  heap[at] = key;
+}
+
+function pop(heap) {
+  const [least, key] = [heap[0], heap.pop()];
+  for (let at = 0, down = 1; heap.length; down = 2 * at + 1) {
+    if (heap[down + 1] < heap[down]) down++;
+    if (!(heap[down] < key)) {
+      heap[at] = key;
+      break;
+    }
+    heap[at] = heap[down];
+    at = down;
+  }
+  return least;
 }
 
 // Weights -------------------------------------------------------------------------------------------------------------
@@ -484,31 +513,35 @@ function largest(values, k) {
   return best;
 }
 
-// The distribution that is drawn from, (V,): temperature, the k most probable, the fewest of these with the mass top_p.
-function distribution(logits, { temperature, top_k, top_p, greedy }) {
-  const V = logits.length;
-  const p = new Float64Array(V);
+// The distributions (V,) after temperature, after the k most probable, and after the fewest of these with the mass top_p,
+// which is the one that is drawn from.
+function distributions(logits, { temperature, top_k, top_p, greedy }) {
   if (greedy) {
-    p[largest(logits, 1)[0]] = 1;
-    return p;
+    const all = softmax(logits);
+    const first = among(all, largest(logits, 1));
+    return { temperature: all, top_k: first, kept: first };
   }
   if (!(temperature > 0)) throw new Error(`temperature is ${temperature}; it must be positive (greedy takes the most probable token)`);
   if (!(top_k === null || top_k >= 1)) throw new Error(`top_k is ${top_k}; it must be at least 1; leave it out for all tokens`);
   if (!(top_p === null || (top_p > 0 && top_p <= 1))) throw new Error(`top_p is ${top_p}; it must be above 0 and at most 1`);
   const all = softmax(logits, temperature);
-  const limit = top_p ?? 1;
-  if (top_k === null && limit === 1) return all;
-  const mass = (ids) => ids.reduce((sum, id) => sum + all[id], 0);
-  let order = largest(logits, top_k ?? FEW);
-  if (top_k === null && mass(order) < limit) order = largest(logits, V);
-  const enough = limit === 1 ? Infinity : limit * (top_k === null ? 1 : mass(order));
-  let kept = 0;
-  for (const id of order) {
-    if (kept >= enough) break;
-    kept += p[id] = all[id];
-  }
-  for (const id of order) p[id] /= kept;
-  return p;
+  let order = top_k === null ? null : largest(logits, top_k);
+  const most = order ? among(all, order) : all;
+  if ((top_p ?? 1) === 1) return { temperature: all, top_k: most, kept: most };
+  order ??= largest(logits, FEW);
+  if (top_k === null && sumOf(all, order) < top_p) order = largest(logits, all.length);
+  let [mass, n] = [0, 0];
+  while (n < order.length && mass < top_p) mass += most[order[n++]];
+  return { temperature: all, top_k: most, kept: among(most, order.slice(0, n)) };
+}
+
+const sumOf = (p, ids) => ids.reduce((sum, id) => sum + p[id], 0);
+
+// A distribution that keeps these ids only.
+function among(p, ids) {
+  const [kept, mass] = [new Float64Array(p.length), sumOf(p, ids)];
+  for (const id of ids) kept[id] = p[id] / mass;
+  return kept;
 }
 
 function draw(p, u) {

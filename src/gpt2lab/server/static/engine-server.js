@@ -13,11 +13,11 @@ export function connect() {
       }
       return engines.get(name);
     },
-    // Calls `onchange` with each event; returns what ends it. EventSource connects again by itself.
+    // Calls `onchange` with each event; returns what ends it. EventSource connects again by itself, unless it is refused.
     watch(name, { onchange, onlost }) {
       const source = new EventSource(api(name, "watch"));
       source.onmessage = (event) => onchange(JSON.parse(event.data));
-      source.onerror = onlost;
+      source.onerror = () => onlost(source.readyState === EventSource.CLOSED);
       return () => source.close();
     },
   };
@@ -46,14 +46,22 @@ function serverEngine(info, path) {
       if (!response.ok) await answer(response);
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
+      let left = request.max_tokens;
+      let last = null;
       for (;;) {
         const { value, done } = await reader.read();
-        if (done) return;
+        if (done) {
+          if (left > 0 && last !== info.eot) throw new Error("the text ended early; the server has stopped or the connection is lost");
+          return;
+        }
         const events = (rest + value).split("\n\n");
         rest = events.pop();
         for (const event of events) {
           const found = JSON.parse(event.replace(/^data: /, ""));
           if (found.error) throw new Error(found.error.message);
+          if (found.end) return;
+          left--;
+          last = found.id;
           yield found;
         }
       }

@@ -10,7 +10,7 @@ export const insideView = { name: "inside", title: "Look inside", needs: "engine
 const MOST_TOKENS = 128;
 
 function makeInside({ engine, remember }) {
-  const { n_layer: L, n_head: H, n_ctx, name } = engine.info;
+  const { n_layer: L, n_head: H, n_ctx, name, most_inspected = n_ctx } = engine.info;
   const off = new Set();
   const state = { seen: null, plain: null, layer: 0, head: 0, at: 0 };
   const text = el("textarea", { rows: 3, spellcheck: false, value: remember.text ?? "" });
@@ -31,7 +31,7 @@ function makeInside({ engine, remember }) {
     status.say("looking inside …");
     try {
       const prompt = await promptIds(engine, text.value);
-      const most = Math.min(MOST_TOKENS, n_ctx);
+      const most = Math.min(MOST_TOKENS, most_inspected);
       const ids = prompt.ids.slice(0, most);
       const seen = await engine.inspect({ ids, off: [...off] }, signal);
       const same = state.plain && state.plain.ids.join() === ids.join();
@@ -76,7 +76,7 @@ function makeInside({ engine, remember }) {
     let image = null;
     roving(flow, ".tok");
     const { node, head } = card("Loss of each token", "How surprised the model is by each token of your text: −ln p, in nats. Click a token to follow it through the other pictures.", surpriseLegend(), flow, readout, chart);
-    head.append(saveButtons(file("losses"), () => image, () => ({ tokens: state.seen.texts, losses: state.seen.losses, off: [...off], losses_with_everything_on: state.plain.losses })));
+    head.append(saveButtons("losses", file("losses"), () => image, () => ({ tokens: state.seen.texts, losses: state.seen.losses, off: [...off], losses_with_everything_on: state.plain.losses })));
     const draw = () => {
       const { texts, losses } = state.seen;
       flow.replaceChildren(
@@ -141,7 +141,7 @@ function makeInside({ engine, remember }) {
       const side = T * cell;
       return picture(60 + H * (side + gap), L * (side + gap) + 26, `Attention of every head of ${name}`, Array.from({ length: L }, (_, l) => [writeAt(2, 24 + l * (side + gap) + side / 2, `layer ${l}`, { class: "head" }), Array.from({ length: H }, (_, h) => [l === 0 && writeAt(60 + h * (side + gap), 14, `head ${h}`, { class: "head" }), svg("rect", { x: 60 + h * (side + gap), y: 22 + l * (side + gap), width: side, height: side, class: "field-ground" }), weightPaths(weight(l, h), T, cell, 60 + h * (side + gap), 22 + l * (side + gap))])]));
     };
-    head.append(el("span", { className: "saves" }, all, saveButtons(file("attention"), sheet, () => ({ tokens: state.seen.texts, off: [...off], shape: state.seen.attention.shape, attention: state.seen.attention.data }))));
+    head.append(el("span", { className: "saves" }, all, saveButtons("attention of every head", file("attention"), sheet, () => ({ tokens: state.seen.texts, off: [...off], shape: state.seen.attention.shape, attention: state.seen.attention.data }))));
     const paint = () => {
       const T = state.seen.texts.length;
       const [more, less] = ["--heat-rgb", "--against-rgb"].map((name) => getComputedStyle(node).getPropertyValue(name).split(",").map(Number));
@@ -161,7 +161,7 @@ function makeInside({ engine, remember }) {
   function oneHead() {
     const matrix = el("div", { className: "scroller" });
     const arcs = el("div", { className: "scroller" });
-    const bars = barList({ first: null, second: "attention" });
+    const bars = barList(["attention"]);
     const readout = el("p", { className: "readout", ariaLive: "polite" });
     const { node, head } = card("One head", "", arcs, el("div", { className: "two-pictures" }, matrix, el("div", { className: "reads" }, readout, bars.node)));
     const title = head.firstChild;
@@ -171,7 +171,7 @@ function makeInside({ engine, remember }) {
       return { layer: state.layer, head: state.head, off: [...off], tokens: state.seen.texts, attention: Array.from({ length: T }, (_, q) => Array.from({ length: T }, (_, k) => Number(value(q, k).toPrecision(6)))) };
     };
     const which = () => `${name}-layer-${state.layer}-head-${state.head}`;
-    head.append(el("span", { className: "saves" }, "matrix ", saveButtons(() => `${which()}-matrix`, () => images[1], numbers), " arcs ", saveButtons(() => `${which()}-arcs`, () => images[0], null)));
+    head.append(el("span", { className: "saves" }, "matrix ", saveButtons("matrix of the head", () => `${which()}-matrix`, () => images[1], numbers), " arcs ", saveButtons("arcs of the head", () => `${which()}-arcs`, () => images[0], null)));
     const move = () => {
       const { texts } = state.seen;
       const [q, value] = [state.at, weight(state.layer, state.head)];
@@ -180,25 +180,26 @@ function makeInside({ engine, remember }) {
       images = [attentionArcs({ ...options, label: `Arcs of attention of layer ${state.layer}, head ${state.head}` }), attentionMatrix({ ...options, label: `Attention matrix of layer ${state.layer}, head ${state.head}`, onpick: choose })];
       arcs.replaceChildren(images[0]);
       matrix.replaceChildren(images[1]);
-      const read = texts.map((token, k) => ({ id: k, text: token, b: value(q, k) })).filter((row) => row.b !== 0);
-      const negative = read.some((row) => row.b < 0) ? " Orange weights are negative: what they read is subtracted." : "";
-      readout.replaceChildren("What ", el("b", { textContent: visible(texts[q]) }), ` at position ${q} reads:${negative}`);
-      bars.show(read.sort((x, y) => Math.abs(y.b) - Math.abs(x.b)).slice(0, 12));
+      const read = texts.map((token, k) => ({ id: k, text: token, values: [value(q, k)] })).filter(({ values: [weight] }) => weight !== 0);
+      const negative = read.some(({ values: [weight] }) => weight < 0) ? " (orange: negative, it is subtracted)" : "";
+      readout.replaceChildren("What ", el("b", { textContent: visible(texts[q]) }), ` at position ${q} reads${negative}:`);
+      bars.show(read.sort((x, y) => Math.abs(y.values[0]) - Math.abs(x.values[0])).slice(0, 12));
     };
     return { node, move };
   }
 
   // The next token, with everything on and as switched.
   function switched() {
-    const bars = barList({ first: "everything on", second: "as switched" });
+    const bars = barList(["everything on", "as switched"]);
     const change = el("p", { className: "readout", role: "status" });
     const { node, head } = card("What the switches change", "The token after your text (–: not among the 20 most probable), and the loss of the text itself.", change, bars.node);
+    const highest = ({ values }) => Math.max(...values.map((p) => p || 0));
     const rows = () => {
-      const found = new Map(state.plain.next.map(({ id, text, p }) => [id, { id, text, a: p, b: NaN }]));
-      for (const { id, text, p } of state.seen.next) found.set(id, { id, text, a: found.get(id)?.a ?? NaN, b: p });
-      return [...found.values()].sort((x, y) => Math.max(y.a || 0, y.b || 0) - Math.max(x.a || 0, x.b || 0)).slice(0, 10);
+      const found = new Map(state.plain.next.map(({ id, text, p }) => [id, { id, text, values: [p, NaN] }]));
+      for (const { id, text, p } of state.seen.next) found.set(id, { id, text, values: [found.get(id)?.values[0] ?? NaN, p] });
+      return [...found.values()].sort((x, y) => highest(y) - highest(x)).slice(0, 10);
     };
-    head.append(saveButtons(file("switched-off"), null, () => ({ off: [...off], tokens: state.seen.texts, next: state.seen.next, next_with_everything_on: state.plain.next, losses: state.seen.losses, losses_with_everything_on: state.plain.losses })));
+    head.append(saveButtons("what the switches change", file("switched-off"), () => bars.picture("What the switches change"), () => ({ off: [...off], tokens: state.seen.texts, next: state.seen.next, next_with_everything_on: state.plain.next, losses: state.seen.losses, losses_with_everything_on: state.plain.losses })));
     const draw = () => {
       const [before, after] = [mean(state.plain.losses), mean(state.seen.losses)];
       const more = after - before;
@@ -213,7 +214,7 @@ function makeInside({ engine, remember }) {
     const box = el("div");
     const { node, head } = card("What each layer would say", "The residual stream after each layer, read out as if it were the last (logit lens): the most probable next token, darker for more probable. The bottom row is the model itself.", box);
     let grid = null;
-    head.append(saveButtons(file("logit-lens"), () => grid.svg(), () => ({ tokens: state.seen.texts, off: [...off], lens: state.seen.lens })));
+    head.append(saveButtons("logit lens", file("logit-lens"), () => grid.svg(), () => ({ tokens: state.seen.texts, off: [...off], lens: state.seen.lens })));
     const draw = () => {
       const { texts, lens: table } = state.seen;
       grid = heatGrid({
@@ -237,7 +238,7 @@ function makeInside({ engine, remember }) {
     const box = el("div");
     const { node, head } = card("How large the residual stream is", "Root mean square over the width, at the embedding and after each layer.", box);
     let grid = null;
-    head.append(saveButtons(file("residual"), () => grid.svg(), () => ({ tokens: state.seen.texts, off: [...off], rms: state.seen.residual })));
+    head.append(saveButtons("residual stream", file("residual"), () => grid.svg(), () => ({ tokens: state.seen.texts, off: [...off], rms: state.seen.residual })));
     const draw = () => {
       const { texts, residual: rms } = state.seen;
       const most = Math.max(...rms.flat());

@@ -27,7 +27,7 @@ function makePatch({ engine, remember }) {
   let shown = null;
   let grid = null;
   const { node: result, head } = card("Effect of restoring each state", "The model reads the corrupted prompt, but at one place its residual stream is that of the clean prompt. Blue: how much of the difference between answer and wrong answer that brings back, 1 is all of it. Orange: it makes things worse.", box);
-  head.append(saveButtons(() => `${engine.info.name}-patching`, () => grid?.svg(), () => shown));
+  head.append(saveButtons("patching", () => `${engine.info.name}-patching`, () => grid?.svg(), () => shown));
   result.hidden = true;
 
   let control = new AbortController();

@@ -4,12 +4,12 @@ import { button, el } from "./dom.js";
 
 const SVG_STYLE = ["fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
 
-// The buttons of a picture: `picture` gives its <svg>, `numbers` its values; either may be missing.
-export function saveButtons(name, picture, numbers) {
+// The buttons of what has this title: `picture` gives its <svg>, `numbers` its values; either may be missing.
+export function saveButtons(title, name, picture, numbers) {
   const file = (extension) => `${name().replace(/[^\w.-]+/g, "-")}.${extension}`;
   return el(
     "span",
-    { className: "save", role: "group", ariaLabel: "Save" },
+    { className: "save", role: "group", ariaLabel: `Save: ${title}` },
     picture && button("SVG", () => download(file("svg"), new Blob([standalone(picture())], { type: "image/svg+xml" }))),
     picture && button("PNG", async () => download(file("png"), await painted(picture()))),
     numbers && button("JSON", () => download(file("json"), new Blob([JSON.stringify(numbers(), plain, 1)], { type: "application/json" }))),
@@ -60,7 +60,7 @@ function standalone(svg) {
     const ground = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     for (const [key, value] of Object.entries({ width, height, fill: paper() })) ground.setAttribute(key, value);
     copy.prepend(ground);
-    return new XMLSerializer().serializeToString(copy);
+    return new XMLSerializer().serializeToString(copy).replace(/[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]/g, "\ufffd"); // XML has no such characters
   });
 }
 

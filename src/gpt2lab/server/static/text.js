@@ -1,6 +1,8 @@
 // A text as its tokens, the candidates of each, and a text that a model writes, with its branches.
 
+import { barsPicture } from "./charts.js";
 import { button, check, decimal, el, percent, plural, roving, slider, statusLine, visible } from "./dom.js";
+import { saveButtons } from "./save.js";
 
 const MOST_SURPRISE = 6; // nats: a probability of 1 in 400; the darkest color
 
@@ -31,14 +33,19 @@ export async function promptIds(engine, text) {
   return eot === null ? { ids, texts } : { ids: [eot, ...ids], texts: ["⟨start⟩", ...texts] };
 }
 
-// Rows of tokens with two probabilities, or with one where `first` is null. `choose(row)` makes the rows buttons.
-export function barList({ first, second }, choose) {
-  const list = el("ol", { className: first ? "bars" : "bars single" });
-  const key = (kind, name) => name && [el("span", { className: `key ${kind}`, ariaHidden: "true" }), ` ${name} `];
-  const legend = el("p", { className: "bars-legend" }, key("first", first), key("second", second));
+// Rows of tokens with a number for each name, {id, text, values}; a bar shows the last, an outline the first of several.
+// `choose(row)` makes the rows buttons.
+export function barList(names, choose) {
+  const last = names.length - 1;
+  const list = el("ol", { className: ["bars single", "bars", "bars", "bars steps"][last] });
+  const key = (n, kind) => [el("span", { className: `key ${kind}`, ariaHidden: "true" }), ` ${names[n]} `];
+  const heads = last > 1 && el("p", { className: "heads", ariaHidden: "true" }, el("span"), el("span"), names.map((name) => el("span", { textContent: name })));
+  const legend = el("p", { className: "bars-legend" }, last > 0 && key(0, "first"), key(last, "second"), heads && " · in %");
   if (choose) roving(list, "button", true);
+  let listed = [];
   const show = (rows, chosen = null) => {
-    const most = Math.max(1e-9, ...rows.flatMap((row) => [row.a, row.b]).filter(Number.isFinite).map(Math.abs));
+    listed = rows;
+    const most = Math.max(1e-9, ...rows.flatMap(({ values }) => [values[0], values[last]]).filter(Number.isFinite).map(Math.abs));
     list.replaceChildren(
       ...rows.map((row, n) => {
         const bar = (kind, p) => {
@@ -46,21 +53,22 @@ export function barList({ first, second }, choose) {
           node.style.width = `${Math.max(p ? 0.5 : 0, (100 * Math.abs(p)) / most)}%`;
           return node;
         };
+        const { values } = row;
         const parts = [
           el("span", { className: "token", textContent: visible(row.text) }),
-          el("span", { className: "track", ariaHidden: "true" }, first && bar("first", row.a), bar("second", row.b)),
-          first && el("span", { className: "number", textContent: percent(row.a), title: `${first}: ${row.a}` }),
-          el("span", { className: "number second", textContent: percent(row.b), title: `${second}: ${row.b}` }),
+          el("span", { className: "track", ariaHidden: "true" }, last > 0 && bar("first", values[0]), bar("second", values[last])),
+          values.map((p, n) => el("span", { className: n === last ? "number second" : "number", textContent: percent(p).replace(heads ? " %" : "", ""), title: `${names[n]}: ${p}` })),
         ];
-        const words = `${visible(row.text)}: ${first} ${percent(row.a)}, ${second} ${percent(row.b)}`;
-        const kind = `row${row.id === chosen ? " chosen" : ""}${row.b === 0 ? " cut" : ""}`;
+        const words = `${visible(row.text)}: ${values.map((p, n) => `${names[n]} ${percent(p)}`).join(", ")}`;
+        const kind = `row${row.id === chosen ? " chosen" : ""}${values[last] === 0 ? " cut" : ""}`;
         if (!choose) return el("li", { className: kind }, parts);
         const press = el("button", { type: "button", className: kind, ariaLabel: `${words}; continue with it`, tabIndex: n ? -1 : 0, onclick: () => choose(row) }, parts);
         return el("li", {}, press);
       }),
     );
   };
-  return { node: el("div", { className: "bars-box" }, legend, list), show, list };
+  const picture = (label) => barsPicture({ label, names, rows: listed, numbers: percent });
+  return { node: el("div", { className: "bars-box" }, legend, heads, list), show, list, picture };
 }
 
 // The sliders of a decoding strategy.
@@ -96,6 +104,21 @@ export function describeStrategy({ greedy, temperature, top_k, top_p }) {
   return [`temperature ${temperature}`, top_k && `top-k ${top_k}`, top_p && `top-p ${top_p}`].filter(Boolean).join(", ");
 }
 
+// What is left of each candidate after each cut. What the engine does not say is computed where the 20 candidates
+// suffice: without a temperature, without cuts, or among the k most probable. Else it is NaN, shown as –.
+export function afterEachCut(candidates, { temperature, top_k, top_p }) {
+  const powers = candidates.map(({ p }) => p ** (1 / temperature));
+  const few = top_k !== null && top_k <= candidates.length;
+  const kth = few ? [...powers].sort((a, b) => b - a)[top_k - 1] : 0;
+  const mass = powers.reduce((sum, power) => sum + (power >= kth ? power : 0), 0);
+  return candidates.map((one, n) => {
+    const after_temperature = one.after_temperature ?? (temperature === 1 ? one.p : top_k === null && top_p === null ? one.kept : NaN);
+    const cut = few ? (powers[n] >= kth ? powers[n] / mass : 0) : NaN;
+    const after_top_k = one.after_top_k ?? (top_p === null ? one.kept : top_k === null ? after_temperature : cut);
+    return { ...one, after_temperature, after_top_k };
+  });
+}
+
 // A text that an engine writes. `read` gives the settings; `ontoken()` hears of every token.
 export function writer({ engine, title, read, ontoken = () => {} }) {
   const branches = [];
@@ -107,7 +130,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
   const prompt = el("span", { className: "prompt" });
   const output = el("span", { className: "written", role: "group", ariaLabel: "Written tokens: arrow keys move, Enter goes to the candidates" });
   const about = el("p", { className: "about" });
-  const bars = barList({ first: "the model", second: "after temperature and cuts" }, (row) => branch(row));
+  const bars = barList(["model", "temp.", "top-k", "top-p"], (row) => branch(row));
   const branchList = el("ol", { className: "branches" });
   const branchBox = el("div", { className: "branch-box", hidden: true }, el("h3", { textContent: "Branches" }), branchList);
   roving(output, ".tok");
@@ -131,7 +154,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     }
     output.children[n]?.classList.add("shown");
     about.replaceChildren(`Token ${n + 1}: `, el("b", { textContent: visible(token.text) }), `, surprise ${decimal(-token.logprob, 2)} nats`);
-    bars.show(token.candidates.map(({ id, text, p, kept }) => ({ id, text, a: p, b: kept })), token.id);
+    bars.show(token.candidates.map(({ id, text, p, after_temperature, after_top_k, kept }) => ({ id, text, values: [p, after_temperature, after_top_k, kept] })), token.id);
   };
   const at = (event) => {
     const n = event.target.closest(".tok")?.dataset.n;
@@ -194,7 +217,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     status.say("writing …");
     try {
       const each = await make();
-      if (own.signal.aborted) return;
+      own.signal.throwIfAborted();
       branches.push(each);
       display(each);
       await go(each, own.signal);
@@ -217,7 +240,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     if (left > 0 && each.tokens.at(-1)?.id !== (engine.info.eot ?? -1)) {
       for await (const token of engine.generate({ off: [], ...each.settings, ids, max_tokens: left }, signal)) {
         if (signal.aborted) break;
-        each.tokens.push(token);
+        each.tokens.push({ ...token, candidates: afterEachCut(token.candidates, each.settings) });
         if (current !== each) continue;
         output.append(tokenNode(token, each.tokens.length - 1));
         if (pointed === null && pinned === null) showCandidates();
@@ -233,15 +256,21 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
   const branch = (row) => {
     const n = pinned ?? pointed ?? current.tokens.length - 1;
     const old = current.tokens[n];
-    const token = { ...old, id: row.id, text: row.text, logprob: Math.log(row.a) };
+    const token = { ...old, id: row.id, text: row.text, logprob: Math.log(row.values[0]) };
     const settings = { ...read(), max_tokens: Math.max(read().max_tokens, n + 2) };
     const name = `${branches.length + 1}: ${visible(row.text)} instead of ${visible(old.text)} at token ${n + 1}`;
     return write(async () => ({ name, settings, prompt: current.prompt, tokens: [...current.tokens.slice(0, n), token] }));
   };
   const text = el("p", { className: "text" }, prompt, output);
-  const panel = el("aside", { className: "candidates", ariaLabel: `Candidates${title ? ` of ${title}` : ""}` }, el("h3", { textContent: "Candidates" }), about, bars.node);
+  const panel = el("aside", { className: "candidates", ariaLabel: `Candidates${title ? ` of ${title}` : ""}` }, el("header", {}, el("h3", { textContent: "Candidates" }), saveButtons(`candidates of ${title ?? engine.info.name}`, () => `${title ?? engine.info.name}-candidates`, () => bars.picture(about.textContent), null)), about, bars.node);
   const node = el("div", { className: "writer" }, el("div", { className: "paper" }, title && el("h3", { className: "writer-name", textContent: title }), status.node, text), panel, branchBox);
   showCandidates();
   const saved = () => branches.map(({ name, prompt: p, tokens, settings }) => ({ name, settings, prompt: p, tokens }));
-  return { node, run, stop, status, saved, output, tokens: () => current?.tokens ?? [], running: () => control !== null };
+  const pictured = () => {
+    const { prompt: p, tokens, settings } = current ?? { prompt: { texts: [] }, tokens: [], settings: {} };
+    const given = p.texts.filter((token) => token !== "⟨start⟩").map((token) => ({ text: token }));
+    const made = tokens.map(({ id, text: token, logprob }, n) => ({ text: id === engine.info.eot ? "⟨end⟩" : token, strength: Math.min(1, -logprob / MOST_SURPRISE), parts: output.children[n]?.classList.contains("parts") }));
+    return { title: title ?? engine.info.name, note: describeStrategy(settings), tokens: [...given, ...made] };
+  };
+  return { node, run, stop, status, saved, pictured, output, tokens: () => current?.tokens ?? [], running: () => control !== null };
 }

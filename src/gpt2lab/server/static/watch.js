@@ -18,7 +18,7 @@ function makeWatch({ server, name }) {
   const chart = (title, key, height, series) => {
     const box = el("div", { className: "chart" });
     const { node, head } = card(title, "", box);
-    head.append(saveButtons(() => `${name}-${key}`, () => pictures[key], () => rows));
+    head.append(saveButtons(title, () => `${name}-${key}`, () => pictures[key], () => rows));
     const draw = () => {
       pictures[key] = lineChart({ label: title, series: series(), width: Math.max(280, box.clientWidth || 800), height, names: key === "loss" });
       box.replaceChildren(pictures[key]);
@@ -33,7 +33,7 @@ function makeWatch({ server, name }) {
   ];
   const texts = el("div", { className: "samples" });
   const written = card("Samples", "Texts that the model wrote during training, the newest first.", texts);
-  written.head.append(saveButtons(() => `${name}-samples`, null, () => samples));
+  written.head.append(saveButtons("samples", () => `${name}-samples`, null, () => samples));
 
   const table = el("div", { className: "scroller" });
   const measured = card("Evaluations", "What was measured besides the validation loss.", table);
@@ -76,7 +76,7 @@ function makeWatch({ server, name }) {
       note.textContent = change.error ?? "";
       draw();
     },
-    onlost: () => (note.textContent = "the server does not answer; what it sent last is shown"),
+    onlost: (refused) => (note.textContent = refused ? "the server refuses to show this run; go back to the runs, or reload the page" : "the server does not answer; what it sent last is shown"),
   });
   const resized = () => charts.forEach((each) => each.draw());
   addEventListener("resize", resized);

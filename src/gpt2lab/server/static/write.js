@@ -1,5 +1,6 @@
 // Write: a prompt, the settings, and a text as it is made; or the same prompt with two strategies side by side.
 
+import { textPicture } from "./charts.js";
 import { button, el, field } from "./dom.js";
 import { saveButtons } from "./save.js";
 import { lengthAndSeed, strategyControls, surpriseLegend, writer } from "./text.js";
@@ -45,7 +46,7 @@ function makeWrite({ engine, remember }) {
     ),
     el("div", { className: "stage" },
       field("Prompt", prompt),
-      el("div", { className: "actions" }, start, stop, el("small", { textContent: "Ctrl + Enter writes" }), saveButtons(() => `${engine.info.name}-texts`, null, () => shown().map((each) => each.saved()))),
+      el("div", { className: "actions" }, start, stop, el("small", { textContent: "Ctrl + Enter writes" }), saveButtons("texts", () => `${engine.info.name}-texts`, () => textPicture({ label: `Texts of ${engine.info.name}`, texts: shown().map((each) => each.pictured()) }), () => shown().map((each) => each.saved()))),
       surpriseLegend(),
       desk,
     ),
