@@ -35,6 +35,8 @@ def guarded() -> Iterator[Server]:
     def page(request: Request) -> Response:
         if request.query_params.get("wrong"):
             raise InputError("this is wrong")
+        if request.query_params.get("defect"):
+            raise ZeroDivisionError
         return PlainTextResponse(f"page {request.url.query}")
 
     server = Server({"random": random_texts()}, TOKEN, routes=[Route("/", page), Route("//other", page)])
@@ -115,6 +117,7 @@ def test_bodies_are_bounded_in_size_and_time(server: Server, monkeypatch: pytest
         ({"Authorization": "Bearer ünï".encode("latin-1")}, 401),
         ({"Cookie": "gpt2lab=a-token"}, 401),
         ({"Authorization": f"Bearer {TOKEN}"}, 200),
+        ({"Authorization": f"bearer {TOKEN}"}, 200),
         ({"Authorization": f"Bearer {TOKEN}", "Host": "my-machine.example:80"}, 200),
         ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://attacker.example"}, 403),
     ],
@@ -143,6 +146,8 @@ def test_the_first_page_takes_the_token_from_its_address_and_keeps_it_in_a_cooki
         assert browser.get("/?a=1").text == "page a=1"
         assert browser.get("/v1/models").status_code == 200
         assert browser.get("/?wrong=1").json()["error"]["message"] == "this is wrong"
+        failed = browser.get("/?defect=1")
+        assert failed.status_code == 500 and failed.headers["x-content-type-options"] == "nosniff"
     elsewhere = httpx.get(f"{guarded.address}//attacker.example/?token={TOKEN}")
     assert elsewhere.headers["location"] == "/attacker.example/"
 

@@ -202,6 +202,17 @@ def test_the_queue_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
     assert len(asyncio.run(write(engine, request_of()))) == 10  # what was cancelled is out of the queue
 
 
+def test_requests_take_turns(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "ROWS", 1)
+
+    async def go() -> None:
+        with engine.submit([request_of()] * 20):
+            await write(engine, request_of([4]))
+            assert engine._waiting
+
+    asyncio.run(go())
+
+
 def test_nan_ends_its_own_text_only() -> None:
     model = model_of()
     with torch.no_grad():

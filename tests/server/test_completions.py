@@ -190,7 +190,7 @@ def test_stops_end_the_text_wherever_tokens_end(client: openai.OpenAI) -> None:
     assert (whole.text, whole.finish_reason) == (text, "length")  # what was held back comes at the end
 
 
-def test_characters_of_several_tokens_come_whole(client: openai.OpenAI) -> None:
+def test_characters_of_several_tokens_come_whole(client: openai.OpenAI, server: Server) -> None:
     parts = [part.choices[0] for part in client.completions.create(model="fixed", prompt="", logprobs=1, stream=True)]
     assert [part.text for part in parts] == ["a", "€", "ü", "z", "🐈", "!", ""]
     assert parts[-1].finish_reason == "stop"
@@ -199,6 +199,8 @@ def test_characters_of_several_tokens_come_whole(client: openai.OpenAI) -> None:
     for length, expected in [(1, "a"), (2, "a�"), (3, "a�"), (4, "a€"), (11, "a€üz🐈"), (12, "a€üz🐈!")]:
         answer = client.completions.create(model="fixed", prompt="", max_tokens=length).choices[0]
         assert (answer.text, answer.finish_reason) == (expected, "length")
+    euro = server.models.get("fixed").tokenizer.encode("€")
+    assert client.completions.create(model="fixed", prompt=euro[:2]).choices[0].text == "€üz🐈!"
     answer = client.completions.create(model="fixed", prompt="", stop="üz").choices[0]
     assert (answer.text, answer.finish_reason) == ("a€", "stop")
     whole = client.completions.create(model="fixed", prompt="a€", echo=True, logprobs=1).choices[0]
@@ -218,6 +220,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"prompt": [-1]}, "made of ids from 0 to 298", "prompt"),
     ({"prompt": [1] * 65}, "this model's maximum context length is 64 tokens, and the prompt has 65", "prompt"),
     ({"prompt": ["a"] * 129}, "129 prompts times n = 1; at most 128 texts are possible", "n"),
+    ({"n": 128, "max_tokens": 32_768}, "the texts may have 41", "max_tokens"),
     ({"n": 0}, "n is 0; it must be an integer from 1 to 128", "n"),
     ({"n": 129}, "n is 129", "n"),
     ({"n": True}, "n is true", "n"),
@@ -350,6 +353,9 @@ def test_an_error_of_the_model_is_one_of_its_request(client: openai.OpenAI, mode
     try:
         with pytest.raises(openai.InternalServerError, match="the model gives nan for the next token"):
             client.completions.create(**GOOD)
+        scored: dict[str, Any] = GOOD | {"max_tokens": 0, "echo": True, "logprobs": 1}
+        with pytest.raises(openai.InternalServerError, match="the model gives NaN for the prompt"):
+            client.completions.create(**scored)
         with pytest.raises(openai.APIError, match="the model gives nan for the next token"):
             list(client.completions.create(**GOOD, stream=True))
     finally:

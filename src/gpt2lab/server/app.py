@@ -16,6 +16,7 @@ import asyncio
 import errno
 import hmac
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -100,7 +101,8 @@ class Guard:
         """
         port = request.scope["server"][1]
         cookie = f"gpt2lab-{port}"  # browsers send cookies to every port of a host
-        given = [request.headers.get("authorization", "").removeprefix("Bearer "), request.cookies.get(cookie, "")]
+        key = re.sub("^bearer +", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
+        given = [key, request.cookies.get(cookie, "")]
         if any(_equal(one, token) for one in given):
             return None
         query = parse_qsl(request.url.query, keep_blank_values=True)
@@ -166,7 +168,7 @@ def create_app(models: Models, token: str | None = None, routes: Sequence[BaseRo
         elif not isinstance(error, APIError):
             error = APIError(400, str(error)) if isinstance(error, InputError) else APIError(500, "the server failed")
         answer = error.response()
-        answer.headers.update(headers)
+        answer.headers.update({**HEADERS, **headers})  # what nobody expected is answered outside of the guard
         return answer
 
     handlers = dict.fromkeys((APIError, InputError, HTTPException, Exception), refused)

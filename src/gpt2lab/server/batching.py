@@ -15,6 +15,7 @@ work with the model (`Engine.call`) is done in steps, too: one of them between t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import threading
@@ -224,7 +225,8 @@ class Engine:
         self._rows: list[_Row] = []
         """Those in the batch, by their number there."""
         self._reading: deque[_Row] = deque()
-        self._waiting: deque[_Row] = deque()
+        self._waiting: deque[deque[_Row]] = deque()
+        """Texts that were submitted together; the requests take turns."""
         self._jobs: deque[_Job] = deque()
         self._stopping = self._retired = False
         self._changed = threading.Condition()
@@ -250,13 +252,14 @@ class Engine:
         """Queue rows, all or none, or jobs. Raises as `submit`."""
         with self._changed:
             self._require_running()
-            if len(self._waiting) >= QUEUE:
-                raise Overloaded(f"{len(self._waiting)} texts are waiting; try again later")
+            if (waiting := sum(map(len, self._waiting))) >= QUEUE:
+                raise Overloaded(f"{waiting} texts are waiting; try again later")
             jobs = [row for row in rows if isinstance(row, _Job)]
             if jobs and len(self._jobs) >= JOBS:
                 raise Overloaded(f"{len(self._jobs)} questions are being answered; try again later")
             self._jobs.extend(jobs)
-            self._waiting.extend(row for row in rows if isinstance(row, _Row))
+            if texts := deque(row for row in rows if isinstance(row, _Row)):
+                self._waiting.append(texts)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -312,12 +315,16 @@ class Engine:
     def _turn(self) -> None:
         """Let rows come and leave, read a chunk of prompts, and continue every row of the batch by a token."""
         with self._changed:
-            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+            wanted = (deque(row for row in rows if not row.cancelled) for rows in self._waiting)
+            self._waiting = deque(rows for rows in wanted if rows)
             self._reading = deque(row for row in self._reading if not row.cancelled)
             self._jobs = deque(job for job in self._jobs if not job.cancelled)
             self._leave([number for number, row in enumerate(self._rows) if row.cancelled])
             while self._waiting and len(self._reading) + len(self._rows) < ROWS:
-                self._reading.append(self._waiting.popleft())
+                rows = self._waiting.popleft()
+                self._reading.append(rows.popleft())
+                if rows:
+                    self._waiting.append(rows)
         left = CHUNK
         while self._reading and left > 0:
             row = self._reading.popleft()
@@ -424,7 +431,7 @@ class Engine:
 
     def _end_all(self, error: Exception) -> None:
         with self._changed:
-            rows = [*self._rows, *self._reading, *self._waiting, *self._jobs]
+            rows = [*self._rows, *self._reading, *itertools.chain(*self._waiting), *self._jobs]
             self._rows, self._reading, self._waiting, self._jobs = [], deque(), deque(), deque()
         for row in rows:
             row.deliver(error)

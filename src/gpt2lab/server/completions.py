@@ -35,6 +35,8 @@ MOST_CHOICES = 128
 """Most texts that one request may ask for: prompts times ``n``."""
 MOST_TOKENS = 32_768
 """Longest continuation; also the longest prompt of a model whose cache rolls, where the context is no bound."""
+MOST_WORK = 2**18
+"""Most tokens of all texts of a request together, prompts included."""
 MOST_STOPS, MOST_STOP_LENGTH = 4, 200
 MOST_LOGPROBS = 5
 LEAST_TEMPERATURE = 1e-5
@@ -151,6 +153,10 @@ def parse(body: bytes, models: Models) -> tuple[ServedModel, Ask]:
         include_usage=read_include_usage(fields, stream),
     )
     fields.end()
+    work = n * sum(len(prompt) + ask.max_tokens for prompt in prompts)
+    if work > MOST_WORK:
+        message = f"the texts may have {work} tokens together; at most {MOST_WORK} are possible: lower max_tokens or n"
+        raise APIError(400, message, "max_tokens")
     return served, ask
 
 
@@ -226,7 +232,9 @@ class Choice:
         self.written = 0
         self._unread = 0
         """Tokens of the prompt that are still to come with their probabilities."""
-        if ask.echo:
+        if not ask.echo:
+            self._decoder.decode(tokenizer.decode_bytes(prompt))  # it may end within a character
+        else:
             shown = prompt[int(ask.hidden) :]
             if ask.logprobs is None:
                 self._append(map(Token, shown))
