@@ -100,7 +100,8 @@ def test_the_precision_is_that_of_the_server_and_inspection_is_in_fp32(address: 
     with loaded.runtime.autocast():
         expected = generate(loaded.model, torch.tensor([[1, 2]]), 20, greedy=True, eot=loaded.tokenizer.eot)
     events = [json.loads(line.removeprefix("data: ")) for line in written.split("\n\n") if line]
-    assert [event["id"] for event in events if "id" in event] == expected[0, 2:].tolist()
+    assert events.pop() == {"end": True}
+    assert [event["id"] for event in events] == expected[0, 2:].tolist()
     asked = {"ids": [1, 2, 3]}
     exact = [httpx.post(f"{one}/inspect", json=asked).json() for one in (url, f"{address}/api/runs/stories")]
     assert exact[0] == exact[1]

@@ -406,7 +406,7 @@ def routes(runs: Runs, models: Models[Path]) -> list[BaseRoute]:
 
     async def generated(request: Request) -> Response:
         question, served = await read(request, Generate), await of(request)
-        return events(_answers(question, served))
+        return events(_answers(question, served), {"end": True})
 
     async def watched(request: Request) -> Response:
         return events(watch(await run_in_threadpool(runs.run, request.path_params["name"])))
@@ -459,13 +459,15 @@ async def read(request: Request, kind: type[T]) -> T:
     return from_json(kind, values, "the request")
 
 
-def events(items: AsyncIterator[Mapping[str, Any] | None]) -> Response:
-    """Stream items as server-sent events; an error that only now shows is the last."""
+def events(items: AsyncIterator[Mapping[str, Any] | None], last: Mapping[str, Any] | None = None) -> Response:
+    """Stream items as server-sent events, then ``last``; an error that only now shows is there instead."""
 
     async def lines() -> AsyncIterator[str]:
         try:
             async for item in items:
                 yield ":\n\n" if item is None else f"data: {json.dumps(item)}\n\n"
+            if last is not None:
+                yield f"data: {json.dumps(last)}\n\n"
         except Exception as error:
             known = isinstance(error, InputError | APIError)
             if not known:
