@@ -243,6 +243,16 @@ def test_writing_can_be_stopped(page: Page) -> None:
     assert page.locator(".tok").count() < 256
 
 
+def test_stopping_before_the_first_token_is_said(page: Page) -> None:
+    show(page, "run/small/write")
+    expect(page.locator(".status")).to_contain_text("tokens in")
+    page.route("**/tokenize", lambda route: None)  # it is never answered
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(page.locator(".status")).to_have_text("writing …")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".status")).to_have_text("stopped")
+
+
 # Look inside ----------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +345,16 @@ def test_keyboard_and_touch_choose_a_layer_and_a_position(page: Page) -> None:
     expect(page.get_by_role("main", name="Patch")).to_be_focused()
 
 
+def test_a_text_is_cut_where_its_attention_would_be_too_large(page: Page) -> None:
+    def limited(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "most_inspected": 4})
+
+    page.route("**/info", limited)
+    show(page, "run/small/inside")
+    page.get_by_label("Text to look at").fill(TEXT)
+    expect(page.locator(".status")).to_contain_text("4 tokens · the first 4 of 9")
+
+
 def test_negative_weights_of_differential_attention_are_shown(page: Page, folder: Path) -> None:
     show(page, "run/small/inside")
     page.get_by_label("Text to look at").fill(TEXT)
@@ -417,6 +437,14 @@ def test_two_runs_are_compared_token_by_token(page: Page) -> None:
     page.get_by_role("button", name="Write", exact=True).click()
     expect(page.locator(".parting")).to_contain_text("tokens are the same")
     expect(page.locator(".parts")).to_have_count(0)
+
+
+def test_only_runs_with_a_checkpoint_are_compared(page: Page, folder: Path) -> None:
+    ignored = shutil.ignore_patterns("checkpoints")
+    unready = Path(shutil.copytree(folder / "small", folder / "begun", ignore=ignored))
+    show(page, "compare/begun/stories")
+    expect(page.get_by_label("First run").locator("option")).to_have_count(3)
+    shutil.rmtree(unready)
 
 
 def test_a_training_is_watched_while_it_writes(page: Page, folder: Path) -> None:

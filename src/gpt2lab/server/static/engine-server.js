@@ -34,7 +34,7 @@ function serverEngine(info, path) {
   const post = (what, body, signal) => fetch(path(what), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
   return {
     info,
-    tokenize: async (text) => answer(post("tokenize", { text })),
+    tokenize: async (text, signal) => answer(post("tokenize", { text }, signal)),
     patch: async (prompts, signal) => answer(post("patch", prompts, signal)),
     async inspect({ ids, off }, signal) {
       const found = await answer(post("inspect", { ids, off }, signal));

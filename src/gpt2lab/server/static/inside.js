@@ -30,7 +30,7 @@ function makeInside({ engine, remember }) {
     const signal = next();
     status.say("looking inside …");
     try {
-      const prompt = await promptIds(engine, text.value);
+      const prompt = await promptIds(engine, text.value, signal);
       const most = Math.min(MOST_TOKENS, most_inspected);
       const ids = prompt.ids.slice(0, most);
       const seen = await engine.inspect({ ids, off: [...off] }, signal);
@@ -272,7 +272,7 @@ function makeInside({ engine, remember }) {
     const signal = next();
     status.say("writing a text to look at …");
     try {
-      const { ids } = await promptIds(engine, "One day");
+      const { ids } = await promptIds(engine, "One day", signal);
       const written = [];
       for await (const token of engine.generate({ ids, max_tokens: 22, temperature: 0.8, top_k: null, top_p: 0.9, greedy: false, seed: 7, off: [] }, signal)) {
         if (token.id !== engine.info.eot) written.push(token);

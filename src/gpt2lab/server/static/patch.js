@@ -37,11 +37,11 @@ function makePatch({ engine, remember }) {
     status.say("patching …");
     try {
       const first = async (key) => {
-        const { ids, texts } = await engine.tokenize(inputs[key].control.value);
+        const { ids, texts } = await engine.tokenize(inputs[key].control.value, signal);
         if (!ids.length) throw new Error(`${key} is empty; give a token`);
         return { id: ids[0], text: texts[0] };
       };
-      const [clean, corrupted] = await Promise.all(["clean", "corrupted"].map((key) => promptIds(engine, inputs[key].control.value)));
+      const [clean, corrupted] = await Promise.all(["clean", "corrupted"].map((key) => promptIds(engine, inputs[key].control.value, signal)));
       const [answer, wrong] = await Promise.all(["answer", "wrong"].map(first));
       if (clean.ids.length !== corrupted.ids.length) {
         throw new Error(`the clean prompt has ${clean.ids.length} tokens (${clean.texts.map(visible).join(" ")}) and the corrupted one ${corrupted.ids.length} (${corrupted.texts.map(visible).join(" ")}); give prompts of one length`);

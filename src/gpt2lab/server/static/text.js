@@ -26,8 +26,8 @@ export function surpriseLegend() {
   return el("p", { className: "legend" }, "expected ", el("span", { className: "swatches", ariaHidden: "true" }, steps), " surprising", el("span", { className: "soft", textContent: "  color: −ln p, 0 to 6 nats" }));
 }
 
-export async function promptIds(engine, text) {
-  const { ids, texts } = await engine.tokenize(text);
+export async function promptIds(engine, text, signal) {
+  const { ids, texts } = await engine.tokenize(text, signal);
   const eot = engine.info.eot;
   if (eot === null && !ids.length) throw new Error("the text is empty and this tokenizer has no <|endoftext|> to start from; write something");
   return eot === null ? { ids, texts } : { ids: [eot, ...ids], texts: ["⟨start⟩", ...texts] };
@@ -216,7 +216,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     node.classList.add("running");
     status.say("writing …");
     try {
-      const each = await make();
+      const each = await make(own.signal);
       own.signal.throwIfAborted();
       branches.push(each);
       display(each);
@@ -252,7 +252,7 @@ export function writer({ engine, title, read, ontoken = () => {} }) {
     if (current === each) status.say(signal.aborted ? `stopped after ${made}` : `${made} in ${seconds} s · ${describeStrategy(each.settings)}`);
   }
   const run = (text) =>
-    write(async () => ({ name: `${branches.length + 1}: from the prompt`, settings: read(), prompt: await promptIds(engine, text), tokens: [] }));
+    write(async (signal) => ({ name: `${branches.length + 1}: from the prompt`, settings: read(), prompt: await promptIds(engine, text, signal), tokens: [] }));
   const branch = (row) => {
     const n = pinned ?? pointed ?? current.tokens.length - 1;
     const old = current.tokens[n];
