@@ -175,35 +175,40 @@ def check_parts(model: GPT) -> None:
 def check_gradients(model: GPT) -> None:
     """Require that training reaches every parameter of a user's own parts; the model is in its own mode.
 
-    DDP stops at one that is never used. Of sparse experts, each gets some of these tokens in some layer.
+    DDP stops at one that is never used. Sparse experts get a second try, with more tokens.
 
     Raises:
         InputError: A parameter that requires a gradient gets none in any layer.
     """
-    import torch
-
     keys = _own_modules(model)
     if not keys:
         return
-    trained: dict[str, list[torch.Tensor]] = {}
-    for block in model.h[: model.config.n_layer]:
-        for name, parameter in block.named_parameters():
-            if parameter.requires_grad:
-                trained.setdefault(name, []).append(parameter)
-    rows = -(-64 // model.config.n_layer)
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    read = [model.wte.weight, *(parameter for layers in trained.values() for parameter in layers)]
-    with _on_reference(model), torch.enable_grad(), blamed(keys[-1], find_part(keys[-1], model.config.import_sha256)):
-        gradients = torch.autograd.grad(model.hidden(_few_tokens(model, rows)).sum(), read, allow_unused=True)
+    unused, before = list[str](), [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for rows in (1, 1024 // model.config.n_layer):
+        with blamed(keys[-1], find_part(keys[-1], model.config.import_sha256)):
+            unused = _without_gradient(model, _few_tokens(model, max(1, rows)))
+        if not unused:
+            break
     for buffer, value in before:
         buffer.copy_(value)
-    reached = {parameter for parameter, gradient in zip(read, gradients, strict=True) if gradient is not None}
-    for name, layers in trained.items():
-        if reached.isdisjoint(layers):
-            raise InputError(
-                f"{_named(keys)}: {name} gets no gradient, since forward does not use it; use it, remove it, or set "
-                "its requires_grad to False"
-            )
+    if unused:
+        raise InputError(
+            f"{_named(keys)}: {unused[0]} gets no gradient, since forward does not use it; use it, remove it, or set "
+            "its requires_grad to False"
+        )
+
+
+def _without_gradient(model: GPT, tokens: torch.Tensor) -> list[str]:
+    """Return the names inside a block of the trained parameters that get no gradient in any layer."""
+    import torch
+
+    blocks = model.h[: model.config.n_layer]
+    trained = [(name, p) for block in blocks for name, p in block.named_parameters() if p.requires_grad]
+    read = [model.wte.weight, *(parameter for _, parameter in trained)]
+    with _on_reference(model), torch.enable_grad():
+        _, *gradients = torch.autograd.grad(model.hidden(tokens).sum(), read, allow_unused=True)
+    reached = {name for (name, _), gradient in zip(trained, gradients, strict=True) if gradient is not None}
+    return [name for name, _ in trained if name not in reached]
 
 
 def _own_modules(model: GPT) -> list[Key]:
