@@ -46,22 +46,15 @@ function serverEngine(info, path) {
       if (!response.ok) await answer(response);
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
-      let left = request.max_tokens;
-      let last = null;
       for (;;) {
         const { value, done } = await reader.read();
-        if (done) {
-          if (left > 0 && last !== info.eot) throw new Error("the text ended early; the server has stopped or the connection is lost");
-          return;
-        }
+        if (done) throw new Error("the text ended early; the server has stopped or the connection is lost");
         const events = (rest + value).split("\n\n");
         rest = events.pop();
         for (const event of events) {
           const found = JSON.parse(event.replace(/^data: /, ""));
           if (found.error) throw new Error(found.error.message);
           if (found.end) return;
-          left--;
-          last = found.id;
           yield found;
         }
       }
