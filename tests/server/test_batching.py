@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from gpt2lab.model.gpt import GPT
 from gpt2lab.server import batching
 from gpt2lab.server.batching import Engine, Overloaded, Request, Stopped, Token
 
+T = TypeVar("T")
 V, N_CTX = 61, 12
 CPU = runtime.resolve("cpu", "fp32")
 GREEDY = DecodingStrategy(greedy=True)
@@ -35,6 +37,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "looks ahead": {"mask": "prefix", "prefix": 3},
     "bidirectional": {"mask": "bidirectional"},
 }
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread of its own, since Playwright's loop goes on in the one that tests a browser."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def model_of(**changes: Any) -> GPT:
@@ -105,7 +113,7 @@ def test_texts_together_are_the_texts_alone(served: tuple[GPT, Engine], seed: in
     async def all_of_them() -> list[list[int]]:
         return await asyncio.gather(*map(one, requests))
 
-    assert asyncio.run(all_of_them()) == [alone(model, request) for request in requests]
+    assert run(all_of_them()) == [alone(model, request) for request in requests]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +135,7 @@ def test_a_prompt_longer_than_a_chunk_is_read_in_parts_that_change_nothing(
         return await asyncio.gather(*(write(engine, request) for request in requests))
 
     monkeypatch.setattr(batching, "CHUNK", 16)
-    assert asyncio.run(together()) == [alone(engine.model, request) for request in requests]
+    assert run(together()) == [alone(engine.model, request) for request in requests]
 
 
 def test_probabilities_are_those_of_whole_passes(engine: Engine) -> None:
@@ -138,7 +146,7 @@ def test_probabilities_are_those_of_whole_passes(engine: Engine) -> None:
         with engine.submit([request]) as generation:
             return [event async for _, event in generation if isinstance(event, Token)]
 
-    tokens = asyncio.run(events())
+    tokens = run(events())
     ids = [prompt[0], *(token.id for token in tokens)]
     assert ids == prompt + alone(engine.model, request)
     with torch.no_grad():
@@ -153,8 +161,8 @@ def test_probabilities_are_those_of_whole_passes(engine: Engine) -> None:
 
 
 def test_no_token_is_written_where_none_is_asked_for(engine: Engine) -> None:
-    assert asyncio.run(write(engine, request_of(max_tokens=0))) == []
-    scored = asyncio.run(write(engine, request_of([4, 5, 6], 0, score_prompt=True, candidates=0)))
+    assert run(write(engine, request_of(max_tokens=0))) == []
+    scored = run(write(engine, request_of([4, 5, 6], 0, score_prompt=True, candidates=0)))
     assert scored == [5, 6]
 
 
@@ -181,7 +189,7 @@ def test_a_text_that_nobody_wants_any_more_leaves_at_the_next_step(engine: Engin
                     break
         return await other
 
-    assert asyncio.run(go()) == alone(engine.model, request_of([7, 8], 40))
+    assert run(go()) == alone(engine.model, request_of([7, 8], 40))
     until(lambda: not engine._rows and not engine._reading and not engine._waiting)
 
 
@@ -197,9 +205,9 @@ def test_the_queue_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
         ):
             engine.submit([request_of()])
 
-    asyncio.run(go())
+    run(go())
     monkeypatch.undo()
-    assert len(asyncio.run(write(engine, request_of()))) == 10  # what was cancelled is out of the queue
+    assert len(run(write(engine, request_of()))) == 10  # what was cancelled is out of the queue
 
 
 def test_requests_take_turns(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +218,7 @@ def test_requests_take_turns(engine: Engine, monkeypatch: pytest.MonkeyPatch) ->
             await write(engine, request_of([4]))
             assert engine._waiting
 
-    asyncio.run(go())
+    run(go())
 
 
 def test_nan_ends_its_own_text_only() -> None:
@@ -225,7 +233,7 @@ def test_nan_ends_its_own_text_only() -> None:
             with engine.submit([request_of([1, 7], 5), request_of([1, 2], 5), request_of([1, 3], 5)]) as generation:
                 return [(index, type(event)) async for index, event in generation if not isinstance(event, Token)]
 
-        ended = dict(asyncio.run(go()))  # type: ignore[arg-type]
+        ended = dict(run(go()))  # type: ignore[arg-type]
     assert ended == {0: InputError, 1: type(None), 2: type(None)}
 
 
@@ -234,10 +242,10 @@ def test_a_failed_step_ends_its_texts_and_the_engine_goes_on(caplog: pytest.LogC
     with engine_of(model) as engine:
         original, engine._step = engine._step, lambda: 1 // 0  # type: ignore[assignment]
         with pytest.raises(AssertionError):
-            asyncio.run(write(engine, request_of()))
+            run(write(engine, request_of()))
         assert "a step failed" in caplog.text
         engine._step = original
-        assert asyncio.run(write(engine, request_of())) == alone(model, request_of())
+        assert run(write(engine, request_of())) == alone(model, request_of())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -245,10 +253,10 @@ def test_an_engine_without_memory_for_another_batch_ends_its_texts_and_refuses_o
     engine = Engine(model_of(), CPU)
     engine._step = engine._new_batch = lambda: 1 // 0  # type: ignore[assignment, return-value]
     with pytest.raises(AssertionError):
-        asyncio.run(write(engine, request_of()))
+        run(write(engine, request_of()))
     engine.join(10)
     with pytest.raises(Stopped):
-        asyncio.run(write(engine, request_of()))
+        run(write(engine, request_of()))
 
 
 def test_stopping_ends_texts_with_an_error() -> None:
@@ -259,10 +267,10 @@ def test_stopping_ends_texts_with_an_error() -> None:
             events = [(event, engine.stop())[0] async for _, event in generation]
         return events[-1]
 
-    assert isinstance(asyncio.run(go()), Stopped)
+    assert isinstance(run(go()), Stopped)
     engine.join(10)
     with pytest.raises(Stopped, match="the server is stopping"):
-        asyncio.run(write(engine, request_of()))
+        run(write(engine, request_of()))
 
 
 def test_a_retired_engine_ends_its_texts_first() -> None:
@@ -275,10 +283,10 @@ def test_a_retired_engine_ends_its_texts_first() -> None:
         engine.retire()
         return await text
 
-    assert asyncio.run(go()) == alone(model, request_of(max_tokens=40))
+    assert run(go()) == alone(model, request_of(max_tokens=40))
     engine.join(10)
     with pytest.raises(Stopped):
-        asyncio.run(write(engine, request_of()))
+        run(write(engine, request_of()))
 
 
 def test_a_text_that_fails_while_it_is_read_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -290,6 +298,6 @@ def test_a_text_that_fails_while_it_is_read_is_told_so(caplog: pytest.LogCapture
             with engine.submit([request_of()]) as generation:
                 return [event async for _, event in generation][-1]
 
-        assert isinstance(asyncio.run(go()), ZeroDivisionError) and "a text failed" in caplog.text
+        assert isinstance(run(go()), ZeroDivisionError) and "a text failed" in caplog.text
         engine._place = original
-        assert asyncio.run(write(engine, request_of())) == alone(model, request_of())
+        assert run(write(engine, request_of())) == alone(model, request_of())
