@@ -7,9 +7,11 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +26,8 @@ from gpt2lab.inspection import inspect_tokens, patch_residual, switched_off
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.runs import METRICS_COLUMNS, Run
-from gpt2lab.server.models import Models
-from gpt2lab.server.pages import LOADED, STATIC, Runs, routes
+from gpt2lab.server.models import Models, ServedModel
+from gpt2lab.server.pages import LOADED, STATIC, Generate, Runs, routes
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.session import save_imported
 
@@ -191,10 +193,7 @@ def test_candidates_are_the_probabilities_before_and_after_each_cut(
         for token in ids:
             text = visible(stories.tokenizer.decode([token]))
             for n, stage in enumerate(each):
-                if math.isnan(shown[text][n]):  # what the answer of the server does not hold
-                    assert (n, temperature) == (1, 0.7)
-                else:
-                    assert shown[text][n] == pytest.approx(float(stage[token]), abs=1e-4), (text, n)
+                assert shown[text][n] == pytest.approx(float(stage[token]), abs=1e-4), (text, n)
         assert sum(values[-1] for values in shown.values()) == pytest.approx(1, abs=1e-4)
 
 
@@ -233,14 +232,23 @@ def test_two_strategies_write_side_by_side(page: Page, stories: LoadedRun) -> No
     assert word in pictured(page, "candidates of Strategy A").split("top-p")[1]
 
 
-def test_writing_can_be_stopped(page: Page) -> None:
+def test_writing_can_be_stopped(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Generate.steps
+
+    def slowly(asked: Generate, run: ServedModel) -> Iterator[dict[str, Any]]:
+        for found in steps(asked, run):
+            time.sleep(0.05)
+            yield found
+
     show(page, "run/stories/write")
+    expect(page.locator(".status")).to_contain_text("tokens in")
+    monkeypatch.setattr(Generate, "steps", slowly)
     page.get_by_label("Length, as a number").fill("256")
     page.get_by_role("button", name="Write", exact=True).click()
     page.locator(".tok").nth(3).wait_for()
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".status")).to_contain_text("stopped")
-    assert page.locator(".tok").count() < 256
+    assert page.locator(".tok").count() < 100
 
 
 def test_stopping_before_the_first_token_is_said(page: Page) -> None:
@@ -516,12 +524,6 @@ def test_the_theme_is_chosen_and_kept(page: Page) -> None:
     assert page.evaluate(ground) != light
     page.reload()
     expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
-
-
-def test_the_first_paint_takes_less_than_a_second(page: Page) -> None:
-    expect(page.locator(".run").first).to_be_visible()
-    paints = page.evaluate("performance.getEntriesByType('paint').map(e => [e.name, e.startTime])")
-    assert dict(paints)["first-contentful-paint"] < 1000
 
 
 def test_scripts_and_styles_are_small() -> None:

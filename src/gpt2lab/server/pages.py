@@ -263,7 +263,7 @@ class Generate:
     off: tuple[str, ...] = ()
 
     def steps(self, run: ServedModel) -> Iterator[dict[str, Any]]:
-        """Yield each token with its candidates: their probability, and what temperature and cuts leave of it.
+        """Yield each token with its candidates: their probability, and what is left of it after each cut.
 
         The text of a token is what can be printed once it is there: "" within a character.
         """
@@ -275,6 +275,11 @@ class Generate:
         require(len(self.ids) + self.max_tokens <= MOST_TOKENS, "max_tokens", self.max_tokens, f"below {MOST_TOKENS:,}")
         require(-SEEDS <= self.seed < SEEDS, "seed", self.seed, f"from -{SEEDS} to {SEEDS - 1}")
         strategy = DecodingStrategy(self.temperature, self.top_k, self.top_p, self.greedy)
+        cuts = {
+            "after_temperature": DecodingStrategy(self.temperature),
+            "after_top_k": DecodingStrategy(self.temperature, self.top_k, greedy=self.greedy),
+            "kept": strategy,
+        }
         prompt, seen = as_row(run.model, self.ids), list[torch.Tensor]()
         model = switched_off(run.model, self.off) if self.off else run.model
         columns = stream(
@@ -290,11 +295,14 @@ class Generate:
         decoder.decode(bytes_of(self.ids))  # the prompt may end within a character
         for column in columns:
             logits, token = seen.pop(), int(column)
-            p, kept = logits.float().softmax(dim=-1)[0], probabilities(logits, strategy)[0]
+            p = logits.float().softmax(dim=-1)[0]
+            after = {name: probabilities(logits, cut)[0] for name, cut in cuts.items()}
             ids = p.topk(min(CANDIDATES, len(p))).indices.tolist()
             ids = ids if token in ids else [*ids[:-1], token]
-            rows = zip(ids, _texts(run, ids), p[ids].tolist(), kept[ids].tolist(), strict=True)
-            candidates = [{"id": i, "text": text, "p": before, "kept": after} for i, text, before, after in rows]
+            candidates = _listed(run, ids, p[ids].tolist())
+            for name, left in after.items():
+                for row, value in zip(candidates, left[ids].tolist(), strict=True):
+                    row[name] = value
             logprob = float(logits.float().log_softmax(dim=-1)[0, token])
             text = _texts(run, [token])[0] if token == run.tokenizer.eot else decoder.decode(bytes_of([token]))
             yield {"id": token, "text": text, "logprob": logprob, "candidates": candidates}
