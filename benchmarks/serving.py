@@ -63,7 +63,7 @@ def main() -> None:
     from gpt2lab.files import write_json
     from gpt2lab.runtime import environment
 
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
     write_json(RESULTS / f"serving-{options.part}.json", {"environment": environment(), **settings, **found})
     sys.exit(0 if found["passed"] else 1)
 

@@ -144,6 +144,8 @@ def test_export_then_import_gives_the_same_weights_tokenizer_and_figures(
     losses = [[row["value"] for row in Run.open(path).evals() if row["metric"] == "loss"]
               for path in (run, exported / "run")]  # fmt: skip
     assert losses[0] == losses[1]
+    (state,) = run.rglob("optimizer.safetensors")
+    assert state.stat().st_size < 100  # nothing but a header: no step was made
 
 
 def test_an_imported_run_can_be_sampled_reported_and_exported_but_has_no_data_and_no_training(

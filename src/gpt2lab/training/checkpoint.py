@@ -156,8 +156,11 @@ def optimizer_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, t
     """Return the optimizer state by name, such as ``wpe.weight.exp_avg``; sharded if the parameters are.
 
     Parameters that have had no gradient yet, such as those of an unused expert, have the zeros that theirs starts with.
+    Before the first step there is no state.
     """
     found: dict[str, torch.Tensor] = {}
+    if not any(optimizer.state.values()):
+        return found
     for name, (parameter, key) in _expected(model, optimizer).items():
         start = torch.empty((), device=parameter.device) if key == "step" else parameter.detach()
         state = optimizer.state[parameter]
