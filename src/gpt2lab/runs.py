@@ -175,7 +175,7 @@ class Run:
         return max(self.path.glob(f"{EVALUATIONS}/step_*/{name}"), default=None)
 
     def saved_evaluation(self, name: str, kind: type[T]) -> T | None:
-        """Return the file `latest_evaluation` as a dataclass, without what else it holds; None if there is none.
+        """Return the file that `latest_evaluation` finds as a dataclass, or None; other fields in it are ignored.
 
         Raises:
             InputError: The file is damaged.
@@ -257,11 +257,11 @@ class Follower:
     """By file: its inode, and the bytes that were read."""
 
     def forget(self) -> None:
-        """Begin anew at the next call, as after damage."""
+        """Read everything again at the next call, for example after an error."""
         self._offsets.clear()
 
     def news(self) -> tuple[bool, list[MetricsRow], list[dict[str, Any]]]:
-        """Return whether reading began anew, and the new rows of metrics.csv and lines of samples.jsonl.
+        """Return whether reading started over, the new rows of metrics.csv and the new samples of samples.jsonl.
 
         Raises:
             InputError: A file is damaged. An incomplete last line is left for the next call.

@@ -213,7 +213,7 @@ class AttentionBias(NamedTuple):
     mask: torch.Tensor | tuple[Band, ...] | tuple[BlockMask, ScoreMod | None] | None = None
     """None: causal. A tensor broadcasts to (B, H, T, S): boolean, or M itself for matmul and with a score bias."""
     empty: torch.Tensor | None = None
-    """Queries that may attend to nothing, boolean, broadcastable to (B, H, T, 1); None: there are none."""
+    """Queries that may attend to nothing, boolean, broadcastable to (B, H, T, 1), or None."""
 
 
 CAUSAL = AttentionBias()

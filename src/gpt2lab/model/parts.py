@@ -2,7 +2,7 @@
 
     MASKS["dilated"] = dilated       --model.mask dilated         a function that returns a `Mask`
     FEED_FORWARDS["mine"] = Mine     --model.feed-forward mine    a module, Mine(config), from (B, T, C) to (B, T, C)
-    BLOCKS["mine"] = Mine            --model.block mine           likewise, Mine(config, layer), usually a `Block`
+    BLOCKS["mine"] = Mine            --model.block mine           a module, Mine(config, layer), usually a `Block`
 
 A model's configuration holds the names, and ``import_sha256``, the file that defines those that are not built in. If
 two files define one name, each model keeps the part of its own file.
@@ -34,7 +34,7 @@ Key: TypeAlias = tuple[str, str]
 FEED_FORWARDS: dict[str, Part] = {}
 """Feed-forward layers of your own by their name in the configuration; add yours in a file that ``--import`` names."""
 BLOCKS: dict[str, Part] = {}
-"""Blocks of your own, likewise."""
+"""Your own blocks, by name."""
 REGISTRIES: dict[str, dict[str, Part]] = {"mask": MASKS, "feed_forward": FEED_FORWARDS, "block": BLOCKS}
 """By the option of the configuration that names a part."""
 MODULES = ("feed_forward", "block")

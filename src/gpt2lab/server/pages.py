@@ -95,7 +95,7 @@ class Runs:
         return {name: path for name, path in self.paths().items() if _has_checkpoint(Run(path))}
 
     def run(self, name: str) -> Run:
-        """Return a run by its name. Raises `InputError` if it is none of these."""
+        """Return a run by its name. Raises `InputError` if there is no such run."""
         paths = self.paths()
         if name not in paths:
             raise InputError(f'there is no run "{name}"; the runs are {", ".join(paths) or "none yet"}')
