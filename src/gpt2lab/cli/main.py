@@ -43,6 +43,9 @@ COMMANDS: Mapping[str, Command | Group] = {
         "text": ("evaluate:TextQuality", "Compare the texts of each decoding strategy with held-out continuations."),
     },
     "compare": ("train:Compare", "Compare variants of a model fairly, with paired seeds and confidence intervals."),
+    "learn": {
+        "start": ("learn:LearnStart", "Write the exercises of the course, from bytes to a GPT-2 of your own."),
+    },
     "plan": ("train:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
     "report": ("evaluate:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
     "trust": ("evaluate:Trust", "Trust the custom code in someone else's run."),

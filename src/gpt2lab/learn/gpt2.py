@@ -586,8 +586,8 @@ def hellaswag_choice(logits: Tensor, tokens: Tensor, is_ending: Tensor) -> int:
     return int(means.argmax())
 
 
-# Student's t with 1 to 9 degrees of freedom lies between -q and q with probability 0.95.
 T_QUANTILES = (12.7062047, 4.3026527, 3.1824463, 2.7764451, 2.5705818, 2.4469119, 2.3646243, 2.3060041, 2.2621572)
+"""Student's t with 1 to 9 degrees of freedom lies between -q and q with probability 0.95."""
 
 
 def interval(differences: list[float]) -> tuple[float, float]:

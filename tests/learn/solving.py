@@ -1,0 +1,43 @@
+"""Complete the exercises in a directory, with the reference or with a solution in another style."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from gpt2lab.learn.exercises import CLASSES, FILES, REFERENCE, Style, start
+
+SOLUTIONS = {name: Path(__file__).parent / "solutions" / f"{name}.py" for name in ("einsum", "loops", "modules")}
+"""Right solutions: the parts that each writes in its own way, and helpers; the others are the reference's."""
+
+
+def solve(directory: Path, solution: Path = REFERENCE, style: Style = "functions") -> Path:
+    """Write the exercises and, below the stubs, the definitions that replace them; return the directory."""
+    start(directory, style=style)
+    _, reference = read(REFERENCE)
+    imports, own = read(solution)
+    helpers = [text for name, text in own.items() if name not in reference]
+    for file in FILES:
+        text = (directory / file).read_text(encoding="utf-8")
+        defined = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        stubs = [node.name for node in defined if "NotImplementedError" in ast.unparse(node)]
+        assert stubs, "each chapter has an exercise"
+        behind = [name for name, kind in CLASSES.items() if kind in stubs]  # the classes of the reference call them
+        parts = [own.get(name, reference[name]) for name in behind + stubs]
+        (directory / file).write_text("\n\n".join([text, *imports, *helpers, *parts]), encoding="utf-8")
+    return directory
+
+
+def read(file: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the imports of libraries in a file and its functions and classes by name, as source."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    ours = [
+        node
+        for node in imports
+        if isinstance(node, ast.ImportFrom) and node.module in ("__future__", "gpt2lab.learn.gpt2")
+    ]
+    return (
+        [ast.unparse(node) for node in imports if node not in ours],
+        {node.name: ast.unparse(node) for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)},
+    )
