@@ -14,7 +14,8 @@ import gpt2lab
 SOURCE = Path(gpt2lab.__file__).parent
 LAYERS = (
     *("errors", "files formatting", "hub runtime", "plots runs", "stories tokenizer", "model", "data imports"),
-    *("generation inspection training", "evaluation console", "lab", "compare", "report", "learn server", "cli"),
+    *("generation inspection llama_cpp training", "evaluation console", "lab", "compare", "report"),
+    *("learn server", "cli"),
     "__main__",
 )
 LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}

@@ -1,5 +1,5 @@
 """What is done with a trained model: ``gpt2lab sample``, ``report``, ``trust``, ``import-hf``, ``export-hf``,
-``export-html``, and ``gpt2lab eval perplexity|positions|hellaswag|harness|text``.
+``export-html``, ``export-gguf``, and ``gpt2lab eval perplexity|positions|hellaswag|harness|text``.
 """
 
 from __future__ import annotations
@@ -399,3 +399,29 @@ class ExportHTML(Command):
         loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
         write_single_file(loaded.model, loaded.tokenizer, loaded.run.path.resolve().name, self.out)
         print(f"{self.out}: {size(self.out.stat().st_size)}; open it in a browser")
+
+
+@dataclass(frozen=True)
+class ExportGGUF(Command):
+    """Export a run's model as a GGUF file for llama.cpp and the programs built on it."""
+
+    directory: Positional[Path]
+    """Directory of the run."""
+    out: Positional[Path]
+    """File to write; it must not exist."""
+    type: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = "f16"
+    """Type of the matrices: floating point, or 8 or 4 bits with a scale for every 32 numbers of a row."""
+    checkpoint: Checkpoint = "best"
+    """Checkpoint to export."""
+
+    def run(self) -> None:
+        """Write the file and print its size."""
+        from gpt2lab.evaluation.measure import LoadedRun
+        from gpt2lab.formatting import size
+        from gpt2lab.llama_cpp import write_gguf
+        from gpt2lab.model.gpt import without_mtp
+
+        loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
+        name = loaded.run.path.resolve().name
+        write_gguf(without_mtp(loaded.model), loaded.tokenizer, name, self.out, self.type)
+        print(f"{self.out}: {size(self.out.stat().st_size)}; for example: llama-cli -m {self.out}")

@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "import-hf": ("evaluate:ImportHF", "Import a model in Hugging Face's format as a run."),
     "export-hf": ("evaluate:ExportHF", "Export a run for Hugging Face's transformers."),
     "export-html": ("evaluate:ExportHTML", "Export a run as one HTML file that runs the model in a browser, offline."),
+    "export-gguf": ("evaluate:ExportGGUF", "Export a run as a GGUF file for llama.cpp."),
 }
 
 

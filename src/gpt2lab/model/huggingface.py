@@ -103,7 +103,7 @@ class Architecture:
         return [name for name in names if getattr(config, name) != getattr(self.parts, name)]
 
 
-_GPT2 = Architecture(
+GPT2 = Architecture(
     name="GPT2LMHeadModel",
     model_type="gpt2",
     parts=GPTConfig(),
@@ -185,7 +185,7 @@ _QWEN3 = dataclasses.replace(
     modules={**_LLAMA.modules, "attn.q_norm": ("self_attn.q_norm",), "attn.k_norm": ("self_attn.k_norm",)},
     head_dim=128,
 )
-ARCHITECTURES = (_GPT2, _LLAMA, _QWEN3)
+ARCHITECTURES = (GPT2, _LLAMA, _QWEN3)
 
 # A directory ----------------------------------------------------------------------------------------------------------
 
@@ -426,7 +426,7 @@ def to_hf(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, t
     """Return a state dictionary of ours by their names without prefix, in their layout."""
     architecture = architecture_of(config)
     if architecture.is_gpt2:
-        weights = _with_biases(weights)
+        weights = with_biases(weights)
     D, K = config.head_dim, config.kv_heads
     rows = {"c_attn": [config.n_head * D, K * D, K * D], "c_fc": [config.inner, config.inner]}
     theirs: dict[str, torch.Tensor] = {}
@@ -460,7 +460,7 @@ def _transposed(architecture: Architecture, name: str, weight: torch.Tensor) -> 
     return weight.T if architecture.is_gpt2 and name.startswith("h.") and weight.dim() == 2 else weight
 
 
-def _with_biases(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_biases(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Add a bias of 0 to each layer without one."""
     biased = (name for name in weights if name.endswith(".weight") and not name.startswith(("wte", "wpe", "lm_head")))
     zero = {f"{name.removesuffix('weight')}bias": weights[name].new_zeros(len(weights[name])) for name in biased}
