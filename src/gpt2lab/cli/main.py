@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "compare": ("train:Compare", "Compare variants of a model fairly, with paired seeds and confidence intervals."),
     "learn": {
         "start": ("learn:LearnStart", "Write the exercises of the course, from bytes to a GPT-2 of your own."),
+        "check": ("learn:LearnCheck", "Check your parts one by one: what is right, and what is wrong and why."),
     },
     "plan": ("train:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
     "report": ("evaluate:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
