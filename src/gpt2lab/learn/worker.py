@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import shutil
 import sys
 import threading
 import time
@@ -88,7 +89,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    threading.Thread(target=_end_with_parent, args=(job_file,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(job_file, job["folder"]), daemon=True).start()
     _limit_memory(job["memory"])
 
     def send(*message: Any) -> None:
@@ -135,8 +136,9 @@ def _status(error: BaseException) -> str:
     return "limit" if full else "error"
 
 
-def _end_with_parent(job_file: io.BufferedReader) -> None:
+def _end_with_parent(job_file: io.BufferedReader, folder: str) -> None:
     job_file.read()  # returns when the parent closes the pipe or ends
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -1,0 +1,119 @@
+"""``gpt2lab learn check``: what it prints, its exit codes, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.cli.main import main
+from gpt2lab.learn import sandbox
+from gpt2lab.learn.check import Verdict
+from gpt2lab.learn.exercises import PARTS
+
+SOLUTIONS = Path(__file__).with_name("solutions")
+
+
+@pytest.mark.parametrize("style", ["einsum", "loops", "modules"])
+def test_right_code_of_any_style_is_right(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["learn", "check", str(SOLUTIONS / style)]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"\n{len(PARTS)} of {len(PARTS)} parts right\n")
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, **bad: Verdict) -> None:
+    """Let every part be right but these."""
+
+    def check_directory(directory: Path, chapters: list[int] | None, seconds: float) -> Iterator[Verdict]:
+        for part in PARTS:
+            if chapters is None or part.chapter in chapters:
+                yield bad.get(part.name) or Verdict(part.name, "right")
+
+    monkeypatch.setattr(sandbox, "check_directory", check_directory)
+
+
+def test_verdicts_are_listed_by_chapter_with_what_to_read_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = Verdict("attention", "wrong", "Your output is that of [no] scale.", "case 1 of 3: attention(q)", "hello\n")
+    _pretend(
+        monkeypatch,
+        attention=scale,
+        block=Verdict("block", "missing", "ch06_model.py is missing"),
+        gpt=Verdict("gpt", "missing", "ch06_model.py is missing"),
+    )
+    assert main(["learn", "check", "."]) == 1
+    said = capsys.readouterr().out
+    assert "\n1 bytes\n  ✓ byte_order\n" in said
+    assert (
+        "\n3 attention\n"
+        "  ✓ causal_mask\n"
+        "  ✗ attention    Your output is that of [no] scale.\n"
+        "                 case 1 of 3: attention(q)\n"
+        "\n4 heads\n"
+    ) in said
+    assert "\n6 model\n  – all 2 parts  ch06_model.py is missing\n" in said
+    assert f"\n{len(PARTS) - 3} of {len(PARTS)} parts right, 1 wrong, 2 missing\n" in said
+    assert said.endswith("Next: attention in ch03_attention.py; see docs/build/03-attention.md\n")
+
+
+@pytest.mark.parametrize("name", ["3", "03", "attention", "ch03_attention", "ch03_attention.py"])
+def test_one_chapter_is_checked_by_number_or_name_and_shows_what_it_printed(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _pretend(monkeypatch, attention=Verdict("attention", "error", "line 3: ValueError", output="q is\x1b[0m\n1\n"))
+    assert main(["learn", "check", ".", name]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("\n3 attention\n  ✓ causal_mask\n  ✗ attention    line 3: ValueError\n")
+    assert "printed: 1\n" in said
+    assert "1 of 2 parts right, 1 wrong, 0 missing" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing"], "missing is not a directory; create one with: gpt2lab learn start missing"),
+        ([".", "11"], '"11" is not a chapter; choose from 1 bytes, 2 embeddings, 3 attention, '),
+        ([".", "--seconds", "0"], "--seconds is 0.0; it must be greater than 0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["learn", "check", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gpt2lab: {says}")
+    assert error.count("\n") == 1
+
+
+def test_an_interrupt_ends_the_worker_and_removes_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, workers = tmp_path / "temporary", list[sandbox.Worker]()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    begin = sandbox.Worker.__enter__
+    monkeypatch.setattr(sandbox.Worker, "__enter__", lambda worker: (workers.append(worker), begin(worker))[1])
+    beats = tmp_path / "beats"
+    child = f"import time\nwhile True:\n    open({str(beats)!r}, 'ab').write(b'.')\n    time.sleep(0.01)"
+    (tmp_path / "ch01_bytes.py").write_text(
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])"
+    )
+    verdicts = sandbox.check_directory(tmp_path, [1])
+    assert next(verdicts).says == "ch01_bytes.py does not define byte_order"
+    assert any(temporary.iterdir())
+    while not beats.exists():
+        time.sleep(0.01)
+    with pytest.raises(KeyboardInterrupt):
+        verdicts.throw(KeyboardInterrupt)
+    [worker] = workers
+    assert worker.process.returncode is not None
+    assert not any(temporary.iterdir())
+    if hasattr(os, "killpg"):  # what the student's code started has ended, too
+        before = beats.stat().st_size
+        time.sleep(0.2)
+        assert beats.stat().st_size == before
