@@ -41,7 +41,9 @@ class LearnStart(Command):
         print(f"wrote {', '.join(path.name for path in written)} to {self.directory}")
         first = written[0]
         chapter = exercises.FILES.index(first.name) + 1
-        print(f"next: read {_page(chapter)}, complete {first}, then run: gpt2lab learn check {self.directory} {chapter}")
+        print(
+            f"next: read {_page(chapter)}, complete {first}, then run: gpt2lab learn check {self.directory} {chapter}"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class LearnCheck(Command):
         part_of = {part.name: part for part in exercises.PARTS}
         verdicts: list[Verdict] = []
         checked = sandbox.check_directory(self.directory, self.chapters, self.seconds)
+        total = sum(not self.chapters or part.chapter in self.chapters for part in exercises.PARTS)
         with bar("checking") as show, closing(checked):
-            grouped = itertools.groupby(_counted(checked, show), lambda verdict: part_of[verdict.part].chapter)
+            grouped = itertools.groupby(_counted(checked, show, total), lambda verdict: part_of[verdict.part].chapter)
             for chapter, group in grouped:
                 of_chapter = list(group)
                 _print_chapter(chapter, of_chapter, with_output=bool(self.chapters))
@@ -81,9 +84,9 @@ def _page(chapter: int) -> str:
     return f"docs/build/{chapter:02}-{exercises.SLUGS[chapter - 1]}.md"
 
 
-def _counted(verdicts: Iterable[Verdict], show: Callable[[int, int], None]) -> Iterator[Verdict]:
+def _counted(verdicts: Iterable[Verdict], show: Callable[[int, int], None], total: int) -> Iterator[Verdict]:
     for number, verdict in enumerate(verdicts, start=1):
-        show(number, len(exercises.PARTS))
+        show(number, total)
         yield verdict
 
 

@@ -19,14 +19,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, require
 from gpt2lab.formatting import duration, printable, size
-from gpt2lab.learn.exercises import PARTS, Part
+from gpt2lab.learn.exercises import FILES, PARTS, Part
 
 if TYPE_CHECKING:
     from gpt2lab.learn.check import Status, Verdict
@@ -42,23 +42,24 @@ OUT_OF_MEMORY = 77
 
 
 def check_directory(
-    directory: Path, chapters: Iterable[int] | None = None, seconds: float = SECONDS, memory: int = MEMORY
+    directory: Path, chapters: Collection[int] = (), seconds: float = SECONDS, memory: int = MEMORY
 ) -> Generator[Verdict]:
     """Check the parts of a student's directory, of some chapters or of all; yield a verdict on each, in their order.
 
     Args:
         directory: Holds a file for each chapter.
-        chapters: Numbers of chapters, by default all.
+        chapters: Chapters from 1 to 10; all by default.
         seconds: Time limit of a part, and of importing a file.
         memory: Memory limit of the worker, in bytes.
 
     Raises:
-        InputError: The directory does not exist.
+        InputError: The directory does not exist, or a chapter.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; create one with: gpt2lab learn start {directory}")
-    wanted = None if chapters is None else set(chapters)
-    parts = [part for part in PARTS if wanted is None or part.chapter in wanted]
+    for chapter in chapters:
+        require(1 <= chapter <= len(FILES), "chapter", chapter, f"from 1 to {len(FILES)}")
+    parts = [part for part in PARTS if not chapters or part.chapter in chapters]
     return _verdicts(parts, {"directory": str(directory.resolve()), "memory": memory}, seconds)
 
 

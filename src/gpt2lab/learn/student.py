@@ -30,11 +30,11 @@ from torch.func import functional_call
 
 from gpt2lab.errors import located
 from gpt2lab.learn import gpt2
-from gpt2lab.learn.exercises import PARTS, Part
+from gpt2lab.learn.exercises import FILES, PARTS, Part
 from gpt2lab.learn.outcomes import Function
 
 LARGEST_FILE = 2**20
-FILES = {Path(part.file).stem: part.file for part in PARTS}
+MODULES = {Path(file).stem: file for file in FILES}
 """The file of each chapter, by the name of its module."""
 
 
@@ -66,20 +66,20 @@ class Chapters(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         """Find the modules of the chapters, whether or not their files exist."""
-        if fullname not in FILES:
+        if fullname not in MODULES:
             return None
-        return spec_from_file_location(fullname, self.directory / FILES[fullname], loader=self)
+        return spec_from_file_location(fullname, self.directory / MODULES[fullname], loader=self)
 
     def exec_module(self, module: ModuleType) -> None:
         """Execute a chapter file and replace its parts by the reference's. An error in it is kept in ``broken``."""
         name = module.__name__
         if name not in self.broken:
             try:
-                self._execute(self.directory / FILES[name], module)
+                self._execute(self.directory / MODULES[name], module)
             except BaseException as error:
                 self.broken[name] = self.explain(error)
         given = vars(module)
-        for part in (part for part in PARTS if part.file == FILES[name]):
+        for part in (part for part in PARTS if part.file == MODULES[name]):
             key = part.class_name if part.class_name and part.name not in given else part.name
             if key in given:
                 self.own[part.name] = key, given[key]
