@@ -59,7 +59,7 @@ def losses(
         floor: Lowest loss that is possible; drawn for a single run, as ``references`` are.
         references: Other losses to draw as horizontal lines, by label.
     """
-    figure = _figure(width, HEIGHTS[width], left=0.8)
+    figure = new_figure(width, HEIGHTS[width], left=0.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     figure.subplots_adjust(hspace=0.2)
     alone = len(runs) == 1
@@ -80,22 +80,22 @@ def losses(
         for index, (label, loss) in enumerate((references or {}).items(), start=2):
             top.axhline(loss, lw=1.1, label=f"{label}: {loss:g}", **_style(index))
     _log_loss_axis(top)
-    _frame(top, title="Loss, nats per token (logarithmic)")
+    frame(top, title="Loss, nats per token (logarithmic)")
     top.legend(frameon=False, loc="upper right", labelcolor=INK, borderaxespad=0.2, handlelength=2.4)
-    _frame(bottom, x_label, title="Learning rate")
+    frame(bottom, x_label, title="Learning rate")
     _axes_from_zero(bottom, y_ticks=3)
     return figure
 
 
 def over_tokens(curves: Mapping[str, Points], title: str, legend: bool = False) -> Figure:
     """Draw a quantity such as the gradient norm over the tokens trained on, a curve for each run."""
-    figure = _figure(HALF, 2.1, left=0.55)
+    figure = new_figure(HALF, 2.1, left=0.55)
     axes = figure.subplots()
     for index, (name, points) in enumerate(curves.items()):
         axes.plot(*_xy(thin(points)), lw=1.1, label=name, **_style(index))
     if legend:
         axes.legend(frameon=False, loc="upper right", labelcolor=INK, fontsize=8.5)
-    _frame(axes, "tokens trained on", title=title)
+    frame(axes, "tokens trained on", title=title)
     _axes_from_zero(axes, y_ticks=4)
     return figure
 
@@ -110,12 +110,12 @@ def by_distance(curves: Mapping[str, Sequence[Points]], x_label: str, y_label: s
         title: Written above.
     """
     alone = len(curves) == 1
-    figure = _figure(5.4, 2.4) if alone else _figure(6.2, 3.8)
+    figure = new_figure(5.4, 2.4) if alone else new_figure(6.2, 3.8)
     axes = figure.subplots()
     _mean_and_range(axes, curves)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    _frame(axes, x_label, y_label, title)
+    frame(axes, x_label, y_label, title)
     if not alone:
         _legend_above(figure)
     return figure
@@ -127,11 +127,11 @@ def losses_over_costs(panels: Mapping[str, Mapping[str, Sequence[Points]]]) -> F
     Args:
         panels: By the cost's name (steps, tokens, seconds), the curves of each arm's runs; see `_mean_and_range`.
     """
-    figure = _figure(10.5, 3.7)
+    figure = new_figure(10.5, 3.7)
     for index, (cost, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
         _mean_and_range(axes, curves)
-        _frame(axes, cost, "" if index else "validation loss, nats per token")
+        frame(axes, cost, "" if index else "validation loss, nats per token")
         _log_loss_axis(axes)
         _few_ticks(axes.xaxis, 4)
     _legend_above(figure)
@@ -140,13 +140,13 @@ def losses_over_costs(panels: Mapping[str, Mapping[str, Sequence[Points]]]) -> F
 
 def losses_over_parameters(arms: Mapping[str, Points]) -> Figure:
     """Draw the best validation loss of each run against its number of parameters, a marker for each arm."""
-    figure = _figure(6.2, 3.8)
+    figure = new_figure(6.2, 3.8)
     axes = figure.subplots()
     for index, (arm, points) in enumerate(arms.items()):
         style = _style(index, marked=True) | {"ls": "none", "mfc": "none", "ms": 7}
         axes.plot(*_xy(points), label=arm, **style)
     axes.set_xscale("log")
-    _frame(axes, "parameters", "best validation loss, nats per token")
+    frame(axes, "parameters", "best validation loss, nats per token")
     for axis, ticks in ((axes.xaxis, 4), (axes.yaxis, 6)):
         _few_ticks(axis, ticks)
     _legend_above(figure)
@@ -191,7 +191,7 @@ def text_quality(
     settings = [metrics for family in families.values() for metrics in family.values()]
     if all("grammatical" in metrics for metrics in (held_out, *settings)):
         panels["grammatical"] = "share of grammatical texts"
-    figure = _figure(8.2 if len(panels) > 1 else 5.4, 3.6)
+    figure = new_figure(8.2 if len(panels) > 1 else 5.4, 3.6)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (metric, label) in zip(row, panels.items(), strict=True):
         x, y = held_out[metric], held_out["self_bleu"]
@@ -204,7 +204,7 @@ def text_quality(
                 axes.plot(*_xy(points), color=color, marker=marker, ms=6.5, lw=1.1, label=family)
             for setting, point in zip(families.get(family, ()), points, strict=True):
                 axes.annotate(setting, point, textcoords="offset points", xytext=offset, fontsize=8, color=color)
-        _frame(axes, label)
+        frame(axes, label)
         axes.margins(0.1, 0.08)
     left = row[0]
     left.set_xscale("log")
@@ -225,7 +225,7 @@ def attention(tokens: Sequence[str], layers: Mapping[str, Sequence[Sequence[floa
     """
     from matplotlib.colors import PowerNorm
 
-    figure = _figure(3.6 * len(layers) + 0.3, 3.7)
+    figure = new_figure(3.6 * len(layers) + 0.3, 3.7)
     positions = range(len(tokens))
     for index, (title, weights) in enumerate(layers.items()):
         axes = figure.add_subplot(1, len(layers), index + 1)
@@ -248,14 +248,14 @@ def token_statistics(counts: Sequence[int], lengths: Sequence[int], edges: Seque
         edges: Edges of the histogram's bins.
         title: Written above.
     """
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     left, right = figure.subplots(1, 2)
     left.loglog(range(1, len(counts) + 1), counts, color=TRAIN, lw=1.6)
-    _frame(left, "rank of the token", "occurrences")
+    frame(left, "rank of the token", "occurrences")
     if len(lengths):
         right.hist(lengths, bins=edges, color=TRAIN)
     right.set_xscale("log")
-    _frame(right, "tokens per document", "documents")
+    frame(right, "tokens per document", "documents")
     figure.suptitle(title, fontsize=10, color=INK)
     return figure
 
@@ -284,7 +284,7 @@ def _xy(points: Points) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _figure(width: float, height: float, left: float | None = None) -> Figure:
+def new_figure(width: float, height: float, left: float | None = None) -> Figure:
     """Return a figure of a size in inches; ``left`` fixes its margins, so that figures in a column line up."""
     from matplotlib.figure import Figure
 
@@ -295,7 +295,7 @@ def _figure(width: float, height: float, left: float | None = None) -> Figure:
     return figure
 
 
-def _frame(axes: Axes, x_label: str = "", y_label: str = "", title: str = "") -> None:
+def frame(axes: Axes, x_label: str = "", y_label: str = "", title: str = "") -> None:
     """Label the axes, and give them the look that all share: a grid and a baseline."""
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)

@@ -1,0 +1,101 @@
+"""docs/build: what a chapter prints is what comes out, its exercises are the reference's, its pictures are drawn."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from gpt2lab.learn import gpt2
+from gpt2lab.learn.exercises import PARTS
+
+BUILD = Path(__file__).parents[2] / "docs" / "build"
+CHAPTERS = sorted(BUILD.glob("[01]?-*.md"))
+PAGES = [BUILD / "README.md", *CHAPTERS]
+REFERENCE = ast.parse(Path(gpt2.__file__).read_text(encoding="utf-8"))
+
+
+def load_pictures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pictures", BUILD / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pictures = load_pictures()
+
+
+@pytest.fixture
+def student(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a student who has everything right: they hold the parts of the reference."""
+    for part in PARTS:
+        name = part.file.removesuffix(".py")
+        if name not in sys.modules:
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        setattr(sys.modules[name], part.name, getattr(gpt2, part.name))
+
+
+@pytest.mark.usefixtures("student")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_prints_is_what_comes_out(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``python -m doctest PAGE`` in the student's directory does."""
+    failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert failed == 0, capsys.readouterr().out
+    assert tried or page.stem == "README"
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_the_exercises_of_a_chapter_are_those_of_the_reference(page: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = {name: code for block in blocks for name, code in interfaces(ast.parse(block)).items()}
+    expected = interfaces(REFERENCE)
+    assert shown.keys() == {part.name for part in PARTS if part.chapter == int(page.stem[:2])}
+    assert shown == {name: expected[name] for name in shown}
+
+
+def interfaces(tree: ast.Module) -> dict[str, str]:
+    """Return signature and docstring of each function of a module."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            returns = "" if node.returns is None else ast.unparse(node.returns)
+            found[node.name] = f"({ast.unparse(node.args)}) -> {returns}\n{ast.get_docstring(node)}"
+    return found
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_is_drawn_and_small(name: str) -> None:
+    content = pictures.small_png(pictures.PICTURES[name]())
+    assert content.startswith(b"\x89PNG") and len(content) < 60_000
+
+
+def test_each_picture_stands_in_a_page_and_each_page_has_its_pictures() -> None:
+    named = [
+        target
+        for page in PAGES
+        for target in re.findall(r"!\[[^\]]+\]\(\.\./images/build/(\S+)\.png\)", page.read_text(encoding="utf-8"))
+    ]
+    assert sorted(named) == sorted(pictures.PICTURES)
+    for name in named:
+        with Image.open(pictures.FOLDER / f"{name}.png") as image:
+            assert image.width >= 500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_refers_to_exists(page: Path) -> None:
+    """Its links, and the functions and classes that it names behind a link to a file of the package."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), target
+    for file, names in re.findall(r"\]\((\S+\.py)\): ((?:`[\w.]+`(?:, )?)+)", text):
+        code = (page.parent / file).read_text(encoding="utf-8")
+        for name in re.findall(r"[\w.]+", names):
+            assert re.search(rf"(def|class) {name.split('.')[-1]}\b", code), (file, name)
