@@ -1,0 +1,600 @@
+"""Draw the pictures of the ten chapters: from real text, a trained model, or the formula itself.
+
+    python docs/build/pictures.py [NAME ..]      write docs/images/build/NAME.png, all of them without a name
+
+Each picture is a function without arguments that returns a figure; `picture` registers it under its name.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from gpt2lab import GPT, Tokenizer
+from gpt2lab.files import write_atomically
+from gpt2lab.learn import gpt2
+from gpt2lab.model.gpt import attention_weights
+from gpt2lab.plots import DASHES, INK, LINES, MARKERS, RULE, TRAIN, VAL, frame, new_figure, png
+from gpt2lab.runs import Run
+from gpt2lab.stories.corpus import generate_story
+from gpt2lab.tokenizer.pretokenize import GPT2
+from gpt2lab.tokenizer.train import count_words, learn_merges
+from gpt2lab.training.checkpoint import load_model
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+DOCS = Path(__file__).parents[1]
+FOLDER = DOCS / "images" / "build"
+TRAINED = DOCS / "gallery" / "stories"
+"""A model of 2 layers, 4 heads and width 128, trained on the embedded stories."""
+
+UNIT = 452
+"""A hidden number of the second feed-forward layer of that model."""
+COLORS = 255
+"""Of a picture's file."""
+
+PICTURES: dict[str, Callable[[], Figure]] = {}
+"""The function that draws each picture, by the name of its file."""
+
+
+def picture(draw: Callable[[], Figure]) -> Callable[[], Figure]:
+    """Register a function as a picture: ``layer_norm`` draws layer-norm.png."""
+    PICTURES[draw.__name__.replace("_", "-")] = draw
+    return draw
+
+
+# What several pictures share -----------------------------------------------------------------------------------------
+
+
+@cache
+def trained() -> tuple[GPT, Tokenizer]:
+    """Return the model of the stories and its tokenizer."""
+    model, _ = load_model(Run(TRAINED))
+    return model.eval(), Tokenizer.load(TRAINED / "tokenizer")
+
+
+@cache
+def story() -> tuple[list[str], torch.Tensor]:
+    """Return the tokens of the beginning of a story, up to where its lost kite is named again, and their ids (T,)."""
+    _, tokenizer = trained()
+    text = generate_story(1, 0).text
+    ids = [tokenizer.eot, *tokenizer.encode(text[: text.index('?" she asked')])]
+    return [tokenizer.decode([number]) for number in ids], torch.tensor(ids)
+
+
+def write_tokens(axes: Axes, y: float, tokens: Sequence[str], shades: Sequence[float], color: str = TRAIN) -> None:
+    """Write tokens as boxes in a row from x = 0 on, a character one unit wide, shaded from 0 (white) to 1."""
+    from matplotlib.patches import Rectangle
+
+    x = 0
+    for token, shade in zip(tokens, shades, strict=True):
+        box = {"ec": RULE, "lw": 0.8}
+        axes.add_patch(Rectangle((x, y), len(token), 0.8, fc="white", **box))
+        axes.add_patch(Rectangle((x, y), len(token), 0.8, fc=color, alpha=shade, **box))
+        for offset, character in enumerate(token):
+            ink = "white" if shade > 0.6 else "black"
+            place = {"ha": "center", "va": "center_baseline", "color": ink, "family": "monospace"}
+            axes.text(x + offset + 0.5, y + 0.38, character, fontsize=9, **place)
+        x += len(token)
+
+
+def outline(axes: Axes, x: float, y: float, width: float, color: str = VAL) -> None:
+    """Draw a frame around the token at x."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x, y), width, 0.8, fc="none", ec=color, lw=1.6, zorder=3))
+
+
+def bare(axes: Axes, title: str = "") -> None:
+    """Leave nothing of the axes but their title."""
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+
+
+def grid(axes: Axes, values: torch.Tensor, title: str, **options: object) -> None:
+    """Draw a matrix as squares, queries down and keys to the right."""
+    axes.imshow(values, interpolation="nearest", **options)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(RULE)
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+
+@picture
+def whole() -> Figure:
+    """Show the way of a text through the model and back, with the chapter of each step and the shape of its result."""
+    figure = new_figure(9.6, 4.2)
+    axes = figure.add_subplot()
+    axes.add_patch(rounded(5.25, 0.95, 5.6, 2.3, fc="#f4f4f4", ec=RULE))
+    axes.text(5.4, 3.02, "6  block, L times", fontsize=9, color=INK)
+    for x, y, name, shape, color in (
+        (0.0, 1.7, "1  bytes, BPE", "ids (B, T)", LINES[0]),
+        (2.6, 1.7, "2  embeddings", "x (B, T, C)", LINES[0]),
+        (5.5, 2.05, "5  layer norm", "(B, T, C)", LINES[2]),
+        (8.3, 2.05, "3  attention, 4  heads", "(B, H, T, D)", LINES[2]),
+        (5.5, 1.1, "5  layer norm", "(B, T, C)", LINES[2]),
+        (8.3, 1.1, "5  GELU, feed-forward", "(B, T, 4C)", LINES[2]),
+        (11.4, 1.7, "6  norm and head", "logits (B, T, V)", LINES[0]),
+        (11.4, 3.5, "7  loss", "a number", LINES[1]),
+        (5.5, 3.5, "8  gradients, AdamW", "better weights", LINES[1]),
+        (6.9, -0.1, "9  sampling, cache", "the next token", LINES[3]),
+        (12.0, -0.1, "10  evaluation", "a report", LINES[3]),
+    ):
+        axes.add_patch(rounded(x, y, 2.3, 0.7, fc="white", ec=color))
+        axes.text(x + 1.15, y + 0.45, name, ha="center", va="center", fontsize=8.5)
+        axes.text(x + 1.15, y + 0.19, shape, ha="center", va="center", fontsize=7.5, color=INK)
+    for start, end in (
+        ((2.3, 2.05), (2.6, 2.05)),
+        ((4.9, 2.05), (5.25, 2.05)),
+        ((7.8, 2.4), (8.3, 2.4)),
+        ((8.3, 2.05), (7.0, 1.8)),
+        ((7.8, 1.45), (8.3, 1.45)),
+        ((10.85, 2.05), (11.4, 2.05)),
+        ((12.55, 2.4), (12.55, 3.5)),
+        ((11.4, 3.85), (7.8, 3.85)),
+        ((6.65, 3.5), (6.65, 3.25)),
+        ((11.7, 1.7), (9.2, 0.25)),
+        ((13.0, 1.7), (13.0, 0.6)),
+        ((6.9, 0.25), (3.75, 1.7)),
+    ):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.1} | bend(start, end))
+    axes.set(xlim=(-0.1, 14.4), ylim=(-0.2, 4.3))
+    bare(axes)
+    return figure
+
+
+def bend(start: tuple[float, float], end: tuple[float, float]) -> dict[str, str]:
+    """Let a long arrow turn a corner: those to and from sampling, which stands at the bottom."""
+    if start == (11.7, 1.7):
+        return {"connectionstyle": "angle,angleA=-90,angleB=0,rad=4"}
+    return {"connectionstyle": "angle,angleA=180,angleB=-90,rad=4"} if start == (6.9, 0.25) else {}
+
+
+def rounded(x: float, y: float, width: float, height: float, **options: object) -> Patch:
+    """Return a rectangle with round corners."""
+    from matplotlib.patches import FancyBboxPatch
+
+    style = "round,pad=0,rounding_size=0.12"
+    return FancyBboxPatch((x, y), width, height, boxstyle=style, lw=1.3, **options)
+
+
+# 1 Bytes --------------------------------------------------------------------------------------------------------------
+
+SENTENCE = 'Have you seen my pink kite?" she asked Sara quietly.'
+SONNET = """Shall I compare thee to a summer's day?
+Thou art more lovely and more temperate:
+Rough winds do shake the darling buds of May,
+And summer's lease hath all too short a date;
+"""
+"""Shakespeare, sonnet 18."""
+
+
+@cache
+def learned() -> list[tuple[int, int]]:
+    """Return 1,200 merges of 300 stories."""
+    words = count_words((generate_story(0, index).text for index in range(300)), GPT2, processes=1)
+    return learn_merges(words, 1200)
+
+
+@picture
+def merges() -> Figure:
+    """Show a sentence after more and more merges: darker tokens are longer."""
+    figure = new_figure(7.2, 2.6)
+    axes = figure.add_subplot()
+    counts = (0, 20, 100, 300, 600, 1000)
+    for row, count in enumerate(counts):
+        made = learned()[:count]
+        tokens = [gpt2.decode([number], made) for number in gpt2.encode(SENTENCE, made)]
+        write_tokens(axes, -row, tokens, [0.12 * min(len(token) - 1, 5) for token in tokens])
+        axes.text(-1, -row + 0.4, f"{count:,}", ha="right", va="center", fontsize=9, color=INK)
+        axes.text(len(SENTENCE) + 1, -row + 0.4, len(tokens), va="center", fontsize=9, color=INK)
+    axes.text(-1, 1.2, "merges", ha="right", va="center", fontsize=9, color=INK)
+    axes.text(len(SENTENCE) + 1, 1.2, "tokens", va="center", fontsize=9, color=INK)
+    axes.set(xlim=(-6, len(SENTENCE) + 6), ylim=(-len(counts) + 0.9, 1.5))
+    bare(axes)
+    return figure
+
+
+@picture
+def compression() -> Figure:
+    """Show how many bytes a token stands for, by the number of merges, on three texts."""
+    texts = {
+        "stories it was trained on": "".join(generate_story(0, index).text for index in range(20)),
+        "other stories": "".join(generate_story(9, index).text for index in range(20)),
+        "a sonnet": SONNET,
+    }
+    counts = [0, 10, 30, 100, 200, 300, 500, 800, 1200]
+    figure = new_figure(6.2, 3.0)
+    axes = figure.add_subplot()
+    for index, (name, text) in enumerate(texts.items()):
+        lengths = [len(text.encode()) / len(gpt2.encode(text, learned()[:count])) for count in counts]
+        axes.plot(counts, lengths, marker="osD"[index], ms=4, color=LINES[index], ls=DASHES[index], label=name)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.set_ylim(0, None)
+    frame(axes, "merges", title="bytes per token")
+    return figure
+
+
+# 2 Embeddings ---------------------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "colors": "pink white red purple blue green yellow orange",
+    "animals": "cat dog duck parrot donkey horse hen goat",
+    "names": "Lily Emma Anna Mia Jack Sam Sara Rose",
+    "numbers": "three four five six seven eight nine",
+    "adverbs": "quickly slowly politely gently quietly warmly",
+    "places": "river park forest hill lake bridge school",
+}
+
+
+@picture
+def embeddings() -> Figure:
+    """Show the vectors of some words of the stories, projected on their two main directions."""
+    model, tokenizer = trained()
+    words = {name: group.split() for name, group in GROUPS.items()}
+    ids = {word: tokenizer.encode(f" {word}") for group in words.values() for word in group}
+    assert all(len(found) == 1 for found in ids.values())
+    vectors = model.wte.weight.detach()[[found[0] for found in ids.values()]]
+    vectors = vectors - vectors.mean(0)
+    places = vectors @ torch.linalg.svd(vectors, full_matrices=False).Vh[:2].T
+    of = dict(zip(ids, places.tolist(), strict=True))
+    figure = new_figure(7.6, 3.6)
+    axes = figure.add_subplot()
+    for index, (name, group) in enumerate(words.items()):
+        x, y = zip(*(of[word] for word in group), strict=True)
+        axes.plot(x, y, ls="none", marker=MARKERS[index], color=LINES[index], ms=5, mfc="none")
+        right = sum(x) > 0
+        label = {"ha": "right" if right else "left", "va": "center", "fontsize": 8.5, "color": LINES[index]}
+        beside = (min(x) - 0.03 if right else max(x) + 0.03, sum(y) / len(y))
+        axes.text(*beside, f"{name}: {', '.join(group[:5])}, ..", **label)
+    axes.margins(0.06, 0.1)
+    frame(axes, "first direction", "second direction")
+    return figure
+
+
+@picture
+def positions() -> Figure:
+    """Show how alike the learned vectors of positions are: cosines between the rows of wpe."""
+    from matplotlib import colormaps
+
+    model, _ = trained()
+    rows = F.normalize(model.wpe.weight.detach(), dim=1)
+    cosines = rows @ rows.T
+    levels = colormaps["RdBu"].resampled(17)
+    figure = new_figure(7.6, 2.9)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    shown = left.imshow(cosines[::2, ::2], cmap=levels, vmin=-1, vmax=1, extent=(0, 256, 256, 0))
+    figure.colorbar(shown, ax=left, shrink=0.8, ticks=(-1, 0, 1)).ax.tick_params(colors=INK, length=0)
+    left.set_title("cosine of two positions", loc="left", fontsize=10.5, color=INK)
+    left.set_xticks((0, 100, 200))
+    left.set_yticks((0, 100, 200))
+    left.tick_params(colors=INK, length=0)
+    for index, position in enumerate((20, 110, 220)):
+        right.plot(cosines[position], color=LINES[index], ls=DASHES[index], lw=1.2)
+        right.text(position, 1.04, position, ha="center", fontsize=9, color=LINES[index])
+    right.set_ylim(-1, 1.2)
+    frame(right, "position", title="three rows of it")
+    return figure
+
+
+@picture
+def rotation() -> Figure:
+    """Show rotary positions: the angles of four pairs of a head at nine positions, and a product by distance."""
+    figure = new_figure(9.0, 3.0)
+    grids = figure.add_gridspec(2, 3, width_ratios=(1, 1, 2.6))
+    frequencies = 10_000.0 ** (-2 * torch.arange(16) / 32)
+    for index, pair in enumerate((0, 2, 4, 8)):
+        axes = figure.add_subplot(grids[index // 2, index % 2])
+        angles = torch.arange(9) * frequencies[pair]
+        for position, angle in enumerate(angles.tolist()):
+            axes.plot([0, math.cos(angle)], [0, math.sin(angle)], color=TRAIN, lw=1.5, alpha=0.2 + 0.1 * position)
+        axes.add_patch(circle())
+        axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+        bare(axes, f"pair {pair}")
+    axes = figure.add_subplot(grids[:, 2])
+    q, k = torch.ones(1, 1, 1, 32), torch.ones(1, 1, 1, 32)
+    for index, start in enumerate((0, 50)):
+        distances = range(65)
+        turned = gpt2.rotate(q, torch.tensor([start + 64]))
+        products = [(turned * gpt2.rotate(k, torch.tensor([start + 64 - d]))).sum().item() / 32 for d in distances]
+        axes.plot(distances, products, color=LINES[index], ls=DASHES[index], lw=1.5, label=f"query at {start + 64}")
+    axes.legend(frameon=False, fontsize=9)
+    frame(axes, "distance of the key", title="product of equal q and k after rotation")
+    return figure
+
+
+def circle() -> Patch:
+    """Return the unit circle."""
+    from matplotlib.patches import Circle
+
+    return Circle((0, 0), 1, fc="none", ec=RULE, lw=1)
+
+
+# 3 Attention ----------------------------------------------------------------------------------------------------------
+
+
+@picture
+def reading() -> Figure:
+    """Show what two tokens of a story read: the weights of one head each, over the tokens before them."""
+    model, _ = trained()
+    tokens, ids = story()
+    weights = attention_weights(model, ids[None])[0, 0]  # (H, T, T) of the first layer
+    figure = new_figure(7.2, 2.5)
+    rows = figure.subplots(2, 1)
+    lines = [tokens.index("On"), tokens.index(" At"), len(tokens)]
+    for axes, (query, head) in zip(rows, ((" my", 3), (" pink", 1)), strict=True):
+        position = len(tokens) - 1 - tokens[::-1].index(query)
+        of_query = weights[head, position].tolist()
+        for row, (start, end) in enumerate(pairwise(lines)):
+            end = min(end, position + 1)
+            write_tokens(axes, -1.5 * row, tokens[start:end], of_query[start:end])
+            for i in range(start, end):
+                x = sum(map(len, tokens[start:i])) + len(tokens[i]) / 2
+                if of_query[i] >= 0.1:
+                    axes.text(x, -1.5 * row + 0.9, f"{of_query[i]:.2f}", ha="center", fontsize=8, color=TRAIN)
+        outline(axes, x - len(query) / 2, -1.5, len(query))
+        axes.set(xlim=(-0.5, 64), ylim=(-1.8, 1.7))
+        bare(axes, f"what \u201c{query.strip()}\u201d reads in head {head} of the first layer")
+    return figure
+
+
+@picture
+def attention_step() -> Figure:
+    """Show the three steps from scores to weights on five tokens: products, mask, softmax."""
+    model, _ = trained()
+    tokens, ids = story()
+    x = model.h[0].ln_1(model.embed(ids[None], 0))
+    q, k, _ = model.h[0].attn.project(x, None)  # (1, H, T, D)
+    start = tokens.index(" pretty")
+    shown = slice(start, start + 5)
+    scores = (q @ k.transpose(-2, -1))[0, 1, shown, shown].detach() / math.sqrt(q.shape[-1])
+    masked = scores.masked_fill(~torch.ones_like(scores).tril().bool(), -math.inf)
+    figure = new_figure(9.0, 3.2)
+    panels = {
+        "scores q k$^T$ / $\\sqrt{D}$": scores,
+        "mask: later keys become \u2212\u221e": masked,
+        "softmax of each row": masked.softmax(-1),
+    }
+    for index, (title, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 3, index + 1)
+        grid(axes, values, title, cmap="Blues", vmin=0 if index == 2 else -5, vmax=1.1 if index == 2 else 9)
+        axes.set_xticks(range(5), tokens[shown], fontsize=8)
+        axes.set_yticks(range(5), tokens[shown] if index == 0 else [""] * 5, fontsize=8)
+        axes.tick_params(length=0, colors=INK)
+        for row, numbers in enumerate(values.tolist()):
+            for column, number in enumerate(numbers):
+                text = "\u2212\u221e" if number == -math.inf else "0" if number == 0 else f"{number:.2f}"
+                axes.text(
+                    column, row, text, ha="center", va="center", fontsize=8, color="white" if number > 0.75 else "black"
+                )
+    return figure
+
+
+@picture
+def scale() -> Figure:
+    """Show the largest weight of 32 keys, with and without 1/sqrt(D), for random queries and keys of growing width."""
+    generator = torch.Generator().manual_seed(0)
+    widths = [2**n for n in range(1, 10)]
+    largest: dict[str, list[float]] = {"without the scale": [], "with 1/sqrt(D)": []}
+    for D in widths:
+        q, k = (torch.randn(200, n, D, generator=generator) for n in (1, 32))
+        scores = q @ k.transpose(-2, -1)
+        for name, scaled in zip(largest, (scores, scores / math.sqrt(D)), strict=True):
+            largest[name].append(scaled.softmax(-1).amax(-1).mean().item())
+    figure = new_figure(8.4, 2.9)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    for color, dashes, (name, values) in zip((VAL, TRAIN), ("-", "--"), largest.items(), strict=True):
+        left.plot(widths, values, color=color, ls=dashes, marker="o", ms=4, label=name)
+    left.axhline(1 / 32, color=INK, lw=1, ls=":")
+    left.annotate("all 32 keys alike", (2, 1 / 32), xytext=(0, 3), textcoords="offset points", fontsize=8, color=INK)
+    left.set_xscale("log", base=2)
+    left.set_xticks(widths, [str(width) for width in widths])
+    left.set_ylim(0, 1.02)
+    left.legend(frameon=False, loc="upper left", fontsize=9)
+    frame(left, "width D of a head", title="largest of 32 weights, mean of 200 queries")
+    q, k = (torch.randn(n, 64, generator=generator) for n in (1, 32))
+    scores = (q @ k.T)[0].sort(descending=True).values
+    for color, offset, values in ((VAL, -0.2, scores), (TRAIN, 0.2, scores / 8)):
+        right.bar(torch.arange(32) + offset, values.softmax(-1), width=0.4, color=color)
+    frame(right, "keys, largest score first", title="the weights of one query, D = 64")
+    return figure
+
+
+# 4 Heads --------------------------------------------------------------------------------------------------------------
+
+
+@picture
+def split_heads() -> Figure:
+    """Show where the numbers of three tokens go, split into two heads rightly, and without the transposition."""
+    T, H, D = 3, 2, 3
+    x = torch.arange(T * H * D).view(1, T, H * D)
+    right = gpt2.split_heads(x, H)[0]
+    wrong = x.view(H, T, D)
+    figure = new_figure(8.4, 1.95)
+    panels = {
+        "x: 3 tokens of 6 numbers": [x[0]],
+        "split_heads(x, 2)": list(right),
+        "x.view(2, 3, 3), which is wrong": list(wrong),
+    }
+    grids = figure.add_gridspec(1, 5, width_ratios=(2, 1, 1, 1, 1))
+    column = 0
+    for title, matrices in panels.items():
+        for head, matrix in enumerate(matrices):
+            axes = figure.add_subplot(grids[column])
+            column += 1
+            below = "" if len(matrices) == 1 else f"head {head}"
+            numbered(axes, matrix, H * D, f"{title if head == 0 else ''}\n{below}")
+    return figure
+
+
+def numbered(axes: Axes, matrix: torch.Tensor, C: int, title: str) -> None:
+    """Draw numbers as squares with the color of the token that they come from: C of them each."""
+    from matplotlib.patches import Rectangle
+
+    for row, numbers in enumerate(matrix.tolist()):
+        for column, number in enumerate(numbers):
+            color = LINES[number // C]
+            axes.add_patch(Rectangle((column, -row), 0.9, 0.9, fc=color, alpha=0.25, ec="none"))
+            axes.text(column + 0.45, -row + 0.45, number, ha="center", va="center", fontsize=9)
+    axes.set(xlim=(-0.1, matrix.shape[1]), ylim=(-len(matrix) + 0.9, 1.1), aspect="equal")
+    bare(axes, title)
+
+
+@picture
+def masks() -> Figure:
+    """Show causal and window masks as squares, also with more keys than queries."""
+    figure = new_figure(8.4, 2.5)
+    panels = {
+        "causal_mask(8, 8)": gpt2.causal_mask(8, 8),
+        "causal_mask(3, 8)": gpt2.causal_mask(3, 8),
+        "window_mask(8, 8, 3)": gpt2.window_mask(8, 8, 3),
+        "window_mask(3, 8, 3)": gpt2.window_mask(3, 8, 3),
+    }
+    for index, (title, mask) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 4, index + 1)
+        grid(axes, mask.float(), title, cmap="Blues", vmin=-0.15, vmax=1.2)
+        axes.set_xlabel("keys", fontsize=9, color=INK)
+        axes.set_anchor("S")
+        T, S = mask.shape
+        axes.vlines(torch.arange(1, S) - 0.5, -0.5, T - 0.5, color="white", lw=1)
+        axes.hlines(torch.arange(1, T) - 0.5, -0.5, S - 0.5, color="white", lw=1)
+        if index == 0:
+            axes.set_ylabel("queries", fontsize=9, color=INK)
+    return figure
+
+
+@picture
+def heads() -> Figure:
+    """Show the weights of four heads of one layer on the same sentence."""
+    model, _ = trained()
+    tokens, ids = story()
+    first = tokens.index(" got")
+    shown = slice(first, first + 18)
+    weights = attention_weights(model, ids[None])[0, 0, :, shown, shown]
+    figure = new_figure(9.6, 3.1)
+    for head, values in enumerate(weights):
+        axes = figure.add_subplot(1, 4, head + 1)
+        grid(axes, values.sqrt(), f"head {head}", cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(18), tokens[shown], fontsize=6.5, rotation=90)
+        axes.set_yticks(range(18), tokens[shown] if head == 0 else [""] * 18, fontsize=6.5)
+        axes.tick_params(length=0, colors=INK)
+    return figure
+
+
+# 5 Layers -------------------------------------------------------------------------------------------------------------
+
+
+@picture
+def layer_norm() -> Figure:
+    """Show the numbers of the residual stream of a trained model before and after layer norm, for four tokens."""
+    model, _ = trained()
+    tokens, ids = story()
+    with torch.no_grad():
+        x = model.h[0](model.embed(ids[None], 0))[0]
+        normalized = F.layer_norm(x, x.shape[-1:])
+    figure = new_figure(8.4, 2.9)
+    left, right = figure.subplots(1, 2)
+    for index, token in enumerate(("<|endoftext|>", "On", " birthday", " kite")):
+        at = tokens.index(token)
+        for axes, values in ((left, x[at]), (right, normalized[at])):
+            axes.plot(*density(values), color=LINES[index], ls=DASHES[index], lw=1.5, label=token.strip())
+    left.legend(frameon=False, fontsize=8.5)
+    for axes, title in ((left, "before: 128 numbers of a token"), (right, "after, without weight and bias")):
+        frame(axes, "value", title=title)
+        axes.set_yticks([])
+    return figure
+
+
+def density(values: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Return a smooth histogram of values (N,), by Gaussians of a fifth of their deviation."""
+    width = values.std() * 0.25
+    x = torch.linspace(values.min() - 3 * width, values.max() + 3 * width, 200)
+    y = torch.exp(-0.5 * ((x[:, None] - values) / width).square()).mean(1) / width
+    return x.tolist(), y.tolist()
+
+
+@picture
+def gelu() -> Figure:
+    """Show GELU beside ReLU, their derivatives, and how far the tanh form is from the exact one."""
+    x = torch.linspace(-4, 4, 401, requires_grad=True)
+    curves = {"GELU": gpt2.gelu(x), "ReLU": x.relu()}
+    figure = new_figure(9.4, 2.8)
+    left, middle, right = figure.subplots(1, 3)
+    for index, (name, y) in enumerate(curves.items()):
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        for axes, values in ((left, y), (middle, slope)):
+            axes.plot(x.detach(), values.detach(), color=LINES[index], ls=DASHES[index], lw=1.6, label=name)
+    left.legend(frameon=False, fontsize=9)
+    right.plot(x.detach(), (curves["GELU"] - F.gelu(x)).detach() * 1e4, color=INK, lw=1.4)
+    for axes, title in ((left, "value"), (middle, "derivative"), (right, "tanh form minus erf form, times 10\u2074")):
+        frame(axes, "x", title=title)
+    return figure
+
+
+@picture
+def unit() -> Figure:
+    """Show one of the hidden numbers of a feed-forward layer over a text: it is large where a name comes next."""
+    model, tokenizer = trained()
+    text = generate_story(1, 1).text
+    text = text[: text.index(" Sara made one")]
+    tokens = [tokenizer.decode([number]) for number in tokenizer.encode(text)]
+    ids = torch.tensor([[tokenizer.eot, *tokenizer.encode(text)]])
+    found: list[torch.Tensor] = []
+    hook = model.h[1].mlp.c_fc.register_forward_hook(lambda layer, inputs, y: found.append(gpt2.gelu(y[0, 1:, UNIT])))
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    values = found[0].clamp(min=0) / found[0].max()
+    lines, start, width = [0], 0, 0
+    for index, token in enumerate(tokens):
+        width += len(token)
+        if width > 70 or token == "\n":
+            lines.append(index if token != "\n" else index + 1)
+            width = len(token) if token != "\n" else 0
+    lines.append(len(tokens))
+    figure = new_figure(8.0, 0.3 * len(lines))
+    axes = figure.add_subplot()
+    for row, (start, end) in enumerate(pairwise(lines)):
+        shown = [token.replace("\n", " ") for token in tokens[start:end]]
+        write_tokens(axes, -row, shown, values[start:end].tolist(), VAL)
+    axes.set(xlim=(-0.5, 71), ylim=(-len(lines) + 1.9, 1))
+    bare(axes)
+    return figure
+
+
+def main(names: Sequence[str]) -> None:
+    """Write the named pictures, or all."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in names or PICTURES:
+        write_atomically(FOLDER / f"{name}.png", small_png(PICTURES[name]()))
+
+
+def small_png(figure: Figure) -> bytes:
+    """Return a figure as PNG with few colors, which halves its size."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.open(io.BytesIO(png(figure))).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(
+        content, "png", optimize=True
+    )
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
