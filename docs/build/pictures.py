@@ -279,7 +279,9 @@ def positions() -> Figure:
     levels = colormaps["RdBu"].resampled(17)
     figure = new_figure(7.6, 2.9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    shown = left.imshow(cosines[::2, ::2], cmap=levels, vmin=-1, vmax=1, extent=(0, 256, 256, 0))
+    shown = left.imshow(
+        cosines[::2, ::2], cmap=levels, interpolation="nearest", vmin=-1, vmax=1, extent=(0, 256, 256, 0)
+    )
     figure.colorbar(shown, ax=left, shrink=0.8, ticks=(-1, 0, 1)).ax.tick_params(colors=INK, length=0)
     left.set_title("cosine of two positions", loc="left", fontsize=10.5, color=INK)
     left.set_xticks((0, 100, 200))

@@ -18,7 +18,7 @@ from gpt2lab.learn.exercises import PARTS
 
 BUILD = Path(__file__).parents[2] / "docs" / "build"
 CHAPTERS = sorted(BUILD.glob("[01]?-*.md"))
-PAGES = [BUILD / "README.md", *CHAPTERS]
+PAGES = sorted(BUILD.glob("*.md"))
 REFERENCE = ast.parse(Path(gpt2.__file__).read_text(encoding="utf-8"))
 
 
