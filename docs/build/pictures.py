@@ -105,7 +105,7 @@ def bare(axes: Axes, title: str = "") -> None:
 
 def grid(axes: Axes, values: torch.Tensor, title: str, **options: object) -> None:
     """Draw a matrix as squares, queries down and keys to the right."""
-    axes.imshow(values, interpolation="nearest", **options)
+    axes.imshow(values.numpy(), interpolation="nearest", **options)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -280,7 +280,7 @@ def positions() -> Figure:
     figure = new_figure(7.6, 2.9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     shown = left.imshow(
-        cosines[::2, ::2], cmap=levels, interpolation="nearest", vmin=-1, vmax=1, extent=(0, 256, 256, 0)
+        cosines[::2, ::2].numpy(), cmap=levels, interpolation="nearest", vmin=-1, vmax=1, extent=(0, 256, 256, 0)
     )
     figure.colorbar(shown, ax=left, shrink=0.8, ticks=(-1, 0, 1)).ax.tick_params(colors=INK, length=0)
     left.set_title("cosine of two positions", loc="left", fontsize=10.5, color=INK)
@@ -288,7 +288,7 @@ def positions() -> Figure:
     left.set_yticks((0, 100, 200))
     left.tick_params(colors=INK, length=0)
     for index, position in enumerate((20, 110, 220)):
-        right.plot(cosines[position], color=LINES[index], ls=DASHES[index], lw=1.2)
+        right.plot(cosines[position].tolist(), color=LINES[index], ls=DASHES[index], lw=1.2)
         right.text(position, 1.04, position, ha="center", fontsize=9, color=LINES[index])
     right.set_ylim(-1, 1.2)
     frame(right, "position", title="three rows of it")
@@ -413,7 +413,7 @@ def scale() -> Figure:
     q, k = (torch.randn(n, 64, generator=generator) for n in (1, 32))
     scores = (q @ k.T)[0].sort(descending=True).values
     for color, offset, values in ((VAL, -0.2, scores), (TRAIN, 0.2, scores / 8)):
-        right.bar(torch.arange(32) + offset, values.softmax(-1), width=0.4, color=color)
+        right.bar([key + offset for key in range(32)], values.softmax(-1).tolist(), width=0.4, color=color)
     frame(right, "keys, largest score first", title="the weights of one query, D = 64")
     return figure
 
@@ -474,8 +474,8 @@ def masks() -> Figure:
         axes.set_xlabel("keys", fontsize=9, color=INK)
         axes.set_anchor("S")
         T, S = mask.shape
-        axes.vlines(torch.arange(1, S) - 0.5, -0.5, T - 0.5, color="white", lw=1)
-        axes.hlines(torch.arange(1, T) - 0.5, -0.5, S - 0.5, color="white", lw=1)
+        axes.vlines([key - 0.5 for key in range(1, S)], -0.5, T - 0.5, color="white", lw=1)
+        axes.hlines([query - 0.5 for query in range(1, T)], -0.5, S - 0.5, color="white", lw=1)
         if index == 0:
             axes.set_ylabel("queries", fontsize=9, color=INK)
     return figure
