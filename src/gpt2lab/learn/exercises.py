@@ -227,7 +227,10 @@ from ch07_loss import initial_weights
 class GPT(ch06_model.GPT):
     def __init__(self, config):
         super().__init__(config)
-        self.load_state_dict(initial_weights(config, torch.default_generator))
+        weights = initial_weights(config, torch.default_generator)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(weights[name.removeprefix("transformer.")])
 ''',
 }
 """The text of `OWN_MODEL`."""
