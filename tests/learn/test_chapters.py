@@ -7,13 +7,16 @@ import doctest
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
 
-from gpt2lab.learn import gpt2
+from gpt2lab.cli.main import main
+from gpt2lab.learn import gpt2, sandbox
+from gpt2lab.learn.check import Verdict
 from gpt2lab.learn.exercises import PARTS
 
 BUILD = Path(__file__).parents[2] / "docs" / "build"
@@ -51,6 +54,23 @@ def test_what_a_page_prints_is_what_comes_out(page: Path, capsys: pytest.Capture
     failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
     assert failed == 0, capsys.readouterr().out
     assert tried or page.stem == "README"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_checker_says_in_a_page_is_what_it_prints(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With right verdicts for all parts; that right parts get them is tested with the checker."""
+
+    def check_directory(path: Path, chapters: tuple[int, ...], *limits: float) -> Iterator[Verdict]:
+        yield from (Verdict(part.name, "right") for part in PARTS if part.chapter in chapters)
+
+    monkeypatch.setattr(sandbox, "check_directory", check_directory)
+    blocks = re.findall(r"```console\n\$ gpt2lab (.+?)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks or page.stem == "README"
+    for command, shown in blocks:
+        assert main(command.split()) == 0
+        assert capsys.readouterr().out.strip() == shown.strip()
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
