@@ -1,6 +1,7 @@
 """Draw the pictures of the ten chapters: from real text, a trained model, or the formula itself.
 
     python docs/build/pictures.py [NAME ..]      write docs/images/build/NAME.png, all of them without a name
+    python docs/build/pictures.py --measure      measure again what takes minutes, for measured.json
 
 Each picture is a function without arguments that returns a figure; `picture` registers it under its name.
 """
@@ -8,6 +9,7 @@ Each picture is a function without arguments that returns a figure; `picture` re
 from __future__ import annotations
 
 import io
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -44,6 +46,8 @@ UNIT = 452
 """A hidden number of the second feed-forward layer of that model."""
 COLORS = 255
 """Of a picture's file."""
+MEASURED = Path(__file__).with_name("measured.json")
+"""What `measure` returned when it was last run."""
 
 PICTURES: dict[str, Callable[[], Figure]] = {}
 """The function that draws each picture, by the name of its file."""
@@ -580,8 +584,308 @@ def unit() -> Figure:
     return figure
 
 
+# 6 The model ----------------------------------------------------------------------------------------------------------
+
+PARTS = {"token embedding": "wte.", "position embedding": "wpe.", "attention": ".attn.", "feed-forward": ".mlp."}
+"""What the names of a part's parameters contain; the norms are too few to be seen."""
+SIZES = {"small": (768, 12), "medium": (1024, 24), "large": (1280, 36), "XL": (1600, 48)}
+"""Width and number of blocks of the four GPT-2."""
+
+
+@picture
+def parameters() -> Figure:
+    """Show how the parameters of the four GPT-2 are shared among their parts."""
+    figure = new_figure(7.4, 2.5)
+    axes = figure.subplots()
+    for row, (name, (width, blocks)) in enumerate(SIZES.items()):
+        shapes = gpt2.parameter_shapes(gpt2.Config(n_embd=width, n_layer=blocks))
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        total, left = sum(sizes.values()), 0.0
+        for (part, within_name), color in zip(PARTS.items(), (LINES[0], LINES[5], LINES[1], LINES[4]), strict=True):
+            share = 100 * sum(size for name, size in sizes.items() if within_name in name) / total
+            axes.barh(row, share, left=left, color=color, height=0.62, label=part if row == 0 else None)
+            if share > 4:
+                text = {"ha": "center", "va": "center", "color": "black" if color in LINES[4:] else "white"}
+                axes.text(left + share / 2, row, f"{share:.0f} %", fontsize=9, **text)
+            left += share
+        axes.text(101, row, f"{total / 1e6:,.0f} M", va="center", color=INK, fontsize=9.5)
+    axes.set_yticks(range(len(SIZES)), list(SIZES))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    frame(axes)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+# 7 Loss and initial weights -------------------------------------------------------------------------------------------
+
+
+@picture
+def surprise() -> Figure:
+    """Show what each token of a story that was not trained on costs a trained model."""
+    model, tokenizer = trained()
+    ids = torch.tensor([[tokenizer.eot, *tokenizer.encode(generate_story(1, 0).text)][:58]])
+    losses = model.token_losses(ids[:, :-1], ids[:, 1:])[0].tolist()
+    figure = new_figure(8.6, 3.0)
+    axes = figure.subplots()
+    positions = range(len(losses))
+    axes.bar(positions, losses, color=TRAIN, width=0.8)
+    mean = sum(losses) / len(losses)
+    axes.axhline(mean, color=VAL, lw=1.3)
+    axes.set_xlim(-0.7, len(losses) - 0.3)
+    frame(axes, title="Surprise −ln p of each token, in nats")
+    axes.set_title(f"mean {mean:.2f}", loc="right", fontsize=10.5, color=VAL)
+    axes.set_xticks(positions, [tokenizer.decode([number]).strip() for number in ids[0, 1:].tolist()])
+    axes.tick_params(axis="x", rotation=90, labelsize=8.5)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+@picture
+def stream_growth() -> Figure:
+    """Show how the residual stream grows over the blocks of a new model, with and without the smaller c_proj."""
+    config = gpt2.Config(vocab_size=256, n_ctx=64, n_embd=128, n_head=4, n_layer=24)
+    figure = new_figure(6.4, 2.7)
+    axes = figure.subplots()
+    cases = {"0.02 everywhere": (math.sqrt(2 * config.n_layer), VAL, "s"), "c_proj: 0.02 / √(2L)": (1.0, TRAIN, "o")}
+    for label, (factor, color, marker) in cases.items():
+        weights = gpt2.initial_weights(config, torch.Generator().manual_seed(0))
+        weights = {name: w * factor if name.endswith("c_proj.weight") else w for name, w in weights.items()}
+        tokens = torch.arange(2 * config.n_ctx).view(2, -1) % config.vocab_size
+        x = gpt2.embed(tokens, weights["wte.weight"], weights["wpe.weight"])
+        deviations = [x.std().item()]
+        for layer in gpt2.layers(weights):
+            x = gpt2.block(x, layer, config.n_head)
+            deviations.append(x.std().item())
+        axes.plot(deviations, color=color, marker=marker, ms=3.5, lw=1.4, label=label)
+    axes.set_ylim(0, None)
+    frame(axes, "blocks passed", title="Standard deviation of the residual stream in a new model of 24 blocks")
+    axes.legend(frameon=False, labelcolor=INK)
+    return figure
+
+
+# 8 Optimizer ----------------------------------------------------------------------------------------------------------
+
+TINY = gpt2.Config(vocab_size=1707, n_ctx=64, n_embd=64, n_head=4, n_layer=2)
+"""A model that takes 20 ms for a step of 128 tokens."""
+
+
+@cache
+def held_out(seed: int, stories: int) -> torch.Tensor:
+    """Return some stories of a seed as one text, each after the end-of-text token, (N,)."""
+    _, tokenizer = trained()
+    texts = (generate_story(seed, index).text for index in range(stories))
+    return torch.tensor([number for text in texts for number in (tokenizer.eot, *tokenizer.encode(text))])
+
+
+@picture
+def schedule() -> Figure:
+    """Show the learning rate over a run with a short and with a long warm-up."""
+    figure = new_figure(6.4, 2.5)
+    axes = figure.subplots()
+    for warmup, color, dashes in ((100, TRAIN, "solid"), (400, VAL, (0, (5, 2)))):
+        rates = [gpt2.learning_rate(step, 2_000, warmup, 1e-3, 1e-4) for step in range(2_000)]
+        axes.plot(rates, color=color, ls=dashes, lw=1.6, label=f"warm-up of {warmup} steps")
+    axes.set(xlim=(0, 2_000), ylim=(0, None))
+    axes.set_yticks([0, 1e-4, 5e-4, 1e-3], ["0", "min_lr", "", "max_lr"])
+    frame(axes, "step", title="Learning rate of 2,000 steps")
+    axes.legend(frameon=False, labelcolor=INK)
+    return figure
+
+
+ONE_BATCH = {
+    "rate 0.003": {},
+    "rate 0.00001: too small": {"lr": 1e-5},
+    "rate 0.1: too large": {"lr": 0.1},
+    "targets not shifted": {"shift": 0},
+}
+
+
+@picture
+def one_batch() -> Figure:
+    """Show the loss of a single batch that is trained on again and again: right, and in three ways wrong."""
+    figure = new_figure(7.0, 3.2)
+    axes = figure.subplots()
+    for label, losses, color, dashes in zip(ONE_BATCH, measured()["one_batch"], LINES, DASHES, strict=False):
+        axes.plot(losses, color=color, ls=dashes, lw=1.6, label=label)
+    axes.axhline(math.log(TINY.vocab_size), color=INK, lw=0.9)
+    axes.text(100, math.log(TINY.vocab_size) + 0.1, "ln V", ha="right", color=INK)
+    axes.set(xlim=(0, 100), ylim=(0, 8.2))
+    frame(axes, "step", title="Loss of one batch, nats per token")
+    axes.legend(frameon=False, labelcolor=INK, loc="center right", bbox_to_anchor=(1.0, 0.58))
+    return figure
+
+
+def memorize(lr: float = 3e-3, shift: int = 1, steps: int = 101) -> list[float]:
+    """Return the losses of a small model that is trained on one batch of four rows of 32 tokens."""
+    weights = gpt2.initial_weights(TINY, torch.Generator().manual_seed(0))
+    inputs, targets = gpt2.batch(held_out(1, 10), [0, 200, 400, 600], 32)
+    batches, state = [(inputs, targets if shift else inputs)], {}
+    return [gpt2.train_step(weights, batches, loss_of, state, lr)[0] for _ in range(steps)]
+
+
+def loss_of(weights: dict[str, torch.Tensor], inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of a batch in a model of four heads."""
+    return gpt2.cross_entropy(gpt2.gpt(inputs, weights, n_head=4), targets)
+
+
+# 9 Sampling and the cache ---------------------------------------------------------------------------------------------
+
+KEPT = {
+    "as it is": {},
+    "temperature 0.5": {"temperature": 0.5},
+    "top-k 5": {"top_k": 5},
+    "top-p 0.9": {"top_p": 0.9},
+}
+
+
+@picture
+def truncation() -> Figure:
+    """Show what temperature, top-k and top-p make of two distributions of the trained model."""
+    model, tokenizer = trained()
+    figure = new_figure(8.8, 4.4)
+    panels = figure.subplots(2, len(KEPT), sharey="row")
+    for row, prompt in zip(panels, ("Once upon a time, there lived a shy", "One"), strict=True):
+        ids = torch.tensor([[tokenizer.eot, *tokenizer.encode(prompt)]])
+        logits = model(ids).logits[0, -1].detach()
+        most = logits.argsort(descending=True)[:16]
+        before = logits.softmax(-1)[most].tolist()
+        for axes, (name, options) in zip(row, KEPT.items(), strict=True):
+            p = gpt2.probabilities(logits, **options)
+            axes.barh(range(len(most)), before, color=RULE, height=0.8)
+            axes.barh(range(len(most)), p[most].tolist(), color=TRAIN, height=0.5)
+            axes.set_yticks(range(len(most)), [tokenizer.decode([number]).strip() for number in most.tolist()])
+            axes.set_ylim(len(most) - 0.4, -0.6)
+            frame(axes, title=name)
+            kept = {"transform": axes.transAxes, "ha": "right", "color": INK, "fontsize": 9}
+            axes.text(0.97, 0.04, f"{int((p > 0).sum()):,} kept", **kept)
+            axes.tick_params(labelsize=8, pad=1)
+            axes.grid(axis="y", visible=False)
+            axes.set_xlim(0, None)
+    return figure
+
+
+@picture
+def cache_cost() -> Figure:
+    """Show the arithmetic of one new token of the smallest GPT-2 by the number of tokens so far."""
+    lengths = [2**n for n in range(11)]
+    figure = new_figure(6.4, 3.0)
+    axes = figure.subplots()
+    for label, color, marker in (("without a cache", VAL, "s"), ("with a cache", TRAIN, "o")):
+        costs = [operations(gpt2.Config(), S, S if label == "without a cache" else 1) / 1e9 for S in lengths]
+        axes.plot(lengths, costs, color=color, marker=marker, ms=4, lw=1.5, label=label)
+        axes.text(lengths[-1] * 1.12, costs[-1], f"{costs[-1]:.3g}", color=color, va="center", fontsize=9)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(0.9, 1700)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    frame(axes, "tokens so far", title="Billions of operations for one new token of GPT-2, 124 M")
+    axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+    return figure
+
+
+def operations(config: gpt2.Config, S: int, T: int) -> int:
+    """Return additions and multiplications of the matrix products in a pass of T tokens, the last of S."""
+    C = config.n_embd
+    return T * (config.n_layer * (24 * C**2 + 4 * S * C) + 2 * config.vocab_size * C)
+
+
+# 10 Evaluation --------------------------------------------------------------------------------------------------------
+
+CONTEXT, STRIDES, SEEDS = 64, (64, 32, 16, 8), 8
+
+
+@picture
+def stride() -> Figure:
+    """Show the perplexity of one model on one text by the stride of the windows, and what each costs."""
+    found = measured()["stride"]
+    figure = new_figure(6.4, 2.9)
+    axes = figure.subplots()
+    axes.plot(range(len(STRIDES)), found, color=TRAIN, marker="o", ms=5, lw=1.5)
+    for index, (each, value) in enumerate(zip(STRIDES, found, strict=True)):
+        text = f"{value:.3f}\ncost {CONTEXT // each}"
+        axes.annotate(text, (index, value), textcoords="offset points", xytext=(4, 7), color=INK, fontsize=9)
+    axes.set_xticks(range(len(STRIDES)), [str(each) for each in STRIDES])
+    axes.set(ylim=(min(found) - 0.03, max(found) + 0.06), xlim=(-0.3, len(STRIDES) - 0.5))
+    frame(axes, f"stride, with windows of {CONTEXT} tokens", title="Perplexity of one model on one text, and its cost")
+    return figure
+
+
+def perplexity_by_stride(model: GPT, tokens: torch.Tensor, stride: int) -> float:
+    """Return the perplexity of a model over tokens (N,) in windows of CONTEXT tokens."""
+    losses, counts = [], []
+    for start, end, first in gpt2.windows(len(tokens), CONTEXT, stride):
+        found = model.token_losses(tokens[None, start:end], tokens[None, start + 1 + first : end + 1])
+        losses.append(found.mean().item())
+        counts.append(found.numel())
+    return gpt2.perplexity(losses, counts)
+
+
+@picture
+def seeds() -> Figure:
+    """Show the test losses of two learning-rate schedules by seed, and the interval of their difference."""
+    tenth, zero = measured()["seeds"]
+    differences = [b - a for a, b in zip(tenth, zero, strict=True)]
+    figure = new_figure(8.6, 3.1)
+    left, right = figure.subplots(1, 2)
+    for pair in zip(tenth, zero, strict=True):
+        left.plot((0, 1), pair, color=RULE, lw=1, zorder=1)
+    left.plot([0] * SEEDS, tenth, "o", color=TRAIN, ms=5)
+    left.plot([1] * SEEDS, zero, "s", color=VAL, ms=5)
+    left.set_xticks((0, 1), ("ends at a tenth", "ends at 0"))
+    left.set_xlim(-0.4, 1.4)
+    frame(left, title=f"Test loss of {SEEDS} seeds, nats per token")
+    for n in range(2, SEEDS + 1):
+        low, high = gpt2.interval(differences[:n])
+        right.plot((n, n), (low, high), color=TRAIN, lw=2)
+        right.plot(n, sum(differences[:n]) / n, "o", color=TRAIN, ms=5)
+    right.axhline(0, color=INK, lw=0.9)
+    frame(right, "seeds", title="Difference of the pairs, mean and 95 % interval")
+    return figure
+
+
+def short_run(seed: int, min_lr: float, steps: int = 120) -> float:
+    """Return the loss on other stories after a short training of a small model."""
+    generator = torch.Generator().manual_seed(seed)
+    weights, state = gpt2.initial_weights(TINY, generator), {}
+    text, T = held_out(1, 300), 32
+    for step in range(steps):
+        starts = torch.randint(len(text) - T - 1, (8,), generator=generator).tolist()
+        rate = gpt2.learning_rate(step, steps, 10, 3e-3, min_lr)
+        gpt2.train_step(weights, [gpt2.batch(text, starts, T)], loss_of, state, rate)
+    test = held_out(2, 20)
+    with torch.no_grad():
+        return loss_of(weights, *gpt2.batch(test, list(range(0, len(test) - T - 1, T)), T)).item()
+
+
+# Measurements that take longer than a picture should ------------------------------------------------------------------
+
+
+def measure() -> dict[str, list]:
+    """Return what the curves of three pictures show, which takes two minutes."""
+    model, _ = trained()
+    return {
+        "one_batch": [[round(loss, 4) for loss in memorize(**options)] for options in ONE_BATCH.values()],
+        "stride": [perplexity_by_stride(model, held_out(1, 40), each) for each in STRIDES],
+        "seeds": [[short_run(seed, min_lr) for seed in range(SEEDS)] for min_lr in (3e-4, 0.0)],
+    }
+
+
+@cache
+def measured() -> dict[str, list]:
+    """Return what `MEASURED` holds."""
+    return json.loads(MEASURED.read_text(encoding="utf-8"))
+
+
 def main(names: Sequence[str]) -> None:
-    """Write the named pictures, or all."""
+    """Write the named pictures, or all; or measure."""
+    if names == ["--measure"]:
+        write_atomically(MEASURED, (json.dumps(measure(), indent=1) + "\n").encode())
+        return
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names or PICTURES:
         write_atomically(FOLDER / f"{name}.png", small_png(PICTURES[name]()))
