@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,6 +104,17 @@ def test_a_wrong_gradient_is_found_though_the_output_is_right() -> None:
     assert "no gradient reaches x" in check_part("gelu", detached).says
     assert "The output is right, but the gradient of x is not: " in check_part("gelu", doubled).says
     assert "it has no gradient: RuntimeError: Can't call numpy()" in check_part("gelu", converted).says
+
+
+def test_a_mistake_that_shows_in_the_gradient_only_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tripled(x: Tensor) -> Tensor:
+        return 3 * gpt2.gelu(x) - 2 * gpt2.gelu(x).detach()
+
+    mistake = replace(mistakes.MISTAKES[0], part="gelu")
+    monkeypatch.setattr(mistakes, "MISTAKES", (mistake,))
+    monkeypatch.setattr(mistakes, "variant", lambda _: tripled)
+    says = f"The output is right, but its gradient is that of {mistake.says}."
+    assert check_part("gelu", tripled).says == says
 
 
 @pytest.mark.parametrize(("part", "name"), CLASSES.items())

@@ -59,13 +59,20 @@ def judge(part: str, given: Observation) -> Verdict:
     if (len(given.outcomes), len(given.probes)) != (len(expected.outcomes), len(expected.probes)):
         raise ValueError(f"the number of outcomes is not that of the cases of {part}")
     number = next((i for i, pair in enumerate(expected.outcomes) if not same(given.outcomes[i], pair)), None)
-    if number is None:
-        says = _wrong_gradient(part, given, expected)
-        return Verdict(part, "wrong", f"The output is right, but {says}.") if says else Verdict(part, "right")
-    call = _call(part, number)
+    wrong_gradient = _wrong_gradient(part, given, expected) if number is None else ""
+    if number is None and not wrong_gradient:
+        return Verdict(part, "right")
+    call = _call(part, number or 0)
     for mistake in mistakes.MISTAKES:
-        if mistake.part == part and same(given.outcomes, _of_mistake(mistake)):
-            return Verdict(part, "wrong", f"Your output is that of {mistake.says.rstrip('.')}.", call)
+        variant = _of_mistake(mistake) if mistake.part == part else None
+        if variant is None or not same(given.outcomes, variant.outcomes):
+            continue
+        if number is not None:
+            return Verdict(part, "wrong", f"Your output is that of {mistake.says}.", call)
+        if same(given.gradients, variant.gradients):
+            return Verdict(part, "wrong", f"The output is right, but its gradient is that of {mistake.says}.", call)
+    if number is None:
+        return Verdict(part, "wrong", f"The output is right, but {wrong_gradient}.", call)
     says = _difference_of_case(part, number, given.outcomes[number], expected.outcomes[number])
     return Verdict(part, "wrong", says, "\n".join([call, *_dependence(part, given, expected)]))
 
@@ -196,10 +203,10 @@ def _observed(part: str, function: Function) -> Observation:
 
 
 @cache
-def _of_mistake(mistake: mistakes.Mistake) -> list[Any] | None:
-    """Return the outcomes of a known mistake, or None if it raises in some case."""
+def _of_mistake(mistake: mistakes.Mistake) -> Observation | None:
+    """Return what a known mistake does, or None if it raises in some case."""
     try:
-        return _observed(mistake.part, mistakes.variant(mistake)).outcomes
+        return _observed(mistake.part, mistakes.variant(mistake))
     except Exception:
         return None
 
