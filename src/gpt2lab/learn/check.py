@@ -236,7 +236,7 @@ def _difference_of_case(part: str, number: int, given: list[Any], expected: list
     """Return how a pair (returned value, arguments after the call) differs from the reference's."""
     if given[0] is None and expected[0] is not None:
         return f"It returns None, {_described(expected[0])} expected. Is there a return statement?"
-    if says := difference(given[0], expected[0]):
+    if says := difference(given[0], expected[0], "result" if _kind(expected[0]) in ("list", "dict") else ""):
         return f"Differs from the reference: {says}."
     before = decode(encode(list(cases.cases(part)[number])))
     for name, mine, theirs, original in zip(_arguments(part), given[1], expected[1], before, strict=False):

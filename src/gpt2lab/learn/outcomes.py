@@ -7,8 +7,11 @@ process cannot reach the comparison. Values travel as JSON, never as pickles: `e
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +64,7 @@ class Observation:
 
 
 def observe(name: str, function: Function) -> Observation:
-    """Call a part on all its cases. Raises whatever the function raises."""
+    """Call a part on all its cases; what it prints in further calls is dropped. Raises whatever the function raises."""
     observed = getattr(cases, "OBSERVE", {}).get(name)
     call: Function = (lambda *args: observed(function, *args)) if observed else function
     outcomes = []
@@ -70,8 +73,9 @@ def observe(name: str, function: Function) -> Observation:
         returned = encode(call(*args))
         after = [None if store else arg for store, arg in zip(stores, args, strict=True)]
         outcomes.append([returned, encode(after)])
-    probes = [encode(call(*args)) for args in _probed(name)]
-    gradients, why = _gradients(name, call) if name in DIFFERENTIABLE else ([], "")
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        probes = [encode(call(*args)) for args in _probed(name)]
+        gradients, why = _gradients(name, call) if name in DIFFERENTIABLE else ([], "")
     return Observation(outcomes, probes, gradients, why)
 
 

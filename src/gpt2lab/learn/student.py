@@ -80,10 +80,12 @@ class Chapters(MetaPathFinder, Loader):
                 self.broken[name] = self.explain(error)
         given = vars(module)
         for part in (part for part in PARTS if part.file == MODULES[name]):
-            key = part.class_name if part.class_name and part.name not in given else part.name
+            kind = part.class_name or ""
+            key = kind if isinstance(given.get(kind), type) else part.name  # a function beside a class is its helper
             if key in given:
                 self.own[part.name] = key, given[key]
-            given.update({key: getattr(gpt2, key), part.name: getattr(gpt2, part.name)})
+            given[key] = getattr(gpt2, key)
+            given.setdefault(part.name, getattr(gpt2, part.name))
         if name in self.broken:  # a chapter that imports what this file is given can still be tried
             given.update({key: value for key, value in vars(gpt2).items() if key not in given})
 
@@ -113,7 +115,7 @@ class Chapters(MetaPathFinder, Loader):
         if why := self.broken.get(module.__name__):
             raise Unusable(why) if (self.directory / part.file).exists() else Missing(why)
         if part.name not in self.own:
-            raise Missing(f"{part.file} does not define {part.name}")
+            raise Missing(f"{part.file} does not define {' or '.join(filter(None, (part.name, part.class_name)))}")
         key, own = self.own[part.name]
         function = as_function(part.name, own) if key == part.class_name else own
         if not callable(own):
