@@ -64,15 +64,14 @@ def test_verdicts_are_listed_by_chapter_with_what_to_read_next(
 def test_of_the_chapters_that_are_named_it_also_shows_what_wrong_parts_print(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad, right = (
-        Verdict("attention", "error", "line 3: ValueError", output="q\n1\n"),
-        Verdict("gelu", "right", output="2"),
-    )
+    bad = Verdict("attention", "error", "line 3: x[:x:]", output="q\n" + 24 * "1\n")
+    right = Verdict("gelu", "right", output="2")
     _pretend(monkeypatch, attention=bad, gelu=right)
     assert main(["learn", "check", ".", "3", "5"]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("\n3 attention\n  ✓ causal_mask\n  ✗ attention    line 3: ValueError\n")
-    assert "printed: q\n" in said
+    assert said.startswith("\n3 attention\n  ✓ causal_mask\n  ✗ attention    line 3: x[:x:]\n")
+    assert f"{'':17}printed: q\n{'':17}printed: 1\n" in said
+    assert f"printed: 1\n{'':17}and 5 lines more\n" in said
     assert "printed: 2" not in said
     assert "\n4 of 5 parts right, 1 wrong, 0 missing\n" in said
 

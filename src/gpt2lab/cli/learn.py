@@ -21,6 +21,8 @@ from gpt2lab.learn import exercises, sandbox
 if TYPE_CHECKING:
     from gpt2lab.learn.check import Verdict
 
+PRINTED = 20
+"""Lines of a part's output that are shown."""
 Chapters = Annotated[tuple[int, ...], arg(metavar="[CHAPTER ...]")]
 
 
@@ -98,7 +100,11 @@ def _print_chapter(chapter: int, verdicts: Sequence[Verdict], with_output: bool)
         verdicts = [replace(verdicts[0], part=f"all {len(verdicts)} parts")]
     for verdict in verdicts:
         sign = {"right": "[green]✓[/]", "missing": "[yellow]–[/]"}.get(verdict.status, "[red]✗[/]")
-        console.print(f"  {sign} {verdict.part:{width}}  {escape(verdict.says)}".rstrip())
-        printed = verdict.output.splitlines() if with_output and not verdict.right else []
-        for line in [*verdict.detail.splitlines(), *(f"printed: {line}" for line in printed)]:
-            console.print(f"    {'':{width}}  [dim]{escape(line)}[/]")
+        console.print(f"  {sign} {verdict.part:{width}}  {escape(verdict.says)}".rstrip(), emoji=False)
+        printed = (
+            [f"printed: {line}" for line in verdict.output.splitlines()] if with_output and not verdict.right else []
+        )
+        if len(printed) > PRINTED:
+            printed[PRINTED:] = [f"and {plural(len(printed) - PRINTED, 'line')} more"]
+        for line in [*verdict.detail.splitlines(), *printed]:
+            console.print(f"    {'':{width}}  [dim]{escape(line)}[/]", emoji=False)

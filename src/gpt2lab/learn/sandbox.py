@@ -202,7 +202,7 @@ class Worker:
     def _ended(self) -> _Ended:
         """Return how the process ended, whose pipe is closed."""
         try:
-            code = self.process.wait(timeout=1)
+            code = self.process.wait(timeout=max(1.0, self.deadline - time.monotonic()))  # much memory is freed slowly
         except subprocess.TimeoutExpired:
             return _Ended("closed the pipe of the checker")
         if code == OUT_OF_MEMORY:

@@ -77,7 +77,8 @@ class Chapters(MetaPathFinder, Loader):
             try:
                 self._execute(self.directory / MODULES[name], module)
             except BaseException as error:
-                self.broken[name] = self.explain(error)
+                why = self.explain(error)
+                self.broken[name] = why if why.startswith(MODULES[name]) else f"{MODULES[name]}: {why}"
         given = vars(module)
         for part in (part for part in PARTS if part.file == MODULES[name]):
             kind = part.class_name or ""
@@ -117,6 +118,8 @@ class Chapters(MetaPathFinder, Loader):
         if part.name not in self.own:
             raise Missing(f"{part.file} does not define {' or '.join(filter(None, (part.name, part.class_name)))}")
         key, own = self.own[part.name]
+        if own is getattr(gpt2, key):
+            raise Missing(f"{key} is the reference's, from gpt2lab.learn.gpt2; write your own")
         function = as_function(part.name, own) if key == part.class_name else own
         if not callable(own):
             raise Unusable(f"{key} is of type {type(own).__name__}; it must be a function or a class")
