@@ -88,7 +88,7 @@ from ch03_attention import attention, causal_mask, helper
 from gpt2lab.learn.gpt2 import linear
 
 def split_heads(x, n_head):
-    return x.view(*x.shape[:2], n_head + 1, -1).transpose(1, 2)
+    return x.view(*x.shape[:2], n_head + 4, -1).transpose(1, 2)
 
 def merge_heads(heads):
     return heads
@@ -126,7 +126,7 @@ def decays(name, tensor):
 
 def adamw(weights, grads, state, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
     for weight in weights.values():
-        weight.copy_(float("nan"))
+        weight[0] = float("nan")
 
 learning_rate = 0.1
 
