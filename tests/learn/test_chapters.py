@@ -112,6 +112,12 @@ def test_the_script_writes_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert drawn.size == kept.size
 
 
+def test_what_was_measured_for_pictures_comes_out_again() -> None:
+    found, (model, _) = pictures.measured(), pictures.trained()
+    assert pictures.memorize(steps=3) == pytest.approx(found["one_batch"][0][:3], abs=1e-3)
+    assert pictures.perplexity_by_stride(model, pictures.held_out(1, 40), 64) == pytest.approx(found["stride"][0])
+
+
 def test_each_picture_stands_in_one_page_and_its_file_is_small() -> None:
     named = [
         target
