@@ -1,37 +1,65 @@
-"""Mistakes that people make, each a small variant of the reference."""
+"""The mistakes that people make in building GPT-2, each a small variant of the reference.
+
+They stand in mistakes.toml, as changes to the source of gpt2.py. A student's part whose output equals that of a variant
+to rounding has this mistake, however it is written.
+"""
 
 from __future__ import annotations
 
 import inspect
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from gpt2lab.learn import gpt2
-from gpt2lab.learn.outcomes import Function
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A part whose source has ``new`` where the reference's has ``old``."""
+    """A part with the source of the reference where `old` is replaced by `new`."""
 
     part: str
     key: str
-    says: str
+    what: str
     """The end of the sentence "Your output is that of ..."."""
+    instead: str
+    """What to do."""
     old: str
     new: str
 
+    @property
+    def says(self) -> str:
+        """What the output is that of, and what to do."""
+        return f"{self.what}: {self.instead}"
 
-MISTAKES = (
-    Mistake("attention", "no-scale", "attention without the scale 1/sqrt(D)", "scores / math.sqrt(D)", "scores"),
-    Mistake("gelu", "erf", "GELU by erf, not tanh", "return", "return torch.nn.functional.gelu(x)\n    return"),
-)
+    @property
+    def source(self) -> str:
+        """The source of the function with the mistake.
+
+        Raises:
+            ValueError: `old` does not stand exactly once in the reference.
+        """
+        source = inspect.getsource(getattr(gpt2, self.part))
+        if (count := source.count(self.old)) != 1:
+            raise ValueError(f"{self.part}.{self.key}: {self.old!r} stands {count} times in the reference, not once")
+        return source.replace(self.old, self.new)
 
 
-def variant(mistake: Mistake) -> Function:
-    """Return the function with the mistake."""
-    source = inspect.getsource(getattr(gpt2, mistake.part))
-    if source.count(f"    {mistake.old}") + source.count(f" {mistake.old}") < 1:
-        raise ValueError(f"{mistake.key}: {mistake.old!r} is not in {mistake.part}")
+def _read() -> tuple[Mistake, ...]:
+    catalogue = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return tuple(Mistake(part, key, **told) for part, keys in catalogue.items() for key, told in keys.items())
+
+
+MISTAKES = _read()
+"""In the order of gpt2.py."""
+_FUTURE = "from __future__ import annotations"
+
+
+def variant(mistake: Mistake) -> Callable[..., Any]:
+    """Return the reference's function with a mistake."""
+    code = compile(f"{_FUTURE}\n{mistake.source}", f"{mistake.part} ({mistake.key})", "exec", dont_inherit=True)
     scope = dict(vars(gpt2))
-    exec(f"from __future__ import annotations\n{source.replace(mistake.old, mistake.new)}", scope)
+    exec(code, scope)
     return scope[mistake.part]
