@@ -22,7 +22,7 @@ from gpt2lab.learn.mistakes import MISTAKES, variant
 
 BUILD = Path(__file__).parents[2] / "docs" / "build"
 CHAPTERS = sorted(BUILD.glob("[01]?-*.md"))
-PAGES = sorted(BUILD.glob("*.md"))
+PAGES = sorted(path for path in BUILD.glob("*.md") if path.stem != "mistakes")
 REFERENCE = ast.parse(Path(gpt2.__file__).read_text(encoding="utf-8"))
 
 
