@@ -46,7 +46,7 @@ def measure(run: Path, rounds: int) -> dict[str, Any]:
     loaded = LoadedRun(run, "best", "cpu", "fp32")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "model.html"
-        write_single_file(loaded.model, loaded.tokenizer, run.name, file)
+        write_single_file(loaded.gpt, loaded.tokenizer, run.name, file)
         path = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page()

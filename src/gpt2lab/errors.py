@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -44,11 +45,20 @@ def require(true: bool, name: str, value: object, allowed: str) -> None:
 
 
 def located(error: BaseException, file: str) -> str:
-    """Return an error that a user's ``file`` raised, in one line, with the place in it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    if isinstance(error, SyntaxError) and error.filename == file and error.lineno:
-        lines.append(error.lineno)
-    place = f"{file}, line {lines[-1]}" if lines else file
+    """Return an error that a user's ``file`` raised, in one line, with the place in it or in a file beside it."""
+    folder = Path(file).parent
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        places.append((error.filename, error.lineno))
+    places = [f"{name}, line {line}" for name, line in places if file and Path(name).parent == folder]
+    place = places[-1] if places else file
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     first, *_ = message.strip().splitlines() or [""]
     return f"{place}: {type(error).__name__}: {first}".removeprefix(": ")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on any device."""
+    said = str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    return known or "DefaultCPUAllocator" in said or "MPS backend out of memory" in said

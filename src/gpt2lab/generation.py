@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from gpt2lab.errors import InputError, require
-from gpt2lab.model.cache import BatchCache, KVCache
-from gpt2lab.model.gpt import GPT, evaluating
+from gpt2lab.model.cache import BatchCache
+from gpt2lab.model.language_model import Cache, LanguageModel, evaluating
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -130,7 +130,7 @@ def seeded(seed: int, device: torch.device) -> torch.Generator:
 
 
 def generate(
-    model: GPT,
+    model: LanguageModel,
     tokens: torch.Tensor,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -152,7 +152,7 @@ def generate(
 
 
 def stream(
-    model: GPT,
+    model: LanguageModel,
     tokens: torch.Tensor,
     max_new_tokens: int,
     strategy: DecodingStrategy,
@@ -248,15 +248,14 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | None = Non
     return torch.tensor(rows, device=device), torch.tensor([T - len(prompt) for prompt in prompts], device=device)
 
 
-def outgrows(model: GPT, length: int) -> bool:
+def outgrows(model: LanguageModel, length: int) -> bool:
     """Return whether a text of this many tokens, prompt included, exceeds the context, so that tokens are dropped."""
-    endless = KVCache(model.config, 0, torch.device("cpu"), torch.float32).endless
-    return length > model.config.n_ctx and not endless
+    return length > model.config.n_ctx and not model.new_cache(0).endless
 
 
 # Not inference_mode: its tensors could not be saved for a backward pass if a model is later trained on them.
 @torch.no_grad()
-def next_logits(model: GPT, tokens: torch.Tensor, cache: KVCache | BatchCache) -> torch.Tensor:
+def next_logits(model: LanguageModel, tokens: torch.Tensor, cache: Cache | BatchCache) -> torch.Tensor:
     """Return the next token's logits (B, V) after tokens (B, T), a prompt or one token, which continue the cache."""
     with evaluating(model):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
@@ -314,7 +313,7 @@ def stream_text(columns: Iterable[torch.Tensor], tokenizer: Tokenizer, rows: int
 
 
 def generate_texts(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompt: str,
     samples: int,

@@ -13,19 +13,22 @@ a line of the file ``trusted`` in the directory `state_directory`.
 
 from __future__ import annotations
 
+import ast
+import builtins
 import hashlib
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gpt2lab.errors import InputError, ReportedElsewhere, located
+from gpt2lab.errors import InputError, ReportedElsewhere, did_you_mean, located
 from gpt2lab.files import write_atomically
 from gpt2lab.model.parts import BUILT_IN, IMPORTED, REGISTRIES, Key, Part, known
-from gpt2lab.runs import Run
+from gpt2lab.runs import SHA256SUMS, Run
 
 log = logging.getLogger("gpt2lab")
 
@@ -35,11 +38,22 @@ class ImportedFile(NamedTuple):
 
     path: Path
     source: bytes
+    beside: tuple[ImportedFile, ...] = ()
+    """The modules in its directory that it imports, or that those import."""
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of its content, in hexadecimal."""
-        return hashlib.sha256(self.source).hexdigest()
+        """The SHA-256 of its content, in hexadecimal; with modules beside it, that of `sums`."""
+        return hashlib.sha256(self.sums if self.beside else self.source).hexdigest()
+
+    @property
+    def sums(self) -> bytes:
+        """A line with SHA-256 and name of each file, as ``sha256sum`` writes and checks them; this file is the first.
+
+        It is the file ``SHA256SUMS`` in a run's ``imports``.
+        """
+        lines = (f"{each._replace(beside=()).sha256}  {each.path.name}\n" for each in (self, *self.beside))
+        return "".join(lines).encode("utf-8")
 
 
 FILES: dict[str, ImportedFile] = {}
@@ -48,21 +62,39 @@ _refused: set[str] = set()
 """Files that the user was asked about and did not allow."""
 
 
-def import_file(path: Path) -> str:
+def import_file(path: Path, network: str | None = None) -> str:
     """Run a Python file of the user's own and make its parts known by name; return its SHA-256.
 
-    The file is trusted from then on, in every run that has it.
+    The file is trusted from then on, in every run that has it, with the modules beside it that it imports.
+
+    Args:
+        path: The file.
+        network: The class in it that is a whole model; None if there is none.
 
     Raises:
-        InputError: It cannot be read or run (with the line), has a name that a run cannot hold, or adds no part or
-            replaces a built-in one.
+        InputError: It cannot be read or run (with the line), has a name that a run cannot hold, adds no part or
+            replaces a built-in one, or has no such class.
     """
     file = _read(path)
-    run_file(file)
+    run_file(file, network)
     IMPORTED[file.sha256] = IMPORTED.pop(file.sha256)  # the last: see origin_of
     _set_known(known() | IMPORTED[file.sha256])
     _remember_if_possible(file)
     return file.sha256
+
+
+def import_model(given: str) -> dict[str, str]:
+    """Import the class that ``FILE:CLASS`` names; return the options of a `GPTConfig` that name it.
+
+    Raises:
+        InputError: It has another form, or see `import_file`.
+    """
+    path, colon, name = given.rpartition(":")
+    if not (path and colon and name.isidentifier()):
+        raise InputError(
+            f'model is "{given}"; it must be FILE:CLASS, such as my_gpt2.py:GPT (a size of GPT-2 is given by --preset)'
+        )
+    return {"network": name, "import_sha256": import_file(Path(path), name)}
 
 
 def import_from(run: Run) -> None:
@@ -72,9 +104,10 @@ def import_from(run: Run) -> None:
         InputError: The file is missing, altered, or not trusted, or see `import_file`.
     """
     file = _file_of(run)
-    if file is not None and file.sha256 not in FILES:
-        _require_trusted(run, file)
-        run_file(file)
+    if file is not None:
+        if file.sha256 not in FILES:
+            _require_trusted(run, file)
+        run_file(file, run.config["model"].get("network"))
 
 
 def trust(run: Run) -> ImportedFile:
@@ -98,26 +131,68 @@ def trust(run: Run) -> ImportedFile:
 def copy_to(run: Run, sha256: str | None) -> None:
     """Write the imported file with this SHA-256 into a run, unless it is there already; None writes nothing."""
     if sha256 is not None and run.imported(sha256) is None:
+        file = FILES[sha256]
         run.imports.mkdir(exist_ok=True)
-        write_atomically(run.imports / FILES[sha256].path.name, FILES[sha256].source)
+        for each in (file, *file.beside):
+            write_atomically(run.imports / each.path.name, each.source)
+        if file.beside:
+            write_atomically(run.imports / SHA256SUMS, file.sums)
 
 
-def run_file(file: ImportedFile) -> None:
+def run_file(file: ImportedFile, network: str | None = None) -> None:
     """Run a Python file and keep the parts that it adds; the registries are left as they were.
 
     Raises:
         InputError: As for `import_file`.
     """
+    if file.sha256 not in FILES:
+        _run(file, network is not None)
+    if network is not None:
+        _add_network(file, network)
+
+
+class _Modules:
+    """The modules of a file and of those beside it. They are their own: another file may import others by these names.
+
+    A module in ``sys.modules`` is everybody's, so they are there under names that no import statement uses, and import
+    one another through an ``__import__`` of theirs.
+    """
+
+    def __init__(self, file: ImportedFile) -> None:
+        self._suffix, self._made = file.sha256[:8], dict[str, ModuleType]()
+        self._files = {each.path.stem: each for each in (file, *file.beside)}
+
+    def load(self, name: str) -> ModuleType:
+        """Return a module, run if it has not been."""
+        if name not in self._made:
+            path, source = self._files[name][:2]
+            module = self._made[name] = ModuleType(_module_name(path, self._suffix))
+            module.__file__ = str(path)
+            sys.modules[module.__name__] = module  # where dataclasses and the compiler look it up
+            if len(self._files) > 1:
+                vars(module)["__builtins__"] = vars(builtins) | {"__import__": self._import}
+            try:
+                exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+            except BaseException:
+                del self._made[name], sys.modules[module.__name__]
+                raise
+        return self._made[name]
+
+    def _import(self, name: str, *arguments: Any, **named: Any) -> ModuleType:
+        """Take the place of ``__import__`` in the import statements of these modules."""
+        return self.load(name) if name in self._files else builtins.__import__(name, *arguments, **named)
+
+
+def _module_name(path: Path, suffix: str) -> str:
+    return re.sub(r"\W", "_", path.stem) + f"_{suffix}"
+
+
+def _run(file: ImportedFile, is_model: bool) -> None:
     path, sha256 = file.path, file.sha256
-    if sha256 in FILES:
-        return
-    module = ModuleType(re.sub(r"\W", "_", path.stem) + f"_{sha256[:8]}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses and the compiler look it up
     before = known()
     _set_known({key: before[key] for key in before if key in BUILT_IN})  # without those of other files
     try:
-        exec(compile(file.source, str(path), "exec", dont_inherit=True), vars(module))
+        _Modules(file).load(path.stem)
         after = known()
     except (Exception, SystemExit) as error:
         raise InputError(f"cannot import {located(error, str(path))}") from error
@@ -126,13 +201,30 @@ def run_file(file: ImportedFile) -> None:
     if replaced := [" ".join(key) for key in BUILT_IN if after.get(key) is not before[key]]:
         raise InputError(f"{path} replaces {replaced[0]}, which is built in; give yours another name")
     own = {key: part for key, part in after.items() if key not in BUILT_IN}
-    if not own:
+    if not own and not is_model:
         raise InputError(f'{path} adds no part; end it with MASKS["NAME"] = FUNCTION or the like (docs/parts.md)')
     for (kind, name), part in own.items():
         if not callable(part):
             needed = "function that returns a Mask" if kind == "mask" else "class of torch.nn.Module"
             raise InputError(f"{path}: {name!r} is {part!r:.60}; a {kind} must be a {needed}")
     FILES[sha256], IMPORTED[sha256] = file, own
+
+
+def _add_network(file: ImportedFile, name: str) -> None:
+    """Add a class of a file that has been run to its parts, as a whole model."""
+    from torch.nn import Module
+
+    names = vars(sys.modules[_module_name(FILES[file.sha256].path, file.sha256[:8])])
+    found, classes = names.get(name), [own for own, value in names.items() if _is_own_module(value, Module)]
+    if not (isinstance(found, type) and issubclass(found, Module)):
+        what = f"{name} is no class of torch.nn.Module" if name in names else f"there is no class {name}"
+        others = f"its classes are {', '.join(classes)}" if classes else "it has no class of torch.nn.Module"
+        raise InputError(f"{file.path}: {what}{did_you_mean(name, classes)}; {others}")
+    IMPORTED[file.sha256][("network", name)] = found
+
+
+def _is_own_module(value: object, module: type) -> bool:
+    return isinstance(value, type) and issubclass(value, module) and not value.__module__.startswith("torch.")
 
 
 def _set_known(parts: dict[Key, Part]) -> None:
@@ -144,6 +236,32 @@ def _set_known(parts: dict[Key, Part]) -> None:
 
 
 def _read(path: Path) -> ImportedFile:
+    """Read a file, and the modules in its directory that it imports, directly or through one another, by name."""
+    file = _read_alone(path)
+    found, waiting = {path.stem: file}, [file]
+    while waiting:
+        for name in _imported_by(waiting.pop()):
+            beside = path.with_name(f"{name}.py")
+            if name not in found and name not in sys.stdlib_module_names and beside.is_file():
+                found[name] = _read_alone(beside)
+                waiting.append(found[name])
+    return file._replace(beside=tuple(found[name] for name in sorted(found.keys() - {path.stem})))
+
+
+def _imported_by(file: ImportedFile) -> Iterator[str]:
+    """Yield the modules that a file names in import statements, wherever in it; none if it is not Python."""
+    try:
+        tree = ast.parse(file.source)
+    except (SyntaxError, ValueError, RecursionError):
+        return  # running it will tell
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            yield node.module
+
+
+def _read_alone(path: Path) -> ImportedFile:
     if path.name.startswith(".") or not path.name.isprintable():  # it could make a terminal show another question
         raise InputError(
             f"the name of {str(path)!a} begins with a dot or has a character that cannot be printed; rename it"
@@ -163,12 +281,14 @@ def _file_of(run: Run) -> ImportedFile | None:
     sha256 = model.get("import_sha256") if isinstance(model, dict) else None
     if sha256 is None:
         return None
-    if (path := run.imported(sha256)) is None:
+    path = run.imported(sha256)
+    file = None if path is None else _read(path)
+    if file is None or file.sha256 != sha256:
         raise InputError(
             f"{run.imports} holds no readable file with the SHA-256 in config.json, {sha256}: it was altered or "
             "removed; restore it"
         )
-    return _read(path)
+    return file
 
 
 def _require_trusted(run: Run, file: ImportedFile) -> None:
@@ -181,7 +301,9 @@ def _require_trusted(run: Run, file: ImportedFile) -> None:
     terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if terminal and "RANK" not in os.environ and file.sha256 not in _refused:
         print(f"{run.path} contains code that has not been imported on this machine:", file=sys.stderr)
-        print(f"  {file.path}\n  SHA-256 {file.sha256}\nRun this code? [y/N] ", end="", file=sys.stderr, flush=True)
+        for each in (file, *file.beside):
+            print(f"  {each.path}\n  SHA-256 {each._replace(beside=()).sha256}", file=sys.stderr)
+        print("Run this code? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             _remember_if_possible(file)
             return

@@ -55,7 +55,7 @@ METRICS_COLUMNS = (
     "seconds",
 )  # fmt: skip
 """Columns of metrics.csv. Losses are in nats per token; a cell without a value is empty."""
-EVALUATIONS, SEGMENTS = "evaluations", "segments"
+EVALUATIONS, SEGMENTS, SHA256SUMS = "evaluations", "segments", "SHA256SUMS"
 EVALS_COLUMNS = ("step", "task", "split", "protocol", "metric", "value")
 """Columns of evals.csv; the protocol says in words how the value was measured."""
 
@@ -122,9 +122,16 @@ class Run:
         return self.path / "imports"
 
     def imported(self, sha256: str) -> Path | None:
-        """Return the Python file in `imports` with this SHA-256, or None."""
+        """Return the Python file in `imports` with this SHA-256, or None.
+
+        If the file imports others, it is the SHA-256 of ``SHA256SUMS``, whose first line names the file.
+        """
         files = sorted(file for file in self.imports.glob("[!.]*") if file.is_file() and os.access(file, os.R_OK))
-        return next((file for file in files if sha256_of(file) == sha256), None)
+        found = next((file for file in files if sha256_of(file) == sha256), None)
+        if found is None or found.name != SHA256SUMS:
+            return found
+        _, _, name = read_text(found).partition("\n")[0].partition("  ")
+        return next((file for file in files if file.name == name), None)
 
     @property
     def stream(self) -> Path:

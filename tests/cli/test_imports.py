@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from users import new_process, other_user
 
 from gpt2lab import imports
 from gpt2lab.cli.main import main
@@ -25,8 +26,8 @@ from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import sha256_of, write_checked_json
 from gpt2lab.imports import FILES, import_file, trust
 from gpt2lab.model.config import GPTConfig
+from gpt2lab.model.gpt import require_gpt
 from gpt2lab.model.masks import MASKS
-from gpt2lab.model.parts import BUILT_IN, IMPORTED, known
 from gpt2lab.report.facts import commands, model_facts
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
@@ -46,19 +47,6 @@ MASKS["dilated"] = dilated
 EVERY_SECOND, EVERY_THIRD = (BEGIN + DILATED.format(step=step) for step in (2, 3))
 OWN = ["--model.mask", "dilated", "--model.window", "4"]
 ITEM = {"ind": 0, "activity_label": "Games", "ctx": "A dog", "endings": ["runs.", "sits.", "eats.", "is."], "label": 0}
-
-
-def new_process() -> None:
-    """Forget what was imported, as a process that has just begun."""
-    for memory in (FILES, IMPORTED, imports._refused):
-        memory.clear()
-    imports._set_known({key: part for key, part in known().items() if key in BUILT_IN})
-
-
-def other_user(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Continue in a new process, of a user who has imported nothing yet."""
-    monkeypatch.setenv("GPT2LAB_HOME", str(home))
-    new_process()
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +257,7 @@ def test_runs_of_two_versions_of_a_file_keep_their_own_masks(
 ) -> None:
     output(*train, *OWN, "--import", written(tmp_path / "my_masks.py", EVERY_THIRD), "--out", tmp_path / "run")
     new_process()
-    models = [load_model(Run(path))[0] for path in (finished, tmp_path / "run")]
+    models = [require_gpt(load_model(Run(path))[0]) for path in (finished, tmp_path / "run")]
     for model, step in zip(models, (2, 3), strict=True):
         assert torch.equal(allowed(model.config), dilated(step, 4))
         assert model.config.masks[0] is model.masks[0]

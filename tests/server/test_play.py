@@ -274,7 +274,7 @@ def look(page: Page, text: str) -> None:
 def test_what_is_inside_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> None:
     look(page, TEXT)
     ids = ids_of(stories, TEXT)
-    found = inspect_tokens(stories.model, ids)
+    found = inspect_tokens(stories.gpt, ids)
     losses = json.loads(saved(page, "Loss of each token"))
     with torch.no_grad():
         logits = stories.model(torch.tensor([ids]))[0][0]
@@ -296,12 +296,12 @@ def test_what_is_inside_is_what_pytorch_computes(page: Page, stories: LoadedRun)
 def test_a_head_and_a_layer_are_switched_off_and_on_again(page: Page, stories: LoadedRun) -> None:
     look(page, TEXT)
     ids = ids_of(stories, TEXT)
-    before = inspect_tokens(stories.model, ids)
+    before = inspect_tokens(stories.gpt, ids)
     page.get_by_role("button", name="head 2").last.click()
     page.get_by_role("group", name="Layer 0").get_by_role("button", name="feed-forward").click()
     change = page.get_by_role("region", name="What the switches change")
     expect(change.locator(".readout")).to_contain_text("Off: head:1.2, mlp:0")
-    after = inspect_tokens(switched_off(stories.model, ["head:1.2", "mlp:0"]), ids)
+    after = inspect_tokens(switched_off(stories.gpt, ["head:1.2", "mlp:0"]), ids)
     expect(change.locator(".readout")).to_contain_text(f"{before.losses.mean():.4f} → {after.losses.mean():.4f} nats")
     next_ones = json.loads(saved(page, "What the switches change"))
     for key, found in (("next", after), ("next_with_everything_on", before)):
@@ -322,7 +322,7 @@ def test_one_head_is_shown_large_and_saved(page: Page, stories: LoadedRun) -> No
     card = page.get_by_role("region", name="One head")
     expect(card.get_by_role("heading", name="Layer 1, head 3")).to_be_visible()
     page.locator(".flow .tok").nth(4).click()
-    weights = inspect_tokens(stories.model, ids_of(stories, TEXT)).attention[1, 3, 4]
+    weights = inspect_tokens(stories.gpt, ids_of(stories, TEXT)).attention[1, 3, 4]
     expect(card.locator(".row .number").first).to_have_text(f"{100 * weights.max():.1f} %")
     assert saved(page, "One head", "PNG").startswith(b"\x89PNG") and b"<svg" in saved(page, "One head", "SVG")
 
@@ -368,7 +368,7 @@ def test_negative_weights_of_differential_attention_are_shown(page: Page, folder
     page.get_by_label("Text to look at").fill(TEXT)
     expect(page.locator(".flow")).to_have_text("⟨start⟩" + TEXT)
     run = LoadedRun(folder / "small", "best", "cpu", "fp32")
-    weights = inspect_tokens(run.model.eval(), ids_of(run, TEXT)).attention[0, 0, -1]
+    weights = inspect_tokens(run.gpt.eval(), ids_of(run, TEXT)).attention[0, 0, -1]
     lowest = float(weights.min())
     card = page.get_by_role("region", name="One head")
     expect(card.locator(".readout")).to_contain_text("negative")
@@ -415,7 +415,7 @@ def test_patching_is_what_pytorch_computes(page: Page, stories: LoadedRun) -> No
     expect(card).to_be_visible()
     clean, corrupted = (ids_of(stories, f"One day, {name} was sad.") for name in ("Mia", "Leo"))
     answer, wrong = (stories.tokenizer.encode(word)[0] for word in (" She", " He"))
-    effect = patch_residual(stories.model, clean, corrupted, answer, wrong)
+    effect = patch_residual(stories.gpt, clean, corrupted, answer, wrong)
     assert torch.tensor(json.loads(saved(page, "Effect of restoring each state"))["effect"]) == pytest.approx(
         effect, abs=1e-3
     )

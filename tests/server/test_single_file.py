@@ -157,7 +157,7 @@ def test_the_stories_model_writes_the_same_story(page: Any, tmp_path: Path) -> N
     assert main(["export-html", str(STORIES), str(file)]) == 2  # it exists
     page.goto(file.as_uri())
     run = LoadedRun(STORIES, "best", "cpu", "fp32")
-    model, tokenizer = dequantized(run.model), run.tokenizer
+    model, tokenizer = dequantized(run.gpt), run.tokenizer
     info = ask(page, "info.constructor.assign", {}) | page.evaluate("engine.info")
     assert info == {
         "name": "stories", "n_layer": 2, "n_head": 4, "n_kv_head": 4, "n_embd": 128, "n_ctx": 256, "vocab_size": 1707,
@@ -183,7 +183,7 @@ def test_the_stories_model_writes_the_same_story(page: Any, tmp_path: Path) -> N
 
 def test_the_pages_run_on_the_model_in_the_file(opened: Callable[..., Any]) -> None:
     run = LoadedRun(STORIES, "best", "cpu", "fp32")
-    page, model = opened(run.model, run.tokenizer, "stories"), dequantized(run.model)
+    page, model = opened(run.gpt, run.tokenizer, "stories"), dequantized(run.gpt)
     page.set_viewport_size({"width": 390, "height": 844})
     page.get_by_role("checkbox", name="Greedy").check()
     page.get_by_role("button", name="Write", exact=True).click()

@@ -35,6 +35,7 @@ from gpt2lab.data.prepare import prepare
 from gpt2lab.evaluation.measure import RunData
 from gpt2lab.evaluation.perplexity import HeldOut, loss_by_position, perplexity_of
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.report import facts
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -58,7 +59,9 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-def mean_loss(model: GPT, tokens: torch.Tensor, targets: torch.Tensor, eot: int | None = None) -> torch.Tensor:
+def mean_loss(
+    model: LanguageModel, tokens: torch.Tensor, targets: torch.Tensor, eot: int | None = None
+) -> torch.Tensor:
     """The mean over the targets that count, by torch's own loss."""
     documents = () if eot is None else (None, *within_documents(tokens, eot))
     logits = model(tokens, None, *documents).logits

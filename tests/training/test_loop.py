@@ -46,6 +46,7 @@ from gpt2lab.data.loader import Batch, Loader
 from gpt2lab.data.prepare import prepare
 from gpt2lab.errors import InputError
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def reference(seed: int) -> GPT:
     return GPT(dataclasses.replace(PLAIN, vocab_size=257, kernel="reference"))
 
 
-def cross_entropy(model: GPT, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cross_entropy(model: LanguageModel, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The mean loss of whole rows, from the logits."""
     logits = model(tokens).logits
     assert logits is not None

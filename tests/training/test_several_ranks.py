@@ -27,6 +27,7 @@ from gpt2lab.data.dataset import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.training import checkpoint, distributed, loop
@@ -112,7 +113,7 @@ class FailingSample(Hooks):
         (run.path / "samples.jsonl").mkdir()
         self.run = run
 
-    def sample(self, model: GPT, step: int) -> None:
+    def sample(self, model: LanguageModel, step: int) -> None:
         self.run.add_sample(step, "nucleus", "", "a text")
 
 

@@ -300,9 +300,10 @@ class Trust(Command):
     """Directory of the run."""
 
     def run(self) -> None:
-        """Trust the file and print its path."""
+        """Trust the file, with the modules that it imports, and print their paths."""
         file = trust(Run.open(self.directory))
-        print(f"{file.path}: trusted, SHA-256 {file.sha256}")
+        for each in (file, *file.beside):
+            print(f"{each.path}: trusted, SHA-256 {each._replace(beside=()).sha256}")
 
 
 @dataclass(frozen=True)
@@ -356,7 +357,7 @@ class ExportHF(Command):
         from gpt2lab.tokenizer.tokenizer import END_OF_TEXT
 
         loaded, out = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32"), self.out
-        model, tokenizer, step = without_mtp(loaded.model), loaded.tokenizer, loaded.checkpoint.step
+        model, tokenizer, step = without_mtp(loaded.gpt), loaded.tokenizer, loaded.checkpoint.step
         eot = None if tokenizer.eot is None else END_OF_TEXT
         with new_directory(out) as folder:
             write_hf(model.config, model.state_dict(), folder, tokenizer.eot)
@@ -397,7 +398,7 @@ class ExportHTML(Command):
         from gpt2lab.server.single_file import write_single_file
 
         loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
-        write_single_file(loaded.model, loaded.tokenizer, loaded.run.path.resolve().name, self.out)
+        write_single_file(loaded.gpt, loaded.tokenizer, loaded.run.path.resolve().name, self.out)
         print(f"{self.out}: {size(self.out.stat().st_size)}; open it in a browser")
 
 

@@ -28,7 +28,7 @@ from gpt2lab.imports import import_file, import_from
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.parts import IMPORTED, MODULES, named_in
 from gpt2lab.runs import SEGMENTS, Run
-from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config
+from gpt2lab.training.config import LENGTHS, TrainConfig, saved_config, with_options
 
 if TYPE_CHECKING:
     from gpt2lab.compare.results import Comparison
@@ -46,6 +46,7 @@ Resume = Annotated[
 ]
 """``--resume`` alone means the last checkpoint."""
 Import = Annotated[Path | None, arg(name="import", metavar="FILE")]
+OwnModel = Annotated[str | None, arg(name="model", metavar="FILE:CLASS")]
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class Train(TrainConfig, Command):
     """Show the training in the browser as it runs; without a display, print the address (docs/play.md)."""
     imports: Import = None
     """Python file with parts of your own (mask, block, feed-forward); its copy travels with the run (docs/parts.md)."""
+    own_model: OwnModel = None
+    """A model of your own: CLASS(config) with forward(tokens, targets); its file travels too (docs/own-model.md)."""
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
@@ -160,7 +163,8 @@ class Train(TrainConfig, Command):
     @property
     def train_config(self) -> TrainConfig:
         """The options of training."""
-        return part_of(self, TrainConfig)
+        config = part_of(self, TrainConfig)
+        return config if self.own_model is None else with_options(config, {"model": self.own_model})
 
     def run(self) -> None:
         """Train, and print what the run directory holds."""
@@ -326,17 +330,29 @@ def _print_forecast(found: Forecast) -> None:
         f"{found.n_params:,} parameters on {workload.gpus} x {workload.gpu} ({found.parallel}, {workload.precision}), "
         f"{workload.tokens:,} tokens in sequences of {workload.T:,}, {source}"
     )
-    table = Table(show_edge=False)
-    for title in ("", "without activation\ncheckpointing", "with activation\ncheckpointing"):
-        table.add_column(title, justify="left" if not title else "right")
+    table, own_model = Table(show_edge=False), workload.model.network
+    ways = {"without activation\ncheckpointing": found.plain, "with activation\ncheckpointing": found.checkpointed}
+    if own_model is not None:  # which has no checkpointing but its own
+        ways.popitem()
+    table.add_column("")
+    for title in ways:
+        table.add_column(title, justify="right")
     for name, cell in _rows(found).items():
-        table.add_row(name, *map(cell, (found.plain, found.checkpointed)))
+        table.add_row(name, *map(cell, ways.values()))
+    cache = f"a cache of {workload.model.n_ctx:,} tokens {formatting.size(found.cache_bytes)}"
+    if own_model is not None:
+        cache = "no cache: each token computes its whole context again"
     console.console.print(table)
     console.console.print(
         f"{found.steps:,} steps of {workload.batch_tokens:,} tokens, {found.flops:.3g} FLOPs; on disk: the tokens "
-        f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}; "
-        f"to generate, a cache of {workload.model.n_ctx:,} tokens {formatting.size(found.cache_bytes)}"
+        f"{formatting.size(found.dataset_bytes)}, each checkpoint {formatting.size(found.checkpoint_bytes)}; to "
+        f"generate, {cache}"
     )
+    if own_model is not None:
+        console.console.print(
+            f"of model {own_model}, FLOPs are estimated as 6 per parameter and token, and activations are those of a "
+            "pass in fp32"
+        )
     if own := [" ".join(key) for key in workload.model.own_parts if key[0] in MODULES]:
         console.console.print(f"of {' and '.join(own)}, FLOPs and activations are estimated from the matrices")
 

@@ -192,6 +192,8 @@ def _cache_bytes_per_token(data: RunData) -> float | None:
     """Return the size of the key-value cache of a full context, in the precision of the run, over its tokens."""
     try:
         model = saved_model(data.run)
+        if model.network is not None:  # it has no cache
+            return None
         return model.cache_bytes(model.n_ctx, DTYPES[data.config["precision"]]) / model.n_ctx
     except (KeyError, TypeError, InputError):
         return None

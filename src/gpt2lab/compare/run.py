@@ -353,7 +353,7 @@ def _in_child(config: TrainConfig, texts: bool, imported: ImportedFile | None) -
     runtime.tune_allocator()
     console.log_to_console()
     if imported is not None:
-        run_file(imported)
+        run_file(imported, None if config.model is None else config.model.network)
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     try:
         return in_this_process(config, texts, console.training_bar)

@@ -23,7 +23,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.likelihood import Continuation, score
 from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.generation import DecodingStrategy, seeded, stream, stream_text
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ MAX_NEW_TOKENS = 256
 class HarnessModel(TemplateLM):
     """A model with its tokenizer, as the harness calls it."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, where: Runtime, bar: Bar | None = None) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, where: Runtime, bar: Bar | None = None) -> None:
         """Wrap a model; ``bar`` shows progress. Raises `InputError` if the tokenizer has no end-of-text token."""
         super().__init__()
         if tokenizer.eot is None:

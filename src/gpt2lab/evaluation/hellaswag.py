@@ -30,7 +30,7 @@ from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.files import read_text
 from gpt2lab.formatting import plural
 from gpt2lab.hub import fetch_data
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 ENDINGS = 4
@@ -149,7 +149,7 @@ class HellaSwag:
         )
 
 
-def hellaswag(model: GPT, encoded: EncodedItems, progress: Progress | None = None) -> HellaSwag:
+def hellaswag(model: LanguageModel, encoded: EncodedItems, progress: Progress | None = None) -> HellaSwag:
     """Choose an ending for each item, in evaluation mode and under the caller's autocast.
 
     Args:

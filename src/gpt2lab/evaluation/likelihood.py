@@ -31,9 +31,8 @@ from itertools import groupby
 import torch
 
 from gpt2lab.errors import InputError, require
-from gpt2lab.model.cache import KVCache
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT, evaluating
+from gpt2lab.model.language_model import Cache, LanguageModel, evaluating
 
 Progress = Callable[[int, int], None]
 """Called with the number of units done and their total."""
@@ -83,7 +82,7 @@ def require_causal_mask(config: GPTConfig) -> None:
 
 
 @torch.no_grad()
-def score(model: GPT, continuations: Sequence[Continuation], progress: Progress | None = None) -> list[Score]:
+def score(model: LanguageModel, continuations: Sequence[Continuation], progress: Progress | None = None) -> list[Score]:
     """Score continuations, in evaluation mode and under the caller's autocast; the result is in their order.
 
     If context and continuation together exceed the context length of the model, the oldest tokens are dropped.
@@ -156,9 +155,9 @@ def batches_by_length(lengths: Sequence[int], budget: int, cached: int = 0) -> l
     return batches
 
 
-def _read(model: GPT, contexts: Sequence[tuple[int, ...]]) -> KVCache:
+def _read(model: LanguageModel, contexts: Sequence[tuple[int, ...]]) -> Cache:
     """Return a cache of contexts of equal length, without their last token."""
-    tokens = torch.tensor(contexts, device=model.wte.weight.device)[:, :-1]
+    tokens = torch.tensor(contexts, device=model.device)[:, :-1]
     cache = model.new_cache(len(contexts), room=tokens.shape[1])
     if tokens.shape[1]:
         model.hidden(tokens, cache=cache)
@@ -166,10 +165,10 @@ def _read(model: GPT, contexts: Sequence[tuple[int, ...]]) -> KVCache:
 
 
 def _score_rows(
-    model: GPT, contexts: KVCache, continuations: Sequence[Continuation], rows: Sequence[int]
+    model: LanguageModel, contexts: Cache, continuations: Sequence[Continuation], rows: Sequence[int]
 ) -> list[Score]:
     """Score continuations that each follow a row of the cached contexts."""
-    device = model.wte.weight.device
+    device = model.device
     lengths = torch.tensor([len(c.ids) for c in continuations], device=device)
     T = int(lengths.max())
     padded = [(c.context[-1], *c.ids, *[0] * (T - len(c.ids))) for c in continuations]
@@ -191,7 +190,7 @@ def _score_rows(
     return [Score(nats, count == 0) for nats, count in zip(sums.tolist(), missed.tolist(), strict=True)]
 
 
-def _token_scores(model: GPT, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _token_scores(model: LanguageModel, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return -ln p of targets (N,) given hidden states x (N, C), in fp32, and whether each is the most probable."""
     nats, likeliest = [], []
     for states, wanted in zip(x.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
@@ -233,7 +232,7 @@ class Recall:
 
 
 def recall_probe(
-    model: GPT,
+    model: LanguageModel,
     distances: Sequence[int] | None = None,
     sequences: int = 64,
     ids: Sequence[int] | None = None,
@@ -253,7 +252,7 @@ def recall_probe(
     """
     distances = doubling_distances(model.config.n_ctx) if distances is None else distances
     drawn = torch.arange(model.config.vocab_size) if ids is None else torch.tensor(ids)
-    device = model.wte.weight.device
+    device = model.device
     pairs = []
     for d in distances:
         tokens = _random_sequences(drawn, sequences, d, torch.Generator().manual_seed(seed + d)).to(device)
@@ -271,7 +270,7 @@ def doubling_distances(n_ctx: int) -> tuple[int, ...]:
     return (*(2**k for k in range(2, last.bit_length()) if 2**k < last), last)
 
 
-def repeat_losses(model: GPT, tokens: torch.Tensor) -> tuple[float, float]:
+def repeat_losses(model: LanguageModel, tokens: torch.Tensor) -> tuple[float, float]:
     """Return the mean loss in nats on the first and on the second occurrence of sequences given twice in a row.
 
     Args:

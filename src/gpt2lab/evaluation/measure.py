@@ -40,7 +40,7 @@ from gpt2lab.evaluation.perplexity import POSITIONS_FILE, HeldOut, PositionCurve
 from gpt2lab.evaluation.text_quality import TEXT_FILE, TextQuality
 from gpt2lab.files import from_json, read_text, sha256_of
 from gpt2lab.imports import import_from
-from gpt2lab.model.gpt import attention_weights
+from gpt2lab.model.gpt import GPT, attention_weights, require_gpt
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -83,6 +83,11 @@ class LoadedRun:
         if precision == "auto" and self.config is not None:
             self.runtime = _as_trained(self.runtime, self.config)
         self.tokenizer = load_tokenizer(self.run, self.checkpoint)
+
+    @property
+    def gpt(self) -> GPT:
+        """The model, if its inside is known. Raises `InputError` if it is a class of the user's own."""
+        return require_gpt(self.model)
 
     @property
     def seq_len(self) -> int:
@@ -265,7 +270,8 @@ class RunData:
         """Without the padding of the vocabulary, the tied head counted once; None if there are no weights."""
         if complete := [c for c in list_checkpoints(run) if (c.path / "manifest.json").is_file()]:
             self.state = self._read(lambda: complete[-1].state, {})
-            self.parameters = self._read(lambda: _count_parameters(complete[-1].path, self.config), None)
+            counted = self.state.get("parameters")  # of a class of the author's own
+            self.parameters = counted or self._read(lambda: _count_parameters(complete[-1].path, self.config), None)
         self.texts = self._read(lambda: run.saved_evaluation(TEXT_FILE, TextQuality), None)
         """Quality of the texts of each decoding strategy, if it was measured."""
         self.positions = self._read(lambda: run.saved_evaluation(POSITIONS_FILE, PositionCurve), None)
@@ -357,7 +363,7 @@ class AttentionMap:
 def attention_map(data: RunData) -> AttentionMap | None:
     """Run the best checkpoint on the newest sample.
 
-    None if there is neither, the model is too large, or its blocks are a user's own, which may have no attention.
+    None if there is neither, the model is too large, or it or its blocks are a user's own, which may have no attention.
 
     Raises:
         InputError: The checkpoint or the tokenizer is damaged.
@@ -365,7 +371,7 @@ def attention_map(data: RunData) -> AttentionMap | None:
     if not data.samples or not 0 < (data.parameters or 0) <= MAX_PARAMETERS:
         return None
     model, checkpoint = load_model(data.run, "best")
-    if model.config.block is not None:
+    if not isinstance(model, GPT) or model.config.block is not None:
         return None
     tokenizer = load_tokenizer(data.run, checkpoint)
     start = [] if tokenizer.eot is None else [tokenizer.eot]

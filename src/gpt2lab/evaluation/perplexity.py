@@ -49,7 +49,7 @@ from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import InputError, require
 from gpt2lab.evaluation.likelihood import Progress, require_causal_mask
 from gpt2lab.files import write_checked_json
-from gpt2lab.model.gpt import GPT, evaluating
+from gpt2lab.model.language_model import LanguageModel, evaluating
 from gpt2lab.runs import Run
 
 POSITIONS_FILE = "positions.json"
@@ -158,7 +158,7 @@ def _exp(nats: float) -> float:
 
 
 def perplexity_of(
-    model: GPT,
+    model: LanguageModel,
     held_out: HeldOut,
     context: int | None = None,
     stride: int | None = None,
@@ -228,7 +228,7 @@ class PositionCurve:
 
 
 def loss_by_position(
-    model: GPT,
+    model: LanguageModel,
     held_out: HeldOut,
     context: int | None = None,
     by_document: bool = False,
@@ -261,7 +261,7 @@ def save_positions(run: Run, step: int, curve: PositionCurve) -> tuple[Path, Pat
     return file, file.with_suffix(".png")
 
 
-def _window_length(model: GPT, stream: TokenStream, context: int | None) -> int:
+def _window_length(model: LanguageModel, stream: TokenStream, context: int | None) -> int:
     """Return the length of a window: ``context``, by default as much as the model reads and the stream has.
 
     Raises:
@@ -277,7 +277,7 @@ def _window_length(model: GPT, stream: TokenStream, context: int | None) -> int:
 
 
 def _losses_by_batch(
-    model: GPT, stream: TokenStream, windows: Windows, batch_size: int, progress: Progress | None
+    model: LanguageModel, stream: TokenStream, windows: Windows, batch_size: int, progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield, for each batch of windows, the positions of the scored targets in their windows and their losses in nats.
 
@@ -287,7 +287,7 @@ def _losses_by_batch(
         InputError: The batch size is below 1.
     """
     require(batch_size >= 1, "batch size", batch_size, "at least 1")
-    device, done = model.wte.weight.device, 0
+    device, done = model.device, 0
     for batch in windows.batches(stream, batch_size):
         first = int(batch.counted.any(dim=0).int().argmax())  # nothing is scored before it: no logits are needed there
         with evaluating(model):

@@ -33,7 +33,7 @@ from gpt2lab.evaluation.likelihood import Continuation, Progress, score
 from gpt2lab.evaluation.perplexity import document_starts
 from gpt2lab.files import write_atomically, write_checked_json
 from gpt2lab.generation import DecodingStrategy, seeded, stream
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.stories.corpus import parse
@@ -456,7 +456,12 @@ def choose_prompts(
 
 
 def measure_texts(
-    model: GPT, tokenizer: Tokenizer, prompts: Prompts, where: Runtime, seed: int, progress: Progress | None = None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    where: Runtime,
+    seed: int,
+    progress: Progress | None = None,
 ) -> TextQuality:
     """Continue prompts with every decoding strategy of `SETTINGS`, and measure all texts.
 
@@ -484,7 +489,7 @@ def measure_texts(
 
 
 def _write(
-    model: GPT, prompts: Prompts, strategy: DecodingStrategy, where: Runtime, seed: int
+    model: LanguageModel, prompts: Prompts, strategy: DecodingStrategy, where: Runtime, seed: int
 ) -> list[tuple[int, ...]]:
     """Return the ids that the model generates after each prompt, with the end-of-text token if it generated one."""
     generator, rows = seeded(seed, where.device), []
@@ -497,7 +502,7 @@ def _write(
 
 
 def _text_set(
-    model: GPT, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Prompts, rows: Sequence[tuple[int, ...]], where: Runtime
 ) -> TextSet:
     """Return texts with their probability under the model."""
     contexts = [tuple(row) for row in prompts.tokens.tolist()]

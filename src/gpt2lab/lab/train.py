@@ -23,7 +23,7 @@ from gpt2lab.evaluation.measure import Measurement
 from gpt2lab.files import write_atomically
 from gpt2lab.generation import STRATEGIES, generate_texts
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -101,14 +101,14 @@ class _Laboratory(Hooks):
         if self.write is not None:
             self.write(row)
 
-    def sample(self, model: GPT, step: int) -> None:
+    def sample(self, model: LanguageModel, step: int) -> None:
         """Write a text by nucleus sampling, with the same random numbers at every step."""
         strategy, prompt, seed = STRATEGIES["nucleus"], self.config.sample_prompt, self.config.seed
         (text,) = generate_texts(model, self.tokenizer, prompt, 1, SAMPLE_TOKENS, strategy, seed, self.where)
         self.run.add_sample(step, str(strategy), prompt, text)
         log.info("sample at step %d, %s:\n%s", step, strategy, text)
 
-    def hellaswag(self, model: GPT, step: int) -> None:
+    def hellaswag(self, model: LanguageModel, step: int) -> None:
         """Evaluate on the items."""
         found = hellaswag(model, self.encoded)
         Measurement("hellaswag", "val", found.protocol, found.figures).record(self.run, step)

@@ -131,8 +131,10 @@ class GPTConfig:
     """A feed-forward layer that --import adds, in place of two linear layers with the activation."""
     block: str | None = None
     """A block that --import adds; it decides itself which of the options it follows."""
+    network: str | None = None
+    """A whole model that --import adds; --model FILE:CLASS sets it. See docs/own-model.md."""
     import_sha256: str | None = None
-    """SHA-256 of the imported file that defines mask, feed_forward and block; --import sets it."""
+    """SHA-256 of the imported file that defines mask, feed_forward, block and network; --import and --model set it."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size", "n_inner", "mup_base_width"):
@@ -442,9 +444,13 @@ class GPTConfig:
         without a limited reach as T. Grouped heads have fewer key and value rows in c_attn, and the same products in
         attention; so has differential attention, which subtracts its maps before they meet the values. Each head of
         multi-token prediction is one more block and one more product with the output head. Of a part of your own, every
-        matrix counts as used once by each token, and a block as if it had this attention. Over the peak rate this is
-        model FLOPs utilization (MFU).
+        matrix counts as used once by each token, and a block as if it had this attention. A whole model of your own
+        counts as 6 per parameter. Over the peak rate this is model FLOPs utilization (MFU).
         """
+        if self.network is not None:
+            from gpt2lab.model.language_model import profile
+
+            return 6.0 * profile(self).n_params
         c_attn = self.n_embd * self.c_attn_rows + 2 * self.n_embd * (self.latent_dim or 0)
         squares = 2 if self.attention_gate else 1  # attn.c_proj, and the gate
         feed_forward = (3 if self.is_gated else 2) * self.n_embd * self.inner
@@ -464,8 +470,10 @@ class GPTConfig:
         """Return the bytes of keys and values that T tokens of a row keep in the cache (T = 1: the bytes of a token).
 
         Grouped heads store n_kv_head, latent attention its latent and one rotated key; a mask of limited reach keeps no
-        more than it reaches.
+        more than it reaches. A whole model of your own has no cache.
         """
+        if self.network is not None:
+            return 0
         kept = sum(min(T, mask.keys_per_query(self.n_ctx)) for mask in self.masks)
         heads, key, value = self.cached
         return heads * (key + value) * kept * dtype.itemsize

@@ -20,10 +20,9 @@ import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,7 @@ from gpt2lab.model.attention import AttentionPattern, CausalSelfAttention, First
 from gpt2lab.model.cache import BatchCache, KVCache
 from gpt2lab.model.config import GPTConfig, divisors
 from gpt2lab.model.huggingface import FILES, read_config, read_weights, write_hf
+from gpt2lab.model.language_model import GPTOutput, LanguageModel, OwnModel, evaluating
 from gpt2lab.model.later_attention import make_attention
 from gpt2lab.model.layers import make_feed_forward, make_norm
 from gpt2lab.model.loss import IGNORE_INDEX, fused_loss, fused_losses, soft_capped, targets_ahead, token_losses
@@ -115,25 +115,13 @@ def make_block(config: GPTConfig, layer: int) -> nn.Module:
     return (ParallelBlock if config.parallel_blocks else PLACEMENTS[config.norm_placement])(config, layer)
 
 
-class GPTOutput(NamedTuple):
-    """Result of a forward pass."""
-
-    logits: torch.Tensor | None
-    """(B, T, V); with targets None, unless ``return_logits`` asks for them."""
-    loss: torch.Tensor | None
-    """Mean next-token loss in nats, fp32, shape (); None without targets."""
-
-
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """A GPT-2 language model.
 
     >>> model = GPT(GPTConfig.preset("nano"))
     >>> model.n_params
     3274752
     """
-
-    added_loss: torch.Tensor
-    """What the loss of the last pass holds besides the cross-entropy of the next token, without gradient, shape ()."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -316,6 +304,11 @@ class GPT(nn.Module):
         return KVCache(self.config, batch, weight.device, dtype, padding, room)
 
     @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, followed by the heads of multi-token prediction."""
+        return [*self.h]
+
+    @property
     def n_params(self) -> int:
         """Parameters of the unpadded model, a tied head counted once."""
         return sum(p.numel() for p in self.parameters()) - self.config.padding_params
@@ -494,17 +487,23 @@ def warn_of_leaks(mask: Sequence[Mask] | torch.Tensor) -> None:
         )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode inside the block; afterwards every module is in its previous mode."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def make_model(config: GPTConfig) -> LanguageModel:
+    """Return the model of a configuration: a GPT, or the class of the user's own that it names."""
+    return GPT(config) if config.network is None else OwnModel(config)
+
+
+def require_gpt(model: LanguageModel) -> GPT:
+    """Return a model whose inside must be known.
+
+    Raises:
+        InputError: It is a class of the user's own.
+    """
+    if isinstance(model, GPT):
+        return model
+    raise InputError(
+        f"the model is {model.config.network}, a class that --model gave; this works with gpt2lab's own GPT only, "
+        "whose inside is known"
+    )
 
 
 # Tools for trained models --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     MASKS["dilated"] = dilated       --model.mask dilated         a function that returns a `Mask`
     FEED_FORWARDS["mine"] = Mine     --model.feed-forward mine    a module, Mine(config), from (B, T, C) to (B, T, C)
     BLOCKS["mine"] = Mine            --model.block mine           a module, Mine(config, layer), usually a `Block`
+    NETWORKS["mine"] = Mine          --model FILE:Mine            a module, Mine(config): see language_model.py
 
 A model's configuration holds the names, and ``import_sha256``, the file that defines those that are not built in. If
 two files define one name, each model keeps the part of its own file.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpt2lab.errors import InputError, did_you_mean, located
+from gpt2lab.errors import InputError, did_you_mean, located, out_of_memory
 from gpt2lab.model.masks import MASKS
 
 if TYPE_CHECKING:  # the configuration imports this module, and --help must not wait for torch
@@ -35,7 +36,14 @@ FEED_FORWARDS: dict[str, Part] = {}
 """Feed-forward layers of your own by their name in the configuration; add yours in a file that ``--import`` names."""
 BLOCKS: dict[str, Part] = {}
 """Your own blocks, by name."""
-REGISTRIES: dict[str, dict[str, Part]] = {"mask": MASKS, "feed_forward": FEED_FORWARDS, "block": BLOCKS}
+NETWORKS: dict[str, Part] = {}
+"""Whole models of your own, by name; ``--model FILE:CLASS`` adds the class."""
+REGISTRIES: dict[str, dict[str, Part]] = {
+    "mask": MASKS,
+    "feed_forward": FEED_FORWARDS,
+    "block": BLOCKS,
+    "network": NETWORKS,
+}
 """By the option of the configuration that names a part."""
 MODULES = ("feed_forward", "block")
 """Those whose parts have parameters."""
@@ -100,9 +108,12 @@ def blamed(key: Key, part: Part) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if out_of_memory(error):
+            raise
         file = getattr(sys.modules.get(getattr(part, "__module__", "")), "__file__", None) or ""
         name = getattr(part, "__qualname__", repr(part))
-        raise InputError(f'{key[0]} "{key[1]}" ({name}): {located(error, file)}') from error
+        named = "" if name == key[1] else f" ({name})"
+        raise InputError(f'{key[0]} "{key[1]}"{named}: {located(error, file)}') from error
 
 
 def make_part(kind: str, config: GPTConfig, *layer: int) -> nn.Module:
@@ -168,7 +179,7 @@ def check_parts(model: GPT) -> None:
             for hook in hooks:
                 hook.remove()
         if T > 1 and not config.looks_ahead:
-            with _moved(model.h[0]):
+            with moved(model.h[0]):
                 _check_dependencies(model, _named(keys), tokens)
 
 
@@ -255,7 +266,7 @@ def _require_finite(block: nn.Module, inputs: tuple[Any, ...], y: torch.Tensor) 
 
 
 @contextmanager
-def _moved(module: nn.Module) -> Iterator[None]:
+def moved(module: nn.Module) -> Iterator[None]:
     """Add random numbers to the parameters inside the block: those that start at 0 would hide what depends on them."""
     import torch
 

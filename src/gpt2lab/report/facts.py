@@ -6,6 +6,7 @@ Every number is one of the run directory's, rounded, or follows from them by the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +26,7 @@ from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import GATED, GPTConfig
+from gpt2lab.model.language_model import profile
 from gpt2lab.model.parts import BUILT_IN, named_in
 from gpt2lab.report.equations import differences, learning_rate, parts
 from gpt2lab.report.markdown import Markdown, read_markdown
@@ -121,9 +123,9 @@ def references(runs: Sequence[RunData], comparison: bool) -> dict[str, str]:
     """Return the references of a report on runs by name, in the order of their numbers."""
     used = {*ALWAYS, *(("recall", "student") if comparison else ())}
     for data in runs:
-        model = data.options("model")
+        model = {} if is_own(data) else data.options("model")
         masks = str(model.get("mask")).replace("global", "window").split(",")
-        used |= {str(model.get("position", "learned")), *(mask.strip() for mask in masks)}
+        used |= {str(model.get("position", "" if is_own(data) else "learned")), *(mask.strip() for mask in masks)}
         used |= {str(model.get(name)) for name in ("norm", "norm_placement", "activation")}
         used |= {"gated"} if model.get("activation") in GATED else set()
         used |= {"softcap"} if model.get("logit_softcap") or model.get("attention_softcap") else set()
@@ -160,6 +162,8 @@ def _architecture(data: RunData) -> str:
     if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int)):
         return "A run whose configuration cannot be read"
     parameters = "" if data.parameters is None else f" ({short(data.parameters)} parameters)"
+    if is_own(data):
+        return f"A model of the author's own, class {model['network']}{parameters}"
     return f"A GPT-2 with {plural(layers, 'layer')}, {plural(heads, 'head')} and width {count(width)}{parameters}"
 
 
@@ -298,6 +302,8 @@ _GPT2 = {name: value for name, value in dataclasses.asdict(GPTConfig()).items() 
 
 def model_facts(data: RunData) -> tuple[Fact, ...]:
     """Return the architecture with the symbols of the equations; an option without a label keeps its name."""
+    if is_own(data):
+        return _own_model_facts(data)
     options = dict(data.options("model"))
     width, heads = options.get("n_embd"), options.get("n_head")
     if isinstance(width, int) and isinstance(heads, int) and heads > 0:
@@ -317,6 +323,62 @@ def model_facts(data: RunData) -> tuple[Fact, ...]:
             labels[kind] = (labels[kind][0], f"defined in imports/{file.name}, SHA-256 {sha256[:16]}")
     facts = [Fact(label, shown[name], symbol) for name, (label, symbol) in labels.items() if name in shown]
     return (*facts, Fact("Parameters", MISSING if data.parameters is None else count(data.parameters)))
+
+
+def is_own(data: RunData) -> bool:
+    """Whether the model is a class of the author's own."""
+    return data.options("model").get("network") is not None
+
+
+def _own_model_facts(data: RunData) -> tuple[Fact, ...]:
+    """Return what is known of a class of the author's own: the options that it read, its size, and its files."""
+    options, estimate = data.options("model"), "estimated as 6 per parameter"
+    read, known = set(options) & {"n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"}, "as given"
+    with suppress(InputError, TypeError):  # its code is not trusted, or the configuration is damaged
+        read, known = profile(GPTConfig(**options)).read, "read by the class"
+    labels = [(name, *_MODEL.get(name, (name, ""))) for name in options if name in read - {"network", "import_sha256"}]
+    return (
+        Fact("Class", str(options["network"]), "the author's own, not gpt2lab's"),
+        *(
+            Fact(name, f"{plural(source.count(chr(10)), 'line')}", f"SHA-256 {sha256}")
+            for name, sha256, source in sources(data)
+        ),
+        *(Fact(label, setting(options[name]), symbol or known) for name, label, symbol in labels),
+        Fact("Parameters", MISSING if data.parameters is None else count(data.parameters), "as the class made them"),
+        Fact("FLOPs per token", MISSING if data.parameters is None else short(6 * data.parameters), estimate),
+    )
+
+
+class Source(NamedTuple):
+    """A file of the author's own."""
+
+    name: str
+    """Its path in the run directory."""
+    sha256: str
+    text: str
+
+
+def sources(data: RunData) -> list[Source]:
+    """Return the files of a run's ``imports`` that are code; nothing if they cannot be read."""
+    found = []
+    with suppress(OSError):
+        for path in sorted(data.run.imports.glob("[!.]*.py")):
+            content = path.read_bytes()
+            sha256, text = hashlib.sha256(content).hexdigest(), content.decode("utf-8", errors="replace")
+            found.append(Source(f"imports/{path.name}", sha256, text))
+    return found
+
+
+def own_model(data: RunData) -> Markdown | None:
+    """Return whose the model is, if it is a class of the author's own, and what is known of it."""
+    if not is_own(data):
+        return None
+    others = [f"`{source.name}`" for source in sources(data)]
+    return read_markdown(
+        f"**Model.** The model is the author's own: class `{data.options('model')['network']}`, defined in "
+        f"{' and '.join(others) or 'a file that is missing'}. gpt2lab knows it by its logits and its loss "
+        "only, so there are no equations of it here. Its FLOPs are estimated as 6 per parameter and token."
+    )
 
 
 def _kernel(data: RunData, asked: str) -> str:
@@ -420,13 +482,17 @@ def imported_file(data: RunData) -> Path | None:
 
 
 def equations(data: RunData) -> list[Markdown]:
-    """Return the equations of the model that ran, part by part."""
+    """Return the equations of the model that ran, part by part; of the author's own, those of its loss."""
     model = data.options("model")
+    if (own := own_model(data)) is not None:
+        return [own, read_markdown(parts({}, CITE)["Loss"])]
     return [position(data), *map(read_markdown, parts(model, CITE, imported_file(data)).values())]
 
 
 def deviations(data: RunData) -> list[Markdown]:
     """Return the equations of the parts that are not as in GPT-2, after that of the positions."""
+    if (own := own_model(data)) is not None:
+        return [own]
     return [position(data), *map(read_markdown, differences(data.options("model"), CITE, imported_file(data)))]
 
 

@@ -171,6 +171,7 @@ def _pdf_values(report: Report) -> dict[str, Any]:
             "model": facts.model_facts(data),
             "equations": [text.tree for text in facts.equations(data)],
             "biases": facts.has_biases(data),
+            "own": facts.is_own(data),
             "training": facts.training_facts(data),
             "schedule": schedule.tree if (schedule := facts.schedule(data)) else None,
             "description": run.description,

@@ -13,6 +13,7 @@ from gpt2lab.server.http import APIError
 
 if TYPE_CHECKING:  # torch is imported with the first model, so that the pages need not wait for it
     from gpt2lab.model.gpt import GPT
+    from gpt2lab.model.language_model import LanguageModel
     from gpt2lab.runtime import Runtime
     from gpt2lab.server.batching import Engine
     from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ S = TypeVar("S")
 class Loaded(Protocol):
     """What a server needs of a model; `evaluation.measure.LoadedRun` is one."""
 
-    model: GPT
+    model: LanguageModel
     tokenizer: Tokenizer
     runtime: Runtime
 
@@ -68,16 +69,18 @@ class Models(Generic[S]):
             APIError: There is no such model.
             InputError: It cannot be loaded.
         """
+        from gpt2lab.model.gpt import require_gpt
         from gpt2lab.server.batching import Engine
 
         source = self.require(name)
         with self._loading[name]:  # others need not wait for it
             loaded = self._load(source)
+            model = require_gpt(loaded.model)
             with self._lock:
                 served = self._served.pop(name, None)
-                if served is None or served.model is not loaded.model:
+                if served is None or served.model is not model:
                     self._retire(served)
-                    served = ServedModel(name, loaded.model, loaded.tokenizer, Engine(loaded.model, loaded.runtime))
+                    served = ServedModel(name, model, loaded.tokenizer, Engine(model, loaded.runtime))
                 self._served[name] = served
                 while len(self._served) > self._keep:
                     self._retire(self._served.popitem(last=False)[1])

@@ -43,8 +43,9 @@ from gpt2lab.files import (
     write_checked_json,
 )
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.gpt import make_model
 from gpt2lab.model.huggingface import load_tensors
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import saved_model
@@ -90,7 +91,11 @@ class Checkpoint:
 
 
 def save(
-    run: Run, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], comm: Communicator = SINGLE_PROCESS
+    run: Run,
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    comm: Communicator = SINGLE_PROCESS,
 ) -> Checkpoint:
     """Write the checkpoint of ``state["step"]``, which must not exist. Every rank must call it.
 
@@ -152,7 +157,7 @@ def _publish(folder: Path, manifest: dict[str, Any], final: Path) -> None:
     sync(final.parent)
 
 
-def optimizer_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the optimizer state by name, such as ``wpe.weight.exp_avg``; sharded if the parameters are.
 
     Parameters that have had no gradient yet, such as those of an unused expert, have the zeros that theirs starts with.
@@ -191,12 +196,12 @@ _Expected = dict[str, tuple[torch.nn.Parameter, str]]
 """Parameter and key, such as ``exp_avg``, of each tensor of the optimizer state."""
 
 
-def _expected(model: GPT, optimizer: torch.optim.Optimizer) -> _Expected:
+def _expected(model: LanguageModel, optimizer: torch.optim.Optimizer) -> _Expected:
     keys, named = state_names(optimizer), model.named_parameters()
     return {f"{name}.{key}": (parameter, key) for name, parameter in named for key in keys.get(parameter, ())}
 
 
-def load_optimizer_state(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer_state(folder: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer state of a checkpoint, full or sharded; each rank keeps its shards.
 
     Raises:
@@ -349,7 +354,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 def load_into(
     checkpoint: Checkpoint,
-    model: GPT,
+    model: LanguageModel,
     optimizer: torch.optim.Optimizer | None = None,
     vocab_size: int | None = None,
 ) -> None:
@@ -368,7 +373,7 @@ def load_into(
     """
     weights = load_tensors(checkpoint.path / "model.safetensors")
     expected = model.state_dict()
-    if vocab_size is not None:
+    if vocab_size is not None and model.config.network is None:
         for name in weights.keys() & {"wte.weight", "lm_head.weight"}:
             weights[name] = with_new_rows(weights[name], vocab_size, model.config)
     different = sorted(weights.keys() ^ expected.keys())
@@ -392,7 +397,7 @@ def with_new_rows(weight: torch.Tensor, vocab_size: int, config: GPTConfig) -> t
     return rows
 
 
-def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[GPT, Checkpoint]:
+def load_model(run: Run, which: str = "best", device: torch.device | None = None) -> tuple[LanguageModel, Checkpoint]:
     """Return the model of a run in evaluation mode, from its checkpoint ``best``, ``last`` or a step.
 
     Raises:
@@ -400,7 +405,7 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
     """
     checkpoint = find(run, which)
     verify(checkpoint)
-    model = GPT(saved_model(run))
+    model = make_model(saved_model(run))
     load_into(checkpoint, model)
     return model.to(device or torch.device("cpu")).eval(), checkpoint
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from gpt2lab.errors import InputError, did_you_mean, one_of, require
 from gpt2lab.files import from_json, parse_size
-from gpt2lab.imports import FILES, import_from
+from gpt2lab.imports import FILES, import_from, import_model
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
 
@@ -369,13 +369,16 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return a configuration with options replaced, by their flat names.
+    """Return a configuration with options replaced, by their flat names; ``model`` is a class of the user's own.
 
     Raises:
         InputError: There is no such option (the nearest is named), or it does not allow the value.
     """
     tree, names = to_dict(config.filled_in()), flat(config.filled_in())
     for name, value in changes.items():
+        if name == "model":
+            tree["model"] |= import_model(str(value))
+            continue
         if name not in names:
             raise InputError(f'there is no option "{name}"{did_you_mean(name, names)}; see gpt2lab train --help')
         group, _, key = name.rpartition(".")
@@ -401,12 +404,16 @@ def flags(config: TrainConfig) -> list[str]:
     """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from its recipe."""
     start = flat(TrainConfig(preset=config.preset, init=config.init).filled_in())
     words = ["--preset", config.preset] if config.init is None else ["--init", str(config.init)]
-    for name, value in flat(config.filled_in()).items():
+    options = flat(config.filled_in())
+    file, network = FILES.get(options["model.import_sha256"]), options["model.network"]
+    for name, value in options.items():
         if value == start[name]:
             continue
         group, dot, key = name.replace("_", "-").rpartition(".")
         if name == "model.import_sha256":
-            words += ["--import", str(FILES[value].path)] if value is not None else []
+            words += ["--import", str(file.path)] if file is not None and network is None else []
+        elif name == "model.network" and file is not None:
+            words += ["--model", f"{file.path}:{value}"]
         elif isinstance(value, bool):
             words.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
         else:

@@ -57,7 +57,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2lab import runtime
 from gpt2lab.errors import InputError, ReportedElsewhere
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.gpt import make_model
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.training.memory import n_params
@@ -371,7 +372,7 @@ def catch_signals() -> Iterator[Callable[[], int | None]]:
 class Plain:
     """A model in one process, and the interface of the other two modes."""
 
-    def __init__(self, model: GPT, where: Runtime) -> None:
+    def __init__(self, model: LanguageModel, where: Runtime) -> None:
         self.model = model
         """The model whose parameters the optimizer updates."""
         self.network: nn.Module = model
@@ -383,7 +384,7 @@ class Plain:
     def reshard(self) -> None:
         """Free the weights that an evaluation gathered."""
 
-    def full_model(self, keep: bool) -> GPT | None:
+    def full_model(self, keep: bool) -> LanguageModel | None:
         """Return the model with all its weights if ``keep``, else None. Every rank must call it."""
         return self.model if keep else None
 
@@ -391,7 +392,7 @@ class Plain:
 class Replicated(Plain):
     """DDP: a copy of the model on every rank."""
 
-    def __init__(self, model: GPT, where: Runtime) -> None:
+    def __init__(self, model: LanguageModel, where: Runtime) -> None:
         super().__init__(model, where)
         self._ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)  # saves a copy of the gradients
         self.network = self._ddp
@@ -404,7 +405,7 @@ class Replicated(Plain):
 class Sharded(Plain):
     """FSDP: a shard of every parameter on every rank."""
 
-    def __init__(self, model: GPT, where: Runtime) -> None:
+    def __init__(self, model: LanguageModel, where: Runtime) -> None:
         from torch.distributed import fsdp
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -413,7 +414,7 @@ class Sharded(Plain):
         # Weights are gathered in the dtype of the products, which halves the traffic; gradients are averaged in fp32.
         gathered = None if where.dtype == torch.float32 else where.dtype
         policy = fsdp.MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
-        for block in model.h:
+        for block in model.blocks:
             fsdp.fully_shard(block, mesh=mesh, mp_policy=policy)
         fsdp.fully_shard(model, mesh=mesh, mp_policy=policy)  # embeddings, tied to the head, and the last norm
         fsdp.register_fsdp_forward_method(model, "token_losses")  # validation: gathers weights as a forward pass does
@@ -428,12 +429,12 @@ class Sharded(Plain):
         """Free the embeddings, which FSDP keeps after a forward pass for a backward pass that does not come."""
         self._fsdp.reshard()
 
-    def full_model(self, keep: bool) -> GPT | None:
+    def full_model(self, keep: bool) -> LanguageModel | None:
         """Return a copy in evaluation mode with all weights if ``keep``; it takes the memory of all of them."""
         weights = full_state_dict(self.model, keep)
         if not keep:
             return None
-        model = GPT(self.model.config)
+        model = make_model(self.model.config)
         model.load_state_dict(weights)
         return model.to(next(self.model.parameters()).device).eval()
 
@@ -497,7 +498,7 @@ def local_shard(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def full_state_dict(model: GPT, keep: bool) -> dict[str, torch.Tensor]:
+def full_state_dict(model: LanguageModel, keep: bool) -> dict[str, torch.Tensor]:
     """Return the full weights by name on the CPU, gathered one by one. Every rank must call it.
 
     Args:

@@ -42,7 +42,8 @@ from gpt2lab.data.loader import Prefetcher, read_windows, spread_windows, within
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.files import free_path, temporary_name
 from gpt2lab.model.config import GPTConfig
-from gpt2lab.model.gpt import GPT, evaluating
+from gpt2lab.model.gpt import make_model
+from gpt2lab.model.language_model import LanguageModel, OwnModel, evaluating
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime, peak_flops
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -106,10 +107,10 @@ class Hooks:
     def on_row(self, row: Mapping[str, float | None]) -> None:
         """Called with each row of metrics.csv, and ``data_wait``, the fraction of time spent waiting for data."""
 
-    def sample(self, model: GPT, step: int) -> None:
+    def sample(self, model: LanguageModel, step: int) -> None:
         """Called with the model, in evaluation mode, every ``sample_every`` steps and at the end."""
 
-    def hellaswag(self, model: GPT, step: int) -> None:
+    def hellaswag(self, model: LanguageModel, step: int) -> None:
         """Called like `sample`, every ``hellaswag_every`` steps and at the end, if ``hellaswag`` is given."""
 
 
@@ -151,7 +152,9 @@ class Trainer:
         self.loader = data.loader(self.config, self.comm)
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
         runtime.seed_step(self.config.seed)
-        self.model = GPT(self.config.model).to(self.runtime.device)
+        self.model = make_model(self.config.model).to(self.runtime.device)
+        if isinstance(self.model, OwnModel) and isinstance(data.train, TokenStream) and data.train.masked:
+            self.model.require_ignored_targets()
         self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         self.peak, self.peak_source = peak_flops(self.runtime.device, self.runtime.precision)
         self.progress = Progress()
@@ -164,7 +167,7 @@ class Trainer:
             if self.config.activation_checkpointing and self.model.config.value_residual:
                 # A first layer that is recomputed keeps its values once, in the forward pass.
                 torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-            for block in self.model.h:
+            for block in self.model.blocks:
                 block.compile()
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
         # After sharding: of this rank's shards. Muon's products run in bf16 only if those of the model do.
@@ -326,7 +329,7 @@ class Trainer:
             extra={"in_bar": progress.val_loss is None},  # a terminal shows these in its progress bar
         )
 
-    def _run_hook(self, hook: Callable[[GPT, int], None], every: int, over: bool) -> None:
+    def _run_hook(self, hook: Callable[[LanguageModel, int], None], every: int, over: bool) -> None:
         """Call a hook with the full model if it is due: on rank 0, for which all ranks gather the weights."""
         if not over and (not every or self.progress.step % every):
             return
@@ -359,6 +362,8 @@ class Trainer:
             self.progress.scaler = self.scaler.state_dict()
         state = dataclasses.asdict(self.progress)
         state |= {"fingerprints": self.data.fingerprints, "world": self.comm.world_size}
+        if isinstance(self.model, OwnModel):  # whose weights have buffers beside them, for all that is known
+            state |= {"parameters": self.model.n_params}
         checkpoint.save(self.run, self.model, self.optimizer, state, self.comm)
         self.comm.run_on_main(lambda: checkpoint.prune(self.run, self.config.keep_last))
         self.loader.release(self.progress.step, over=self.progress.finished is not None)
@@ -449,7 +454,7 @@ VALIDATION_PASS_TOKENS = 4_096
 
 
 def validation_loss(
-    model: GPT,
+    model: LanguageModel,
     stream: TokenStream,
     seq_len: int,
     max_tokens: int,
@@ -470,7 +475,7 @@ def validation_loss(
     """
     starts = spread_windows(stream, seq_len, max_tokens)
     rows = max(1, VALIDATION_PASS_TOKENS // seq_len)
-    device = model.wte.weight.device
+    device = model.device
     parts = np.array_split(starts, -(-len(starts) // rows))
     totals = torch.zeros(-(-len(parts) // comm.world_size), dtype=torch.float64)
     for turn in range(len(totals)):
@@ -487,7 +492,7 @@ def validation_loss(
     return sum(in_order) / counted
 
 
-def checkpoint_blocks(model: GPT) -> None:
+def checkpoint_blocks(model: LanguageModel) -> None:
     """Let every block of a model recompute its activations in the backward pass. Call before compiling."""
 
     def recompute(forward: Callable[..., torch.Tensor], *inputs: Any) -> Any:
@@ -495,7 +500,7 @@ def checkpoint_blocks(model: GPT) -> None:
             return forward(*inputs)
         return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)
 
-    for block in model.h:
+    for block in model.blocks:
         block.forward = functools.partial(recompute, block.forward)
 
 

@@ -46,6 +46,7 @@ from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.banded import cut
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import profile
 from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
 from gpt2lab.model.masks import Mask
 from gpt2lab.model.parts import matrix_shapes
@@ -122,11 +123,15 @@ def parameter_shapes(model: GPTConfig) -> dict[str, torch.Size]:
 
 def n_params(model: GPTConfig) -> int:
     """Return the number of parameters, without the padding of the vocabulary."""
+    if model.network is not None:
+        return profile(model).n_params
     return sum(size.numel() for size in parameter_shapes(model).values()) - model.padding_params
 
 
 def estimate(shape: Shape) -> Memory:
     """Return what a rank holds, and its peak over the phases of a step."""
+    if shape.model.network is not None:
+        return _estimate_own(shape)
     model, shapes = shape.model, parameter_shapes(shape.model)
     total = sum(size.numel() for size in shapes.values())
     blocks = {name: size.numel() for name, size in shapes.items() if name.startswith("h.")}
@@ -171,6 +176,22 @@ def estimate(shape: Shape) -> Memory:
     if shape.device == "cpu":
         peak = int(FRAGMENTATION * peak) + LIBRARY_BYTES
     return Memory(weights, gradients, optimizer, activations, peak)
+
+
+def _estimate_own(shape: Shape) -> Memory:
+    """Return the same for a class of the user's own: what its forward pass keeps was measured, in fp32.
+
+    In the backward pass, the logits and their gradient are assumed to be alive once more.
+    """
+    found = profile(shape.model)
+    shard = -(-found.n_params // shape.shards)
+    optimizer = FP32 * (2 * shard - (found.matrices // shape.shards if shape.optimizer == "muon" else 0))
+    gradients = FP32 * (found.n_params if shape.micro_steps > 1 else shard)
+    activations = found.saved * shape.rows // shape.model.n_ctx
+    peak = FP32 * shard + optimizer + gradients + activations + 2 * FP32 * shape.rows * shape.model.vocab_size
+    if shape.device == "cpu":
+        peak = int(FRAGMENTATION * peak) + LIBRARY_BYTES
+    return Memory(FP32 * shard, gradients, optimizer, activations, peak)
 
 
 def block_activations(shape: Shape, mask: Mask) -> int:

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.distributed import full_tensor, local_shard
 
@@ -95,7 +96,9 @@ def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> lis
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.bfloat16) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: LanguageModel, config: OptimConfig, dtype: torch.dtype = torch.bfloat16
+) -> torch.optim.Optimizer:
     """Return the configured optimizer for a model; Muon's products run in ``dtype``, its state is always fp32."""
     if config.name == "muon":
         return MuonWithAdamW(model, config, dtype)
@@ -128,10 +131,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Muon's state is one ``momentum_buffer`` per matrix.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> None:
-        hidden = [
-            p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2 and p.requires_grad
-        ]
+    def __init__(self, model: LanguageModel, config: OptimConfig, dtype: torch.dtype) -> None:
+        hidden = model.hidden_matrices()
         inside = {id(p) for p in hidden}
         super().__init__([{"params": list(model.parameters())}], {})
         self._adamw = adamw([p for p in model.parameters() if id(p) not in inside], config)

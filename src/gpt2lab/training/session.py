@@ -17,7 +17,7 @@ from gpt2lab.files import free_path, locked, remove_temporary, write_checked_jso
 from gpt2lab.formatting import plural
 from gpt2lab.imports import copy_to
 from gpt2lab.model.config import PRESETS
-from gpt2lab.model.gpt import GPT
+from gpt2lab.model.language_model import LanguageModel, OwnModel
 from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
@@ -336,6 +336,16 @@ def _begin(trainer: Trainer, weights: Checkpoint | None) -> None:
     log.info("%s: %s parameters, %s steps", name, f"{trainer.model.n_params:,}", f"{config.steps:,}")
     for note in trainer.setup.notes:
         log.info("%s", note)
+    if isinstance(trainer.model, OwnModel):
+        matrices, all_of_it = (sum(p.dim() >= least for p in trainer.model.parameters()) for least in (2, 0))
+        log.info(
+            "weight decay applies to the %d of %d parameters that have two dimensions or more", matrices, all_of_it
+        )
+        if not trainer.model.loss_is_cross_entropy:
+            log.warning(
+                "the loss of model %s is not the mean cross-entropy of its logits, which validation measures",
+                trainer.model.config.network,
+            )
     log.info("peak %.0f GFLOP/s: %s", trainer.peak / 1e9, trainer.peak_source)
     if weights is not None:
         with trainer.comm.raise_on_all_ranks():
@@ -375,7 +385,7 @@ def _go_back(run: Run, step: int, setup: Setup) -> None:
         write_checked_json(run.path / "environment.json", run.environment | launch)
 
 
-def save_imported(model: GPT, tokenizer: Tokenizer, path: Path, origin: str) -> Run:
+def save_imported(model: LanguageModel, tokenizer: Tokenizer, path: Path, origin: str) -> Run:
     """Create the directory of a run whose only checkpoint holds an imported model; return the run.
 
     Its config.json holds the architecture only: nothing is known of its training.

@@ -17,18 +17,19 @@ from gpt2lab.data.dataset import DataManifest, TokenDataset
 from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps, spread_windows
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.streaming import StreamingDataset
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, out_of_memory
 from gpt2lab.files import parse_size
 from gpt2lab.imports import FILES
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import PRESETS, GPTConfig
+from gpt2lab.model.language_model import profile
 from gpt2lab.model.parts import MODULES
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.config import ResolvedConfig, TrainConfig, flat, saved_model
+from gpt2lab.training.config import RECIPES, ResolvedConfig, TrainConfig, flat, saved_model
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, choose_mode
 from gpt2lab.training.memory import Shape, largest_micro_batch
 
@@ -50,6 +51,12 @@ MAY_CHANGE_ON_INIT = {
     "rope_original_ctx",
 }
 """Model options that may differ from those of the run whose weights are loaded; n_ctx too, without a position table."""
+
+
+SIZES = ("n_layer", "n_head", "n_embd", "n_ctx", "dropout")
+"""What every preset sets: a class of the user's own need not read all of them."""
+SET_BY_US = frozenset({"vocab_size", "network", "import_sha256"})
+NO_BLOCKS = "its blocks are not known; put them into an nn.ModuleList of n_layer entries"
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ def resolve(
             f"optim.name muon with model.mup_base_width {model.mup_base_width}: muP's rates are for adamw; take adamw, "
             "or leave out the base width"
         )
+    if model.network is not None:
+        require_own_model(model, asked)
     seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
     if model.mtp_depth >= seq_len:
         raise InputError(f"model.mtp_depth {model.mtp_depth} with seq_len {seq_len}: no token is that far ahead")
@@ -162,6 +171,8 @@ def resolve(
     if asked.profiled is not None and asked.profiled[-1] > steps:
         raise InputError(f"profile_steps is {asked.profile_steps}, but the run ends after step {steps}")
     compiled, why_compiled = runtime.resolve_compile(asked.compile, where.device, steps)
+    if model.network is not None and not profile(model).blocks:
+        compiled, why_compiled = False, f"blocks are compiled, and model {model.network} has none that are known"
     parallel, why_parallel = choose_mode(asked.parallel, model, where, comm)
     _require_divisible(batch_tokens, seq_len, world)
     micro_batch = asked.micro_batch
@@ -186,7 +197,7 @@ def resolve(
         f"device {where.device} ({runtime.device_name(where.device)})",
         f"precision {where.precision}: {where.precision_reason}",
         f"compile {config.compile}: {why_compiled}",
-        *attention_notes(config, where),
+        *(attention_notes(config, where) if model.network is None else own_model_notes(model)),
         *own_part_notes(model),
         f"parallel {parallel}: {why_parallel}",
         f"batch {batch_tokens:,} tokens = {shared}{passes} x {micro_batch} sequences of {seq_len}",
@@ -208,6 +219,11 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
     checkpoint.verify(found)
     made_with, needed = dataset.manifest.tokenizer.fingerprint, found.state["fingerprints"]["tokenizer"]
     grows = made_with != needed
+    if grows and saved_model(run).network is not None:
+        raise InputError(
+            f"the vocabulary of {run.path} cannot grow, since its model is a class given by --model; prepare the data "
+            f"with --tokenizer {run.path}"
+        )
     if grows and not dataset.tokenizer().extends(checkpoint.load_tokenizer(run, found)):
         raise InputError(
             f"{dataset.directory} was made with tokenizer {made_with[:16]}, and {run.path} has {needed[:16]}; "
@@ -240,6 +256,45 @@ def attention_notes(config: ResolvedConfig, where: Runtime) -> tuple[str, ...]:
             leak = "lets tokens read what they are to predict; the loss leaks and says nothing"
             notes += (f"warning: mask {name} {leak}",)
     return notes
+
+
+def require_own_model(model: GPTConfig, asked: TrainConfig) -> None:
+    """Raise `InputError` unless the class of the user's own that a configuration names can follow all options.
+
+    What it follows of the model's options is what it reads of its configuration: any other may not be changed.
+    """
+    found, name = profile(model), f"model {model.network}"
+    if asked.mask_documents:
+        raise InputError(f"mask_documents with {name}: a class of your own takes tokens and targets only; leave it out")
+    if asked.activation_checkpointing:
+        raise InputError(
+            f"activation_checkpointing with {name}: it is for gpt2lab's own blocks; call torch.utils.checkpoint in "
+            "your class"
+        )
+    if not found.blocks and asked.compile == "on":
+        raise InputError(f"compile on with {name}: {NO_BLOCKS}, or take compile off")
+    if not found.matrices and asked.recipe().optim.name == "muon":
+        raise InputError(f"optim.name muon with {name}: {NO_BLOCKS}, or take adamw")
+    usual = RECIPES[asked.preset].model if asked.init is None else model
+    plain = dataclasses.replace(GPTConfig(), **{size: getattr(usual, size) for size in SIZES})
+    for option in dataclasses.fields(GPTConfig):
+        value = getattr(model, option.name)
+        if option.name not in found.read | SET_BY_US and value != getattr(plain, option.name):
+            reads = ", ".join(own.name for own in dataclasses.fields(GPTConfig) if own.name in found.read - SET_BY_US)
+            raise InputError(
+                f"model.{option.name} {value} with {name}, which does not read config.{option.name} (it reads "
+                f"{reads}); leave it out, or read it in the class"
+            )
+
+
+def own_model_notes(model: GPTConfig) -> Iterator[str]:
+    """Yield what is known of a class of the user's own, and what is estimated."""
+    found = profile(model)
+    read, unread = ([size for size in SIZES if (size in found.read) == known] for known in (True, False))
+    yield f"model {model.network} reads {', '.join(read)}" + (f", and not {', '.join(unread)}" if unread else "")
+    yield f"FLOPs of model {model.network} are estimated as 6 per parameter and token"
+    if found.blocks:
+        yield f"{found.blocks} blocks: the entries of its list of n_layer modules"
 
 
 def own_part_notes(model: GPTConfig) -> Iterator[str]:
@@ -349,9 +404,7 @@ def explain_out_of_memory(config: ResolvedConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = str(error)
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not (known or "DefaultCPUAllocator" in said or "MPS backend out of memory" in said):
+        if not out_of_memory(error):
             raise
         raise InputError(
             f"out of memory with {config.micro_batch} sequences of {config.seq_len} tokens per pass; start again with "
