@@ -107,7 +107,8 @@ def import_from(run: Run) -> None:
     if file is not None:
         if file.sha256 not in FILES:
             _require_trusted(run, file)
-        run_file(file, run.config["model"].get("network"))
+        network = run.config["model"].get("network")
+        run_file(file, None if network is None else str(network))
 
 
 def trust(run: Run) -> ImportedFile:

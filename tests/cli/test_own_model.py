@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from users import new_process, other_user
 from gpt2lab.cli.main import main
 from gpt2lab.compare.run import in_this_process
 from gpt2lab.evaluation.measure import RunData
-from gpt2lab.generation import DecodingStrategy, generate, pad_left
+from gpt2lab.generation import generate, pad_left
 from gpt2lab.imports import import_from, import_model
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, make_model
@@ -246,7 +247,6 @@ def test_rows_of_different_lengths_continue_as_they_would_alone(tmp_path: Path) 
     together = generate(model, rows, 4, greedy=True, padding=padding)[:, 4:]
     for prompt, row in zip(prompts, together, strict=True):
         assert torch.equal(generate(model, torch.tensor([prompt]), 4, greedy=True)[0, len(prompt) :], row)
-    assert DecodingStrategy(greedy=True).greedy
 
 
 def test_two_students_with_modules_of_the_same_names_do_not_mix(tmp_path: Path) -> None:
@@ -322,7 +322,9 @@ def test_a_module_put_beside_the_files_is_not_imported(run: Path, refused: Outpu
     assert "it was altered or removed" in refused("sample", run)
 
 
-@pytest.mark.parametrize("command", ["export-hf RUN OUT", "export-html RUN OUT", "serve RUN"])
+@pytest.mark.parametrize(
+    "command", ["export-hf RUN OUT", "export-html RUN OUT", "export-gguf RUN OUT.gguf", "serve RUN"]
+)
 def test_what_needs_the_inside_of_our_model_says_so(command: str, run: Path, tmp_path: Path, refused: Output) -> None:
     words = command.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out"))
     assert "the model is GPT, a class that --model gave; this works with gpt2lab's own GPT only" in refused(
@@ -372,7 +374,7 @@ class Stack(nn.Module):
     def __init__(self, blocks):
         super().__init__()
         for number, block in enumerate(blocks):
-            self.add_module(str(number), block)
+            self.add_module(f"layer{number}", block)
 
     def __iter__(self):
         return iter(self.children())
@@ -421,6 +423,43 @@ def test_what_a_pass_keeps_is_counted_on_the_meta_device(tmp_path: Path) -> None
     assert loss is not None
     measured = sum(size for storage, size in kept.items() if storage not in weights)
     assert profile(model.config).saved == pytest.approx(measured, rel=0.05)
+
+
+def test_the_example_of_the_document_trains(train: list[str], tmp_path: Path, output: Output) -> None:
+    document = (Path(__file__).parents[2] / "docs/own-model.md").read_text(encoding="utf-8")
+    example, nanogpt, *_ = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    written(tmp_path, example, nanogpt)
+    few = [word for word in train if "n-head" not in word]
+    output(*few, "--model", f"{tmp_path}/my_gpt2.py:GRU", "--out", tmp_path / "run")
+    assert Run(tmp_path / "run").metrics()[-1]["val_loss"]
+    compile(nanogpt, "nanogpt", "exec")
+
+
+def test_layers_that_only_hold_weights_are_muons_and_nothing_else(tmp_path: Path) -> None:
+    holder = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.wte, self.h = nn.Embedding(config.vocab_size, config.n_embd), nn.Module()
+        for layer in range(config.n_layer):
+            self.h.add_module(str(layer), holder := nn.Module())
+            holder.register_parameter("weight", nn.Parameter(torch.randn(config.n_embd, config.n_embd)))
+
+    def forward(self, tokens, targets=None):
+        x, weights = self.wte(tokens), dict(self.named_parameters())
+        for layer in range(2):
+            x = x @ weights[f"h.{layer}.weight"]
+        logits = x @ self.wte.weight.T
+        return logits, None if targets is None else F.cross_entropy(logits.view(-1, 70), targets.view(-1))
+"""
+    model = own(written(tmp_path, holder))
+    assert [tuple(p.shape) for p in model.hidden_matrices()] == [(16, 16)] * 2 and model.blocks == []
+    tokens = torch.randint(70, (2, 9))
+    assert model(tokens[:, :-1], tokens[:, 1:]).loss is not None  # which are not contiguous
 
 
 def test_ours_is_a_gpt_and_not_an_own_model() -> None:

@@ -424,5 +424,5 @@ class ExportGGUF(Command):
 
         loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
         name = loaded.run.path.resolve().name
-        write_gguf(without_mtp(loaded.model), loaded.tokenizer, name, self.out, self.type)
+        write_gguf(without_mtp(loaded.gpt), loaded.tokenizer, name, self.out, self.type)
         print(f"{self.out}: {size(self.out.stat().st_size)}; for example: llama-cli -m {self.out}")

@@ -134,8 +134,12 @@ class LanguageModel(nn.Module):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Return the trained matrices of the blocks, in their order."""
-        every = dict.fromkeys(p for block in self.blocks for p in block.parameters())
-        return [p for p in every if p.dim() == 2 and p.requires_grad]
+        return _matrices(self.blocks)
+
+
+def _matrices(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    every = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
+    return [parameter for parameter in every if parameter.dim() == 2 and parameter.requires_grad]
 
 
 @contextmanager
@@ -306,9 +310,18 @@ class OwnModel(LanguageModel):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The entries of the first ``nn.ModuleList`` or ``nn.Sequential`` with n_layer entries; none without one."""
-        lists = (module for module in self.network.modules() if isinstance(module, nn.ModuleList | nn.Sequential))
-        return next(([*found] for found in lists if len(found) == self.config.n_layer), [])
+        """The layers of the class, if they are modules that are called."""
+        return [layer for layer in self._layers() if type(layer).forward is not nn.Module.forward]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the trained matrices of the layers, whether they are called or only hold weights."""
+        return _matrices(self._layers())
+
+    def _layers(self) -> list[nn.Module]:
+        """Return the entries of the first ``nn.ModuleList``, or alike, with n_layer entries; none without one."""
+        names = [str(number) for number in range(self.config.n_layer)]
+        found = (dict(module.named_children()) for module in self.network.modules())
+        return next(([*children.values()] for children in found if [*children] == names), [])
 
     @property
     def n_params(self) -> int:
@@ -345,13 +358,14 @@ class OwnModel(LanguageModel):
         return InputError(f"model {self.key[1]} {what}")
 
     def _run(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[Any, Any]:
-        """Return what the class returns."""
+        """Return what the class returns for tokens and targets that it can view as it likes."""
+        given = [tokens.contiguous()] + ([] if targets is None else [targets.contiguous()])
         with blamed(self.key, self.part):
-            output = self.network(tokens) if targets is None else self.network(tokens, targets)
+            output = self.network(*given)
         if not isinstance(output, tuple) or len(output) != 2:
-            given = f"a tuple of {len(output)}" if isinstance(output, tuple) else _described(output)
+            returned = f"a tuple of {len(output)}" if isinstance(output, tuple) else _described(output)
             arguments = "tokens" if targets is None else "tokens, targets"
-            raise self._error(f"returns {given} from forward({arguments}); it must return (logits, loss)")
+            raise self._error(f"returns {returned} from forward({arguments}); it must return (logits, loss)")
         return output
 
     def _logits(self, tokens: torch.Tensor, needed: int) -> torch.Tensor:

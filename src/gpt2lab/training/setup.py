@@ -55,7 +55,8 @@ MAY_CHANGE_ON_INIT = {
 
 SIZES = ("n_layer", "n_head", "n_embd", "n_ctx", "dropout")
 """What every preset sets: a class of the user's own need not read all of them."""
-SET_BY_US = frozenset({"vocab_size", "network", "import_sha256"})
+SET_BY_US = frozenset({"n_ctx", "vocab_size", "network", "import_sha256"})
+"""What is followed whether or not the class reads it: sequences have at most n_ctx tokens."""
 NO_BLOCKS = "its blocks are not known; put them into an nn.ModuleList of n_layer entries"
 
 
