@@ -14,7 +14,7 @@ import pytest
 from gpt2lab.learn import sandbox
 from gpt2lab.learn.check import Verdict
 from gpt2lab.learn.exercises import PARTS
-from gpt2lab.learn.sandbox import FORGED, check_directory
+from gpt2lab.learn.sandbox import check_directory
 
 SECONDS, MEMORY = 1.0, 2**30
 FILES = {
@@ -288,7 +288,8 @@ def test_a_file_that_hangs_is_not_executed_again(monkeypatch: pytest.MonkeyPatch
         ("done", "embed", {"status": "ran", "says": "", "output": "", "observed": {"outcomes": [1]}}),
         ("done", "embed", {"status": "ran", "says": "", "output": "", "observed": {"outcomes": [{"tensor": "x"}]}}),
         ("done", "embed", {"status": "ran", "says": "", "output": "", "observed": 1}),
-        FORGED,
+        ("done", "embed", {"status": "right", "says": "", "output": ""}),
+        sandbox._Forged(),
     ],
 )
 def test_a_message_that_no_worker_sends_is_no_verdict(forged: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def _verdicts(parts: list[Part], job: dict[str, Any], seconds: float) -> Generat
                     if kind == "load":
                         module = name
                     elif name != todo[0]:
-                        raise FORGED
+                        raise _Forged
                     elif kind == "part":
                         part = name
                     else:
@@ -110,9 +110,11 @@ def _judged(part: str, done: Any, memory: int) -> Verdict:
             return replace(judge(part, decoded(Observation(**done["observed"]))), output=output)
         if status == "limit":
             says = f"It needs more than {size(memory)} of memory: {says}"
-        return Verdict(part, status, says, output=output)
+        if status in ("missing", "error", "limit"):
+            return Verdict(part, status, says, output=output)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FORGED from error
+        raise _Forged from error
+    raise _Forged
 
 
 def _line(text: str) -> str:
@@ -130,7 +132,11 @@ class _Ended(Exception):
         self.certain = certain
 
 
-FORGED = _Ended("wrote into the pipe of the checker")
+class _Forged(_Ended):
+    """The worker sent what no worker sends."""
+
+    def __init__(self) -> None:
+        super().__init__("wrote into the pipe of the checker")
 
 
 class Worker:
@@ -196,7 +202,7 @@ class Worker:
         try:
             _, kind, name, *rest = json.loads(line if line.startswith(self.begin) else b"")
         except ValueError:
-            raise FORGED from None
+            raise _Forged from None
         return [kind, name, *rest]
 
     def _ended(self) -> _Ended:
