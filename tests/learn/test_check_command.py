@@ -9,11 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from solving import SOLUTIONS, solve
 
 from gpt2lab.cli.main import main
 from gpt2lab.learn import sandbox
 from gpt2lab.learn.check import Verdict
 from gpt2lab.learn.exercises import PARTS
+
+
+@pytest.mark.parametrize("style", SOLUTIONS)
+def test_right_code_of_any_style_is_right(style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    solve(tmp_path, SOLUTIONS[style], "modules" if style == "modules" else "functions")
+    code = main(["learn", "check", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert said.endswith(f"\n{len(PARTS)} of {len(PARTS)} parts right\n")
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, **bad: Verdict) -> None:
