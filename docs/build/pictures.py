@@ -94,6 +94,11 @@ def write_tokens(axes: Axes, y: float, tokens: Sequence[str], shades: Sequence[f
         x += len(token)
 
 
+def characters(tokens: Sequence[str]) -> int:
+    """Return how wide tokens are as `write_tokens` writes them."""
+    return sum(map(len, tokens))
+
+
 def outline(axes: Axes, x: float, y: float, width: float, color: str = VAL) -> None:
     """Draw a frame around the token at x."""
     from matplotlib.patches import Rectangle
@@ -153,21 +158,20 @@ def whole() -> Figure:
         ((12.55, 2.4), (12.55, 3.5)),
         ((11.4, 3.85), (7.8, 3.85)),
         ((6.65, 3.5), (6.65, 3.25)),
-        ((11.7, 1.7), (9.2, 0.25)),
         ((13.0, 1.7), (13.0, 0.6)),
-        ((6.9, 0.25), (3.75, 1.7)),
     ):
-        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.1} | bend(start, end))
+        arrow(axes, start, end)
+    arrow(axes, (11.7, 1.7), (9.2, 0.25), "angle,angleA=-90,angleB=0,rad=4")  # down, then to the left
+    arrow(axes, (6.9, 0.25), (3.75, 1.7), "angle,angleA=180,angleB=-90,rad=4")  # to the left, then up
     axes.set(xlim=(-0.1, 14.4), ylim=(-0.2, 4.3))
     bare(axes)
     return figure
 
 
-def bend(start: tuple[float, float], end: tuple[float, float]) -> dict[str, str]:
-    """Let a long arrow turn a corner: those to and from sampling, which stands at the bottom."""
-    if start == (11.7, 1.7):
-        return {"connectionstyle": "angle,angleA=-90,angleB=0,rad=4"}
-    return {"connectionstyle": "angle,angleA=180,angleB=-90,rad=4"} if start == (6.9, 0.25) else {}
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], path: str = "arc3") -> None:
+    """Draw an arrow, straight unless its path turns a corner."""
+    style = {"arrowstyle": "->", "connectionstyle": path, "color": INK, "lw": 1.1}
+    axes.annotate("", end, start, arrowprops=style)
 
 
 def rounded(x: float, y: float, width: float, height: float, **options: object) -> Patch:
@@ -343,18 +347,17 @@ def reading() -> Figure:
     weights = attention_weights(model, ids[None])[0, 0]  # (H, T, T) of the first layer
     figure = new_figure(7.2, 2.5)
     rows = figure.subplots(2, 1)
-    lines = [tokens.index("On"), tokens.index(" At"), len(tokens)]
+    lines = [tokens.index("On"), tokens.index(" At")]
     for axes, (query, head) in zip(rows, ((" my", 3), (" pink", 1)), strict=True):
         position = len(tokens) - 1 - tokens[::-1].index(query)
         of_query = weights[head, position].tolist()
-        for row, (start, end) in enumerate(pairwise(lines)):
-            end = min(end, position + 1)
+        for row, (start, end) in enumerate(pairwise([*lines, position + 1])):
             write_tokens(axes, -1.5 * row, tokens[start:end], of_query[start:end])
             for i in range(start, end):
-                x = sum(map(len, tokens[start:i])) + len(tokens[i]) / 2
                 if of_query[i] >= 0.1:
+                    x = characters(tokens[start:i]) + len(tokens[i]) / 2
                     axes.text(x, -1.5 * row + 0.9, f"{of_query[i]:.2f}", ha="center", fontsize=8, color=TRAIN)
-        outline(axes, x - len(query) / 2, -1.5, len(query))
+        outline(axes, characters(tokens[lines[-1] : position]), -1.5, len(query))
         axes.set(xlim=(-0.5, 64), ylim=(-1.8, 1.7))
         bare(axes, f"what \u201c{query.strip()}\u201d reads in head {head} of the first layer")
     return figure
@@ -559,7 +562,7 @@ def unit() -> Figure:
     model, tokenizer = trained()
     text = generate_story(1, 1).text
     text = text[: text.index(" Sara made one")]
-    tokens = [tokenizer.decode([number]) for number in tokenizer.encode(text)]
+    tokens = [tokenizer.decode([number]).replace("\n", " ") for number in tokenizer.encode(text)]
     ids = torch.tensor([[tokenizer.eot, *tokenizer.encode(text)]])
     found: list[torch.Tensor] = []
     hook = model.h[1].mlp.c_fc.register_forward_hook(lambda layer, inputs, y: found.append(gpt2.gelu(y[0, 1:, UNIT])))
@@ -567,19 +570,15 @@ def unit() -> Figure:
         model(ids)
     hook.remove()
     values = found[0].clamp(min=0) / found[0].max()
-    lines, start, width = [0], 0, 0
-    for index, token in enumerate(tokens):
-        width += len(token)
-        if width > 70 or token == "\n":
-            lines.append(index if token != "\n" else index + 1)
-            width = len(token) if token != "\n" else 0
-    lines.append(len(tokens))
-    figure = new_figure(8.0, 0.3 * len(lines))
+    lines = [0]
+    for index in range(len(tokens)):
+        if characters(tokens[lines[-1] : index + 1]) > 70:
+            lines.append(index)
+    figure = new_figure(8.0, 0.3 * len(lines) + 0.1)
     axes = figure.add_subplot()
-    for row, (start, end) in enumerate(pairwise(lines)):
-        shown = [token.replace("\n", " ") for token in tokens[start:end]]
-        write_tokens(axes, -row, shown, values[start:end].tolist(), VAL)
-    axes.set(xlim=(-0.5, 71), ylim=(-len(lines) + 1.9, 1))
+    for row, (start, end) in enumerate(pairwise([*lines, len(tokens)])):
+        write_tokens(axes, -row, tokens[start:end], values[start:end].tolist(), VAL)
+    axes.set(xlim=(-0.5, 71), ylim=(-len(lines) + 0.9, 1))
     bare(axes)
     return figure
 
