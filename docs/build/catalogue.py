@@ -34,7 +34,9 @@ def page() -> str:
 
 def _row(mistake: Mistake) -> str:
     what, instead = (told.replace("|", "\\|").replace("<", "\\<") for told in (mistake.what, mistake.instead))
-    return f"| `{mistake.part}` | {what} | {instead} |\n"
+    repository, _, number = mistake.seen.partition("#")
+    seen = f" ([{mistake.seen}](https://github.com/{repository}/issues/{number}))" if number else ""
+    return f"| `{mistake.part}` | {what}{seen} | {instead} |\n"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Mistake:
     """What to do."""
     old: str
     new: str
+    seen: str = ""
+    """An issue or pull request on GitHub where somebody made it, as in "karpathy/minGPT#10"."""
 
     @property
     def says(self) -> str:
