@@ -1,11 +1,13 @@
-"""``gpt2lab learn start|check``: the course in which one builds GPT-2."""
+"""``gpt2lab learn start|check|grade``: the course in which one builds GPT-2."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,9 +16,13 @@ from tyro.conf import Positional, arg
 
 from gpt2lab.cli.arguments import Command
 from gpt2lab.console import bar, console
-from gpt2lab.errors import require
+from gpt2lab.errors import InputError, require
 from gpt2lab.formatting import plural
 from gpt2lab.learn import exercises, sandbox
+from gpt2lab.learn.grade import Grade, Gradebook, grade, points
+from gpt2lab.learn.rubric import Rubric, load
+from gpt2lab.learn.similarity import alike
+from gpt2lab.learn.submissions import find, read_all
 
 if TYPE_CHECKING:
     from gpt2lab.learn.check import Verdict
@@ -80,6 +86,60 @@ class LearnCheck(Command):
             part = part_of[bad[0].part]
             console.print(f"next: {part.name} in {self.directory / part.file}; read {_page(part.chapter)}")
         return int(bool(bad))
+
+
+@dataclass(frozen=True)
+class LearnGrade(Command):
+    """Grade a class: points for each student by a rubric, a page for each, and one for the teacher.
+
+    The submissions run with your rights: docs/teaching.md shows how to grade in a container.
+    """
+
+    folder: Positional[Path]
+    """Holds the submissions: a directory, or a .zip, for each student."""
+    out: Path
+    """Table to write, such as grades.csv; the pages go to grades/. Nothing is overwritten."""
+    rubric: Annotated[str, arg(metavar="NAME|FILE")] = "gpt2"
+    """gpt2 (all chapters), transformer (chapters 2 to 8), or your own TOML file."""
+    jobs: int = os.cpu_count() or 1
+    """Submissions checked at a time; each takes a core and up to 2 GB of memory."""
+    seconds: float = sandbox.SECONDS
+    """Time limit of a part."""
+
+    def run(self) -> None:
+        """Grade, print a line for each student, and keep what is graded if interrupted."""
+        require(self.jobs >= 1, "--jobs", self.jobs, "1 or more")
+        require(0 < self.seconds < float("inf"), "--seconds", self.seconds, "greater than 0")
+        rubric = load(self.rubric)
+        if self.out.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"--out is {self.out}, among the submissions; give a path outside of {self.folder}")
+        submissions = list(read_all(find(self.folder)))
+        book = Gradebook(self.out, rubric)
+        check = partial(sandbox.check_directory, seconds=self.seconds)
+        try:
+            with bar("grading") as show, closing(grade(submissions, rubric, check, self.jobs)) as graded:
+                show(0, len(submissions))
+                for done in graded:
+                    book.add(done)
+                    show(len(book.grades), len(submissions))
+                    _print_grade(done, rubric)
+        except KeyboardInterrupt:
+            print(f"graded {len(book.grades)} of {len(submissions)} before the interruption")
+            raise
+        finally:
+            done = {each.student for each in book.grades}
+            files = {each.student: each.files for each in submissions if each.student in done}
+            pairs = alike(files, rubric.points)
+            book.finish(pairs)
+            for pair in pairs:
+                console.print(f"near-identical: {escape(' and '.join(pair.students))} ({100 * pair.similarity:.0f} %)")
+            console.print(f"wrote {escape(str(self.out))} and {escape(str(book.folder / 'index.html'))}")
+
+
+def _print_grade(done: Grade, rubric: Rubric) -> None:
+    line = f"{escape(done.student)}  {points(done.total)} of {points(rubric.total)}"
+    parts = ", ".join(verdict.part for verdict in done.wrong)
+    console.print("; ".join([line, *([f"wrong: {parts}"] if parts else []), *map(escape, done.notes)]))
 
 
 def _page(chapter: int) -> str:

@@ -46,6 +46,10 @@ COMMANDS: Mapping[str, Command | Group] = {
     "learn": {
         "start": ("learn:LearnStart", "Write the exercises of the course, from bytes to a GPT-2 of your own."),
         "check": ("learn:LearnCheck", "Check your parts one by one: what is right, and what is wrong and why."),
+        "grade": (
+            "learn:LearnGrade",
+            "Grade a class: points by a rubric, a page for each student and one for the teacher.",
+        ),
     },
     "plan": ("train:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
     "report": ("evaluate:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),

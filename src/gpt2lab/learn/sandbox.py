@@ -39,6 +39,8 @@ LONGEST_LINE, LONGEST_MESSAGE = 64 * 2**20, 400
 """Bytes of a line from the worker; characters of a message of a student's code."""
 OUT_OF_MEMORY = 77
 """The exit code of a worker that used more memory than it may."""
+JUDGING = threading.Lock()
+"""The variants of the reference may draw from torch's generator, which all threads share."""
 
 
 def check_directory(
@@ -107,7 +109,8 @@ def _judged(part: str, done: Any, memory: int) -> Verdict:
     try:
         status, says, output = done["status"], _line(done["says"]), printable(done["output"])
         if status == "ran":
-            return replace(judge(part, decoded(Observation(**done["observed"]))), output=output)
+            with JUDGING:
+                return replace(judge(part, decoded(Observation(**done["observed"]))), output=output)
         if status == "limit":
             says = f"It needs more than {size(memory)} of memory: {says}"
         if status in ("missing", "error", "limit"):
