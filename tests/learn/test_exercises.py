@@ -99,7 +99,8 @@ def test_the_command_says_what_to_do_next(tmp_path: Path, capsys: pytest.Capture
         (["FULL", "2", "3"], r"ch03_attention\.py exists and nothing was written"),
         (["FULL", "11"], "chapter is 11; it must be from 1 to 10"),
         (["FULL", "three"], "three"),
-        (["FULL/ch03_attention.py"], "is a file; give a directory"),
+        (["FULL/ch03_attention.py"], r"cannot be written \(.*\); give another directory"),
+        (["FULL/ch03_attention.py/new"], r"cannot be written \(.*\); give another directory"),
         (["FULL", "1", "--style", "classes"], "classes"),
     ],
 )

@@ -117,10 +117,8 @@ def start(directory: Path, chapters: Iterable[int] = (), style: Style = "functio
     style, it imports from gpt2.py.
 
     Raises:
-        InputError: A chapter is not from 1 to 10, or a file exists; nothing is written.
+        InputError: A chapter is not from 1 to 10, or a file exists, and nothing is written; or the directory cannot be.
     """
-    if directory.is_file():
-        raise InputError(f"{directory} is a file; give a directory")
     chosen = sorted(set(chapters)) or list(range(1, len(FILES) + 1))
     for chapter in chosen:
         require(1 <= chapter <= len(FILES), "chapter", chapter, f"from 1 to {len(FILES)}")
@@ -132,9 +130,12 @@ def start(directory: Path, chapters: Iterable[int] = (), style: Style = "functio
     for name in texts:
         if (directory / name).exists():
             raise InputError(f"{directory / name} exists and nothing was written; give another directory or chapters")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (directory / name).write_text(text, encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{directory} cannot be written ({error.strerror}); give another directory") from error
     return [directory / name for name in texts]
 
 
