@@ -135,8 +135,6 @@ class Chapters(MetaPathFinder, Loader):
         """Return an error in one line, with the place in the student's files where it was raised."""
         if isinstance(error, Unusable):
             return str(error)
-        if isinstance(error, NotImplementedError) and not error.args:
-            return "not implemented yet"
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         files += [error.filename or ""] if isinstance(error, SyntaxError) else []
         own = [file for file in files if Path(file).parent == self.directory]

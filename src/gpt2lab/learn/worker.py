@@ -123,7 +123,9 @@ def _try(chapters: Chapters, part: Part, untouched: Untouched) -> dict[str, Any]
         except BaseException as error:  # whatever a student's code raises
             untouched.restore()
             try:
-                done = {"status": _status(error), "says": chapters.explain(error)}
+                is_stub = isinstance(error, NotImplementedError) and not error.args
+                says = "not implemented yet" if is_stub else chapters.explain(error)
+                done = {"status": _status(error), "says": says}
             except BaseException:  # an exception that cannot even be printed
                 done = {"status": "error", "says": f"{part.file}: {type(error).__name__}"}
     return done | {"output": printed.text}
