@@ -201,6 +201,14 @@ class NoFinalNorm(gpt2.GPT):
         return F.linear(x, self.wte.weight), None
 
 
+class CopiedHead(gpt2.GPT):
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        for block in self.h:
+            x = block(x)
+        return F.linear(self.ln_f(x), self.wte.weight.detach()), None
+
+
 def bpe_by_regex(texts: list[str], vocab_size: int) -> list[tuple[int, int]]:
     """Break ties by the larger pair, as CS336 does."""
     of_byte = {byte: i for i, byte in enumerate(gpt2.byte_order())}
@@ -330,6 +338,7 @@ BY_HAND: list[tuple[str, Any]] = [
     ("feed_forward.erf", as_function("feed_forward", ExactGelu)),
     ("block.post-norm", as_function("block", PostNormBlock)),
     ("gpt.no-final-norm", as_function("gpt", NoFinalNorm)),
+    ("gpt.untied", as_function("gpt", CopiedHead)),
     ("cross_entropy.sum", lambda logits, t: F.cross_entropy(logits.flatten(0, -2), t.flatten(), reduction="sum")),
     ("batch.not-shifted", lambda tokens, starts, T: (x := tokens.unfold(0, T, 1)[starts], x)),
     ("decays.norms", lambda name, tensor: not name.endswith(".bias")),
@@ -370,3 +379,20 @@ def test_an_unknown_mistake_is_wrong_but_not_named(part: str, function: Callable
     verdict = check_part(part, function)
     assert verdict.status == "wrong"
     assert "that of" not in verdict.says
+
+
+@pytest.mark.parametrize(
+    ("part", "function", "expected"),
+    [
+        ("decode", lambda *args: None, "It returns None, str 'lowest ééé €' expected"),
+        ("initial_weights", lambda *args: None, "It returns None"),
+        ("train_step", lambda *args: None, "It returns None"),
+        ("train_step", lambda *args: 0.5, "0.5 given, a list of length 2 expected"),
+        ("sample", lambda *args: None, "bool False given, bool True expected"),
+        ("extend_cache", lambda *args: None, "None given, a list of length 2 expected"),
+        ("generate", lambda *args: None, "It returns None, a list of length 8 expected"),
+        ("generate", lambda *args: torch.tensor(gpt2.generate(*args)), "a tensor of shape (8,) given, a list"),
+    ],
+)
+def test_a_result_of_another_type_is_told(part: str, function: Callable[..., Any], expected: str) -> None:
+    assert expected in check_part(part, function).says

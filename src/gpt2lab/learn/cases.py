@@ -267,6 +267,8 @@ def _observe_initial_weights(function: Callable[..., Any], config: gpt2.Config, 
     """Return of each tensor its shape, its standard deviation, and whether it is normal; what the seeds change."""
     seed = generator.initial_seed()
     first, again, other = _with_seeds(lambda g: function(config, g), (seed, seed, seed + 1))
+    if not isinstance(first, dict):
+        return first
     seen: dict[str, Any] = {name: [list(t.shape), *_distribution(t, config)] for name, t in first.items()}
     names = [name for name, tensor in first.items() if tensor.dim() > 1]
     repeats = all(torch.equal(first[name], again[name]) for name in first)
@@ -309,8 +311,10 @@ def _observe_train_step(function: Callable[..., Any], weights: Any, *rest: Any) 
     """Return loss, norm and weights of two steps."""
     steps = []
     for _ in range(2):
-        loss, norm = function(weights, *rest)
-        steps.append([float(loss), float(norm), {name: weight.detach().clone() for name, weight in weights.items()}])
+        returned = function(weights, *rest)
+        if not isinstance(returned, tuple | list):
+            return returned
+        steps.append([*map(float, returned), {name: weight.detach().clone() for name, weight in weights.items()}])
     return steps
 
 
@@ -357,7 +361,7 @@ def _observe_generate(
 ) -> Any:
     """Return the text if it is the same with all seeds, else what all texts share and whether the seed decides."""
     texts = _with_seeds(lambda g: function(list(tokens), weights, n_head, n, g, *rest), (0, 0, 1))
-    if all(text == texts[0] for text in texts):
+    if not all(isinstance(text, list) for text in texts) or all(text == texts[0] for text in texts):
         return texts[0]
     return {
         "prompt": all(text[: len(tokens)] == tokens for text in texts),
