@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from users import new_process, other_user
 from gpt2lab.cli.main import main
 from gpt2lab.compare.run import in_this_process
 from gpt2lab.evaluation.measure import RunData
+from gpt2lab.files import sha256_of
 from gpt2lab.generation import generate, pad_left
 from gpt2lab.imports import import_from, import_model
 from gpt2lab.model.config import GPTConfig
@@ -26,6 +26,7 @@ from gpt2lab.model.language_model import OwnModel, profile
 from gpt2lab.report.facts import model_facts
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
+from gpt2lab.training.config import saved_model
 from ranks import launch, needs_fork
 
 Output = Callable[..., str]
@@ -148,7 +149,10 @@ def own(spec: str, **options: object) -> OwnModel:
 
 def test_the_run_holds_the_files_and_their_hashes(finished: Path) -> None:
     assert sorted(path.name for path in (finished / "imports").iterdir()) == ["SHA256SUMS", "chapter.py", "my_gpt2.py"]
-    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=finished / "imports", check=True)
+    names = ("my_gpt2.py", "chapter.py")
+    sums = [f"{sha256_of(finished / 'imports' / name)}  {name}" for name in names]  # as the program sha256sum has them
+    assert (finished / "imports/SHA256SUMS").read_text(encoding="utf-8").splitlines() == sums
+    assert saved_model(Run(finished)).import_sha256 == sha256_of(finished / "imports/SHA256SUMS")
     log = (finished / "train.log").read_text(encoding="utf-8")
     assert "model GPT reads n_layer, n_head, n_embd, n_ctx, dropout\n" in log
     assert "weight decay applies to the 6 of 16 parameters" in log
