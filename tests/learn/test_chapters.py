@@ -138,3 +138,10 @@ def test_what_a_page_refers_to_exists(page: Path) -> None:
         code = (page.parent / file).read_text(encoding="utf-8")
         for name in re.findall(r"[\w.]+", names):
             assert re.search(rf"(def|class) {name.split('.')[-1]}\b", code), (file, name)
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_formulas_are_rendered_on_github(page: Path) -> None:
+    """Its Markdown takes the backslash from punctuation before the formula is read: write a space for ``\\,``."""
+    for formula in re.findall(r"\$\$(.+?)\$\$", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        assert not re.search(r"\\[,{}_!;]", formula)
