@@ -68,7 +68,7 @@ def test_a_class_gets_its_table_and_pages(tmp_path: Path, capsys: pytest.Capture
     assert rows["cyd"]["notes"] == "could not be checked to the end: the process died"
     assert rows["empty"]["notes"] == "no chapters found, such as ch01_bytes.py"
     page = (tmp_path / "grades" / "bob.html").read_text(encoding="utf-8")
-    assert "95 of 100 points. 20 of 21 parts right, 1 wrong." in re.sub(r"\s+", " ", page)
+    assert "95 of 100 points. 20 of 21 parts right, 1 wrong: " in re.sub(r"\s+", " ", page)
     assert NO_SCALE in page
     assert "known mistake" in page
     assert '<meta name="viewport"' in page
