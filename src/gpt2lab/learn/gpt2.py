@@ -138,8 +138,8 @@ def embed(tokens: Tensor, wte: Tensor, wpe: Tensor, start: int = 0) -> Tensor:
 def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     """Rotate queries or keys x (B, H, T, D) by their positions (T,), as models after GPT-2 do: (B, H, T, D).
 
-    Numbers i and i + D/2 of a head are a point in the plane. At position p it turns by the angle p * base^(-2i/D), so
-    that the product of a query and a key depends only on their distance (RoPE; Su et al. 2021, section 3.4.2)."""
+    Numbers i and i + D/2 of a head, as in Llama, are a point in the plane. At position p it turns by p * base^(-2i/D),
+    so that the product of a query and a key depends only on their distance (RoPE; Su et al. 2021, section 3.2.2)."""
     D = x.shape[-1]
     frequencies = base ** (-2.0 * torch.arange(D // 2, dtype=x.dtype, device=x.device) / D)
     angles = positions[:, None] * frequencies  # (T, D/2)
@@ -395,7 +395,7 @@ def initial_weights(config: Config, generator: torch.Generator) -> Weights:
 
 # Chapter 8: AdamW, schedule, clipping ---------------------------------------------------------------------------------
 def decays(name: str, tensor: Tensor) -> bool:
-    """Return whether weight decay applies: to matrices, not to biases and norms (Brown et al. 2020, appendix B)."""
+    """Return whether weight decay applies: to matrices, not to biases and norms (Radford et al. 2018, section 4.1)."""
     return tensor.dim() >= 2
 
 
@@ -580,7 +580,7 @@ def hellaswag_choice(logits: Tensor, tokens: Tensor, is_ending: Tensor) -> int:
     """Return which of four endings is the most probable: the highest mean of ln p over its tokens; of equals the first.
 
     Rows of tokens (4, T) hold the context and an ending, is_ending, bool (4, T), is True at the ending's tokens, and
-    logits (4, T, V) at a token are for the one after it ("acc_norm"; Brown et al. 2020, section 2.4)."""
+    logits (4, T, V) at a token are for the one after it (Brown et al. 2020, section 2.4)."""
     chosen = logits[:, :-1].log_softmax(dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]  # (4, T - 1)
     means = (chosen * is_ending[:, 1:]).sum(dim=-1) / is_ending[:, 1:].sum(dim=-1)
     return int(means.argmax())
