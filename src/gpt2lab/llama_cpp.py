@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,22 +61,25 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, name: str, path: Path, form: GG
 
     Raises:
         InputError: The model has a part, or the tokenizer a pattern, that llama.cpp's gpt2 lacks; the rows of a matrix
-            cannot be cut into blocks of 32; the package ``gguf`` is missing; or ``path`` exists.
+            cannot be cut into blocks of 32; model and tokenizer differ in the number of tokens; the package ``gguf``
+            is missing; ``path`` exists, or its directory does not.
     """
     if path.exists():
         raise InputError(f"{path} exists; give another name, or delete it first")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a directory; create it first")
     require_exportable(model.config, tokenizer, form)
     gguf = _package()
     kind = gguf.GGMLQuantizationType[form.upper()]
     temporary = temporary_name(path)
-    writer = gguf.GGUFWriter(temporary, "gpt2")
+    writer = gguf.GGUFWriter(temporary, "gpt2", use_temp_file=True)  # not all tensors in memory at once
     try:
         _add_config(writer, model.config, name)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if form == "f32" else f"MOSTLY_{form.upper()}"])
         if form.startswith("q"):
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_tokenizer(writer, tokenizer, gguf.TokenType)
-        for tensor_name, weight in named_weights(model.config, model.state_dict()).items():
+        for tensor_name, weight in named_weights(model.config, model.state_dict()):
             is_vector = weight.dim() == 1 or tensor_name.startswith("position_embd.")
             type_ = gguf.GGMLQuantizationType.F32 if is_vector else kind
             writer.add_tensor(tensor_name, gguf.quantize(weight.numpy(), type_), raw_dtype=type_)
@@ -86,6 +89,7 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, name: str, path: Path, form: GG
         writer.close()
         temporary.rename(path)
     finally:
+        writer.close()
         temporary.unlink(missing_ok=True)
 
 
@@ -109,21 +113,21 @@ def require_exportable(config: GPTConfig, tokenizer: Tokenizer, form: GGUFType) 
             "the tokenizer has no <|endoftext|>, at which llama.cpp begins and ends a text; add it with gpt2lab "
             "tokenizer add-special before training"
         )
+    if config.vocab_size != tokenizer.n_vocab:
+        raise InputError(f"the model has {config.vocab_size:,} tokens and its tokenizer {tokenizer.n_vocab:,}")
     for option, width in (("n_embd", config.n_embd), ("n_inner", config.inner)):
         if form.startswith("q") and width % BLOCK:
             raise InputError(f"{form} cuts rows into blocks of {BLOCK}, and {option} is {width}; use f16 or f32")
 
 
-def named_weights(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state dictionary by llama.cpp's names, in fp32 on the CPU."""
-    theirs = {}
+def named_weights(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a state dictionary by llama.cpp's names, in fp32 on the CPU."""
     for name, weight in with_biases(weights).items():
         layer, module, kind = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(\w+)", name).groups()  # type: ignore[union-attr]
         if module in ("wte", "lm_head"):
             weight = weight[: config.vocab_size]
         where = "" if layer is None else f"blk.{layer}."
-        theirs[f"{where}{_NAMES[module]}.{kind}"] = weight.detach().float().cpu().contiguous()
-    return theirs
+        yield f"{where}{_NAMES[module]}.{kind}", weight.detach().float().cpu().contiguous()
 
 
 def _add_config(writer: Any, config: GPTConfig, name: str) -> None:
