@@ -128,42 +128,45 @@ def grid(axes: Axes, values: torch.Tensor, title: str, **options: object) -> Non
 @picture
 def whole() -> Figure:
     """Show the way of a text through the model and back, with the chapter of each step and the shape of its result."""
-    figure = new_figure(9.6, 4.2)
+    figure = new_figure(9.6, 4.6)
     axes = figure.add_subplot()
-    axes.add_patch(rounded(5.25, 0.95, 5.6, 2.3, fc="#f4f4f4", ec=RULE))
-    axes.text(5.4, 3.02, "6  block, L times", fontsize=9, color=INK)
+    axes.add_patch(rounded(5.2, 0.85, 6.1, 3.05, fc="#f4f4f4", ec=RULE))
+    axes.text(5.4, 3.62, "6  block, L times", fontsize=9, color=INK)
     for x, y, name, shape, color in (
-        (0.0, 1.7, "1  bytes, BPE", "ids (B, T)", LINES[0]),
-        (2.6, 1.7, "2  embeddings", "x (B, T, C)", LINES[0]),
-        (5.5, 2.05, "5  layer norm", "(B, T, C)", LINES[2]),
-        (8.3, 2.05, "3  attention, 4  heads", "(B, H, T, D)", LINES[2]),
-        (5.5, 1.1, "5  layer norm", "(B, T, C)", LINES[2]),
-        (8.3, 1.1, "5  GELU, feed-forward", "(B, T, 4C)", LINES[2]),
-        (11.4, 1.7, "6  norm and head", "logits (B, T, V)", LINES[0]),
-        (11.4, 3.5, "7  loss", "a number", LINES[1]),
-        (5.5, 3.5, "8  gradients, AdamW", "better weights", LINES[1]),
-        (6.9, -0.1, "9  sampling, cache", "the next token", LINES[3]),
-        (12.0, -0.1, "10  evaluation", "a report", LINES[3]),
+        (0.0, 1.1, "1  bytes, BPE", "ids (B, T)", LINES[0]),
+        (2.6, 1.1, "2  embeddings", "x (B, T, C)", LINES[0]),
+        (5.4, 1.75, "5  layer norm", "(B, T, C)", LINES[2]),
+        (5.4, 2.7, "3  attention, 4  heads", "(B, H, T, D)", LINES[2]),
+        (8.3, 1.75, "5  layer norm", "(B, T, C)", LINES[2]),
+        (8.3, 2.7, "5  feed-forward, GELU", "(B, T, 4C)", LINES[2]),
+        (11.7, 1.1, "6  norm and head", "logits (B, T, V)", LINES[0]),
+        (11.7, 4.15, "7  loss", "a number", LINES[1]),
+        (5.4, 4.15, "8  gradients, AdamW", "better weights", LINES[1]),
+        (6.9, -0.2, "9  sampling, cache", "the next token", LINES[3]),
+        (12.3, -0.2, "10  evaluation", "a report", LINES[3]),
     ):
         axes.add_patch(rounded(x, y, 2.3, 0.7, fc="white", ec=color))
         axes.text(x + 1.15, y + 0.45, name, ha="center", va="center", fontsize=8.5)
         axes.text(x + 1.15, y + 0.19, shape, ha="center", va="center", fontsize=7.5, color=INK)
     for start, end in (
-        ((2.3, 2.05), (2.6, 2.05)),
-        ((4.9, 2.05), (5.25, 2.05)),
-        ((7.8, 2.4), (8.3, 2.4)),
-        ((8.3, 2.05), (7.0, 1.8)),
-        ((7.8, 1.45), (8.3, 1.45)),
-        ((10.85, 2.05), (11.4, 2.05)),
-        ((12.55, 2.4), (12.55, 3.5)),
-        ((11.4, 3.85), (7.8, 3.85)),
-        ((6.65, 3.5), (6.65, 3.25)),
-        ((13.0, 1.7), (13.0, 0.6)),
+        ((2.3, 1.45), (2.6, 1.45)),
+        ((4.9, 1.45), (7.88, 1.45)),  # the residual stream, which each branch leaves and is added to
+        ((8.12, 1.45), (10.78, 1.45)),
+        ((11.02, 1.45), (11.7, 1.45)),
+        *(((x, low), (x, high)) for x in (6.55, 9.45) for low, high in ((1.45, 1.75), (2.45, 2.7))),
+        ((12.85, 1.8), (12.85, 4.15)),
+        ((11.7, 4.5), (7.7, 4.5)),
+        ((6.55, 4.15), (6.55, 3.9)),
+        ((13.4, 1.1), (13.4, 0.5)),
     ):
         arrow(axes, start, end)
-    arrow(axes, (11.7, 1.7), (9.2, 0.25), "angle,angleA=-90,angleB=0,rad=4")  # down, then to the left
-    arrow(axes, (6.9, 0.25), (3.75, 1.7), "angle,angleA=180,angleB=-90,rad=4")  # to the left, then up
-    axes.set(xlim=(-0.1, 14.4), ylim=(-0.2, 4.3))
+    for x in (8.0, 10.9):
+        arrow(axes, (x - 0.3, 3.05), (x, 1.56), "angle,angleA=0,angleB=90,rad=4")  # to the right, then down
+        axes.text(x, 1.45, "+", ha="center", va="center", bbox={"boxstyle": "circle,pad=0.1", "fc": "white", "ec": INK})
+    arrow(axes, (5.4, 4.5), (3.75, 1.8), "angle,angleA=180,angleB=90,rad=4")  # to the left, then down
+    arrow(axes, (12.2, 1.1), (9.2, 0.15), "angle,angleA=-90,angleB=0,rad=4")  # down, then to the left
+    arrow(axes, (6.9, 0.15), (3.75, 1.1), "angle,angleA=180,angleB=-90,rad=4")  # to the left, then up
+    axes.set(xlim=(-0.1, 14.7), ylim=(-0.3, 4.95))
     bare(axes)
     return figure
 
@@ -253,7 +256,7 @@ GROUPS = {
 
 @picture
 def embeddings() -> Figure:
-    """Show the vectors of some words of the stories, projected on their two main directions."""
+    """Show the vectors of some words of the stories, projected on the two principal directions of these words."""
     model, tokenizer = trained()
     words = {name: group.split() for name, group in GROUPS.items()}
     ids = {word: tokenizer.encode(f" {word}") for group in words.values() for word in group}
@@ -272,7 +275,7 @@ def embeddings() -> Figure:
         beside = (min(x) - 0.03 if right else max(x) + 0.03, sum(y) / len(y))
         axes.text(*beside, f"{name}: {', '.join(group[:5])}, ..", **label)
     axes.margins(0.06, 0.1)
-    frame(axes, "first direction", "second direction")
+    frame(axes, "first principal direction of these words", "second")
     return figure
 
 
@@ -746,7 +749,7 @@ def truncation() -> Figure:
     """Show what temperature, top-k and top-p make of two distributions of the trained model."""
     model, tokenizer = trained()
     figure = new_figure(8.8, 4.4)
-    panels = figure.subplots(2, len(KEPT), sharey="row")
+    panels = figure.subplots(2, len(KEPT), sharex="row", sharey="row")
     for row, prompt in zip(panels, ("Once upon a time, there lived a shy", "One"), strict=True):
         ids = torch.tensor([[tokenizer.eot, *tokenizer.encode(prompt)]])
         logits = model(ids).logits[0, -1].detach()
@@ -763,7 +766,6 @@ def truncation() -> Figure:
             axes.text(0.97, 0.04, f"{int((p > 0).sum()):,} kept", **kept)
             axes.tick_params(labelsize=8, pad=1)
             axes.grid(axis="y", visible=False)
-            axes.set_xlim(0, None)
     return figure
 
 
@@ -782,7 +784,11 @@ def cache_cost() -> Figure:
     axes.set_xlim(0.9, 1700)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    frame(axes, "tokens so far", title="Billions of operations for one new token of GPT-2, 124 M")
+    frame(
+        axes,
+        "tokens so far (both axes are logarithmic)",
+        title="Billions of operations for one new token of GPT-2, 124 M",
+    )
     axes.legend(frameon=False, labelcolor=INK, loc="upper left")
     return figure
 
@@ -804,13 +810,14 @@ def stride() -> Figure:
     found = measured()["stride"]
     figure = new_figure(6.4, 2.9)
     axes = figure.subplots()
-    axes.plot(range(len(STRIDES)), found, color=TRAIN, marker="o", ms=5, lw=1.5)
+    axes.bar(range(len(STRIDES)), found, color=TRAIN, width=0.6)
     for index, (each, value) in enumerate(zip(STRIDES, found, strict=True)):
         text = f"{value:.3f}\ncost {CONTEXT // each}"
-        axes.annotate(text, (index, value), textcoords="offset points", xytext=(4, 7), color=INK, fontsize=9)
+        axes.text(index, value + 0.06, text, ha="center", color=INK, fontsize=9)
     axes.set_xticks(range(len(STRIDES)), [str(each) for each in STRIDES])
-    axes.set(ylim=(min(found) - 0.03, max(found) + 0.06), xlim=(-0.3, len(STRIDES) - 0.5))
+    axes.set_ylim(0, max(found) + 0.6)
     frame(axes, f"stride, with windows of {CONTEXT} tokens", title="Perplexity of one model on one text, and its cost")
+    axes.grid(visible=False)
     return figure
 
 
@@ -835,7 +842,7 @@ def seeds() -> Figure:
         left.plot((0, 1), pair, color=RULE, lw=1, zorder=1)
     left.plot([0] * SEEDS, tenth, "o", color=TRAIN, ms=5)
     left.plot([1] * SEEDS, zero, "s", color=VAL, ms=5)
-    left.set_xticks((0, 1), ("ends at a tenth", "ends at 0"))
+    left.set_xticks((0, 1), ("rate falls to a tenth", "rate falls to 0"))
     left.set_xlim(-0.4, 1.4)
     frame(left, title=f"Test loss of {SEEDS} seeds, nats per token")
     for n in range(2, SEEDS + 1):
