@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from gpt2lab.learn.exercises import CLASSES, FILES, REFERENCE, Style, start
 
@@ -41,3 +43,12 @@ def read(file: Path) -> tuple[list[str], dict[str, str]]:
         [ast.unparse(node) for node in imports if node not in ours],
         {node.name: ast.unparse(node) for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)},
     )
+
+
+def load(script: Path) -> ModuleType:
+    """Import a script that is in no package, such as those of docs/build."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

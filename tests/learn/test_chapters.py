@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib.util
 import io
 import re
 import sys
@@ -14,6 +13,7 @@ from types import ModuleType
 
 import pytest
 from PIL import Image, ImageChops, ImageStat
+from solving import load
 
 from gpt2lab.cli.main import main
 from gpt2lab.learn import gpt2, sandbox
@@ -28,15 +28,7 @@ PAGES = sorted(path for path in BUILD.glob("*.md") if path.stem != "mistakes")
 REFERENCE = ast.parse(Path(gpt2.__file__).read_text(encoding="utf-8"))
 
 
-def load_pictures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pictures", BUILD / "pictures.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pictures = load_pictures()
+pictures = load(BUILD / "pictures.py")
 FOLDER = pictures.FOLDER
 
 

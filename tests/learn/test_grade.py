@@ -32,9 +32,8 @@ def pretend(directory: Path, chapters: Collection[int] = (), seconds: float = 1.
                 raise RuntimeError("the process\ndied")
             if part.name == "attention" and told == "interrupt":
                 raise KeyboardInterrupt
-            yield (
-                Verdict(part.name, "wrong", told) if told and part.name == "attention" else Verdict(part.name, "right")
-            )
+            wrong = Verdict(part.name, "wrong", told, mistake="no-scale" if told == NO_SCALE else "")
+            yield wrong if told and part.name == "attention" else Verdict(part.name, "right")
 
 
 def _class(folder: Path, told: dict[str, str]) -> Path:
@@ -62,13 +61,13 @@ def test_a_class_gets_its_table_and_pages(tmp_path: Path, capsys: pytest.Capture
     assert main(["learn", "grade", str(folder), "--out", str(out), "--rubric", "transformer", "--jobs", "2"]) == 0
     rows = _rows(out)
     assert list(rows) == ["<b>dan", "ann", "bob", "cyd", "empty"]
-    assert [rows[name]["total"] for name in rows] == ["90", "100", "95", "12", "0"]
+    assert [rows[name]["total"] for name in rows] == ["90", "100", "90", "12", "0"]
     assert {row["of"] for row in rows.values()} == {"100"}
-    assert (rows["bob"]["attention"], rows["bob"]["mistakes"]) == ("5", f"attention: {NO_SCALE}")
+    assert (rows["bob"]["attention"], rows["bob"]["mistakes"]) == ("0", f"attention: {NO_SCALE}")
     assert rows["cyd"]["notes"] == "could not be checked to the end: the process died"
     assert rows["empty"]["notes"] == "no chapters found, such as ch01_bytes.py"
     page = (tmp_path / "grades" / "bob.html").read_text(encoding="utf-8")
-    assert "95 of 100 points. 20 of 21 parts right, 1 wrong: " in re.sub(r"\s+", " ", page)
+    assert "90 of 100 points. 20 of 21 parts right, 1 wrong: " in re.sub(r"\s+", " ", page)
     assert NO_SCALE in page
     assert "known mistake" in page
     assert '<meta name="viewport"' in page
@@ -82,7 +81,7 @@ def test_a_class_gets_its_table_and_pages(tmp_path: Path, capsys: pytest.Capture
         assert "http://" not in text.replace("http-equiv", "")
     assert (tmp_path / "grades" / "b-dan.html").is_file()
     said = capsys.readouterr().out
-    assert "bob  95 of 100; wrong: attention\n" in said
+    assert "bob  90 of 100; wrong: attention\n" in said
     assert said.endswith(f"wrote {out} and {tmp_path / 'grades' / 'index.html'}\n")
 
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+import ast
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from solving import read
+from solving import load, read
 
+from gpt2lab.learn import gpt2
 from gpt2lab.learn.exercises import PARTS, REFERENCE
 
 BUILD = Path(__file__).parents[2] / "docs" / "build"
 
 
-def load_notebooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notebooks", BUILD / "notebooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-notebooks = load_notebooks()
+notebooks = load(BUILD / "notebooks.py")
 
 
 @pytest.mark.parametrize("page", notebooks.CHAPTERS, ids=lambda page: page.stem)
@@ -37,6 +29,18 @@ def test_a_notebook_is_its_chapter(page: Path) -> None:
     code = [cell.source for cell in committed.cells if cell.cell_type == "code"]
     assert sum(each.startswith("%%writefile my-gpt2/ch") for each in code) == 1
     assert sum(each.startswith("!gpt2lab learn check my-gpt2") for each in code) == 1
+
+
+@pytest.mark.parametrize("page", notebooks.CHAPTERS, ids=lambda page: page.stem)
+def test_a_notebook_takes_the_parts_of_other_chapters_from_the_reference(page: Path) -> None:
+    own = {part.file.removesuffix(".py") for part in PARTS if part.chapter == int(page.name[:2])}
+    for cell in notebooks.notebook(page).cells:
+        if cell.cell_type == "code" and not cell.source.startswith(("%", "!")):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.ImportFrom) and node.module == "gpt2lab.learn.gpt2":
+                    assert all(hasattr(gpt2, alias.name) for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("ch"):
+                    assert node.module in own
 
 
 def test_the_cells_of_a_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

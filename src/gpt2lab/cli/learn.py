@@ -143,7 +143,10 @@ def _print_grade(done: Grade, rubric: Rubric) -> None:
 
 
 def _page(chapter: int) -> str:
-    return f"docs/build/{chapter:02}-{exercises.SLUGS[chapter - 1]}.md"
+    """Return where a chapter is: in this checkout, or in the repository if gpt2lab was installed without docs."""
+    name = f"docs/build/{chapter:02}-{exercises.SLUGS[chapter - 1]}.md"
+    path = Path(__file__).parents[3] / name
+    return path.as_posix() if path.exists() else f"{name} in the repository of gpt2lab"
 
 
 def _counted(verdicts: Iterable[Verdict], show: Callable[[int, int], None], total: int) -> Iterator[Verdict]:

@@ -41,6 +41,8 @@ class Verdict:
     """More about it: the arguments of the call, what the output depends on."""
     output: str = ""
     """The first 10 kB of what the part printed."""
+    mistake: str = ""
+    """The key of the mistake of the catalogue whose result it has, if it has that of one."""
 
     @property
     def right(self) -> bool:
@@ -68,9 +70,10 @@ def judge(part: str, given: Observation) -> Verdict:
         if variant is None or not same(given.outcomes, variant.outcomes):
             continue
         if number is not None:
-            return Verdict(part, "wrong", f"Your output is that of {mistake.says}.", call)
+            return Verdict(part, "wrong", f"Your output is that of {mistake.says}.", call, mistake=mistake.key)
         if same(given.gradients, variant.gradients):
-            return Verdict(part, "wrong", f"The output is right, but its gradient is that of {mistake.says}.", call)
+            says = f"The output is right, but its gradient is that of {mistake.says}."
+            return Verdict(part, "wrong", says, call, mistake=mistake.key)
     if number is None:
         return Verdict(part, "wrong", f"The output is right, but {wrong_gradient}.", call)
     says = _difference_of_case(part, number, given.outcomes[number], expected.outcomes[number])

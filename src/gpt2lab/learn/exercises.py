@@ -146,7 +146,7 @@ def _stubs(chapter: int, style: Style, present: set[str]) -> str:
     nodes = [node for node in whole if _name(node) not in others]
     title = _LINES[_HEADINGS[chapter - 1] - 1].strip("#- ")
     page = f"docs/build/{chapter:02}-{SLUGS[chapter - 1]}.md"
-    text = f'"""{title}.\n\nRead {page}. Replace each NotImplementedError.\n"""\n\n'
+    text = f'"""{title}.\n\nRead {page} in the repository of gpt2lab. Replace each NotImplementedError.\n"""\n\n'
     text += _imports(nodes if style == "functions" else whole, chapter, style, present)
     for node in nodes:
         text += ("\n" if isinstance(node, ast.Expr) else "\n\n\n") + _stub(node)

@@ -26,7 +26,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import write_atomically
 from gpt2lab.formatting import page, plural, printable
 from gpt2lab.learn.exercises import PARTS, SLUGS
-from gpt2lab.learn.rubric import Rubric, is_known
+from gpt2lab.learn.rubric import Rubric
 from gpt2lab.learn.similarity import Pair, imported
 from gpt2lab.learn.submissions import Submission
 
@@ -148,7 +148,7 @@ class Gradebook:
             for number in self.rubric.chapters
         ]
         values = {"grade": grade, "rubric": self.rubric, "chapters": chapters, "verdicts": by_part, "points": points}
-        write_atomically(self.folder / name, page("grade_student.html.jinja", **values, known=is_known, plural=plural))
+        write_atomically(self.folder / name, page("grade_student.html.jinja", **values, plural=plural))
         self._write_table([])
 
     def finish(self, pairs: Sequence[Pair]) -> None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from gpt2lab.learn.check import Verdict
 
 SHIPPED = Path(__file__).parent / "rubrics"
-KNOWN = ("Your output is that of ", "The output is right, but its gradient is that of ")
-"""How a verdict begins that names a mistake of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,7 @@ class Rubric:
     def of(self, verdict: Verdict) -> float:
         """Return the points for a part: all, a share for a known mistake, or none."""
         points = self.points.get(verdict.part, 0)
-        return points if verdict.right else self.known_mistake * points if is_known(verdict) else 0
-
-
-def is_known(verdict: Verdict) -> bool:
-    """Return whether a verdict names a mistake of the catalogue."""
-    return verdict.status == "wrong" and verdict.says.startswith(KNOWN)
+        return points if verdict.right else self.known_mistake * points if verdict.mistake else 0
 
 
 def load(name: str) -> Rubric:
