@@ -138,7 +138,7 @@ def embed(tokens: Tensor, wte: Tensor, wpe: Tensor, start: int = 0) -> Tensor:
 def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     """Rotate queries or keys x (B, H, T, D) by their positions (T,), as models after GPT-2 do: (B, H, T, D).
 
-    Numbers i and i + D/2 of a head, as in Llama, are a point in the plane. At position p it turns by p * base^(-2i/D),
+    Numbers i and i + D/2 of a head, as in GPT-NeoX, are a point in the plane. Position p turns it by p * base^(-2i/D),
     so that the product of a query and a key depends only on their distance (RoPE; Su et al. 2021, section 3.2.2)."""
     D = x.shape[-1]
     frequencies = base ** (-2.0 * torch.arange(D // 2, dtype=x.dtype, device=x.device) / D)
@@ -191,7 +191,7 @@ def split_heads(x: Tensor, n_head: int) -> Tensor:
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """Put the heads of x (B, H, T, D) side by side again: (B, T, C), the inverse of split_heads."""
+    """Concatenate the heads of x (B, H, T, D) again: (B, T, C), the inverse of split_heads."""
     B, H, T, D = x.shape
     return x.transpose(1, 2).reshape(B, T, H * D)
 
