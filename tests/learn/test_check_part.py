@@ -26,6 +26,8 @@ DOUBLE = torch.float64
         (True, 1, "bool True given, int 1 expected"),
         (1.5, 2, "1.5 given, 2 expected"),
         (float("nan"), 2.0, "nan given, 2 expected"),
+        (10**400, 2.0, "10000000000000000000... given, 2 expected"),
+        (-(10**400), 2, "-1000000000000000000... given, 2 expected"),
         ("ab", "ac", "str 'ab' given, str 'ac' expected"),
         (Other("Foo"), "ac", "an object of type Foo given, str 'ac' expected"),
         (torch.ones(2), [1.0, 1.0], "a tensor of shape (2,) given, a list of length 2 expected"),
@@ -88,6 +90,51 @@ def test_an_output_that_reads_later_tokens_or_other_rows_is_told_which() -> None
     assert "The output at row 0 depends on row 1 of v." in detail
     assert "The output at position 0 depends on position " in detail
     assert "of k" not in detail
+
+
+def test_dropout_is_not_taken_for_a_dependence_on_other_rows() -> None:
+    def dropped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return nn.functional.dropout(gpt2.attention(q, k, v, mask), 0.1)
+
+    verdict = check_part("attention", dropped)
+    assert verdict.says == "It returns something else each time it is called: is dropout on?"
+    assert "depends" not in verdict.detail
+
+
+def test_a_new_tensor_in_the_dict_is_not_a_change_in_place() -> None:
+    def rebinding(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensors: dict[str, Tensor], *rest: Any) -> Any:
+            copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            result = function(copies, *rest)
+            tensors.update({name: tensor.detach() for name, tensor in copies.items()})
+            return result
+
+        return call
+
+    says = {part: check_part(part, rebinding(getattr(gpt2, part))).says for part in ("adamw", "clip", "train_step")}
+    assert "AdamW that leaves the weights as they are" in says["adamw"]
+    assert "gradients that are not clipped: multiply them in place" in says["clip"]
+    assert says["train_step"]
+
+
+def test_a_cache_may_hold_more_than_keys_and_values() -> None:
+    def counting(tokens: Tensor, weights: gpt2.Weights, n_head: int, caches: list[dict[str, Any]]) -> Tensor:
+        n = caches[0].get("length", 0)
+        caches[0]["length"] = n + tokens.shape[1]
+        x = gpt2.embed(tokens, weights["wte.weight"], weights["wpe.weight"], n)
+        for layer, cache in zip(gpt2.layers(weights), caches, strict=True):
+            normalized = gpt2.layer_norm(x, layer["ln_1.weight"], layer["ln_1.bias"])
+            x = x + gpt2.cached_attention(normalized, gpt2.within(layer, "attn."), n_head, cache)
+            normalized = gpt2.layer_norm(x, layer["ln_2.weight"], layer["ln_2.bias"])
+            x = x + gpt2.feed_forward(normalized, gpt2.within(layer, "mlp."))
+        return gpt2.layer_norm(x[:, -1], weights["ln_f.weight"], weights["ln_f.bias"]) @ weights["wte.weight"].T
+
+    assert check_part("next_logits", counting).right
+
+
+def test_a_text_that_is_returned_as_it_was_is_no_text_of_another_length() -> None:
+    says = check_part("generate", lambda tokens, *_, **__: tokens).says
+    assert "max_new_tokens tokens, the prompt included" not in says
 
 
 def test_a_wrong_gradient_is_found_though_the_output_is_right() -> None:

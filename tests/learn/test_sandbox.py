@@ -300,3 +300,19 @@ def test_a_message_that_no_worker_sends_is_no_verdict(forged: Any, monkeypatch: 
 def test_a_worker_that_cannot_begin_is_an_error_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="the process that runs the parts crashed before it began"):
         _verdicts(monkeypatch, [CRASHED])
+
+
+def test_what_a_file_sets_when_it_is_imported_does_not_reach_its_parts(tmp_path: Path) -> None:
+    source = "import torch\nfrom gpt2lab.learn import gpt2\n\ntorch.set_grad_enabled(False)\n\n"
+    part = "def split_heads(x, n_head):\n    return gpt2.split_heads(x, n_head)\n"
+    (tmp_path / "ch04_heads.py").write_text(source + part, encoding="utf-8")
+    verdict = next(check_directory(tmp_path, (4,)))
+    assert (verdict.part, verdict.status, verdict.says) == ("split_heads", "right", "")
+
+
+def test_a_number_that_no_float_can_hold_is_wrong_and_ends_nothing() -> None:
+    observed = {"outcomes": [[10**400, {"list": []}]] * 16, "probes": [], "gradients": [], "why_no_gradients": ""}
+    done = {"status": "ran", "says": "", "output": "", "observed": observed}
+    verdict = sandbox._judged("learning_rate", done, MEMORY)
+    assert verdict.status == "wrong"
+    assert "10000000000000000000... given" in verdict.says

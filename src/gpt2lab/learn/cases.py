@@ -175,7 +175,7 @@ def _generate(draw: _Draw) -> list[Args]:
     weights = draw.weights(n_layer=1)
     weights["wte.weight"] *= 0.2
     settings = [(1.0, 1), (1e-7,), (1.0, None, 1e-6), ()]
-    return [(draw.tokens(4).tolist(), weights, H, 4, torch.Generator(), *setting) for setting in settings]
+    return [(draw.tokens(4).tolist(), weights, H, 5, torch.Generator(), *setting) for setting in settings]
 
 
 def _hellaswag_choice(draw: _Draw) -> list[Args]:
@@ -300,21 +300,21 @@ def _with_seeds(call: Callable[[torch.Generator], Any], seeds: tuple[int, ...]) 
 
 def _observe_adamw(function: Callable[..., Any], weights: Any, grads: Any, state: dict, *rest: Any) -> Any:
     """Return the weights after each of three steps with different gradients."""
-    steps = []
+    steps, kept = [], dict(weights)
     for scale in (1.0, -0.5, 2.0):
         function(weights, {name: scale * grad for name, grad in grads.items()}, state, *rest)
-        steps.append({name: weight.clone() for name, weight in weights.items()})
+        steps.append({name: weight.clone() for name, weight in kept.items()})
     return steps
 
 
 def _observe_train_step(function: Callable[..., Any], weights: Any, *rest: Any) -> Any:
     """Return loss, norm and weights of two steps."""
-    steps = []
+    steps, kept = [], dict(weights)
     for _ in range(2):
         returned = function(weights, *rest)
         if not isinstance(returned, tuple | list):
             return returned
-        steps.append([*map(float, returned), {name: weight.detach().clone() for name, weight in weights.items()}])
+        steps.append([*map(float, returned), {name: weight.detach().clone() for name, weight in kept.items()}])
     return steps
 
 

@@ -65,6 +65,8 @@ def judge(part: str, given: Observation) -> Verdict:
     if number is None and not wrong_gradient:
         return Verdict(part, "right")
     call = _call(part, number or 0)
+    if number is not None and given.varies:
+        return Verdict(part, "wrong", "It returns something else each time it is called: is dropout on?", call)
     for mistake in mistakes.MISTAKES:
         variant = _of_mistake(mistake) if mistake.part == part else None
         if variant is None or not same(given.outcomes, variant.outcomes):
@@ -169,7 +171,12 @@ def _at(where: str) -> str:
 def _close(given: float, expected: float) -> bool:
     if given == expected or (given != given and expected != expected):
         return True
-    return isinstance(given + expected, float) and math.isclose(given, expected, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    if isinstance(given, int) and isinstance(expected, int):
+        return False
+    try:
+        return math.isclose(given, expected, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _kind(value: Any) -> str:
@@ -193,7 +200,9 @@ def _described(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) if abs(value) < 10**20 else f"{str(value)[:20]}..."
 
 
 def _dtype(tensor: torch.Tensor) -> str:

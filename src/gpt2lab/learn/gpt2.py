@@ -493,10 +493,10 @@ def extend_cache(cache: Weights, k: Tensor, v: Tensor, rope_base: float | None =
     The cache is empty at first, then holds "k" and "v". With rope_base the new keys are rotated before they are kept,
     each at its position in the whole text; those in the cache have been rotated already."""
     if rope_base is not None:
-        start = cache["k"].shape[2] if cache else 0
+        start = cache["k"].shape[2] if "k" in cache else 0
         positions = torch.arange(start, start + k.shape[2], device=k.device)
         k = rotate(k, positions, rope_base)
-    if cache:
+    if "k" in cache:
         k = torch.cat([cache["k"], k], dim=2)
         v = torch.cat([cache["v"], v], dim=2)
     cache["k"], cache["v"] = k, v
@@ -517,7 +517,7 @@ def next_logits(tokens: Tensor, weights: Weights, n_head: int, caches: list[Weig
     """Return the logits (B, V) of the token that follows, reading only tokens (B, T) that the caches do not hold yet.
 
     There is a cache for each block, an empty dictionary at first; the new tokens are added. The weights are gpt's."""
-    start = caches[0]["k"].shape[2] if caches[0] else 0
+    start = caches[0]["k"].shape[2] if "k" in caches[0] else 0
     x = embed(tokens, weights["wte.weight"], weights["wpe.weight"], start)
     for layer, cache in zip(layers(weights), caches, strict=True):
         normalized = layer_norm(x, layer["ln_1.weight"], layer["ln_1.bias"])

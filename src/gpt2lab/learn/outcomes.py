@@ -41,6 +41,8 @@ DIFFERENTIABLE = (
     *("feed_forward", "block", "gpt", "cross_entropy"),
 )
 """Parts whose gradient is compared."""
+IN_PLACE = ("adamw", "clip", "train_step")
+"""Parts that change the tensors of a dict: these are compared, not others that take their place in the dict."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Observation:
     gradients: list[Any] = field(default_factory=list)
     """The gradient of a weighted sum of the output of the first case by each tensor of the arguments, None without."""
     why_no_gradients: str = ""
+    varies: bool = False
+    """Whether the first case returns something else with another global seed; for the parts of `PROBES` only."""
 
 
 def observe(name: str, function: Function) -> Observation:
@@ -70,13 +74,22 @@ def observe(name: str, function: Function) -> Observation:
     outcomes = []
     for args in cases.cases(name):
         stores = [_is_store(arg) for arg in args]
+        kept = [dict(arg) if name in IN_PLACE and isinstance(arg, dict) else arg for arg in args]
         returned = encode(call(*args))
-        after = [None if store else arg for store, arg in zip(stores, args, strict=True)]
+        after = [None if store else arg for store, arg in zip(stores, kept, strict=True)]
         outcomes.append([returned, encode(after)])
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         probes = [encode(call(*args)) for args in _probed(name)]
         gradients, why = _gradients(name, call) if name in DIFFERENTIABLE else ([], "")
-    return Observation(outcomes, probes, gradients, why)
+        varies = name in PROBES and _varies(name, call, outcomes[0][0])
+    return Observation(outcomes, probes, gradients, why, varies)
+
+
+def _varies(name: str, call: Function, first: Any) -> bool:
+    """Return whether the first case now returns something else than its first result (encoded)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return repr(encode(call(*cases.cases(name)[0]))) != repr(first)  # NaN is not equal to itself, its repr is
 
 
 def _is_store(arg: Any) -> bool:
@@ -89,7 +102,9 @@ def decoded(observation: Observation) -> Observation:
     """Return an observation with its values in place of their encodings."""
     lists = (observation.outcomes, observation.probes, observation.gradients)
     outcomes, probes, gradients = ([decode(value) for value in each] for each in lists)
-    return Observation([list(pair) for pair in outcomes], probes, gradients, observation.why_no_gradients)
+    return Observation(
+        [list(pair) for pair in outcomes], probes, gradients, observation.why_no_gradients, observation.varies
+    )
 
 
 def _probed(name: str) -> Iterator[tuple[Any, ...]]:

@@ -115,6 +115,8 @@ def _judged(part: str, done: Any, memory: int) -> Verdict:
             says = f"It needs more than {size(memory)} of memory: {says}"
         if status in ("missing", "error", "limit"):
             return Verdict(part, status, says, output=output)
+    except (ArithmeticError, AssertionError, RecursionError) as error:
+        return Verdict(part, "error", f"What it returns cannot be compared ({type(error).__name__}).")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _Forged from error
     raise _Forged
@@ -204,7 +206,7 @@ class Worker:
             raise self._ended()
         try:
             _, kind, name, *rest = json.loads(line if line.startswith(self.begin) else b"")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Forged from None
         return [kind, name, *rest]
 

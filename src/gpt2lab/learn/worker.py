@@ -97,8 +97,13 @@ def main() -> None:
         while line:
             line = line[os.write(results, line) :]
 
-    chapters = Chapters(Path(job["directory"]), job["broken"], lambda module: send("load", module))
     untouched, threads = Untouched(), threading.active_count()
+
+    def on_load(module: str) -> None:
+        untouched.restore()  # what a file sets when it is imported would hold for the next part only
+        send("load", module)
+
+    chapters = Chapters(Path(job["directory"]), job["broken"], on_load)
     by_name = {part.name: part for part in PARTS}
     for name in job["parts"]:
         os.chdir(job["folder"])
