@@ -50,7 +50,9 @@ def located(error: BaseException, file: str) -> str:
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         places.append((error.filename, error.lineno))
-    places = [f"{name}, line {line}" for name, line in places if file and Path(name).parent == folder]
+    places = [
+        f"{name}, line {line}" for name, line in places if file and name[0] != "<" and Path(name).parent == folder
+    ]
     place = places[-1] if places else file
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     first, *_ = message.strip().splitlines() or [""]

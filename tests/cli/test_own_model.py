@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import random
 import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +27,7 @@ from gpt2lab.imports import import_from, import_model
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, make_model
 from gpt2lab.model.language_model import OwnModel, profile
+from gpt2lab.model.parts import make_part
 from gpt2lab.report.facts import model_facts
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
@@ -483,3 +488,91 @@ def test_the_parts_of_a_run_are_known_after_its_import(run: Path) -> None:
     import_from(Run(run))
     model, _ = load_model(Run(run))
     assert isinstance(model, OwnModel) and type(model.network).__name__ == "GPT"
+
+
+PRINTED = "self.config = (repr(config), dataclasses.asdict(config), config == config, copy.deepcopy(config))[3]"
+
+
+def test_what_reads_every_option_is_no_reading(train: list[str], tmp_path: Path, refused: Output) -> None:
+    printed = MODEL.replace("self.config = config", PRINTED).replace(
+        "import torch\n", "import copy, dataclasses, torch\n"
+    )
+    spec = written(tmp_path, printed)
+    said = refused(*train, "--model", spec, "--model.position", "rope", "--out", tmp_path / "run")
+    assert "which does not read config.position" in said
+
+
+def test_a_class_can_replace_values_of_its_configuration(tmp_path: Path) -> None:
+    begin = "super().__init__()\n        config = dataclasses.replace(config, n_embd=32)\n        self.config"
+    wider = MODEL.replace("super().__init__()\n        self.config", begin).replace(
+        "import torch\n", "import dataclasses, torch\n"
+    )
+    model = own(written(tmp_path, wider))
+    assert model.network.wte.weight.shape == (70, 32)  # pyright: ignore[reportAttributeAccessIssue]
+    assert {"n_embd", "n_head"} <= model.asked.read and not {"position", "kernel"} & model.asked.read
+    for copied in (copy.copy(model.asked), copy.deepcopy(model.asked), pickle.loads(pickle.dumps(model.asked))):
+        assert vars(copied) == vars(model.asked)
+
+
+COUNTING = """x = self.ln_f(x) * self.scale[0]
+        self.scale = self.scale + 1e-6
+        self.count, _ = getattr(self, "count", 0) + 1, (random.random(), numpy.random.rand())"""
+
+
+def test_the_checks_leave_the_model_as_it_was_made(tmp_path: Path) -> None:
+    counting = MODEL.replace("x = self.ln_f(x) * self.scale[0]", COUNTING)
+    spec = written(tmp_path, counting.replace("import torch\n", "import numpy, random, torch\n"))
+    random.seed(0)
+    numpy.random.seed(0)
+    network = own(spec).network
+    assert network.scale.tolist() == [1, 1] and not hasattr(network, "count")  # pyright: ignore[reportCallIssue]
+    drawn = random.random(), numpy.random.rand(), torch.rand(())
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    import_model(spec)
+    made = make_part("network", GPTConfig(**SMALL, **import_model(spec)))  # pyright: ignore[reportArgumentType]
+    assert drawn == (random.random(), numpy.random.rand(), torch.rand(()))
+    assert torch.equal(made.wte.weight, network.wte.weight)  # pyright: ignore
+
+
+@pytest.mark.parametrize("position", [3, 20])
+def test_a_leak_beyond_the_first_positions_is_found(tmp_path: Path, position: int) -> None:
+    leaking = f"""x = self.ln_f(x)
+        later = x[:, {position} + 1 :].mean(1, keepdim=True) if x.shape[1] > {position} + 1 else 0
+        x = torch.cat([x[:, : {position}], x[:, {position} :] + later], dim=1)"""
+    model = MODEL.replace("x = self.ln_f(x) * self.scale[0]", leaking)
+    with pytest.raises(ValueError, match="lets a position depend on later ones"):
+        own(written(tmp_path, model), n_ctx=64)
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks"),
+    [
+        ("nn.Sequential(nn.Linear(16, 16), nn.GELU())", []),
+        ("nn.ModuleList([nn.Sequential(nn.Linear(16, 16), nn.GELU()) for _ in range(4)])", []),
+        ("nn.ModuleDict({'a': nn.Linear(16, 16), 'h': nn.ModuleList([nn.Linear(16, 16), nn.GELU()])})", ["h.0", "h.1"]),
+        ("nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))", ["0", "1"]),
+    ],
+)
+def test_blocks_are_the_outermost_list_of_n_layer_entries(tmp_path: Path, layers: str, blocks: list[str]) -> None:
+    source = f"""
+from torch import nn
+from torch.nn import functional as F
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        config.n_layer
+        self.wte, self.layers = nn.Embedding(config.vocab_size, 16), {layers}
+
+    def forward(self, tokens, targets=None):
+        x = self.wte(tokens)
+        for layer in self.layers.modules():
+            x = layer(x) if isinstance(layer, nn.Linear) else x
+        logits = x @ self.wte.weight.T
+        return logits, None if targets is None else F.cross_entropy(logits.view(-1, 70), targets.view(-1))
+"""
+    model = own(written(tmp_path, source))
+    names = {module: name for name, module in model.network.layers.named_modules()}  # pyright: ignore
+    assert [names[block] for block in model.blocks] == blocks

@@ -15,11 +15,14 @@ makes it on torch's meta device, where tensors have no values, and counts.
 from __future__ import annotations
 
 import functools
+import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,6 +33,8 @@ from gpt2lab.model.loss import IGNORE_INDEX
 from gpt2lab.model.parts import blamed, find_part, make_part, moved
 
 OPTIONS = frozenset(field.name for field in fields(GPTConfig))
+_OF_DATACLASSES = frozenset({"__repr__", "__eq__", "__hash__"})
+"""Methods that `dataclasses` writes, which read every option."""
 
 
 class GPTOutput(NamedTuple):
@@ -159,21 +164,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class ReadConfig(GPTConfig):
-    """A configuration that knows which of its options were read."""
+    """A configuration that knows which of its options were read by name.
+
+    What reads all of them, such as ``repr`` or `dataclasses.asdict`, does not count.
+    """
 
     read: set[str]
+    """The same for the copies that `dataclasses.replace` makes."""
 
     @classmethod
     def of(cls, config: GPTConfig) -> ReadConfig:
         """Return a configuration with the same values, of which nothing was read."""
-        copy = object.__new__(cls)
-        vars(copy).update(vars(config), read=set())
+        copy = object.__new__(type("ReadConfig", (cls,), {"read": set()}))
+        vars(copy).update(vars(config))
         return copy
+
+    def __post_init__(self) -> None:
+        before = self.read.copy()
+        super().__post_init__()
+        self.read.intersection_update(before)
 
     def __getattribute__(self, name: str) -> Any:
         if name in OPTIONS:
-            object.__getattribute__(self, "read").add(name)
+            caller = sys._getframe(1)
+            if caller.f_globals.get("__name__") != "dataclasses" and caller.f_code.co_name not in _OF_DATACLASSES:
+                object.__getattribute__(self, "read").add(name)
         return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"config.{name} cannot be set; take dataclasses.replace(config, {name}=..)")
+
+    def __copy__(self) -> ReadConfig:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadConfig:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = object.__new__(GPTConfig)
+        vars(plain).update(vars(self))
+        return ReadConfig.of, (plain,)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -241,6 +271,8 @@ class OwnModel(LanguageModel):
         """Whether its loss is the mean cross-entropy of its logits, and leaves out targets of -100."""
         if next(self.parameters(), None) is None:
             raise self._error("has no parameters; register them as attributes, nn.Parameter or modules")
+        if any(nn.parameter.is_lazy(parameter) for parameter in self.parameters()):
+            raise self._error("has parameters without a shape; give it (nn.Linear, not nn.LazyLinear)")
         if self.device.type != "meta":
             _check(self)
 
@@ -318,10 +350,19 @@ class OwnModel(LanguageModel):
         return _matrices(self._layers())
 
     def _layers(self) -> list[nn.Module]:
-        """Return the entries of the first ``nn.ModuleList``, or alike, with n_layer entries; none without one."""
-        names = [str(number) for number in range(self.config.n_layer)]
-        found = (dict(module.named_children()) for module in self.network.modules())
-        return next(([*children.values()] for children in found if [*children] == names), [])
+        """Return the entries of the outermost ``nn.ModuleList``, or alike, with n_layer entries; none without one.
+
+        Numbered modules that are in no ``nn.ModuleList`` must be of one class: others are steps, not layers.
+        """
+        names, waiting = [str(number) for number in range(self.config.n_layer)], [self.network]
+        for module in waiting:
+            children = dict(module.named_children())
+            entries = [*children.values()]
+            if [*children] == names and (isinstance(module, nn.ModuleList) or len({*map(type, entries)}) == 1):
+                return entries
+            if not all(name.isdecimal() for name in children):
+                waiting += entries
+        return []
 
     @property
     def n_params(self) -> int:
@@ -399,42 +440,44 @@ def _described(value: object) -> str:
     return f"{value!r:.40}" if value is None or isinstance(value, int | float | str) else f"type {type(value).__name__}"
 
 
-def _few_tokens(model: OwnModel, B: int = 2) -> torch.Tensor:
-    """Return tokens (B, T), T at most 4."""
-    T = min(4, model.config.n_ctx)
+def _few_tokens(model: OwnModel, B: int = 2, T: int = 4) -> torch.Tensor:
+    """Return tokens (B, T), T at most the context."""
+    T = min(T, model.config.n_ctx)
     return torch.arange(B * T, device=model.device).view(B, T) % model.config.vocab_size
 
 
 @contextmanager
 def _untouched(model: OwnModel) -> Iterator[None]:
-    """Run the model in fp32, without effect on its buffers and on later random numbers."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng([]), torch.autocast(model.device.type, enabled=False):
-        yield
-    with torch.no_grad():
-        for buffer, value in before:
-            buffer.copy_(value)
+    """Let another instance of the class take the place of the model's own inside the block, in fp32.
+
+    Whatever a pass changes, buffers or attributes, it changes there; later random numbers are as they would have been.
+    """
+    network, states = model.network, (random.getstate(), numpy.random.get_state())
+    try:
+        with torch.random.fork_rng([]), torch.autocast(model.device.type, enabled=False):
+            model.network = make_part("network", model.asked).to(model.device)
+            yield
+    finally:
+        model.network = network
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
 
 
 def _check(model: OwnModel) -> None:
     """Raise `InputError` unless a few tokens pass through the model as through a language model."""
     tokens = _few_tokens(model)
-    T = tokens.shape[1]
-    with _untouched(model), evaluating(model), torch.no_grad():
-        logits, _ = model._run(tokens)
-        model.last_only = T > 1 and tuple(getattr(logits, "shape", ()))[1:2] == (1,)
-        for found in (model._logits(tokens, T), model._loss(tokens, tokens)):
-            if not bool(found.isfinite().all()):
-                raise model._error("returns NaN or infinity before it is trained; see its initial weights")
-        with moved(model):
-            _check_dependencies(model, tokens)
-            model.loss_is_cross_entropy = _is_cross_entropy(model, tokens, tokens.roll(1))
-            some = tokens.masked_fill(tokens % 2 == 0, IGNORE_INDEX)
-            with suppress(InputError):  # an index of -100 is out of range
-                model.ignores_targets = False
-                model.ignores_targets = _is_cross_entropy(model, tokens, some)
-    with _untouched(model), torch.enable_grad():
-        unused = _unused(model, 2) and _unused(model, 256)  # an expert may need more tokens
+    with _untouched(model):
+        with evaluating(model), torch.no_grad():
+            _check_outputs(model, tokens)
+            with moved(model):
+                _check_dependencies(model, _few_tokens(model, T=32))
+                model.loss_is_cross_entropy = _is_cross_entropy(model, tokens, tokens.roll(1))
+                some = tokens.masked_fill(tokens % 2 == 0, IGNORE_INDEX)
+                with suppress(InputError):  # an index of -100 is out of range
+                    model.ignores_targets = False
+                    model.ignores_targets = _is_cross_entropy(model, tokens, some)
+        with torch.enable_grad():
+            unused = _unused(model, 2) and _unused(model, 256)  # an expert may need more tokens
     if unused:
         raise model._error(
             f"does not use {unused[0]}: the loss has no gradient there; use it in forward, remove it, or set its "
@@ -442,14 +485,26 @@ def _check(model: OwnModel) -> None:
         )
 
 
+def _check_outputs(model: OwnModel, tokens: torch.Tensor) -> None:
+    """Raise `InputError` unless logits and loss are what they should be, and find out of which positions they are."""
+    T = tokens.shape[1]
+    logits, _ = model._run(tokens)
+    model.last_only = T > 1 and tuple(getattr(logits, "shape", ()))[1:2] == (1,)
+    for found in (model._logits(tokens, T), model._loss(tokens, tokens)):
+        if not bool(found.isfinite().all()):
+            raise model._error("returns NaN or infinity before it is trained; see its initial weights")
+
+
 def _check_dependencies(model: OwnModel, tokens: torch.Tensor) -> None:
     """Raise `InputError` if the logits of a position depend on later tokens or on other rows."""
-    T, changed = tokens.shape[1], tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % model.config.vocab_size
+    T = tokens.shape[1]
     logits = model._logits(tokens, T)
     close = functools.partial(torch.allclose, rtol=1e-3, atol=1e-3 * float(logits.std()), equal_nan=True)
-    if not close(logits[:, :-1], model._logits(changed, T)[:, :-1]):
-        raise model._error("lets a position depend on later ones, which it is to predict: the loss would leak")
+    for at in (T // 2, T - 1):
+        changed = tokens.clone()
+        changed[:, at] = (changed[:, at] + 1) % model.config.vocab_size
+        if not close(logits[:, :at], model._logits(changed, T)[:, :at]):
+            raise model._error("lets a position depend on later ones, which it is to predict: the loss would leak")
     if not close(logits[:1], model._logits(tokens[:1], T)):
         raise model._error("lets a row of the batch depend on the others; see how heads are split and joined")
 
