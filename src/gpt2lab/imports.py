@@ -16,11 +16,12 @@ from __future__ import annotations
 import ast
 import builtins
 import hashlib
+import importlib.util
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def import_from(run: Run) -> None:
     Raises:
         InputError: The file is missing, altered, or not trusted, or see `import_file`.
     """
-    file = _file_of(run)
+    file = file_of(run)
     if file is not None:
         if file.sha256 not in FILES:
             _require_trusted(run, file)
@@ -117,7 +118,7 @@ def trust(run: Run) -> ImportedFile:
     Raises:
         InputError: The run has no code of its own, its file is missing or altered, or the trust file cannot be written.
     """
-    file = _file_of(run)
+    file = file_of(run)
     if file is None:
         raise InputError(f"{run.path} contains no custom code")
     try:
@@ -190,7 +191,7 @@ def _module_name(path: Path, suffix: str) -> str:
 
 def _run(file: ImportedFile, is_model: bool) -> None:
     path, sha256 = file.path, file.sha256
-    before = known()
+    before, modules = known(), set(sys.modules)
     _set_known({key: before[key] for key in before if key in BUILT_IN})  # without those of other files
     try:
         _Modules(file).load(path.stem)
@@ -199,6 +200,7 @@ def _run(file: ImportedFile, is_model: bool) -> None:
         raise InputError(f"cannot import {located(error, str(path))}") from error
     finally:
         _set_known(before)
+    _require_complete(file, sys.modules.keys() - modules)
     if replaced := [" ".join(key) for key in BUILT_IN if after.get(key) is not before[key]]:
         raise InputError(f"{path} replaces {replaced[0]}, which is built in; give yours another name")
     own = {key: part for key, part in after.items() if key not in BUILT_IN}
@@ -209,6 +211,35 @@ def _run(file: ImportedFile, is_model: bool) -> None:
             needed = "function that returns a Mask" if kind == "mask" else "class of torch.nn.Module"
             raise InputError(f"{path}: {name!r} is {part!r:.60}; a {kind} must be a {needed}")
     FILES[sha256], IMPORTED[sha256] = file, own
+
+
+def _require_complete(file: ImportedFile, new: Iterable[str]) -> None:
+    """Raise `InputError` if a file needs code of its directory that does not travel, such as a package.
+
+    ``new`` are the modules that it has imported so far; others it names in import statements.
+    """
+    files = [file, *file.beside]
+    folder, travel = file.path.parent.resolve(), {each.path.resolve() for each in files}
+    roots = {name.partition(".")[0] for each in files for name in _imported_by(each)} - {path.stem for path in travel}
+    for name in sorted({*new, *roots}):
+        if name.partition(".")[0] in {*sys.stdlib_module_names, "gpt2lab"}:
+            continue
+        for place in _places(name):
+            if place.is_relative_to(folder) and place not in travel and "site-packages" not in place.parts:
+                raise InputError(
+                    f"{file.path} imports {place}, which cannot travel with the run; only a module in the same "
+                    "directory that an import statement names can: put the code there, or install it as a package"
+                )
+
+
+def _places(name: str) -> list[Path]:
+    """Return the file of a module, or the folders of a package without one; it is not imported."""
+    try:
+        spec = importlib.util.find_spec(name) if name in sys.modules or "." not in name else None
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    file = getattr(sys.modules.get(name), "__file__", None) or (spec.origin if spec and spec.has_location else None)
+    return [Path(each).resolve() for each in ([file] if file else (spec and spec.submodule_search_locations) or [])]
 
 
 def _add_network(file: ImportedFile, name: str) -> None:
@@ -275,8 +306,12 @@ def _read_alone(path: Path) -> ImportedFile:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _file_of(run: Run) -> ImportedFile | None:
-    """Return the Python file that a run's model needs, checked; None if it needs none."""
+def file_of(run: Run) -> ImportedFile | None:
+    """Return the Python file that a run's model needs, checked; None if it needs none.
+
+    Raises:
+        InputError: The file, or one that it imports, is missing or altered.
+    """
     config = run.config
     model = config.get("model") if isinstance(config, dict) else None
     sha256 = model.get("import_sha256") if isinstance(model, dict) else None

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import platform
+import random
 import re
 import shutil
 import sys
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy
 import torch
 
 from gpt2lab.errors import InputError, one_of
@@ -262,8 +264,8 @@ def key_compiled_code() -> None:
         torch.compiler.config.cache_key_tag = f"{tag}{capability}"
 
 
-def seed_step(seed: int, *position: int) -> None:
-    """Seed torch's generators from a position in the run, such as (step, micro-step, rank).
+def seed_step(seed: int, *position: int, every: bool = False) -> None:
+    """Seed torch's generators, or every usual one, from a position in the run, such as (step, micro-step, rank).
 
     The random state of dropout is thus a function of training progress, and a checkpoint need not contain it.
     """
@@ -271,6 +273,9 @@ def seed_step(seed: int, *position: int) -> None:
     for number in position:
         mixed = _splitmix64((mixed ^ number) & _MASK)
     torch.manual_seed(mixed)
+    if every:  # code that is not ours may draw from these
+        random.seed(mixed)
+        numpy.random.seed(mixed & 0xFFFFFFFF)
 
 
 _MASK = (1 << 64) - 1

@@ -9,6 +9,7 @@ import random
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT, make_model
 from gpt2lab.model.language_model import OwnModel, profile
 from gpt2lab.model.parts import make_part
-from gpt2lab.report.facts import model_facts
+from gpt2lab.report.facts import model_facts, sources
 from gpt2lab.runs import Run
 from gpt2lab.training.checkpoint import load_model
 from gpt2lab.training.config import saved_model
@@ -324,6 +325,59 @@ def test_somebody_elses_files_are_asked_about_together(
     with (run / "imports/chapter.py").open("a", encoding="utf-8") as file:
         file.write("# altered\n")
     assert "it was altered or removed" in refused("sample", run)
+
+
+def test_the_report_shows_only_the_files_that_the_model_ran_with(run: Path, output: Output) -> None:
+    (run / "imports/stray.py").write_text("STRAY = 1", encoding="utf-8")
+    assert [source.name for source in sources(RunData(Run(run)))] == ["imports/my_gpt2.py", "imports/chapter.py"]
+    with (run / "imports/chapter.py").open("a", encoding="utf-8") as file:
+        file.write("ALTERED = 1\n")
+    output("report", run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "defined in a file that is missing or was altered" in html and "ALTERED" not in html and "STRAY" not in html
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "from parts_pkg import SCALE\n",
+        "import importlib; importlib.import_module('c_base')\n",
+        "def later():\n    import parts_pkg.more\n",
+    ],
+)
+def test_code_that_cannot_travel_is_refused(
+    begin: str, tmp_path: Path, train: list[str], monkeypatch: pytest.MonkeyPatch, refused: Output
+) -> None:
+    spec = written(tmp_path, begin + MODEL)
+    (tmp_path / "parts_pkg").mkdir()
+    for name in ("parts_pkg/__init__.py", "parts_pkg/more.py", "c_base.py"):
+        (tmp_path / name).write_text("SCALE = 1", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = refused(*train, "--model", spec, "--out", tmp_path / "run")
+    assert f"imports {tmp_path}/" in said and "which cannot travel with the run" in said
+    for name in ("parts_pkg", "parts_pkg.more", "c_base"):
+        sys.modules.pop(name, None)
+
+
+def test_every_random_number_of_a_class_follows_the_seed(train: list[str], tmp_path: Path, output: Output) -> None:
+    scale = "torch.ones(2) * (random.random() + numpy.random.rand())"
+    drawn = MODEL.replace("torch.ones(2)", scale).replace("import torch\n", "import numpy, random, torch\n")
+    passed = drawn.replace(
+        "* self.scale[0]", "* (self.scale[0] + self.training * (random.random() + numpy.random.rand()))"
+    )
+    for name in ("a", "b"):
+        output(*train, "--model", written(tmp_path, passed), "--out", tmp_path / name)
+    a, b = ([row["train_loss"] for row in Run(tmp_path / name).metrics()] for name in ("a", "b"))
+    assert a == b
+
+
+def test_an_error_of_generated_code_names_the_line_of_the_file(
+    train: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Output
+) -> None:
+    written(tmp_path, MODEL.replace("self.config = config", "config.n_embd = 8"))
+    monkeypatch.chdir(tmp_path)
+    said = refused(*train, "--model", "my_gpt2.py:GPT", "--out", "run")
+    assert "my_gpt2.py, line 27: AttributeError: config.n_embd cannot be set; take dataclasses.replace(config" in said
 
 
 def test_a_module_put_beside_the_files_is_not_imported(run: Path, refused: Output) -> None:

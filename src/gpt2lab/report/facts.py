@@ -6,7 +6,6 @@ Every number is one of the run directory's, rounded, or follows from them by the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
+from gpt2lab.imports import file_of
 from gpt2lab.model.attention import choose_kernel
 from gpt2lab.model.config import GATED, GPTConfig
 from gpt2lab.model.language_model import profile
@@ -359,25 +359,27 @@ class Source(NamedTuple):
 
 
 def sources(data: RunData) -> list[Source]:
-    """Return the files of a run's ``imports`` that are code; nothing if they cannot be read."""
-    found = []
-    with suppress(OSError):
-        for path in sorted(data.run.imports.glob("[!.]*.py")):
-            content = path.read_bytes()
-            sha256, text = hashlib.sha256(content).hexdigest(), content.decode("utf-8", errors="replace")
-            found.append(Source(f"imports/{path.name}", sha256, text))
-    return found
+    """Return the file that the model ran with, and those that it imports; nothing if one is missing or altered."""
+    with suppress(InputError, OSError):
+        if (file := file_of(data.run)) is not None:
+            every = (each._replace(beside=()) for each in (file, *file.beside))
+            return [
+                Source(f"imports/{each.path.name}", each.sha256, each.source.decode("utf-8", errors="replace"))
+                for each in every
+            ]
+    return []
 
 
 def own_model(data: RunData) -> Markdown | None:
     """Return whose the model is, if it is a class of the author's own, and what is known of it."""
     if not is_own(data):
         return None
-    others = [f"`{source.name}`" for source in sources(data)]
+    file, *beside = [f"`{source.name}`" for source in sources(data)] or ["a file that is missing or was altered"]
+    imported = f" (which imports {' and '.join(beside)})" if beside else ""
     return read_markdown(
         f"**Model.** The model is the author's own: class `{data.options('model')['network']}`, defined in "
-        f"{' and '.join(others) or 'a file that is missing'}. gpt2lab knows it by its logits and its loss "
-        "only, so there are no equations of it here. Its FLOPs are estimated as 6 per parameter and token."
+        f"{file}{imported}. gpt2lab knows it by its logits and its loss only, so there are no equations of it here. "
+        "Its FLOPs are estimated as 6 per parameter and token."
     )
 
 

@@ -151,7 +151,8 @@ class Trainer:
         self.data, self.run, self.hooks = data, run, hooks
         self.loader = data.loader(self.config, self.comm)
         self.batches = Prefetcher(self.loader, self.config.loader_workers)
-        runtime.seed_step(self.config.seed)
+        own = self.config.model.network is not None
+        runtime.seed_step(self.config.seed, every=own)
         self.model = make_model(self.config.model).to(self.runtime.device)
         if isinstance(self.model, OwnModel) and isinstance(data.train, TokenStream) and data.train.masked:
             self.model.require_ignored_targets()
@@ -210,7 +211,8 @@ class Trainer:
         batch = self.batches.batch(step, micro_step)
         self._data_wait += time.perf_counter() - begin
         batch = batch.to(self.runtime.device)
-        runtime.seed_step(self.config.seed, step + 1, micro_step, self.comm.rank)  # dropout
+        own = self.config.model.network is not None
+        runtime.seed_step(self.config.seed, step + 1, micro_step, self.comm.rank, every=own)  # dropout
         with self.runtime.autocast():
             mean = self.parallel.network(batch.tokens, batch.targets, None, batch.documents, batch.positions).loss
         assert mean is not None  # targets were given

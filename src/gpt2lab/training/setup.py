@@ -275,7 +275,8 @@ def require_own_model(model: GPTConfig, asked: TrainConfig) -> None:
     if not found.blocks and asked.compile == "on":
         raise InputError(f"compile on with {name}: {NO_BLOCKS}, or take compile off")
     if not found.matrices and asked.recipe().optim.name == "muon":
-        raise InputError(f"optim.name muon with {name}: {NO_BLOCKS}, or take adamw")
+        why = "its blocks have no matrices, trained parameters of two dimensions" if found.blocks else NO_BLOCKS
+        raise InputError(f"optim.name muon with {name}: {why}, or take adamw")
     usual = RECIPES[asked.preset].model if asked.init is None else model
     plain = dataclasses.replace(GPTConfig(), **{size: getattr(usual, size) for size in SIZES})
     for option in dataclasses.fields(GPTConfig):
