@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--shakespeare", type=Path, help="Tiny Shakespeare, of which lines are split into ids")
     args = parser.parse_args()
     loaded = LoadedRun(ROOT / "docs" / "gallery" / "stories", "best", "cpu", "fp32")
-    tokenizer, stories = loaded.tokenizer, loaded.model
+    tokenizer, stories = loaded.tokenizer, loaded.gpt
     text = "One day, Lily and her mother went to the market. The old dog was happy, and they sang songs every day."
     ids = tokenizer.encode(text)
     prompts = [ids[:length] for length in (2, 5, 9, 14, 20)]
