@@ -390,8 +390,8 @@ def test_an_unknown_mistake_is_wrong_but_not_named(part: str, function: Callable
         ("train_step", lambda *args: 0.5, "0.5 given, a list of length 2 expected"),
         ("sample", lambda *args: None, "bool False given, bool True expected"),
         ("extend_cache", lambda *args: None, "None given, a list of length 2 expected"),
-        ("generate", lambda *args: None, "It returns None, a list of length 8 expected"),
-        ("generate", lambda *args: torch.tensor(gpt2.generate(*args)), "a tensor of shape (8,) given, a list"),
+        ("generate", lambda *args: None, "It returns None, a list of length 9 expected"),
+        ("generate", lambda *args: torch.tensor(gpt2.generate(*args)), "a tensor of shape (9,) given, a list"),
     ],
 )
 def test_a_result_of_another_type_is_told(part: str, function: Callable[..., Any], expected: str) -> None:

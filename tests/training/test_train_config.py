@@ -65,6 +65,7 @@ def test_to_json_and_back(length: dict[str, Any]) -> None:
             "mup_base_width",
             "feed_forward",
             "block",
+            "network",
             "mtp_depth",
             "mtp_weight",
             "latent_dim",
