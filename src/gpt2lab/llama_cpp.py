@@ -27,7 +27,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import temporary_name
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.model.huggingface import GPT2, with_biases
+from gpt2lab.model.huggingface import GPT2, named, with_biases
 from gpt2lab.tokenizer.bpe import bytes_to_unicode
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
@@ -100,8 +100,7 @@ def require_exportable(config: GPTConfig, tokenizer: Tokenizer, form: GGUFType) 
     """
     names = GPT2.differences(dataclasses.replace(config, n_kv_head=None))
     if names:
-        parts = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in names)
-        allowed = ", ".join(f"{name} {str(getattr(GPT2.parts, name)).lower()}" for name in names)
+        parts, allowed = named(config, names), named(GPT2.parts, names)
         raise InputError(f"llama.cpp's gpt2 does not have {parts}, only {allowed}; try gpt2lab export-hf")
     if tokenizer.pattern != "gpt2":
         raise InputError(

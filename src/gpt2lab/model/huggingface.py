@@ -268,7 +268,7 @@ def architecture_of(config: GPTConfig) -> Architecture:
     if names := nearest.differences(config):
         raise InputError(
             f"no architecture of Hugging Face has all parts of this model: the nearest is {nearest.name}, but the "
-            f"model has {_named(config, names)}; what can be exported has {_named(nearest.parts, names)}"
+            f"model has {named(config, names)}; what can be exported has {named(nearest.parts, names)}"
         )
     return nearest
 
@@ -415,7 +415,8 @@ def _without_defaults(config: GPTConfig) -> GPTConfig:
     return default if config.is_gated and config.inner == default.inner else config
 
 
-def _named(config: GPTConfig, names: Iterable[str]) -> str:
+def named(config: GPTConfig, names: Iterable[str]) -> str:
+    """Return options with their values, for a message."""
     return ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in names)
 
 
