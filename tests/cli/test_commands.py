@@ -21,6 +21,7 @@ from gpt2lab.cli.arguments import Command
 from gpt2lab.cli.main import COMMANDS, main
 from gpt2lab.cli.train import Train
 from gpt2lab.runs import Run
+from gpt2lab.training.config import RECIPES
 
 Output = Callable[..., str]
 
@@ -63,6 +64,25 @@ def test_help_of_train_shows_the_presets_own_defaults(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert re.search(r"--model.n-layer INT.*?default: 12\)", said, re.DOTALL)
     assert re.search(r"--batch-tokens.*?default: 524288\)", said, re.DOTALL)
+
+
+def test_a_recipe_sets_defaults_that_options_replace(
+    work: Path, tmp_path: Path, output: Output, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "gpt2", "--recipe", "fast", "--help"])
+    said = capsys.readouterr().out
+    assert re.search(r"--optim.name \{adamw,muon\}.*?default:\s+muon\)", said, re.DOTALL)
+    assert re.search(r"--model.n-layer INT.*?default: 12\)", said, re.DOTALL)
+    words = ["--recipe", "fast", "--optim.lr", 1e-3, "--steps", 2, "--model.n-ctx", 32, "--batch-tokens", 64]
+    output("train", "--data", work / "data", "--out", tmp_path / "run", *words)
+    run = Run.open(tmp_path / "run")
+    optim, fast = run.config["optim"], RECIPES["fast"].optim
+    assert run.config["recipe"] == "fast" and optim["lr"] == 1e-3
+    assert {name: optim[name] for name in fast} == {**fast, "lr": 1e-3}
+    assert "nano, recipe fast: " in (run.path / "train.log").read_text(encoding="utf-8")
+    output("report", run.path, "--out", tmp_path / "report.html")
+    assert re.search(r"Recipe.{1,60}fast", (tmp_path / "report.html").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_encode_and_decode_are_filters_that_undo_each_other(

@@ -44,11 +44,21 @@ def test_dry_run_prints_commands_that_make_the_same_runs(
         assert parse(TrainConfig, words[2:], "gpt2lab train", default=preset) == job.config
 
 
-def test_presets_are_compared_each_with_its_own_recipe(compare: Callable[..., tuple[int, str]]) -> None:
+def test_presets_are_compared_each_with_its_own_defaults(compare: Callable[..., tuple[int, str]]) -> None:
     _, printed = compare("--vary", "preset=nano,tiny", "--seeds", "1", "--optim.lr", "0.003", "--dry-run")
     nano, tiny = printed.splitlines()
     assert "--preset nano" in nano and "preset=nano" in nano and "--optim.lr" not in nano
     assert "--preset tiny" in tiny and "--optim.lr 0.003" in tiny, "a given option applies to every preset"
+
+
+def test_recipes_are_compared_on_the_same_preset(compare: Callable[..., tuple[int, str]]) -> None:
+    words = ("--base", "tiny", "--vary", "recipe=gpt2,fast", "--seeds", "1", "--optim.lr", "0.001", "--dry-run")
+    gpt2, fast = (line.split() for line in compare(*words)[1].splitlines())
+    assert "recipe=gpt2/seed_1337" in gpt2[gpt2.index("--out") + 1] and "--recipe" not in gpt2
+    assert fast[2:6] == ["--preset", "tiny", "--recipe", "fast"] and "--optim.muon-lr" not in fast
+    assert "--optim.lr" in gpt2 and "--optim.lr" in fast, "a given option applies to every recipe"
+    *_, printed = compare("--recipe", "fast", "--vary", "optim.schedule=linear,cosine", "--seeds", "1", "--dry-run")
+    assert all("--recipe fast" in line for line in printed.splitlines())
 
 
 def test_arms_of_several_changes_are_combined_with_varied_options(
@@ -60,7 +70,7 @@ def test_arms_of_several_changes_are_combined_with_varied_options(
     found = [line.partition("--out ")[2].split("/")[-2] for line in printed.splitlines()]
     assert found == [f"{name},n_head={n}" for name in ("baseline", "window") for n in (2, 1)]
     plan = make_plan(base, {}, 1, tmp_path / "out", parse_arms(arms))
-    models = [config.recipe().model for config in plan.arms.values()]
+    models = [config.essentials().model for config in plan.arms.values()]
     assert [(model.mask, model.window) for model in models] == [("causal", None), ("window", 8)]
 
 
@@ -98,6 +108,11 @@ REFUSALS = {
     "--vary model.n_head=2,4 --seeds 0": "seeds is 0",
     "--vary seed=1,2": "seed cannot vary: give the number of seeds with --seeds",
     "--vary preset=nano,nano": "preset has a value twice",
+    "--vary recipe=gpt2,fast --recipe fast": "recipe is in --vary, and --recipe fast is given",
+    "--vary recipe=fast,fast": "recipe has a value twice",
+    "--vary recipe=gpt2,fst": 'unknown recipe "fst" (did you mean "fast"?)',
+    "--arm a: --arm b: recipe=fast": "recipe cannot vary",
+    "--recipe fast --vary optim.name=muon,adamw": "optim.muon_lr 0.02 with optim.name adamw",
     "--vary preset=nano,tine": 'unknown preset "tine" (did you mean "tiny"?)',
 }
 

@@ -308,7 +308,7 @@ ROPE: dict[str, Any] = {"position": "rope"}
         ({"rope_fraction": 0.5}, "rope_fraction 0.5 with position learned; only position rope takes rope_fraction"),
         (
             {"position": "none", "nope_every": 2},
-            "nope_every 2 with position none; only position rope takes nope_every: leave it out, or set it to none",
+            "nope_every 2 with position none; only position rope takes nope_every: leave it out, or set it to None",
         ),
         ({"position": "sinusoidal", "rope_factor": 2.0}, "rope_factor 2.0 with position sinusoidal; only position"),
         (ROPE | {"rope_pairing": "adjacent"}, 'unknown rope_pairing "adjacent"'),

@@ -362,12 +362,12 @@ def test_an_imported_model_is_fine_tuned(finished: Run, data: Path, tmp_path: Pa
     assert losses[-1] is not None and losses[0] is not None and losses[-1] < losses[0] < 4.0  # random weights give 5.5
 
 
-def test_the_architecture_is_the_runs_and_the_recipe_is_that_of_fine_tuning(finished: Run, data: Path) -> None:
+def test_the_architecture_is_the_runs_and_the_optimizer_is_that_of_fine_tuning(finished: Run, data: Path) -> None:
     config = TrainConfig(data=data, init=finished.path, steps=7)
-    recipe = config.recipe()
-    assert recipe.model == saved_config(finished).model
-    assert recipe.model.n_layer == SMALL.n_layer
-    assert (recipe.optim.lr, recipe.batch_tokens) == (5e-5, 8_192)
+    found = config.essentials()
+    assert found.model == saved_config(finished).model
+    assert found.model.n_layer == SMALL.n_layer
+    assert (found.optim.lr, found.batch_tokens) == (5e-5, 8_192)
     assert Train.parse(flags(config), "gpt2lab train").train_config == config.filled_in()
 
 

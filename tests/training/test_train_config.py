@@ -1,4 +1,4 @@
-"""The tree of options: to JSON and back, recipes, and what each bad value is told."""
+"""The tree of options: to JSON and back, presets and recipes, and what each bad value is told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import refusal
 
 from gpt2lab.files import from_json
 from gpt2lab.model.config import PRESETS, GPTConfig
-from gpt2lab.training.config import RECIPES, OptimConfig, TrainConfig, to_dict
+from gpt2lab.training.config import BY_PRESET, OptimConfig, TrainConfig, to_dict
 
 OPTIM: dict[str, Any] = {
     "name": "muon", "lr": 0.1 + 0.2, "muon_lr": 0.05, "min_lr": 1e-13, "schedule": "wsd", "decay_fraction": 0.1,
@@ -33,8 +33,9 @@ MODEL: dict[str, Any] = {
     "rope_factor": 4.0, "rope_original_ctx": 1024, "nope_every": 3,
 }  # fmt: skip
 EVERY: dict[str, Any] = {
-    "data": Path("stream:fineweb"), "out": Path("runs/ä b"), "preset": "tiny", "model": GPTConfig(**MODEL),
-    "optim": OptimConfig(**OPTIM), "tokenizer": Path("tok"), "column": "words", "max_disk": "20GB", "seq_len": 16,
+    "data": Path("stream:fineweb"), "out": Path("runs/ä b"), "preset": "tiny", "recipe": "fast",
+    "model": GPTConfig(**MODEL), "optim": OptimConfig(**OPTIM),
+    "tokenizer": Path("tok"), "column": "words", "max_disk": "20GB", "seq_len": 16,
     "batch_tokens": 10**6, "micro_batch": 3, "sampling": "random", "mask_documents": True, "loader_workers": 0,
     "seed": -(2**70),
     "device": "cuda:1", "precision": "tf32", "compile": "on", "parallel": "fsdp", "activation_checkpointing": True,
@@ -95,28 +96,37 @@ def test_what_is_left_out_has_its_default() -> None:
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_a_preset_brings_its_architecture_and_recipe(preset: str) -> None:
-    recipe = TrainConfig(preset=preset).recipe()
-    assert recipe == RECIPES[preset]
-    assert recipe.model == PRESETS[preset]
-    assert recipe.batch_tokens % recipe.model.n_ctx == 0
+def test_a_preset_brings_its_architecture_and_batch(preset: str) -> None:
+    found = TrainConfig(preset=preset).essentials()
+    assert found == BY_PRESET[preset]
+    assert found.model == PRESETS[preset]
+    assert found.batch_tokens % found.model.n_ctx == 0
 
 
-def test_the_published_sizes_have_the_published_recipes() -> None:
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_recipe_changes_how_a_preset_is_trained_and_not_its_size(preset: str) -> None:
+    plain, fast = (TrainConfig(preset=preset, recipe=recipe).essentials() for recipe in ("gpt2", "fast"))
+    assert (plain.optim.name, fast.optim.name, fast.model.dropout) == ("adamw", "muon", 0.0)
+    for size in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):
+        assert getattr(fast.model, size) == getattr(plain.model, size)
+    assert fast.batch_tokens == plain.batch_tokens
+
+
+def test_the_published_sizes_have_the_published_rates_and_batches() -> None:
     # Brown et al. 2020, table 2.1: 125M, 350M, 760M, 1.3B.
     published = {"gpt2": (6e-4, 2**19), "gpt2-medium": (3e-4, 2**19), "gpt2-large": (2.5e-4, 2**19)}
     published["gpt2-xl"] = (2e-4, 2**20)
     for preset, expected in published.items():
-        config = TrainConfig(preset=preset).recipe()
+        config = TrainConfig(preset=preset).essentials()
         assert (config.optim.lr, config.batch_tokens) == expected
         assert (config.optim.beta1, config.optim.beta2, config.optim.weight_decay) == (0.9, 0.95, 0.1)
         assert config.optim.grad_clip == 1.0
         assert config.model.dropout == 0.1
 
 
-def test_options_on_top_replace_the_recipe() -> None:
-    config = TrainConfig(preset="nano", batch_tokens=256, model=GPTConfig.preset("nano", n_layer=3)).recipe()
-    assert (config.batch_tokens, config.model.n_layer, config.optim) == (256, 3, RECIPES["nano"].optim)
+def test_options_on_top_replace_single_values() -> None:
+    config = TrainConfig(preset="nano", batch_tokens=256, model=GPTConfig.preset("nano", n_layer=3)).essentials()
+    assert (config.batch_tokens, config.model.n_layer, config.optim) == (256, 3, BY_PRESET["nano"].optim)
 
 
 @pytest.mark.parametrize(
@@ -155,15 +165,17 @@ def test_a_file_that_does_not_hold_options_is_told_why(values: Any, said: str) -
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (OptimConfig, {"warmup_steps": 5, "warmup_tokens": 9}, "the warm-up is given twice: .*_steps 5 .*_tokens 9"),
     (OptimConfig, {"schedule": "constant", "min_lr": 1e-5}, "min_lr is 1e-05, but a constant schedule has no decay"),
-    (OptimConfig, {"decay_fraction": 0.1}, "schedule is cosine; it must be wsd where optim.decay_fraction is given"),
+    (OptimConfig, {"decay_fraction": 0.1}, "decay_fraction 0.1 with optim.schedule cosine; only wsd takes it"),
     (OptimConfig, {"schedule": "wsd", "decay_fraction": 1.5}, "decay_fraction is 1.5; it must be above 0 and at"),
     (OptimConfig, {"schedule": "cosin"}, r'unknown optim.schedule "cosin" \(did you mean "cosine"\?\)'),
-    (OptimConfig, {"muon_lr": 0.01}, "optim.name is adamw; it must be muon where optim.muon_lr is given"),
+    (OptimConfig, {"muon_lr": 0.01}, "optim.muon_lr 0.01 with optim.name adamw; only muon takes it: leave it out"),
     *(
         (TrainConfig, dict(two), "the length is given twice: .*" + ".*".join(name for name, _ in two))
         for two in combinations({"steps": 5, "epochs": 1.0, "max_tokens": 9}.items(), 2)
     ),
     (TrainConfig, {"preset": "gpt2-larg"}, r'unknown preset "gpt2-larg" \(did you mean "gpt2-large"\?\)'),
+    (TrainConfig, {"recipe": "fst"}, r'unknown recipe "fst" \(did you mean "fast"\?\); choose from gpt2, fast'),
+    (TrainConfig, {"init": Path("run"), "recipe": "fast"}, "recipe fast with init run: a recipe is for training from"),
     (TrainConfig, {"init": Path("run"), "preset": "gpt2"}, "preset gpt2 and init run both determine the model"),
     (TrainConfig, {"sampling": "randm"}, r'unknown sampling "randm" \(did you mean "random"\?\)'),
     (TrainConfig, {"hellaswag_every": 5}, "hellaswag_every needs --hellaswag FILE"),

@@ -218,7 +218,7 @@ def _prepare(text: Path | None, folder: Path) -> TokenDataset:
 
 
 def _train(config: TrainConfig) -> Run:
-    model = config.recipe().model
+    model = config.essentials().model
     log.info("3. training a GPT-2 of %d layers, width %d, in %s", model.n_layer, model.n_embd, config.out)
     try:
         with console.training_bar() as on_step:

@@ -54,6 +54,7 @@ class Start:
     """What the defaults of the other options depend on."""
 
     preset: str | None = None
+    recipe: str | None = None
     config: Path | None = None
     init: Path | None = None
     out: Path | None = None
@@ -75,7 +76,7 @@ class Start:
         """Raise `InputError` if a file was imported, and the parts of the configurations are all from elsewhere."""
         if self.imports is None:
             return
-        models, sha256 = [config.recipe().model for config in configs], import_file(self.imports)
+        models, sha256 = [config.essentials().model for config in configs], import_file(self.imports)
         if sha256 not in [model.import_sha256 for model in models]:
             keys = dict.fromkeys(key for model in models for key in model.named_parts)
             named = dict.fromkeys(map(" ".join, keys))
@@ -97,9 +98,9 @@ class Start:
         Raises:
             InputError: Two starting points are given, or the file does not hold a configuration.
         """
-        if self.config is not None and (self.preset is not None or self.resume is not None):
-            other = "--preset" if self.preset is not None else "--resume"
-            raise InputError(f"--config and {other} are both starting points of the options; give one of them")
+        others = [f"--{name}" for name in ("preset", "recipe", "resume") if getattr(self, name) is not None]
+        if self.config is not None and others:
+            raise InputError(f"--config and {others[0]} are both starting points of the options; give one of them")
         if self.init is not None and self.preset is not None:
             raise InputError("--init and --preset both determine the model; give one of them")
         if self.resume is not None and self.out is not None:
@@ -120,7 +121,7 @@ class Start:
             follows = saved.model is not None and saved.seq_len == saved.model.n_ctx  # then --model.n-ctx sets both
             start = dataclasses.replace(saved, out=None, resume=None, seq_len=None if follows else saved.seq_len)
         else:
-            start = TrainConfig(preset=self.preset or "nano", init=self.init)
+            start = TrainConfig(preset=self.preset or "nano", recipe=self.recipe or "gpt2", init=self.init)
         if any(getattr(self, name) is not None for name in LENGTHS):
             start = dataclasses.replace(start, steps=None, epochs=None, max_tokens=None)
         return start.filled_in()
@@ -154,7 +155,7 @@ class Train(TrainConfig, Command):
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> Self:
-        """Build the options, whose defaults depend on --preset, --config, --init and --resume."""
+        """Build the options, whose defaults depend on --preset, --recipe, --config, --init and --resume."""
         start = Start.parse(argv, prog)
         train = parse(cls, argv, prog, default=cls(**vars(start.defaults())))
         start.require_used([train])
@@ -194,11 +195,11 @@ class Compare(Command):
     out: Path
     """Directory of the comparison, which will hold the runs."""
     vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OPTION=VALUE,VALUE")] = ()
-    """An option of gpt2lab train and its values, such as model.n_kv_head=4,1 or preset=nano,tiny for sizes."""
+    """An option of gpt2lab train and its values, such as model.n_kv_head=4,1, preset=nano,tiny or recipe=gpt2,fast."""
     arm: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar='"NAME: OPTION=VALUE ..."')] = ()
     """A variant of several options, such as "window: model.mask=window model.window=64", or of none: "baseline:"."""
     base: str = "nano"
-    """Preset that the runs start from."""
+    """Preset that the runs start from, by the recipe given by --recipe."""
     seeds: int = 3
     """Runs per combination, with the seeds --seed, --seed + 1, ...; an interval needs at least three."""
     to_loss: float | None = None
@@ -229,9 +230,13 @@ class Compare(Command):
         from gpt2lab.training.distributed import Interrupted
 
         varied, named = parse_variations(self.vary), parse_arms(self.arm)
-        bases = [self._base(str(preset)) for preset in varied.pop("preset", [self.base])]
+        start = Start.parse([*self.train_options], "gpt2lab compare")
+        if "recipe" in varied and start.recipe is not None:
+            raise InputError(f"recipe is in --vary, and --recipe {start.recipe} is given; leave out one of them")
+        presets, recipes = varied.pop("preset", [self.base]), varied.pop("recipe", [start.recipe or "gpt2"])
+        bases = [self._base(str(preset), str(recipe)) for preset, recipe in itertools.product(presets, recipes)]
         plan = make_plan(bases, varied, self.seeds, self.out, named)
-        Start.parse([*self.train_options], "gpt2lab compare").require_used(plan.arms.values())
+        start.require_used(plan.arms.values())
         if self.dry_run:
             for job in plan.jobs:
                 print(job.command)
@@ -245,9 +250,9 @@ class Compare(Command):
         _print_comparison(comparison)
         print(f"{self.out}: comparison.html comparison.json table.md table.csv, plots and the run directories")
 
-    def _base(self, preset: str) -> TrainConfig:
-        """Return the options that the runs of a preset have in common."""
-        default = Train(**vars(TrainConfig(preset=preset).filled_in()))
+    def _base(self, preset: str, recipe: str) -> TrainConfig:
+        """Return the options that the runs of a preset by a recipe have in common."""
+        default = Train(**vars(TrainConfig(preset=preset, recipe=recipe).filled_in()))
         argv = ["--data", str(self.data), *self.train_options]
         return parse(Train, argv, "gpt2lab compare", default).train_config
 
@@ -274,7 +279,9 @@ class Plan(Command):
     """Estimate what a training run takes: memory, time, floating-point operations, disk."""
 
     preset: str | None = None
-    """Model and recipe: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl gpt2-modern cs336; by default gpt2."""
+    """Preset, gpt2 by default: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl gpt2-modern cs336."""
+    recipe: str | None = None
+    """Recipe, gpt2 by default: gpt2 fast."""
     gpu: str | None = None
     """Name of a GPU such as H100, or cpu for this machine; by default H100, or the run's with --from."""
     gpus: int | None = None
@@ -284,7 +291,7 @@ class Plan(Command):
     seq_len: int | None = None
     """Sequence length in tokens; by default the model's context."""
     batch_tokens: int | None = None
-    """Tokens per optimizer step; by default the recipe's."""
+    """Tokens per optimizer step; by default the preset's."""
     micro_batch: int | None = None
     """Sequences per forward pass of one GPU; by default the largest that fits and divides the batch."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -312,13 +319,13 @@ class Plan(Command):
         from gpt2lab.lab.forecast import Workload, parse_tokens
 
         tokens = None if self.tokens is None else parse_tokens(self.tokens)
-        names = ("preset", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
-        recipe = {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = ("preset", "recipe", "seq_len", "batch_tokens", "micro_batch", "precision", "mfu")
+        options = {name: value for name in names if (value := getattr(self, name)) is not None}
         machine = {name: value for name in ("gpu", "gpus") if (value := getattr(self, name)) is not None}
         if self.from_ is None:
-            return Workload.from_preset(parallel=self.parallel, tokens=tokens, **machine, **recipe)
-        if recipe:
-            given = ", ".join(f"--{name.replace('_', '-')}" for name in recipe)
+            return Workload.from_preset(parallel=self.parallel, tokens=tokens, **machine, **options)
+        if options:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in options)
             raise InputError(f"--from takes {given} from the run; leave out one of them")
         return Workload.from_run(Run.open(self.from_), parallel=self.parallel, tokens=tokens, **machine)
 

@@ -55,6 +55,7 @@ CANNOT_VARY = {
     "seed": "give the number of seeds with --seeds",
     "resume": "an interrupted comparison resumes by itself",
     "preset": "give a base configuration for each preset",
+    "recipe": "give a base configuration for each recipe",
 }
 """Options that cannot vary, and what to use instead."""
 SAMPLES = 64
@@ -105,12 +106,12 @@ class ComparisonPlan:
     def remarks(self) -> list[str]:
         """What weakens the comparison."""
         configs = self.arms.values()
-        recipes = [config.recipe() for config in configs]
+        essentials = [config.essentials() for config in configs]
         varied = {
             "data": [config.data for config in configs],
-            "batch tokens": [recipe.batch_tokens for recipe in recipes],
+            "batch tokens": [each.batch_tokens for each in essentials],
             "sampling": [config.sampling for config in configs],
-            "sequence length": [c.seq_len or r.model.n_ctx for c, r in zip(configs, recipes, strict=True)],
+            "sequence length": [c.seq_len or e.model.n_ctx for c, e in zip(configs, essentials, strict=True)],
         }
         differing = [name for name, values in varied.items() if len(set(values)) > 1]
         remarks = [
@@ -133,7 +134,7 @@ def make_plan(
     out: Path,
     named: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ComparisonPlan:
-    """Combine base configurations (one for each preset that is compared) with every value of the varied options.
+    """Combine base configurations (one for each preset and recipe) with every value of the varied options.
 
     Args:
         bases: What the runs have in common; their seed is the first one.
@@ -152,19 +153,19 @@ def make_plan(
         raise InputError(f"seeds is {seeds}; give at least 1, and 3 or more for an interval")
     named = named or {"": {}}
     _check_options(vary, named)
-    _require_distinct("preset", [base.preset for base in bases])
+    named_by = [name for name in ("preset", "recipe") if len({getattr(base, name) for base in bases}) > 1]
     names = short_names(list(vary))
     arms = {}
     for base, (arm_name, own), values in itertools.product(bases, named.items(), itertools.product(*vary.values())):
         changes = dict(zip(vary, values, strict=True))
-        label = [f"preset={base.preset}"] if len(bases) > 1 else []
+        label = [f"{name}={getattr(base, name)}" for name in named_by]
         label += [arm_name] if arm_name else []
         label += [f"{names[name]}={option_text(value)}" for name, value in changes.items()]
         arms[", ".join(label)] = with_options(base, {**own, **changes})
     if len(arms) < 2:
         raise InputError("nothing to compare: one combination of options; give --vary OPTION=VALUE,VALUE, or two --arm")
     for config in arms.values():
-        require_causal_mask(config.recipe().model)
+        require_causal_mask(config.essentials().model)
     for data in {config.data for config in arms.values()}:
         if "test" not in DataManifest.load(data).splits:
             raise InputError(f"{data}: has no test split to compare on; prepare it with a --test-fraction above 0")
@@ -198,9 +199,9 @@ def _folders(names: Sequence[str]) -> list[str]:
 def require_same_options(job: Job, saved: ResolvedConfig) -> None:
     """Raise `InputError` if an existing run was started with other options than its job has."""
     config = job.config.filled_in()
-    recipe = config.recipe()
-    seq_len = recipe.model.n_ctx if config.seq_len is None else config.seq_len
-    steps = total_steps(config, recipe.batch_tokens, seq_len, DataManifest.load(config.data))
+    essentials = config.essentials()
+    seq_len = essentials.model.n_ctx if config.seq_len is None else config.seq_len
+    steps = total_steps(config, essentials.batch_tokens, seq_len, DataManifest.load(config.data))
     chosen = {"seq_len": seq_len, "steps": steps, "epochs": None, "max_tokens": None, **config.intervals(steps)}
     asked = dataclasses.replace(config, **chosen)
     before = flat(saved)
@@ -226,6 +227,7 @@ def parse_variations(texts: Sequence[str]) -> dict[str, list[Any]]:
         if name in varied:
             raise InputError(f"--vary {name} is given twice; give its values once, separated by commas")
         varied[name] = [value_of(value, name) for value in values.split(",")]
+        _require_distinct(name, varied[name])
     return varied
 
 
@@ -271,7 +273,7 @@ def compare(
     """
     jobs = plan.jobs
     for config in plan.arms.values() if texts else ():
-        choose_prompts(TokenDataset(config.data), "test", config.recipe().model.n_ctx, SAMPLES)
+        choose_prompts(TokenDataset(config.data), "test", config.essentials().model.n_ctx, SAMPLES)
     for job in jobs:
         if _has_checkpoint(Run(job.path)):
             require_same_options(job, saved_config(Run(job.path)))
@@ -335,7 +337,7 @@ def in_this_process(config: TrainConfig, texts: bool = False, bar: ProgressBar =
 
 def in_own_process(config: TrainConfig, texts: bool = False) -> int | None:
     """Do the same in a new process, which logs to the console and draws a progress bar there."""
-    model = config.recipe().model
+    model = config.essentials().model
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         config = dataclasses.replace(config, model=model)  # which says by its SHA-256 whose parts it has
         future = pool.submit(_in_child, config, texts, FILES.get(model.import_sha256 or ""))

@@ -67,17 +67,17 @@ class Workload:
 
     @classmethod
     def from_preset(
-        cls, preset: str = "gpt2", gpu: str = "H100", gpus: int = 1, precision: str = "auto", parallel: str = "auto",
-        seq_len: int | None = None, batch_tokens: int | None = None, tokens: int | None = None,
+        cls, preset: str = "gpt2", recipe: str = "gpt2", gpu: str = "H100", gpus: int = 1, precision: str = "auto",
+        parallel: str = "auto", seq_len: int | None = None, batch_tokens: int | None = None, tokens: int | None = None,
         micro_batch: int | None = None, mfu: float = 0.4,
     ) -> Workload:  # fmt: skip
-        """Describe a run with the recipe of a preset.
+        """Describe a run of a preset by a recipe.
 
         Raises:
             InputError: A name is unknown, a number out of range, or the machine lacks the precision or the mode.
         """
         gpu = _known(gpu)
-        recipe = TrainConfig(preset=preset, seq_len=seq_len, batch_tokens=batch_tokens).recipe()
+        asked = TrainConfig(preset=preset, recipe=recipe, seq_len=seq_len, batch_tokens=batch_tokens).essentials()
         if gpu == "cpu":
             precision = runtime.resolve(gpu, precision).precision  # refuses what training would
         elif precision == "auto":
@@ -86,10 +86,10 @@ class Workload:
             raise InputError(f"{gpu} has no peak rate for {precision}; choose from {', '.join(GPUS[gpu].flops)}")
         _require_counts(parallel, gpus, tokens=tokens, micro_batch=micro_batch)
         require(0 < mfu <= 1, "mfu", mfu, "a fraction of the peak rate, above 0 and at most 1")
-        tokens = tokens or TOKENS_PER_PARAMETER * n_params(recipe.model)
+        tokens = tokens or TOKENS_PER_PARAMETER * n_params(asked.model)
         machine = (gpu, gpus, precision, parallel)
-        batch = (seq_len or recipe.model.n_ctx, recipe.batch_tokens, tokens, micro_batch)
-        return cls(recipe.model, *machine, *batch, mfu, recipe.optim.name)
+        batch = (seq_len or asked.model.n_ctx, asked.batch_tokens, tokens, micro_batch)
+        return cls(asked.model, *machine, *batch, mfu, asked.optim.name)
 
     @classmethod
     def from_run(

@@ -228,10 +228,9 @@ class GPTConfig:
             for name, unset in ROPE_OPTIONS.items():
                 value = getattr(self, name)
                 if value != unset:
-                    default = "none" if unset is None else unset
                     raise InputError(
                         f"{name} {value} with position {self.position}; only position rope takes {name}: leave it out, "
-                        f"or set it to {default} if a preset brings it"
+                        f"or set it to {unset} if preset or recipe sets it"
                     )
             return
         if self.head_dim % 2:

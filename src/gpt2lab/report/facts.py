@@ -526,6 +526,7 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
     fingerprints = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in data.fingerprints.items()}
     vocabulary = setting(data.options("model").get("vocab_size"))
     tokens = f"on {eval_tokens:,} evenly spread tokens" if eval_tokens else "on the whole validation set"
+    from_scratch = "recipe" in config and config.get("init") is None
     muon_rate = Fact("Learning rate of Muon", setting(optim.get("muon_lr") or 0.02), "the same schedule")
     return (
         Fact("Data", data_name(data), fingerprints.get("data", "")),
@@ -533,6 +534,7 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
         Fact("Length", _length(data), f"finished: {finished}" if finished else "not finished"),
         *_segments(data),
         Fact("Batch", f"{setting(config.get('batch_tokens'))} tokens per step", _batch(data)),
+        *([Fact("Recipe", str(config["recipe"]))] if from_scratch else []),
         Fact("Optimizer", optimizer, f"weight decay {decay}, on matrices only"),
         Fact("Learning rate", f"peak {setting(optim.get('lr'))}", _schedule(optim)),
         *([muon_rate] if muon else []),

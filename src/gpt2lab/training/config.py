@@ -3,8 +3,9 @@
     TrainConfig       what was asked for: options may be None or "auto"
     ResolvedConfig    what it was resolved to (see setup.py): every value is concrete; this is config.json
 
-A preset names a recipe: an architecture with the learning rate and batch size that suit it. Options given on top
-replace the recipe's values one by one. Fine-tuning (``init``) takes the architecture of the run it starts from.
+A preset is an architecture, with the batch size and GPT-2's learning rate for it. A recipe is a way to train any of
+them: the options that it sets instead of the preset's. Options given on top replace single values of both. Fine-tuning
+(``init``) takes the architecture of the run it starts from.
 This module imports without torch, so that ``--help`` is fast.
 """
 
@@ -24,6 +25,8 @@ from gpt2lab.files import from_json, parse_size
 from gpt2lab.imports import FILES, import_from, import_model
 from gpt2lab.model.config import PRESETS, GPTConfig
 from gpt2lab.runs import Run
+
+LEAVE_OUT = "leave it out, or set it to None if the recipe sets it"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ class OptimConfig:
         one_of("optim.name", self.name, ("adamw", "muon"))
         if self.muon_lr is not None:
             require(0 < self.muon_lr < 1, "optim.muon_lr", self.muon_lr, "above 0 and below 1, such as 0.02")
-            require(self.name == "muon", "optim.name", self.name, "muon where optim.muon_lr is given")
+            if self.name != "muon":
+                raise InputError(
+                    f"optim.muon_lr {self.muon_lr} with optim.name {self.name}; only muon takes it: {LEAVE_OUT}"
+                )
         require(0 < self.lr < 1, "optim.lr", self.lr, "above 0 and below 1, such as 6e-4")
         require(0 <= self.final_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr {self.lr}")
         self._check_schedule()
@@ -81,10 +87,14 @@ class OptimConfig:
                 f"{self.warmup_tokens}; give one of them"
             )
         if self.schedule == "constant" and self.min_lr is not None:
-            raise InputError(f"optim.min_lr is {self.min_lr}, but a constant schedule has no decay; leave it out")
-        if self.decay_fraction is not None:
-            require(0 < self.decay_fraction <= 1, "optim.decay_fraction", self.decay_fraction, "above 0 and at most 1")
-            require(self.schedule == "wsd", "optim.schedule", self.schedule, "wsd where optim.decay_fraction is given")
+            raise InputError(f"optim.min_lr is {self.min_lr}, but a constant schedule has no decay: {LEAVE_OUT}")
+        if (fraction := self.decay_fraction) is not None:
+            require(0 < fraction <= 1, "optim.decay_fraction", fraction, "above 0 and at most 1")
+            if self.schedule != "wsd":
+                raise InputError(
+                    f"optim.decay_fraction {fraction} with optim.schedule {self.schedule}; only wsd takes it: "
+                    f"{LEAVE_OUT}"
+                )
 
     @property
     def final_lr(self) -> float:
@@ -94,26 +104,49 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An architecture, and the optimizer and batch size that suit it."""
+    """How any preset is trained: the options that a recipe sets, as in ``config.json``."""
+
+    optim: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+RECIPES: dict[str, Recipe] = {
+    "gpt2": Recipe(),
+    "fast": Recipe(
+        optim={"name": "muon", "lr": 3e-3, "muon_lr": 0.02, "schedule": "linear", "min_lr": 0.0},
+        model={"dropout": 0.0},
+    ),
+}
+"""``gpt2`` trains as GPT-2 was trained; ``fast`` reaches a loss in the least time (docs/optimizers.md)."""
+
+
+@dataclass(frozen=True)
+class Essentials:
+    """An architecture, and the optimizer and batch size that it is trained with."""
 
     model: GPTConfig
     optim: OptimConfig
     batch_tokens: int
 
+    def trained_by(self, recipe: Recipe) -> Essentials:
+        """Return what they are under a recipe."""
+        optim = dataclasses.replace(self.optim, **recipe.optim)
+        return Essentials(dataclasses.replace(self.model, **recipe.model), optim, self.batch_tokens)
 
-RECIPES: dict[str, Recipe] = {
+
+BY_PRESET: dict[str, Essentials] = {
     # Tuned for this project on a CPU.
-    "nano": Recipe(PRESETS["nano"], OptimConfig(lr=3e-3), 4_096),
-    "tiny": Recipe(PRESETS["tiny"], OptimConfig(lr=2e-3), 8_192),
+    "nano": Essentials(PRESETS["nano"], OptimConfig(lr=3e-3), 4_096),
+    "tiny": Essentials(PRESETS["tiny"], OptimConfig(lr=2e-3), 8_192),
     # Batch sizes and learning rates of Brown et al. 2020, table 2.1, for the sizes nearest to GPT-2's.
-    "distilgpt2": Recipe(PRESETS["distilgpt2"], OptimConfig(), 524_288),
-    "gpt2": Recipe(PRESETS["gpt2"], OptimConfig(), 524_288),
-    "gpt2-medium": Recipe(PRESETS["gpt2-medium"], OptimConfig(lr=3e-4), 524_288),
-    "gpt2-large": Recipe(PRESETS["gpt2-large"], OptimConfig(lr=2.5e-4), 524_288),
-    "gpt2-xl": Recipe(PRESETS["gpt2-xl"], OptimConfig(lr=2e-4), 1_048_576),
-    "gpt2-modern": Recipe(PRESETS["gpt2-modern"], OptimConfig(), 524_288),
+    "distilgpt2": Essentials(PRESETS["distilgpt2"], OptimConfig(), 524_288),
+    "gpt2": Essentials(PRESETS["gpt2"], OptimConfig(), 524_288),
+    "gpt2-medium": Essentials(PRESETS["gpt2-medium"], OptimConfig(lr=3e-4), 524_288),
+    "gpt2-large": Essentials(PRESETS["gpt2-large"], OptimConfig(lr=2.5e-4), 524_288),
+    "gpt2-xl": Essentials(PRESETS["gpt2-xl"], OptimConfig(lr=2e-4), 1_048_576),
+    "gpt2-modern": Essentials(PRESETS["gpt2-modern"], OptimConfig(), 524_288),
     # The batch of the assignment's run on a CPU; it leaves the learning rate to the student.
-    "cs336": Recipe(PRESETS["cs336"], OptimConfig(lr=1e-3), 8_192),
+    "cs336": Essentials(PRESETS["cs336"], OptimConfig(lr=1e-3), 8_192),
 }
 FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS = OptimConfig(lr=5e-5), 8_192
 """For a run that starts from trained weights: small steps (GPT-1 was fine-tuned at 6.25e-5, Radford et al. 2018)."""
@@ -141,7 +174,9 @@ class TrainConfig:
     out: Path | None = None
     """Run directory, which must not exist; None creates one under runs/."""
     preset: str = "nano"
-    """Recipe of the defaults: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl gpt2-modern cs336."""
+    """Architecture and batch size: nano tiny distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl gpt2-modern cs336."""
+    recipe: str = "gpt2"
+    """How to train it: gpt2, as GPT-2 was trained, or fast, the options that reach a loss in the least time."""
     init: Path | None = None
     """Fine-tune: start from the best checkpoint of this run, with its architecture."""
     steps: int | None = None
@@ -159,13 +194,13 @@ class TrainConfig:
     seq_len: int | None = None
     """Tokens per sequence; None is the model's context."""
     batch_tokens: int | None = None
-    """Tokens per optimizer step; None is the recipe's."""
+    """Tokens per optimizer step; None is the preset's."""
     micro_batch: int | Literal["auto"] = "auto"
     """Sequences per forward pass; auto takes as many as are fast and fit. Gradients accumulate over the batch."""
     model: GPTConfig | None = None
-    """Architecture; None is the preset's."""
+    """Architecture; None is that of preset and recipe."""
     optim: OptimConfig | None = None
-    """Optimizer; None is the preset's."""
+    """Optimizer; None is that of preset and recipe."""
     sampling: Literal["permutation", "random"] = "permutation"
     """Windows of a step: a permutation of consecutive windows each epoch, or random offsets, as nanoGPT draws them."""
     mask_documents: bool = False
@@ -219,8 +254,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of("preset", self.preset, PRESETS)
+        one_of("recipe", self.recipe, RECIPES)
         if self.init is not None and self.preset != "nano":
             raise InputError(f"preset {self.preset} and init {self.init} both determine the model; give only one")
+        if self.init is not None and self.recipe != "gpt2":
+            raise InputError(
+                f"recipe {self.recipe} with init {self.init}: a recipe is for training from random weights; leave out "
+                "one of them"
+            )
         self._check_length()
         self._check_stream()
         for name, least in LEAST.items():
@@ -259,23 +300,23 @@ class TrainConfig:
         if self.max_disk is not None:
             parse_size(self.max_disk)
 
-    def recipe(self) -> Recipe:
-        """Return the architecture, optimizer and batch size: those given, else those of the preset or of ``init``.
+    def essentials(self) -> Essentials:
+        """Return the architecture, optimizer and batch size: those given, else those of preset and recipe or ``init``.
 
         Raises:
             InputError: ``init`` is not a run.
         """
         if self.init is None:
-            default = RECIPES[self.preset]
+            default = BY_PRESET[self.preset].trained_by(RECIPES[self.recipe])
         else:
             model = self.model or saved_model(Run.open(self.init))
-            default = Recipe(model, FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS)
+            default = Essentials(model, FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS)
         batch_tokens = default.batch_tokens if self.batch_tokens is None else self.batch_tokens
-        return Recipe((self.model or default.model).with_import(), self.optim or default.optim, batch_tokens)
+        return Essentials((self.model or default.model).with_import(), self.optim or default.optim, batch_tokens)
 
     def filled_in(self) -> TrainConfig:
-        """Return the configuration with ``model``, ``optim`` and ``batch_tokens`` given, as `recipe` has them."""
-        return dataclasses.replace(self, **vars(self.recipe()))
+        """Return the configuration with ``model``, ``optim`` and ``batch_tokens`` given, as `essentials` has them."""
+        return dataclasses.replace(self, **vars(self.essentials()))
 
     def intervals(self, steps: int) -> dict[str, int]:
         """Return the options in `INTERVALS` as given, or else their defaults for a run of this length."""
@@ -401,9 +442,10 @@ def value_of(text: str, option: str) -> Any:
 
 
 def flags(config: TrainConfig) -> list[str]:
-    """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from its recipe."""
-    start = flat(TrainConfig(preset=config.preset, init=config.init).filled_in())
+    """Return the arguments of ``gpt2lab train`` that make this configuration: what differs from preset and recipe."""
+    start = flat(TrainConfig(preset=config.preset, recipe=config.recipe, init=config.init).filled_in())
     words = ["--preset", config.preset] if config.init is None else ["--init", str(config.init)]
+    words += ["--recipe", config.recipe] if config.recipe != "gpt2" else []
     options = flat(config.filled_in())
     file, network = FILES.get(options["model.import_sha256"]), options["model.network"]
     for name, value in options.items():

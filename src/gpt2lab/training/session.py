@@ -332,7 +332,7 @@ def _log_file(run: Run) -> Iterator[None]:
 def _begin(trainer: Trainer, weights: Checkpoint | None) -> None:
     """Describe the run in the log, and load the weights that it starts from unless they are random."""
     config = trainer.config
-    name = (config.model.network or config.preset) if config.init is None else "fine-tuning"
+    name = f"{config.model.network or config.preset}, recipe {config.recipe}" if config.init is None else "fine-tuning"
     log.info("%s: %s parameters, %s steps", name, f"{trainer.model.n_params:,}", f"{config.steps:,}")
     for note in trainer.setup.notes:
         log.info("%s", note)

@@ -156,9 +156,10 @@ def resolve(
     where, world = runtime.resolve(asked.device, asked.precision), comm.world_size
     if why_precision is not None:
         where = dataclasses.replace(where, precision_reason=why_precision)
-    recipe = asked.recipe()
-    model, batch_tokens = _with_vocabulary(recipe.model, asked, dataset), recipe.batch_tokens
-    if recipe.optim.name == "muon" and model.mup_base_width is not None:
+    essentials = asked.essentials()
+    optim, batch_tokens = essentials.optim, essentials.batch_tokens
+    model = _with_vocabulary(essentials.model, asked, dataset)
+    if optim.name == "muon" and model.mup_base_width is not None:
         raise InputError(
             f"optim.name muon with model.mup_base_width {model.mup_base_width}: muP's rates are for adamw; take adamw, "
             "or leave out the base width"
@@ -181,13 +182,13 @@ def resolve(
         shape = Shape(
             *(model, seq_len, 1, where.precision, where.device.type, asked.activation_checkpointing),
             micro_steps=2,
-            optimizer=recipe.optim.name,
+            optimizer=optim.name,
             documents=asked.mask_documents,
         )
         micro_batch = choose_micro_batch(shape, batch_tokens, where.device, world)
     passes = micro_steps(batch_tokens, seq_len, micro_batch, world)
     chosen: dict[str, Any] = {
-        "model": model, "optim": recipe.optim, "seq_len": seq_len, "batch_tokens": batch_tokens,
+        "model": model, "optim": optim, "seq_len": seq_len, "batch_tokens": batch_tokens,
         "micro_batch": micro_batch, "steps": steps, "epochs": None, "max_tokens": None, "resume": None,
         "device": str(where.device), "precision": where.precision, "parallel": parallel,
         "compile": "on" if compiled else "off", **asked.intervals(steps),
@@ -230,7 +231,7 @@ def initial_weights(config: TrainConfig, dataset: AnyDataset) -> Checkpoint | No
             f"{dataset.directory} was made with tokenizer {made_with[:16]}, and {run.path} has {needed[:16]}; "
             f"prepare the data with --tokenizer {run.path}, or with what gpt2lab tokenizer add-special makes of it"
         )
-    theirs, ours = (dataclasses.asdict(model) for model in (saved_model(run), config.recipe().model))
+    theirs, ours = (dataclasses.asdict(model) for model in (saved_model(run), config.essentials().model))
     fixed = theirs.keys() - MAY_CHANGE_ON_INIT - ({"n_ctx"} if ours["position"] != "learned" else set())
     fixed -= {"vocab_size"} if grows else set()
     if different := [f"{n} {ours[n]} (there {theirs[n]})" for n in theirs if n in fixed and ours[n] != theirs[n]]:
@@ -274,18 +275,19 @@ def require_own_model(model: GPTConfig, asked: TrainConfig) -> None:
         )
     if not found.blocks and asked.compile == "on":
         raise InputError(f"compile on with {name}: {NO_BLOCKS}, or take compile off")
-    if not found.matrices and asked.recipe().optim.name == "muon":
+    if not found.matrices and asked.essentials().optim.name == "muon":
         why = "its blocks have no matrices, trained parameters of two dimensions" if found.blocks else NO_BLOCKS
         raise InputError(f"optim.name muon with {name}: {why}, or take adamw")
-    usual = RECIPES[asked.preset].model if asked.init is None else model
+    usual = model if asked.init is not None else dataclasses.replace(asked, model=None).essentials().model
     plain = dataclasses.replace(GPTConfig(), **{size: getattr(usual, size) for size in SIZES})
     for option in dataclasses.fields(GPTConfig):
         value = getattr(model, option.name)
         if option.name not in found.read | SET_BY_US and value != getattr(plain, option.name):
             reads = ", ".join(own.name for own in dataclasses.fields(GPTConfig) if own.name in found.read - SET_BY_US)
+            out = "it" if option.name not in RECIPES[asked.recipe].model else f"recipe {asked.recipe}, which sets it"
             raise InputError(
                 f"model.{option.name} {value} with {name}, which does not read config.{option.name} (it reads "
-                f"{reads}); leave it out, or read it in the class"
+                f"{reads}); leave out {out}, or read it in the class"
             )
 
 
