@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from gpt2lab.errors import InputError, require
 from gpt2lab.model.cache import BatchCache
 from gpt2lab.model.language_model import Cache, LanguageModel, evaluating
-from gpt2lab.runtime import Runtime
+from gpt2lab.runtime import Runtime, products_of
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 
 
@@ -257,7 +257,7 @@ def outgrows(model: LanguageModel, length: int) -> bool:
 @torch.no_grad()
 def next_logits(model: LanguageModel, tokens: torch.Tensor, cache: Cache | BatchCache) -> torch.Tensor:
     """Return the next token's logits (B, V) after tokens (B, T), a prompt or one token, which continue the cache."""
-    with evaluating(model):
+    with evaluating(model), products_of(tokens.numel()):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
 
 

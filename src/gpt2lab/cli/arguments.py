@@ -55,12 +55,14 @@ class ModelOptions:
     """Device to run on."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the matrix products; auto is that of training where the device supports it."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Round the weights to this many bits, on a CPU: text is written faster, with less memory."""
 
     def load(self) -> LoadedRun:
         """Open the run and load the weights. Raises `InputError` if they are missing or damaged."""
         from gpt2lab.evaluation.measure import LoadedRun
 
-        return LoadedRun(self.run, self.checkpoint, self.device, self.precision)
+        return LoadedRun(self.run, self.checkpoint, self.device, self.precision, self.quantize)
 
 
 Model = Annotated[ModelOptions, OmitArgPrefixes]

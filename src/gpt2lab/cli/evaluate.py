@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,6 +22,7 @@ from gpt2lab.imports import trust
 from gpt2lab.runs import Run
 
 if TYPE_CHECKING:
+    from gpt2lab.evaluation.measure import LoadedRun
     from gpt2lab.evaluation.text_quality import TextQuality as MeasuredTexts
 
 TABLE_WIDTH = 130
@@ -148,6 +149,7 @@ class Positions(_OnHeldOutText):
         text = run.held_out(self.data, self.split, self.text)
         with text as held_out, console.bar("tokens") as progress, run.runtime.autocast():
             curve = loss_by_position(run.model, held_out, self.context, by_document, progress)
+        curve = replace(curve, protocol=run.protocol(curve.protocol))
         print(f"{curve.split}, checkpoint of step {run.checkpoint.step}\nposition  loss (nats per token)")
         last = len(curve.losses)
         for position in [*(1 << n for n in range(last.bit_length()) if 1 << n < last), last]:
@@ -242,6 +244,7 @@ class TextQuality(Command):
         prompts = choose_prompts(dataset, self.split, run.model.config.n_ctx, *size)
         with console.bar("strategies") as progress:
             quality = measure_texts(run.model, run.tokenizer, prompts, run.runtime, self.seed, progress)
+        quality = replace(quality, protocol=run.protocol(quality.protocol))
         table = table_of(quality, f"{split}, checkpoint of step {run.checkpoint.step}")
         # print(width=...) of the shared console is limited to the terminal's width, and would cut figures off
         console.Console(width=max(console.console.width, TABLE_WIDTH), highlight=False).print(table)
@@ -307,6 +310,65 @@ class Trust(Command):
 
 
 @dataclass(frozen=True)
+class Quantize(Command):
+    """Round a run's weights to 8 or 4 bits for writing on a CPU, and save them as a run of their own.
+
+    Prints what that costs: size and perplexity, before and after, on the test split of the run or on a text.
+    """
+
+    directory: Positional[Path]
+    """Directory of the run."""
+    out: Positional[Path]
+    """Directory of the new run; it must not exist."""
+    width: Literal["int8", "int4"] = "int8"
+    """int8 has a scale for each row of a matrix; int4 a scale and a zero point for every 32 numbers of a row."""
+    checkpoint: Checkpoint = "best"
+    """Checkpoint to round."""
+    data: Path | None = None
+    """Directory of prepared data, whose test split is measured; by default the data of the run."""
+    text: Path | None = None
+    """Measure on a text file instead; <|endoftext|> in it separates documents."""
+    measure: bool = True
+    """Measure the perplexity before and after."""
+
+    def run(self) -> None:
+        """Write the run and print the table."""
+        from gpt2lab.evaluation.measure import LoadedRun
+        from gpt2lab.formatting import size
+        from gpt2lab.model.quantized import QuantizedGPT
+        from gpt2lab.training.checkpoint import find
+        from gpt2lab.training.session import save_quantized
+
+        Run.require_new(self.out)
+        before, after = (LoadedRun(self.directory, self.checkpoint, "cpu", "auto", w) for w in (None, self.width))
+        if self.measure and before.config is None and self.data is self.text is None:
+            raise InputError(
+                f"{self.directory} was imported and has no data to measure the cost on; give --data DIR, --text FILE "
+                "or --no-measure"
+            )
+        losses = [self._loss(loaded) for loaded in (before, after)] if self.measure else []
+        assert isinstance(after.model, QuantizedGPT)
+        new = save_quantized(after.model, after.tokenizer, self.out, after.checkpoint, after.run.config)
+        sizes = [
+            (checkpoint.path / "model.safetensors").stat().st_size
+            for checkpoint in (before.checkpoint, find(new, "last"))
+        ]
+        print(f"{self.out}: the weights of {self.directory}, step {after.checkpoint.step}, in {self.width}")
+        print(f"size        {size(sizes[0])} to {size(sizes[1])}")
+        if losses:
+            first, second = map(math.exp, losses)
+            print(f"perplexity  {first:.4f} to {second:.4f} ({100 * (second / first - 1):+.2f} %)")
+
+    def _loss(self, run: LoadedRun) -> float:
+        """Return the mean loss in nats per token."""
+        from gpt2lab.evaluation.perplexity import perplexity_of
+
+        text = run.held_out(self.data, None, self.text)
+        with text as held_out, console.bar("tokens") as progress, run.runtime.autocast():
+            return perplexity_of(run.model, held_out, progress=progress).loss
+
+
+@dataclass(frozen=True)
 class ImportHF(Command):
     """Import a GPT-2, Llama or Qwen3 in Hugging Face's format as a run, to sample, evaluate and fine-tune."""
 
@@ -356,7 +418,7 @@ class ExportHF(Command):
         from gpt2lab.report.write import model_card
         from gpt2lab.tokenizer.tokenizer import END_OF_TEXT
 
-        loaded, out = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32"), self.out
+        loaded, out = LoadedRun(self.directory, self.checkpoint, "cpu", "auto"), self.out
         model, tokenizer, step = without_mtp(loaded.gpt), loaded.tokenizer, loaded.checkpoint.step
         eot = None if tokenizer.eot is None else END_OF_TEXT
         with new_directory(out) as folder:
@@ -397,7 +459,7 @@ class ExportHTML(Command):
         from gpt2lab.formatting import size
         from gpt2lab.server.single_file import write_single_file
 
-        loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
+        loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "auto")
         write_single_file(loaded.gpt, loaded.tokenizer, loaded.run.path.resolve().name, self.out)
         print(f"{self.out}: {size(self.out.stat().st_size)}; open it in a browser")
 
@@ -422,7 +484,7 @@ class ExportGGUF(Command):
         from gpt2lab.llama_cpp import write_gguf
         from gpt2lab.model.gpt import without_mtp
 
-        loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "fp32")
+        loaded = LoadedRun(self.directory, self.checkpoint, "cpu", "auto")
         name = loaded.run.path.resolve().name
         write_gguf(without_mtp(loaded.gpt), loaded.tokenizer, name, self.out, self.type)
         print(f"{self.out}: {size(self.out.stat().st_size)}; for example: llama-cli -m {self.out}")

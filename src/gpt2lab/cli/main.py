@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "plan": ("train:Plan", "Estimate what a training run takes: memory, time, floating-point operations, disk."),
     "report": ("evaluate:Report", "Write a report of runs, as a PDF or as one self-contained HTML file."),
     "trust": ("evaluate:Trust", "Trust the custom code in someone else's run."),
+    "quantize": ("evaluate:Quantize", "Round a run's weights to 8 or 4 bits, for writing on a CPU."),
     "import-hf": ("evaluate:ImportHF", "Import a model in Hugging Face's format as a run."),
     "export-hf": ("evaluate:ExportHF", "Export a run for Hugging Face's transformers."),
     "export-html": ("evaluate:ExportHTML", "Export a run as one HTML file that runs the model in a browser, offline."),

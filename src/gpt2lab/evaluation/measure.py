@@ -41,6 +41,7 @@ from gpt2lab.evaluation.text_quality import TEXT_FILE, TextQuality
 from gpt2lab.files import from_json, read_text, sha256_of
 from gpt2lab.imports import import_from
 from gpt2lab.model.gpt import GPT, attention_weights, require_gpt
+from gpt2lab.model.quantized import QuantizedGPT, Width, dequantized, quantized
 from gpt2lab.runs import Run
 from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -69,25 +70,59 @@ class Measurement:
 class LoadedRun:
     """A run with the weights of one of its checkpoints; the precision ``auto`` is that of training, if supported.
 
+    Args:
+        path: Run directory.
+        which: Checkpoint: ``best``, ``last`` or a step.
+        device: Device, or ``auto``.
+        precision: Precision, or ``auto``.
+        quantize: ``int8`` or ``int4``: round the weights. Activations are then bf16.
+
     Raises:
-        InputError: The run, checkpoint, device or precision does not exist, or the checkpoint is damaged.
+        InputError: The run, checkpoint, device or precision does not exist, the checkpoint is damaged, or the weights
+            cannot be rounded.
     """
 
-    def __init__(self, path: Path, which: str, device: str, precision: str) -> None:
+    def __init__(self, path: Path, which: str, device: str, precision: str, quantize: Width | None = None) -> None:
         runtime.tune_allocator()
         self.runtime = runtime.resolve(device, precision)
         self.run = Run.open(path)
         self.model, self.checkpoint = load_model(self.run, which, self.runtime.device)
+        self.width = self._quantize(quantize, precision)
+        """Bits of the weights if they are quantized, else None."""
         self.config = None if self.checkpoint.data_fingerprint is None else saved_config(self.run)
         """None if the model was imported."""
-        if precision == "auto" and self.config is not None:
+        if precision == "auto" and self.config is not None and self.width is None:
             self.runtime = _as_trained(self.runtime, self.config)
         self.tokenizer = load_tokenizer(self.run, self.checkpoint)
 
+    def _quantize(self, width: Width | None, precision: str) -> Width | None:
+        """Round the weights if that is asked for, unless they were loaded so; return their width."""
+        held = self.checkpoint.width
+        if width is not None and held is None:
+            if self.runtime.device.type != "cpu":
+                raise InputError(f"quantize {width} is for CPUs, and the device is {self.runtime.device}; leave it out")
+            self.model = quantized(self.gpt, width)
+        elif width not in (None, held):
+            raise InputError(f"{self.checkpoint.path} already holds {held} weights; quantize the run it was made from")
+        width = width or held
+        if width is not None:
+            if precision not in ("auto", "bf16"):
+                raise InputError(f"{width} weights are used with bf16 activations; leave out precision {precision}")
+            self.runtime = runtime.resolve("cpu", "bf16")
+        return width
+
     @property
     def gpt(self) -> GPT:
-        """The model, if its inside is known. Raises `InputError` if it is a class of the user's own."""
-        return require_gpt(self.model)
+        """The model as an ordinary GPT, if its inside is known; quantized weights as what they stand for.
+
+        Raises:
+            InputError: It is a class of the user's own.
+        """
+        return dequantized(self.model) if isinstance(self.model, QuantizedGPT) else require_gpt(self.model)
+
+    def protocol(self, measured: str) -> str:
+        """Return a protocol that says whether the weights are quantized."""
+        return measured if self.width is None else f"{measured} The weights are {self.width}."
 
     @property
     def seq_len(self) -> int:
@@ -142,6 +177,7 @@ class LoadedRun:
 
     def print_and_record(self, measured: Measurement) -> None:
         """Print results with their protocol and add them to the run's evals.csv."""
+        measured = dataclasses.replace(measured, protocol=self.protocol(measured.protocol))
         measured.record(self.run, self.checkpoint.step)
         print(f"{measured.split}, checkpoint of step {self.checkpoint.step}")
         for name, value in measured.figures.items():

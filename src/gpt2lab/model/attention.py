@@ -229,9 +229,9 @@ def attend(
     scores: Scores = UNCHANGED,
 ) -> torch.Tensor:
     """Run the kernel; a query that may attend to nothing gives zeros, never NaN, and its gradient is finite."""
-    if q.dtype != k.dtype:  # a `BatchCache` may hold fp32, which autocast would round
+    if q.dtype != k.dtype:  # a cache may hold fp32, which autocast would round
         with torch.autocast(q.device.type, enabled=False):
-            return attend(q.to(k.dtype), k, v, bias, dropout, scores)
+            return attend(q.to(k.dtype), k, v, bias, dropout, scores).to(q.dtype)
     by = (scores,) if bias.kernel in PLAIN else ()
     out = KERNELS[bias.kernel](q, k, v, bias.mask, dropout, *by)
     return out if bias.empty is None else out.masked_fill(bias.empty, 0.0)

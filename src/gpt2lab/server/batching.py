@@ -32,6 +32,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation import DecodingStrategy, sample_next, seeded
 from gpt2lab.model.cache import BatchCache, KVCache
 from gpt2lab.model.gpt import GPT
+from gpt2lab.model.quantized import QuantizedGPT
 from gpt2lab.runtime import Runtime
 
 ROWS = 32
@@ -219,7 +220,10 @@ class Engine:
         self.model, self.runtime = model.eval(), runtime
         # For a single query a CPU's kernels are several times faster in fp32 than in bf16.
         on_cpu, dtype = runtime.device.type == "cpu", runtime.dtype
-        held, least = (torch.float32, 2 if dtype == torch.bfloat16 else 1) if on_cpu else (dtype, 1)
+        # Products of quantized weights give a row the same bits beside any number of others, those in bf16 only with
+        # one more at least.
+        alone = dtype != torch.bfloat16 or isinstance(model, QuantizedGPT)
+        held, least = (torch.float32, 1 if alone else 2) if on_cpu else (dtype, 1)
         self._new_batch = lambda: BatchCache(model.config, ROWS, runtime.device, held, least)
         self._batch = self._new_batch()
         self._rows: list[_Row] = []

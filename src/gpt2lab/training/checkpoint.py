@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import make_model
 from gpt2lab.model.huggingface import load_tensors
 from gpt2lab.model.language_model import LanguageModel
+from gpt2lab.model.quantized import CODECS, QuantizedGPT, Width
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training.config import saved_model
@@ -83,6 +85,11 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """The scalars of the training state."""
         return read_checked_json(self.path / "state.json")
+
+    @property
+    def width(self) -> Width | None:
+        """``int8`` or ``int4`` if the weights are quantized (see `model.quantized`), else None."""
+        return self.state.get("width")
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -369,20 +376,30 @@ def load_into(
         vocab_size: Entries of the checkpoint's vocabulary if the model's may be larger; see `with_new_rows`.
 
     Raises:
-        InputError: Names or shapes differ from the model's (listed).
+        InputError: Names or shapes differ from the model's (listed), or the weights are quantized.
     """
+    if checkpoint.width is not None:
+        raise InputError(
+            f"{checkpoint.path}: the weights are {checkpoint.width}, which cannot be trained; use the run that they "
+            "were made from"
+        )
     weights = load_tensors(checkpoint.path / "model.safetensors")
     expected = model.state_dict()
     if vocab_size is not None and model.config.network is None:
         for name in weights.keys() & {"wte.weight", "lm_head.weight"}:
             weights[name] = with_new_rows(weights[name], vocab_size, model.config)
-    different = sorted(weights.keys() ^ expected.keys())
-    different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
-    if different:
-        raise InputError(f"{checkpoint.path}: the weights are of another architecture: {', '.join(different[:8])}")
+    _require_same(checkpoint.path, weights, expected)
     model.load_state_dict({n: local_shard(value.to(expected[n].device), expected[n]) for n, value in weights.items()})
     if optimizer is not None:
         load_optimizer_state(checkpoint.path, model, optimizer)
+
+
+def _require_same(path: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise `InputError` if names or shapes differ."""
+    different = sorted(weights.keys() ^ expected.keys())
+    different += [n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape]
+    if different:
+        raise InputError(f"{path}: the weights are of another architecture: {', '.join(different[:8])}")
 
 
 def with_new_rows(weight: torch.Tensor, vocab_size: int, config: GPTConfig) -> torch.Tensor:
@@ -401,13 +418,27 @@ def load_model(run: Run, which: str = "best", device: torch.device | None = None
     """Return the model of a run in evaluation mode, from its checkpoint ``best``, ``last`` or a step.
 
     Raises:
-        InputError: There is no such checkpoint, or it is damaged.
+        InputError: There is no such checkpoint, it is damaged, or its weights are quantized and the device is no CPU.
     """
     checkpoint = find(run, which)
     verify(checkpoint)
+    if checkpoint.width is not None:
+        if device is not None and device.type != "cpu":
+            raise InputError(f"{checkpoint.path}: {checkpoint.width} weights need a CPU; give --device cpu")
+        return _load_quantized(checkpoint, saved_model(run)), checkpoint
     model = make_model(saved_model(run))
     load_into(checkpoint, model)
     return model.to(device or torch.device("cpu")).eval(), checkpoint
+
+
+def _load_quantized(checkpoint: Checkpoint, config: GPTConfig) -> QuantizedGPT:
+    if checkpoint.width not in CODECS:
+        raise InputError(f"{checkpoint.path}: weights of {checkpoint.width} are unknown; known are {', '.join(CODECS)}")
+    model = QuantizedGPT(config, checkpoint.width)
+    weights = load_tensors(checkpoint.path / "model.safetensors")
+    _require_same(checkpoint.path, weights, model.state_dict())
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
 
 
 def load_tokenizer(run: Run, checkpoint: Checkpoint) -> Tokenizer:

@@ -18,6 +18,7 @@ from gpt2lab.formatting import plural
 from gpt2lab.imports import copy_to
 from gpt2lab.model.config import PRESETS
 from gpt2lab.model.language_model import LanguageModel, OwnModel
+from gpt2lab.model.quantized import QuantizedGPT
 from gpt2lab.runs import SEGMENTS, Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
@@ -405,12 +406,35 @@ def save_imported(model: LanguageModel, tokenizer: Tokenizer, path: Path, origin
             f"the model of {origin} has a vocabulary of {V:,}, its tokenizer one of {tokenizer.n_vocab:,}; give the "
             "right --tokenizer, or fit the model to it with transformers' resize_token_embeddings"
         )
-    run = Run.create(path, {"model": dataclasses.asdict(model.config)}, runtime.environment())
     state = dataclasses.asdict(Progress(finished=f"imported from {origin}"))
+    state |= {"fingerprints": {"tokenizer": tokenizer.fingerprint}}
+    return _save_alone(model, tokenizer, path, {}, state)
+
+
+def save_quantized(model: QuantizedGPT, tokenizer: Tokenizer, path: Path, source: Checkpoint, config: Any) -> Run:
+    """Create the directory of a run whose only checkpoint holds quantized weights; return the run.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        path: The directory, which must not exist.
+        source: Checkpoint that the weights were made from.
+        config: What the config.json of its run holds.
+
+    Raises:
+        InputError: ``path`` exists, or the disk is full.
+    """
+    return _save_alone(model, tokenizer, path, config, source.state | {"width": model.width})
+
+
+def _save_alone(model: LanguageModel, tokenizer: Tokenizer, path: Path, config: Any, state: dict[str, Any]) -> Run:
+    """Create the directory of a run with one checkpoint, which no training precedes."""
+    run = Run.create(path, {**config, "model": dataclasses.asdict(model.config)}, runtime.environment())
     try:
+        copy_to(run, model.config.import_sha256)
         tokenizer.save(run.tokenizer)
         optimizer = make_optimizer(model, OptimConfig())  # has no state before its first step
-        checkpoint.save(run, model, optimizer, state | {"fingerprints": {"tokenizer": tokenizer.fingerprint}})
+        checkpoint.save(run, model, optimizer, state)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
