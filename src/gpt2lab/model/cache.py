@@ -82,6 +82,7 @@ class LayerCache:
     def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new k and v (B, K, T, D); return the keys and values that the new queries read, (B, K, S, D)."""
         slots, kept, filled = self._slots.now
+        k, v = k.to(self.keys.dtype), v.to(self.values.dtype)
         if kept is None:
             self.keys[:, :, slots] = k
             self.values[:, :, slots] = v
