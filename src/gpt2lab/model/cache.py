@@ -65,7 +65,8 @@ class _Slots:
             self.positions[slot : slot + T] = torch.arange(start, end, device=self.positions.device)
             return self.positions[: self.now.filled]
         new = torch.arange(start, end, device=self.positions.device)
-        kept = ((new < self._leading) | (new >= end - self._reach)).nonzero()[:, 0]
+        near = max(0, T - self._reach)  # the last ones, and before them the leading ones
+        kept = torch.cat([new[: min(max(0, self._leading - start), near)], new[near:]]) - start
         slots = torch.where(new < capacity, new, self._leading + (new - self._leading) % self._reach)[kept]
         self.now = _Pass(slots, kept, min(start, capacity))
         positions = torch.cat([self.positions[: self.now.filled], new])

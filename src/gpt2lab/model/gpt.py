@@ -491,8 +491,8 @@ def as_documents(attention_mask: torch.Tensor, documents: torch.Tensor | None, t
 
 def warn_of_leaks(mask: Sequence[Mask] | torch.Tensor) -> None:
     """Warn if the masks of the layers, or the tensor in their place, let a token attend to the one it is to predict."""
-    leaks = mask.triu(1) if isinstance(mask, torch.Tensor) else torch.tensor([own.looks_ahead for own in mask])
-    if bool(leaks.any()):
+    leaks = mask.triu(1).any() if isinstance(mask, torch.Tensor) else any(own.looks_ahead for own in mask)
+    if bool(leaks):
         warnings.warn(
             "the mask lets tokens attend to later ones, which they are to predict: the loss leaks and says nothing "
             "about the model",

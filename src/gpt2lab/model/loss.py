@@ -153,7 +153,7 @@ def _losses_and_gradient_(
     if softcap is not None:
         gradient.sub_(gradient * z.div_(softcap).square_())  # times 1 - tanh^2, the derivative of c tanh(x / c)
     logits[:, :vocab_size] = gradient
-    logits[:, vocab_size:] = 0.0
+    logits[:, vocab_size:].zero_()
     return losses
 
 
