@@ -200,12 +200,14 @@ def stream(
     n_ctx = model.config.n_ctx
 
     def columns() -> Iterator[torch.Tensor]:
+        modules = [*model.modules()]
         cache = model.new_cache(len(tokens), padding)
         window = unread = tokens if cache.endless else tokens[:, -n_ctx:]
         cache.clear(tokens.shape[1] - window.shape[1])
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for written in range(max_new_tokens):
-            logits = next_logits(model, unread, cache)
+            with evaluating(modules):
+                logits = next_logits(model, unread, cache)
             if not written and logits.isnan().any():  # greedy decoding would turn it into text
                 raise InputError(
                     "the model gives NaN for the next token; its weights are damaged or overflow this precision; use "
@@ -256,8 +258,11 @@ def outgrows(model: LanguageModel, length: int) -> bool:
 # Not inference_mode: its tensors could not be saved for a backward pass if a model is later trained on them.
 @torch.no_grad()
 def next_logits(model: LanguageModel, tokens: torch.Tensor, cache: Cache | BatchCache) -> torch.Tensor:
-    """Return the next token's logits (B, V) after tokens (B, T), a prompt or one token, which continue the cache."""
-    with evaluating(model), products_of(tokens.numel()):
+    """Return the next token's logits (B, V) after tokens (B, T), a prompt or one token, which continue the cache.
+
+    The model must be in evaluation mode.
+    """
+    with products_of(tokens.numel()):
         return model.head(model.hidden(tokens, cache=cache)[:, -1])
 
 

@@ -64,7 +64,7 @@ class Block(nn.Module):
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         """Apply dropout to what a branch adds."""
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout) if self.training else x
 
 
 class PostNormBlock(Block):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
@@ -148,9 +148,14 @@ def _matrices(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode inside the block; afterwards every module is in its previous mode."""
-    training = [module for module in model.modules() if module.training]
+def evaluating(model: nn.Module | Iterable[nn.Module]) -> Iterator[None]:
+    """Put the model in evaluation mode inside the block; afterwards every module is in its previous mode.
+
+    Walking through a model takes as long as some of its layers, so what is entered for each token gives a list of its
+    modules instead.
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else model
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:

@@ -14,6 +14,7 @@ arithmetic takes longer than reading, so the weights are decoded for an ordinary
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -35,8 +36,6 @@ GROUP = 32
 """Numbers of a row that share a scale and a zero point in int4."""
 ROWS, COLUMNS = 16, 32
 """Rows and columns of a matrix must be multiples of these: the packed products read whole blocks."""
-FEW_ROWS, FEW_ROWS_WITHOUT_BF16 = 16, 128
-"""Up to this many rows the packed product is the faster one, with fast bf16 and without, as measured."""
 CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Parts of a group's range that int4 tries: cutting off the extremes leaves smaller steps for the others."""
 
@@ -158,6 +157,12 @@ def _divisor(scale: torch.Tensor) -> torch.Tensor:
     return scale.float().masked_fill(scale == 0, 1.0)
 
 
+@functools.cache
+def few_rows() -> int:
+    """Return up to how many rows the packed product is the faster one, as measured."""
+    return 16 if has_fast_bf16() else 128
+
+
 class QuantizedLinear(nn.Module):
     """A linear layer whose matrix (N, K) is held in few bits."""
 
@@ -180,19 +185,23 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (.., K) to (.., N) in bf16."""
-        y = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        *shape, K = x.shape
+        rows = x.reshape(-1, K)
+        y = self.product(rows.bfloat16()) if rows.shape[0] <= few_rows() else self.decoded_product(rows)
+        y = y.view(*shape, -1)
+        return y if self.bias is None else y.add_(self.bias)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x W^T (R, N), bf16, for x (R, K)."""
-        fast = has_fast_bf16()
-        if len(x) > (FEW_ROWS if fast else FEW_ROWS_WITHOUT_BF16):
-            dtype = torch.bfloat16 if fast else torch.float32
-            with torch.autocast("cpu", enabled=False):
-                return F.linear(x.to(dtype), self.weight.to(dtype)).bfloat16()
+        """Return x W^T (R, N), bf16, for x (R, K) in bf16."""
         if self._packed is None:
             self._packed = self.codec.pack(self.held())
-        return self.codec.product(x.bfloat16(), self._packed)
+        return self.codec.product(x, self._packed)
+
+    def decoded_product(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the same, for x in any dtype."""
+        dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
+        with torch.autocast("cpu", enabled=False):
+            return F.linear(x.to(dtype), self.weight.to(dtype)).bfloat16()
 
 
 class QuantizedEmbedding(nn.Module):
