@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+import traceback
+from collections.abc import Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ class Bench:
     device: str
     size: dict[str, Any]
     nanogpt: Path | None
+    found: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The rows of the sections that have run."""
 
     @property
     def precision(self) -> str:
@@ -41,15 +45,15 @@ def losses_of(trainer: Any, steps: int) -> list[float]:
         return [trainer.update().loss for _ in range(steps)]
 
 
-def correctness(bench: Bench) -> list[dict[str, Any]]:
-    """Return a row for each check: what was compared, the largest difference, the bound, whether it held."""
-    rows = []
+def correctness(bench: Bench) -> Generator[dict[str, Any], None, None]:
+    """Yield a row for each check: what was compared, the largest difference, the bound, whether it held."""
     for check in (check_kernels, check_compiled, check_precisions, check_deterministic, check_resume):
-        rows += [
-            {"check": name, "difference": found, "bound": bound, "ok": found <= bound}
-            for name, found, bound in check(bench)
-        ]
-    return rows
+        try:
+            for name, found, bound in check(bench):
+                yield {"check": name, "difference": found, "bound": bound, "ok": found <= bound}
+        except Exception as error:  # one that cannot run says nothing of the others
+            traceback.print_exc()
+            yield {"check": check.__name__, "error": f"{type(error).__name__}: {error}"[:300], "ok": False}
 
 
 def check_kernels(bench: Bench) -> list[tuple[str, float, float]]:
@@ -128,7 +132,7 @@ def check_resume(bench: Bench) -> list[tuple[str, float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", {}, {})
         state = dataclasses.asdict(begun.progress) | {"fingerprints": {}}
-        saved = checkpoint.save(run, begun.model, begun.optimiser, state)
+        saved = checkpoint.save(run, begun.model, begun.optimizer, state)
         resumed = trainer_of(bench, deterministic=True)
         resumed.restore(saved)
     found = losses_of(resumed, 2)

@@ -94,7 +94,7 @@ def make_trainer(model: Any, where: Any, B: int, T: int, checkpointed: bool, loo
     class RandomStream:
         """Random tokens in place of shards."""
 
-        name = "random tokens"
+        name, masked = "random tokens", False
         tokens = np.random.default_rng(0).integers(0, model.vocab_size, 200_000, dtype=np.uint16)
 
         def __len__(self) -> int:

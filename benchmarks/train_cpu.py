@@ -139,6 +139,8 @@ def measure_ours(name: str, side: str) -> dict[str, Any]:
     class RandomStream:
         """Random tokens in place of shards."""
 
+        masked = False
+
         def __init__(self) -> None:
             self.tokens = np.random.default_rng(0).integers(0, row["vocab"], 1_000_000, dtype=np.uint16)
 
