@@ -78,44 +78,57 @@ recall() { # how far back a model finds what it has read once, at a context of 1
     cp "$work/recall/recall.png" docs/images/recall.png
 }
 
-modern() { # each part that came after GPT-2 alone, then one added after another; long contexts
+modern() { # each part that came after GPT-2 alone, then one added after another, on two corpora; long contexts
     muon="--model.dropout 0 --optim.name muon --optim.lr 4e-3 --optim.min-lr 4e-5 --optim.warmup-steps 50 --compile off"
-    study() { # NAME ARMS...: five seeds of each variant, on the quickstart's stories
-        local name=$1
-        shift
-        gpt2lab compare --base tiny "$@" --seeds 5 --data "$work/quickstart-data" --out "$work/modern/$name" \
+    study() { # NAME DATA ARMS...: five seeds of each variant
+        local name=$1 data=$2
+        shift 2
+        gpt2lab compare --base tiny "$@" --seeds 5 --data "$data" --out "$work/modern/$name" \
             $muon --batch-tokens 2048 --steps 300 --eval-every 100
     }
-    study alone --arm "GPT-2:" --arm "RMSNorm: model.norm=rmsnorm" --arm "post-norm: model.norm_placement=post" \
-        --arm "sandwich norm: model.norm_placement=sandwich" --arm "QK-norm: model.qk_norm=true" \
-        --arm "embedding norm: model.embedding_norm=true" --arm "no biases: model.bias=false" \
-        --arm "ReLU2: model.activation=relu2" --arm "SwiGLU: model.activation=swiglu" \
-        --arm "parallel blocks: model.parallel_blocks=true" --arm "untied head: model.tied_head=false" \
-        --arm "logit softcap: model.logit_softcap=30" --arm "z-loss: model.z_loss=1e-4" \
-        --arm "rotary: model.position=rope" --arm "ALiBi: model.position=alibi" --arm "no positions: model.position=none"
+    contexts() { # LENGTH ARMS...: two seeds of each variant, on Tiny Shakespeare by BPE
+        local length=$1
+        shift
+        gpt2lab compare --base tiny "$@" --seeds 2 --data "$work/shakespeare-data" --out "$work/modern/context-$length" \
+            $muon --model.n-ctx "$length" --batch-tokens 4096 --steps 200 --eval-every 100
+    }
     two="model.position=rope model.norm=rmsnorm"
     three="$two model.activation=swiglu" four="$two model.activation=swiglu model.qk_norm=true"
     five="$four model.bias=false" six="$four model.bias=false model.tied_head=false"
-    # n_inner makes up for the parameters that these parts add or save
-    study more --arm "grouped heads: model.n_kv_head=2 model.n_inner=576" \
-        --arm "attention softcap: model.attention_softcap=50" --arm "sinks: model.attention_sinks=true" \
-        --arm "gated attention: model.attention_gate=true model.n_inner=448" \
-        --arm "value residual: model.value_residual=true" \
-        --arm "differential attention: model.differential_attention=true" \
-        --arm "latent attention: model.position=rope model.latent_dim=64 model.n_inner=576" \
-        --arm "window, full: model.mask=window,causal model.window=64" \
-        --arm "multi-token: model.mtp_depth=1 model.mtp_weight=0.3" --arm "2 RMSNorm: $two" --arm "3 SwiGLU: $three" \
-        --arm "4 QK-norm: $four" --arm "5 no biases: $five" --arm "6 untied: $six" \
-        --arm "7 value residual: $six model.value_residual=true"
-    study budgets --arm "270: steps=270" --arm "330: steps=330" --arm "420: steps=420" --arm "wider: model.n_embd=152"
-    # two seeds of each variant at a context of 1,024, on Tiny Shakespeare by BPE
-    gpt2lab compare --base tiny --arm "learned:" --arm "rotary: model.position=rope" \
-        --arm "ALiBi: model.position=alibi" \
-        --arm "rotary, window: model.position=rope model.mask=window model.window=128" \
+    parts() { # CORPUS DATA LENGTHS...: every part; GPT-2 for more and for fewer steps
+        local corpus=$1 data=$2
+        shift 2
+        study "$corpus-alone" "$data" --arm "GPT-2:" \
+            --arm "RMSNorm: model.norm=rmsnorm" --arm "post-norm: model.norm_placement=post" \
+            --arm "sandwich norm: model.norm_placement=sandwich" --arm "QK-norm: model.qk_norm=true" \
+            --arm "embedding norm: model.embedding_norm=true" --arm "no biases: model.bias=false" \
+            --arm "ReLU2: model.activation=relu2" --arm "SwiGLU: model.activation=swiglu" \
+            --arm "parallel blocks: model.parallel_blocks=true" --arm "untied head: model.tied_head=false" \
+            --arm "logit softcap: model.logit_softcap=30" --arm "z-loss: model.z_loss=1e-4" \
+            --arm "rotary: model.position=rope" --arm "ALiBi: model.position=alibi" \
+            --arm "no positions: model.position=none"
+        # n_inner makes up for the parameters that these parts add or save
+        study "$corpus-more" "$data" --arm "grouped heads: model.n_kv_head=2 model.n_inner=576" \
+            --arm "attention softcap: model.attention_softcap=50" --arm "sinks: model.attention_sinks=true" \
+            --arm "gated attention: model.attention_gate=true model.n_inner=448" \
+            --arm "value residual: model.value_residual=true" \
+            --arm "differential attention: model.differential_attention=true" \
+            --arm "latent attention: model.position=rope model.latent_dim=64 model.n_inner=576" \
+            --arm "window, full: model.mask=window,causal model.window=64" \
+            --arm "multi-token: model.mtp_depth=1 model.mtp_weight=0.3" \
+            --arm "2 RMSNorm: $two" --arm "3 SwiGLU: $three" --arm "4 QK-norm: $four" --arm "5 no biases: $five" \
+            --arm "6 untied: $six" --arm "7 value residual: $six model.value_residual=true"
+        study "$corpus-budgets" "$data" --arm "270: steps=270" --arm "330: steps=330" --arm "420: steps=420" "$@" \
+            --arm "wider: model.n_embd=152"
+    }
+    parts stories "$work/quickstart-data"
+    parts shakespeare "$work/shakespeare-data" --arm "490: steps=490" # as long as multi-token prediction takes
+    four_kinds=(--arm "learned:" --arm "rotary: model.position=rope" --arm "ALiBi: model.position=alibi"
+        --arm "rotary, window: model.position=rope model.mask=window model.window=128")
+    contexts 1024 "${four_kinds[@]}" \
         --arm "rotary, window, first 4: model.position=rope model.mask=global model.window=128 model.prefix=4" \
-        --arm "rotary, learned sinks: model.position=rope model.attention_sinks=true" --seeds 2 \
-        --data "$work/shakespeare-data" --out "$work/modern/context-1024" $muon --model.n-ctx 1024 \
-        --batch-tokens 4096 --steps 200 --eval-every 100
+        --arm "rotary, learned sinks: model.position=rope model.attention_sinks=true"
+    contexts 2048 "${four_kinds[@]}"
     python "$gallery/modern.py" "$work/modern"
 }
 

@@ -2,11 +2,13 @@
 
     python docs/gallery/modern.py WORK
 
-WORK holds the comparisons `alone`, `more`, `budgets` and `context-1024`. A part has two figures,
-each paired by seed with GPT-2's: the difference in test loss after equally many steps, and after equally much time. For
-the second, GPT-2 was also trained for more and for fewer steps, each with its own schedule. If a step with the part
-takes r times as long, its loss after 300 steps is compared with GPT-2's after 300 r, which is interpolated between
-those lengths. r is the median over rounds in which every variant does a step, in CPU time of one thread.
+WORK holds the comparisons `alone`, `more` and `budgets` of each corpus (`stories-alone`), and those of long contexts
+(`context-1024`). A part has two figures on a corpus, each paired by seed with GPT-2's: the difference in test loss
+after equally many steps, and after equally much time. For the second, GPT-2 was also trained for more and for fewer
+steps, each with its own schedule. If a step with the part takes r times as long, its loss after 300 steps is compared
+with GPT-2's after 300 r, which is interpolated between those lengths. r is the median over rounds in which every
+variant does a step, in CPU time of one thread. What is measured here is kept in costs.json and contexts.json, and
+measured again if it is not there.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,23 +31,26 @@ from gpt2lab.evaluation.measure import LoadedRun
 from gpt2lab.evaluation.perplexity import HeldOut, perplexity_of
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.plots import LINES, MARKERS, TRAIN, VAL, write_png
+from gpt2lab.plots import LINES, MARKERS, RULE, TRAIN, VAL, write_png
 from gpt2lab.runs import Run
 from gpt2lab.training.config import OptimConfig, saved_model
 from gpt2lab.training.optim import make_optimizer
 
 FOLDER = Path(__file__).parent / "modern"
 STEPS, ROUNDS = 300, 15
-REFERENCE = "GPT-2"
-BUDGETS = {"270": 270, REFERENCE: STEPS, "330": 330, "420": 420}
+REFERENCE, WIDER = "GPT-2", "wider GPT-2 (152)"
+CORPORA = {"stories": "the stories", "shakespeare": "Tiny Shakespeare"}
+TRAINED = (1024, 2048)
+"""Contexts in training."""
 CONTEXTS = (256, 512, 1024, 2048, 4096)
+"""Contexts in which the test text is read."""
 
 Losses = dict[int, float]
 """Test loss by seed, in nats per token."""
 
 
 class Row(NamedTuple):
-    """What one variant did to GPT-2."""
+    """What one variant did to GPT-2 on one corpus."""
 
     name: str
     outcomes: list[Outcome]
@@ -54,6 +60,19 @@ class Row(NamedTuple):
     """The same after equally much time."""
     cost: float
     """Time of a step over that of GPT-2's."""
+
+    @property
+    def added(self) -> bool:
+        """Whether its part was added to others."""
+        return self.name[0].isdigit()
+
+
+class Study(NamedTuple):
+    """The comparisons on one corpus."""
+
+    rows: dict[str, Row]
+    budgets: dict[int, Losses]
+    """GPT-2's losses by the number of its steps."""
 
 
 def losses(outcomes: list[Outcome]) -> Losses:
@@ -92,37 +111,46 @@ def costs(models: dict[str, GPTConfig]) -> dict[str, float]:
     return {name: statistics.median(a / b for a, b in zip(s[2:], first, strict=True)) for name, s in seconds.items()}
 
 
-def at_equal_time(budgets: dict[int, Losses], cost: float) -> Losses:
-    """Return GPT-2's losses after 300 steps times ``cost``: straight lines over the logarithm of the steps."""
-    steps = np.log(sorted(budgets))
-    at = np.log(STEPS * cost)
+def losses_after(count: float, budgets: dict[int, Losses]) -> Losses:
+    """Return GPT-2's losses after a number of steps: straight lines over its logarithm, continued beyond the ends."""
+    steps, at = np.log(sorted(budgets)), np.log(count)
     low = int(np.clip(np.searchsorted(steps, at) - 1, 0, len(steps) - 2))
     share = (at - steps[low]) / (steps[low + 1] - steps[low])
     before, after = (budgets[sorted(budgets)[place]] for place in (low, low + 1))
-    return {seed: (1 - share) * before[seed] + share * after[seed] for seed in before}
+    return {seed: (1 - share) * before[seed] + share * after[seed] for seed in before.keys() & after.keys()}
 
 
-def rows_of(arms: dict[str, list[Outcome]], lengths: dict[str, list[Outcome]]) -> list[Row]:
-    """Compare every arm with GPT-2."""
-    cost = cached_costs({name: saved_model(Run(Path(outcomes[0].path))) for name, outcomes in arms.items()})
-    budgets = {steps: losses((arms if name == REFERENCE else lengths)[name]) for name, steps in BUDGETS.items()}
-    rows = []
+def study_of(work: Path, corpus: str) -> Study:
+    """Compare every arm with GPT-2 on one corpus."""
+    lengths = arms_of(work, f"{corpus}-budgets")
+    wider = {WIDER: lengths.pop("wider")}
+    arms = arms_of(work, f"{corpus}-alone", f"{corpus}-more") | wider
+    models = {name: saved_model(Run(Path(outcomes[0].path))) for name, outcomes in arms.items()}
+    cost = kept("costs", corpus, lambda: costs(models))
+    budgets = {int(steps): losses(outcomes) for steps, outcomes in lengths.items()} | {STEPS: losses(arms[REFERENCE])}
+    rows = {}
     for name, outcomes in arms.items():
-        own = losses(outcomes)
-        steps = paired_difference(budgets[STEPS], own)
-        equal_time = paired_difference(at_equal_time(budgets, cost[name]), own)
-        assert steps is not None
-        assert equal_time is not None
-        rows.append(Row(name, outcomes, steps, equal_time, cost[name]))
-    return rows
+        own, at_equal_time = losses(outcomes), losses_after(STEPS * cost[name], budgets)
+        steps, equal_time = difference(budgets[STEPS], own), difference(at_equal_time, own)
+        rows[name] = Row(name, outcomes, steps, equal_time, cost[name])
+    return Study(rows, budgets)
 
 
-def cached_costs(models: dict[str, GPTConfig]) -> dict[str, float]:
-    """Return the costs of a step, measured at the first call and kept beside the page."""
-    file = FOLDER / "costs.json"
-    if not file.exists():
-        file.write_text(json.dumps(costs(models), indent=1) + "\n", encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+def difference(reference: Losses, other: Losses) -> Difference:
+    """Return the paired difference of two arms, which share their seeds."""
+    found = paired_difference(reference, other)
+    assert found is not None
+    return found
+
+
+def kept(file: str, key: str, measure: Callable[[], Any]) -> Any:
+    """Return what a file beside the page has under a key, after measuring it if it has nothing."""
+    path = FOLDER / f"{file}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if key not in found:
+        found[key] = measure()
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found[key]
 
 
 def signed(difference: Difference) -> str:
@@ -152,83 +180,133 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw_parts(rows: list[Row]) -> None:
-    """Draw the differences of all parts with their intervals, best first."""
-    rows = sorted((row for row in rows if row.name != REFERENCE), key=lambda row: -row.steps.mean)
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.2), layout="constrained")
-    steps = (0.14, TRAIN, "after equally many steps", [row.steps for row in rows])
-    equal_time = (-0.14, VAL, "after equally much time", [row.time for row in rows])
-    for offset, color, label, differences in (steps, equal_time):
-        means = [difference.mean for difference in differences]
-        half = [(difference.high or 0.0) - difference.mean for difference in differences]
-        places = [place + offset for place in range(len(rows))]
-        axes.errorbar(means, places, xerr=half, fmt="o", ms=4, color=color, label=label, lw=1.3)
-    axes.axvline(0, color="gray", lw=0.8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_xlabel("difference in test loss to GPT-2, nats per token (left is better), 95 % interval")
-    axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    write_png(FOLDER / "parts.png", figure)
+def agreement(studies: dict[str, Study]) -> str:
+    """Return on how many parts the two corpora agree, as a table of Markdown."""
+    first, second = (study.rows for study in studies.values())
+    parts = [name for name, row in first.items() if not row.added and name not in (REFERENCE, WIDER)]
+    steps = counts_of([(first[name].steps, second[name].steps) for name in parts])
+    equal_time = counts_of([(first[name].time, second[name].time) for name in parts])
+    lines = [f"| of {len(parts)} parts | equal steps | equal time |", "|---|---:|---:|"]
+    return "\n".join([*lines, *(f"| {row} | {steps[row]} | {equal_time[row]} |" for row in steps)])
 
 
-def by_context(arms: dict[str, list[Outcome]]) -> dict[str, dict[str, list[float]]]:
-    """Return the test losses of each arm by the length of the windows; measured at the first call and kept."""
-    file = FOLDER / "contexts.json"
-    if not file.exists():
-        found: dict[str, dict[str, list[float]]] = {}
-        for name, outcomes in arms.items():
-            for outcome in outcomes:
-                for length, loss in losses_by_context(Path(outcome.path)).items():
-                    found.setdefault(name, {}).setdefault(str(length), []).append(loss)
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+def counts_of(pairs: list[tuple[Difference, Difference]]) -> dict[str, str]:
+    """Return how the differences on two corpora agree."""
+    clear = [(a, b) for a, b in pairs if {a.verdict, b.verdict} <= {"lower", "higher"}]
+    same = sum(a.verdict == b.verdict for a, b in clear)
+    ranks = [np.argsort(np.argsort([pair[corpus].mean for pair in pairs])).tolist() for corpus in (0, 1)]
+    return {
+        "better on both or worse on both": str(same),
+        "better on one, worse on the other": str(len(clear) - same),
+        "no difference shown on at least one": str(len(pairs) - len(clear)),
+        "Spearman's rank correlation of the differences": f"{statistics.correlation(*ranks):.2f}".replace("-", "−"),
+    }
 
 
-def losses_by_context(run: Path) -> dict[int, float]:
-    """Return the test loss of a run in windows of each length, with half of it as stride.
-
-    Positions that are not a table let the same weights read more than they were trained on.
-    """
-    loaded = LoadedRun(run, "last", "cpu", "fp32")
-    held_out = HeldOut.of_split(loaded.dataset(None), "test", words=1)
-    config = loaded.gpt.config
-    lengths = [length for length in CONTEXTS if length <= config.n_ctx or config.position != "learned"]
-    found = {}
-    for length in lengths:
-        model = GPT(dataclasses.replace(config, n_ctx=max(length, config.n_ctx))).eval()
-        model.load_state_dict(loaded.gpt.state_dict())
-        found[length] = perplexity_of(model, held_out, length, length // 2).loss
-    return found
-
-
-def context_table(arms: dict[str, list[Outcome]]) -> str:
-    """Return mean losses by context, as a table of Markdown."""
-    lines = ["| | " + " | ".join(f"{c:,}" for c in CONTEXTS) + " |", "|---|" + "---:|" * len(CONTEXTS)]
-    for name, by_length in by_context(arms).items():
-        cells = []
-        for length in CONTEXTS:
-            values = by_length.get(str(length))
-            cells.append(f"{statistics.fmean(values):.3f}" if values else "not possible")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+def budget_table(studies: dict[str, Study]) -> str:
+    """Return what GPT-2 gains by more steps and loses by fewer, as a table of Markdown."""
+    lengths = sorted({steps for study in studies.values() for steps in study.budgets} - {STEPS})
+    lines = ["| | " + " | ".join(f"{steps} steps" for steps in lengths) + " |", "|---|" + "---|" * len(lengths)]
+    for corpus, (_, budgets) in studies.items():
+        cells = [signed(difference(budgets[STEPS], budgets[n])) if n in budgets else "not trained" for n in lengths]
+        lines.append(f"| {CORPORA[corpus]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def draw_contexts(arms: dict[str, list[Outcome]]) -> None:
-    """Draw the loss of each arm by the context in which it was measured."""
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    for index, (name, by_length) in enumerate(by_context(arms).items()):
-        lengths = sorted(map(int, by_length))
-        means = [statistics.fmean(by_length[str(length)]) for length in lengths]
-        axes.plot(lengths, means, marker=MARKERS[index], color=LINES[index % len(LINES)], lw=1.3, ms=5, label=name)
-    axes.axvline(1024, color="gray", lw=0.8, ls=":")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(CONTEXTS, [f"{c:,}" for c in CONTEXTS])
-    axes.set_xlabel("context in which the test text is read; trained at 1,024")
-    axes.set_ylabel("test loss, nats per token")
-    axes.legend(frameon=False, fontsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def draw_parts(studies: dict[str, Study]) -> None:
+    """Draw the differences of all parts with their intervals: a panel per corpus, best first on the first corpus."""
+    first = next(iter(studies.values())).rows
+    names = sorted(
+        (name for name, row in first.items() if not row.added and name != REFERENCE),
+        key=lambda name: -first[name].steps.mean,
+    )
+    figure, panels = plt.subplots(1, 2, figsize=(10, 0.3 * len(names) + 1.4), sharey=True, layout="constrained")
+    for axes, (corpus, study) in zip(panels, studies.items(), strict=True):
+        rows = [study.rows[name] for name in names]
+        steps = (0.14, TRAIN, "o", "after equally many steps", [row.steps for row in rows])
+        equal_time = (-0.14, VAL, "s", "after equally much time", [row.time for row in rows])
+        for offset, color, marker, label, differences in (steps, equal_time):
+            means = [difference.mean for difference in differences]
+            half = [(difference.high or 0.0) - difference.mean for difference in differences]
+            places = [place + offset for place in range(len(rows))]
+            axes.errorbar(means, places, xerr=half, fmt=marker, ms=4, color=color, label=label, lw=1.3)
+        axes.axvline(0, color="gray", lw=0.8)
+        axes.grid(axis="y", color=RULE, lw=0.5)
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_title(f"on {CORPORA[corpus]}", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    label = "difference in test loss to GPT-2, nats per token (left is better), 95 % interval; the two scales differ"
+    figure.supxlabel(label, fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    write_png(FOLDER / "parts.png", figure)
+
+
+Contexts = dict[str, dict[str, list[float]]]
+"""Test losses of the seeds, by the arm and by the context in which the text is read."""
+
+
+def contexts_of(work: Path, trained: int) -> Contexts:
+    """Return the losses of the arms that were trained at one context."""
+    arms = arms_of(work, f"context-{trained}")
+    return kept("contexts", str(trained), lambda: {name: losses_by_context(runs) for name, runs in arms.items()})
+
+
+def losses_by_context(outcomes: list[Outcome]) -> dict[str, list[float]]:
+    """Return the test losses of the runs of an arm in windows of each length, with half of it as stride.
+
+    Positions that are not a table let the same weights read more than they were trained on.
+    """
+    found: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        loaded = LoadedRun(Path(outcome.path), "last", "cpu", "fp32")
+        held_out = HeldOut.of_split(loaded.dataset(None), "test", words=1)
+        config = loaded.gpt.config
+        for length in CONTEXTS:
+            if length > config.n_ctx and config.position == "learned":
+                continue
+            model = GPT(dataclasses.replace(config, n_ctx=max(length, config.n_ctx))).eval()
+            model.load_state_dict(loaded.gpt.state_dict())
+            found.setdefault(str(length), []).append(perplexity_of(model, held_out, length, length // 2).loss)
+    return found
+
+
+def context_table(contexts: dict[int, Contexts]) -> str:
+    """Return mean losses by context, as a table of Markdown."""
+    lines = [
+        "| trained at | | " + " | ".join(f"{c:,}" for c in CONTEXTS) + " |",
+        "|---:|---|" + "---:|" * len(CONTEXTS),
+    ]
+    for trained, arms in contexts.items():
+        for name, by_length in arms.items():
+            values = [by_length.get(str(length)) for length in CONTEXTS]
+            cells = [f"{statistics.fmean(v):.3f}" if v else "not possible" for v in values]
+            lines.append(f"| {trained:,} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_contexts(contexts: dict[int, Contexts]) -> None:
+    """Draw the loss of each arm by the context in which it was measured: a panel per context in training."""
+    figure, panels = plt.subplots(1, len(contexts), figsize=(10, 4.4), sharey=True, layout="constrained")
+    styles = list(contexts[TRAINED[0]])
+    for axes, (trained, arms) in zip(panels, contexts.items(), strict=True):
+        for name, by_length in arms.items():
+            means = {int(length): statistics.fmean(values) for length, values in by_length.items()}
+            style = styles.index(name)
+            axes.plot(
+                *zip(*means.items(), strict=True), marker=MARKERS[style], color=LINES[style], lw=1.3, ms=5, label=name
+            )
+        axes.axvline(trained, color="gray", lw=0.8, ls=":")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(CONTEXTS, [f"{c:,}" for c in CONTEXTS])
+        axes.set_title(f"trained at {trained:,} tokens", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test loss, nats per token")
+    figure.supxlabel("context in which the test text is read", fontsize=10)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+    )
     write_png(FOLDER / "contexts.png", figure)
 
 
@@ -242,17 +320,18 @@ def fill_in(page: str, name: str, text: str) -> str:
 def main() -> None:
     """Read the comparisons, and write the page and its pictures."""
     work = Path(sys.argv[1])
-    lengths = arms_of(work, "budgets")
-    wider = {"wider GPT-2 (152)": lengths.pop("wider")}
-    rows = {row.name: row for row in rows_of(arms_of(work, "alone", "more") | wider, lengths)}
-    alone = [row for row in rows.values() if not row.name[0].isdigit()]
-    draw_parts(alone)
-    alone.sort(key=lambda row: row.steps.mean)
-    steps = [rows[REFERENCE], rows["rotary"], *(row for row in rows.values() if row.name[0].isdigit())]
-    contexts = arms_of(work, "context-1024")
+    studies = {corpus: study_of(work, corpus) for corpus in CORPORA}
+    tables = {"agreement": agreement(studies), "budgets": budget_table(studies)}
+    for corpus, (rows, _) in studies.items():
+        alone = [row for row in rows.values() if not row.added]
+        tables[f"alone, {corpus}"] = table(sorted(alone, key=lambda row: row.steps.mean))
+        added = [row for row in rows.values() if row.added]
+        tables[f"together, {corpus}"] = table([rows[REFERENCE], rows["rotary"], *added])
+    contexts = {trained: contexts_of(work, trained) for trained in TRAINED}
+    tables["contexts"] = context_table(contexts)
+    draw_parts(studies)
     draw_contexts(contexts)
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    tables = {"alone": table(alone), "together": table(steps), "contexts": context_table(contexts)}
     for name, text in tables.items():
         page = fill_in(page, name, text)
     (FOLDER / "README.md").write_text(page, encoding="utf-8")
