@@ -14,7 +14,10 @@ from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import with_checksum, write_checked_json
 from gpt2lab.report import facts
 from gpt2lab.report.content import Judgment, RunContent, gather, repeated_trigrams
+from gpt2lab.report.equations import position
 from gpt2lab.report.facts import Fact
+from gpt2lab.report.markdown import read_markdown
+from gpt2lab.report.references import CITE
 from gpt2lab.report.write import render_html
 from gpt2lab.runs import Run
 from gpt2lab.tokenizer.tokenizer import Tokenizer
@@ -380,7 +383,7 @@ def test_positions_have_their_equation_and_its_source(
     model = {**CONFIG["model"], "position": position, "rope_base": 1e6}
     run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
     report = gather([run])
-    html = facts.position(report.runs[0].data).html
+    html = read_markdown(position(report.runs[0].data.options("model"))).html
     assert all(part in html for part in (*expected, "<math")), html
     assert html in render_html(report)
     sources = ("Radford, Narasimhan", "RoFormer", "Press, Smith & Lewis", "Haviv, Ram, Press")
@@ -408,7 +411,7 @@ def test_forms_of_positions_have_their_equation_and_its_source(
     model = {**CONFIG["model"], "position": "rope", **options}
     run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
     report = gather([run])
-    html = facts.position(report.runs[0].data).html
+    html = read_markdown(position(report.runs[0].data.options("model"))).html
     assert expected in html, html
     assert any(reference in text for text in report.references.values())
     shown = named(facts.model_facts(report.runs[0].data))
@@ -481,5 +484,5 @@ def test_only_what_is_used_is_referenced(tmp_path: Path, optimizer: str) -> None
     references = list(report.references.values())
     assert any("Muon" in text for text in references) == (optimizer == "muon")
     assert not any(source in text for text in references for source in ("Student", "Holtzman", "RoFormer", "Zoology"))
-    assert all(report.cite[name] == number for name, number in facts.CITE.items())
+    assert all(report.cite[name] == number for name, number in CITE.items())
     assert optimizer == "adamw" or "Muon" in references[int(report.cite["muon"].strip("[]")) - 1]

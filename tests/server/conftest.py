@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 
@@ -37,6 +38,13 @@ def page(browser: Any) -> Iterator[Any]:
     yield page
     page.close()
     assert not errors
+
+
+@pytest.fixture(scope="session")
+def http() -> Iterator[httpx.Client]:
+    """A client that opens a connection for each request; ``httpx.get`` would read all certificates each time too."""
+    with httpx.Client(limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

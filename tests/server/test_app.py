@@ -64,8 +64,10 @@ def guarded() -> Iterator[Server]:
         ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
     ],
 )
-def test_only_requests_from_here_are_answered(server: Server, headers: dict[str, str], status: int) -> None:
-    answer = httpx.get(f"{server.address}/v1/models", headers=headers)
+def test_only_requests_from_here_are_answered(
+    http: httpx.Client, server: Server, headers: dict[str, str], status: int
+) -> None:
+    answer = http.get(f"{server.address}/v1/models", headers=headers)
     assert answer.status_code == status
     assert "access-control-allow-origin" not in answer.headers
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -87,8 +89,10 @@ def test_only_requests_from_here_are_answered(server: Server, headers: dict[str,
         ("OPTIONS", "/v1/completions", 405),
     ],
 )
-def test_other_addresses_are_refused_in_form(server: Server, method: str, path: str, status: int) -> None:
-    answer = httpx.request(method, f"{server.address}{path}")
+def test_other_addresses_are_refused_in_form(
+    http: httpx.Client, server: Server, method: str, path: str, status: int
+) -> None:
+    answer = http.request(method, f"{server.address}{path}")
     assert answer.status_code == status
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     assert ("allow" in answer.headers) == (status == 405)
@@ -122,8 +126,10 @@ def test_bodies_are_bounded_in_size_and_time(server: Server, monkeypatch: pytest
         ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://attacker.example"}, 403),
     ],
 )
-def test_a_server_for_other_machines_wants_its_token(guarded: Server, headers: Any, status: int) -> None:
-    answer = httpx.get(f"{guarded.address}/v1/models", headers=headers)
+def test_a_server_for_other_machines_wants_its_token(
+    http: httpx.Client, guarded: Server, headers: Any, status: int
+) -> None:
+    answer = http.get(f"{guarded.address}/v1/models", headers=headers)
     assert answer.status_code == status
     if status == 401:
         assert answer.json()["error"]["code"] == "invalid_api_key"

@@ -264,9 +264,9 @@ MALFORMED: list[tuple[dict[str, Any], str, str | None]] = [
 
 @pytest.mark.parametrize(("changes", "message", "param"), MALFORMED, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_answered_is_refused_by_name(
-    server: Server, changes: dict[str, Any], message: str, param: str | None
+    http: httpx.Client, server: Server, changes: dict[str, Any], message: str, param: str | None
 ) -> None:
-    answer = httpx.post(f"{server.address}/v1/completions", content=json.dumps(GOOD | changes))
+    answer = http.post(f"{server.address}/v1/completions", content=json.dumps(GOOD | changes))
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
     assert message in error["message"] and "\n" not in error["message"]
@@ -288,15 +288,15 @@ def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 2_000, b'{"n": 1' + b"0" * 5_000 + b"}"]
 )
-def test_a_body_that_is_no_json_object_is_refused(server: Server, body: bytes) -> None:
-    answer = httpx.post(f"{server.address}/v1/completions", content=body)
+def test_a_body_that_is_no_json_object_is_refused(http: httpx.Client, server: Server, body: bytes) -> None:
+    answer = http.post(f"{server.address}/v1/completions", content=body)
     assert answer.status_code == 400 and "the body is" in answer.json()["error"]["message"]
 
 
-def test_half_a_surrogate_pair_is_read_and_shown(client: openai.OpenAI) -> None:
-    answer = httpx.post(f"{client.base_url}completions", content=json.dumps(GOOD | {"prompt": "a\ud800", "echo": True}))
+def test_half_a_surrogate_pair_is_read_and_shown(http: httpx.Client, client: openai.OpenAI) -> None:
+    answer = http.post(f"{client.base_url}completions", content=json.dumps(GOOD | {"prompt": "a\ud800", "echo": True}))
     assert answer.status_code == 200 and answer.json()["choices"][0]["text"].startswith("a�")
-    answer = httpx.post(f"{client.base_url}completions", content=json.dumps(GOOD | {"model": "a\ud800"}))
+    answer = http.post(f"{client.base_url}completions", content=json.dumps(GOOD | {"model": "a\ud800"}))
     assert answer.status_code == 404
 
 

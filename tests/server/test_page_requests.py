@@ -67,10 +67,10 @@ def address(models: Models[Path]) -> str:
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line(
-    address: str, path: str, body: Any, message: str, caplog: pytest.LogCaptureFixture
+    http: httpx.Client, address: str, path: str, body: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, content = f"{address}/api/runs/{path}", body if isinstance(body, str) else json.dumps(body)
-    answer = httpx.get(url) if body is None else httpx.post(url, content=content)
+    answer = http.get(url) if body is None else http.post(url, content=content)
     text = answer.text.removeprefix("data: ").strip()
     assert "\n" not in text and (answer.status_code in (400, 404) or text.startswith('{"error"'))
     assert message in json.loads(text)["error"]["message"] and not caplog.records

@@ -17,7 +17,7 @@ from gpt2lab.cli.main import main
 from gpt2lab.errors import InputError
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
-from gpt2lab.report import facts
+from gpt2lab.report.references import REFERENCES
 from gpt2lab.training.config import OptimConfig
 from gpt2lab.training.optim import make_optimizer, set_learning_rate
 
@@ -78,7 +78,7 @@ def test_a_run_resumes_and_its_report_has_the_equation(data: Path, tmp_path: Pat
     assert main(["report", str(unbroken.path), "--out", str(tmp_path / "report.html")]) == 0
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "as muP requires" in html and "Tensor Programs V" in html and "Base width of muP" in html
-    assert facts.REFERENCES["mup_base_width"].startswith("Yang")
+    assert REFERENCES["mup_base_width"].startswith("Yang")
 
 
 def test_what_it_does_not_fit_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from gpt2lab.plots import Picture, Points
 from gpt2lab.report import facts
 from gpt2lab.report.facts import Fact
 from gpt2lab.report.markdown import Markdown, read_markdown
+from gpt2lab.report.references import references
 from gpt2lab.runs import Run
 
 SHOWN_SAMPLES = 3
@@ -220,7 +221,7 @@ class Report:
     notes: Markdown
     """What the author adds."""
     references: dict[str, str]
-    """What it cites, by the name in `facts.REFERENCES`, in the order of the numbers."""
+    """What it cites, by the name in `references.REFERENCES`, in the order of the numbers."""
 
     @property
     def cite(self) -> dict[str, str]:
@@ -263,7 +264,7 @@ def gather(
         comparison=comparison,
         pictures={} if comparison is None else draw(comparison),
         notes=read_markdown(notes),
-        references=facts.references([content.data for content in contents], comparison is not None),
+        references=references([content.data for content in contents], comparison is not None),
     )
 
 

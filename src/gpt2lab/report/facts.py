@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,11 +25,12 @@ from gpt2lab.files import read_checked_json
 from gpt2lab.formatting import MISSING, count, duration, number, percent, plural, setting, short
 from gpt2lab.imports import file_of
 from gpt2lab.model.attention import choose_kernel
-from gpt2lab.model.config import GATED, GPTConfig
+from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.language_model import profile
 from gpt2lab.model.parts import BUILT_IN, named_in
-from gpt2lab.report.equations import differences, learning_rate, parts
+from gpt2lab.report.equations import differences, learning_rate, parts, position
 from gpt2lab.report.markdown import Markdown, read_markdown
+from gpt2lab.report.references import CITE
 from gpt2lab.runtime import DTYPES
 from gpt2lab.training.config import flatten
 
@@ -41,102 +42,6 @@ class Fact:
     name: str
     value: str
     note: str = ""
-
-
-REFERENCES = {
-    "gpt2": "Radford, Wu, Child, Luan, Amodei & Sutskever 2019, Language Models are Unsupervised Multitask Learners.",
-    "bpe": "Sennrich, Haddow & Birch 2016, Neural Machine Translation of Rare Words with Subword Units.",
-    "attention": "Vaswani et al. 2017, Attention Is All You Need.",
-    "layer_norm": "Ba, Kiros & Hinton 2016, Layer Normalization.",
-    "gelu": "Hendrycks & Gimpel 2016, Gaussian Error Linear Units.",
-    "tied": "Press & Wolf 2017, Using the Output Embedding to Improve Language Models.",
-    "schedule": "Brown et al. 2020, Language Models are Few-Shot Learners, appendix B.",
-    "adamw": "Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.",
-    "learned": "Radford, Narasimhan, Salimans & Sutskever 2018, Improving Language Understanding by Generative "
-    "Pre-Training.",
-    "rope": "Su, Lu, Pan, Murtadha, Wen & Liu 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.",
-    "alibi": "Press, Smith & Lewis 2022, Train Short, Test Long: Attention with Linear Biases Enables Input Length "
-    "Extrapolation.",
-    "linear": "Chen, Wong, Chen & Tian 2023, Extending Context Window of Large Language Models via Positional "
-    "Interpolation.",
-    "ntk": "bloc97 2023, NTK-Aware Scaled RoPE Allows LLaMA Models to Have Extended Context Size (Reddit, LocalLLaMA).",
-    "yarn": "Peng, Quesnelle, Fan & Shippole 2023, YaRN: Efficient Context Window Extension of Large Language Models.",
-    "nope_every": "Yang et al. 2025, Rope to Nope and Back Again: A New Hybrid Attention Strategy.",
-    "none": "Haviv, Ram, Press, Izsak & Levy 2022, Transformer Language Models without Positional Encodings Still "
-    "Learn Positional Information.",
-    "heads": "Shazeer 2019, Fast Transformer Decoding; Ainslie et al. 2023, GQA (shared key-value heads).",
-    "window": "Beltagy, Peters & Cohan 2020, Longformer: The Long-Document Transformer.",
-    "strided": "Child, Gray, Radford & Sutskever 2019, Generating Long Sequences with Sparse Transformers.",
-    "rmsnorm": "Zhang & Sennrich 2019, Root Mean Square Layer Normalization.",
-    "sandwich": "Ding et al. 2021, CogView: Mastering Text-to-Image Generation via Transformers (sandwich norm).",
-    "qk_norm": "Henry, Dachapally, Pawar & Chen 2020, Query-Key Normalization for Transformers.",
-    "relu2": "So et al. 2021, Primer: Searching for Efficient Transformers for Language Modeling (squared ReLU).",
-    "silu": "Elfwing, Uchibe & Doya 2017, Sigmoid-Weighted Linear Units for Neural Network Function Approximation.",
-    "gated": "Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks; Shazeer 2020, GLU Variants "
-    "Improve Transformer.",
-    "parallel_blocks": "Wang & Komatsuzaki 2021, GPT-J-6B: A 6 Billion Parameter Autoregressive Language Model.",
-    "attention_sinks": "OpenAI 2025, gpt-oss-120b & gpt-oss-20b Model Card; Xiao et al. 2023, Efficient Streaming "
-    "Language Models with Attention Sinks.",
-    "attention_gate": "Qiu et al. 2025, Gated Attention for Large Language Models: Non-linearity, Sparsity, and "
-    "Attention-Sink-Free.",
-    "value_residual": "Zhou, Wu, Jiang, Obeid & Lan 2024, Value Residual Learning.",
-    "differential_attention": "Ye, Dong, Xia, Sun, Zhu, Huang & Wei 2024, Differential Transformer.",
-    "latent_dim": "DeepSeek-AI 2024, DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language "
-    "Model.",
-    "mtp_depth": "Gloeckle, Idrissi, Rozière, Lopez-Paz & Synnaeve 2024, Better & Faster Large Language Models via "
-    "Multi-token Prediction.",
-    "softcap": "Gemma Team 2024, Gemma 2: Improving Open Language Models at a Practical Size.",
-    "z_loss": "Chowdhery et al. 2022, PaLM: Scaling Language Modeling with Pathways.",
-    "embedding_norm": "Le Scao et al. 2022, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model.",
-    "mup_base_width": "Yang et al. 2022, Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter "
-    "Transfer (muP).",
-    "texts": "Holtzman, Buys, Du, Forbes & Choi 2020, The Curious Case of Neural Text Degeneration.",
-    "self_bleu": "Zhu et al. 2018, Texygen: A Benchmarking Platform for Text Generation Models (self-BLEU).",
-    "distinct": "Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models (distinct-n).",
-    "muon": "Jordan et al. 2024, Muon: An Optimizer for Hidden Layers in Neural Networks.",
-    "recall": "Olsson et al. 2022, In-context Learning and Induction Heads; Arora et al. 2023, Zoology (recall).",
-    "student": "Student 1908, The Probable Error of a Mean (the confidence interval of a comparison).",
-}
-ALWAYS = ("gpt2", "bpe", "attention", "layer_norm", "gelu", "tied", "schedule", "adamw")
-"""Cited by every report, so that their numbers are always the same."""
-CITE = {name: f"[{n}]" for n, name in enumerate(ALWAYS, start=1)}
-
-
-_PARTS = (
-    "nope_every",
-    "mup_base_width",
-    "qk_norm",
-    "parallel_blocks",
-    "attention_sinks",
-    "attention_gate",
-    "value_residual",
-    "differential_attention",
-    "latent_dim",
-    "mtp_depth",
-    "z_loss",
-    "embedding_norm",
-)
-"""Options that are off in GPT-2, and have a reference."""
-
-
-def references(runs: Sequence[RunData], comparison: bool) -> dict[str, str]:
-    """Return the references of a report on runs by name, in the order of their numbers."""
-    used = {*ALWAYS, *(("recall", "student") if comparison else ())}
-    for data in runs:
-        model = {} if is_own(data) else data.options("model")
-        masks = str(model.get("mask")).replace("global", "window").split(",")
-        used |= {str(model.get("position", "" if is_own(data) else "learned")), *(mask.strip() for mask in masks)}
-        used |= {str(model.get(name)) for name in ("norm", "norm_placement", "activation")}
-        used |= {"gated"} if model.get("activation") in GATED else set()
-        used |= {"softcap"} if model.get("logit_softcap") or model.get("attention_softcap") else set()
-        used |= {name for name in _PARTS if model.get(name)}
-        if model.get("position") == "rope":
-            used |= {str(model.get("rope_scaling"))} & _SCALING.keys()
-            used |= {"none"} if model.get("nope_every") else set()
-        used |= {"heads"} if model.get("n_kv_head") not in (None, model.get("n_head")) else set()
-        used |= {"muon"} if data.options("optim").get("name") == "muon" else set()
-        used |= {"texts", "self_bleu", "distinct"} if data.texts else set()
-    return {name: text for name, text in REFERENCES.items() if name in used}
 
 
 def summary(data: RunData) -> str:
@@ -398,85 +303,6 @@ def _kernel(data: RunData, asked: str) -> str:
     return kernels if asked == "auto" else asked
 
 
-_POSITION = {
-    "learned": "Positions are learned: row $t$ of the table $P$ is trained like the embedding of a token (Radford et "
-    "al. 2018, 2019).\n\n$$x_t^0 = E_{s_t} + P_t$$",
-    "sinusoidal": "Positions are fixed waves in place of a learned $P$ (Vaswani et al. 2017), scaled to the size of "
-    r"the embeddings: $$x_t^0 = E_{s_t} + P_t, \quad P_{t,2i} = 0.02 \sin \frac{t}{10000^{2i/C}}, \quad P_{t,2i+1} "
-    r"= 0.02 \cos \frac{t}{10000^{2i/C}}$$",
-    "rope": "Positions are rotary (Su et al. 2021): there is no $P$. In each head, the numbers $FIRST$ and $SECOND$ of "
-    r"the query and of the key at position $t$ are rotated by an angle proportional to $t$: $$x_t^0 = E_{s_t}, \quad "
-    r"\begin{pmatrix} q'_{FIRST} \\ q'_{SECOND} \end{pmatrix} = \begin{pmatrix} \cos t \theta_i & -\sin t \theta_i \\ "
-    r"\sin t \theta_i & \cos t \theta_i \end{pmatrix} \begin{pmatrix} q_{FIRST} \\ q_{SECOND} \end{pmatrix}, \quad "
-    r"\theta_i = BASE^{-2i/WIDTH}$$",
-    "alibi": "The score of a query at position $i$ and a key at position $j$ falls with their distance, in each head "
-    r"$h$ at a rate of its own (Press et al. 2022); there is no $P$: $$x_t^0 = E_{s_t}, \quad \frac{q_i \cdot k_j}"
-    r"{\sqrt{D}} - m_h |i - j|, \quad SLOPES$$",
-    "none": "There is no position encoding: order is known from the causal mask alone (Haviv et al. 2022): "
-    "$$x_t^0 = E_{s_t}$$",
-}
-
-
-_SCALING = {
-    "linear": r"For a context $s = FACTOR$ times the trained one, all angles are divided by $s$ (Chen et al. 2023): "
-    r"$$\theta'_i = \theta_i / s$$",
-    "ntk": r"For a context $s = FACTOR$ times the trained one, the base grows (bloc97 2023): "
-    r"$$\theta'_i = (BASE \cdot s^{WIDTH/(WIDTH-2)})^{-2i/WIDTH}$$",
-    "yarn": r"For a context $s = FACTOR$ times the trained one, the angles of slow pairs are divided by $s$ (Peng et "
-    r"al. 2023): $$\theta'_i = \frac{\gamma_i}{s} \theta_i + (1 - \gamma_i) \theta_i$$ where $\gamma_i$ rises from 0 "
-    "for pairs that turn 32 times within the trained context to 1 for those that turn once. Rotated queries and keys "
-    r"are multiplied by $0.1 \ln s + 1$.",
-}
-
-
-def position(data: RunData) -> Markdown:
-    """Return how positions are encoded, with the equation and its source."""
-    model = data.options("model")
-    name, heads = str(model.get("position", "learned")), model.get("n_head")
-    texts = [_POSITION.get(name, "") if model else ""]
-    if name == "rope":
-        texts.append(_SCALING.get(str(model.get("rope_scaling")), ""))
-        if model.get("rope_fraction", 1.0) != 1.0:
-            texts.append(
-                "$R$ is the fraction {rope_fraction} of the head width $D$; the other numbers stay as they are."
-            )
-        if model.get("nope_every"):
-            texts.append("Layers {nope_every}, 2 · {nope_every}, .. have no positions (Yang et al. 2025).")
-    width = "D" if model.get("rope_fraction", 1.0) == 1.0 and model.get("latent_dim") is None else "R"
-    interleaved = model.get("rope_pairing") == "interleaved"
-    values = {
-        "FIRST": "2i" if interleaved else "i",
-        "SECOND": "2i+1" if interleaved else f"i+{width}/2",
-        "WIDTH": width,
-        "BASE": _tex(model.get("rope_base") or 10_000),
-        "FACTOR": _tex(model.get("rope_factor")),
-        "SLOPES": _slopes(heads) if isinstance(heads, int) and heads > 0 else "m_h",
-        **{f"{{{name}}}": setting(model.get(name)) for name in ("rope_fraction", "nope_every")},
-    }
-    text = " ".join(filter(None, texts))
-    text = f"**Embedding.** Each token has a learned vector of width $C$. {text}" if text else ""
-    for name, value in values.items():
-        text = text.replace(name, value)
-    return read_markdown(text)
-
-
-def _slopes(heads: int) -> str:
-    """Return the equation of ALiBi's slopes; those beyond a power of two stand between the others."""
-    P = 1 << (heads.bit_length() - 1)
-    first = rf"m_h = 2^{{-8h/{P}}}"
-    if heads == P:
-        return first
-    return rf"{first} \ (h \le {P}), \quad m_h = 2^{{-4(2(h-{P})-1)/{P}}} \ (h > {P})"
-
-
-def _tex(base: Any) -> str:
-    """Return the base of a power; a letter if a damaged configuration has no number there."""
-    if not isinstance(base, int | float):
-        return "b"
-    mantissa, _, exponent = f"{base:.15g}".partition("e")
-    return rf"({mantissa} \cdot 10^{{{int(exponent)}}})" if exponent else mantissa
-
-
 def imported_file(data: RunData) -> Path | None:
     """Return the imported file that defines parts of the model; None if all are built in, or the file is missing."""
     sha256 = data.options("model").get("import_sha256")
@@ -487,26 +313,27 @@ def equations(data: RunData) -> list[Markdown]:
     """Return the equations of the model that ran, part by part; of the author's own, those of its loss."""
     model = data.options("model")
     if (own := own_model(data)) is not None:
-        return [own, read_markdown(parts({}, CITE)["Loss"])]
-    return [position(data), *map(read_markdown, parts(model, CITE, imported_file(data)).values())]
+        return [own, read_markdown(parts({})["Loss"])]
+    return [*map(read_markdown, (position(model), *parts(model, imported_file(data)).values()))]
 
 
 def deviations(data: RunData) -> list[Markdown]:
     """Return the equations of the parts that are not as in GPT-2, after that of the positions."""
     if (own := own_model(data)) is not None:
         return [own]
-    return [position(data), *map(read_markdown, differences(data.options("model"), CITE, imported_file(data)))]
+    model = data.options("model")
+    return [*map(read_markdown, (position(model), *differences(model, imported_file(data))))]
 
 
 def gpt2_equations() -> list[Markdown]:
     """Return the equations of GPT-2 itself."""
-    return [*map(read_markdown, parts({}, CITE).values())]
+    return [*map(read_markdown, parts({}).values())]
 
 
 def schedule(data: RunData) -> Markdown | None:
     """Return the equations of the learning rate if it followed a cosine."""
     cosine = data.options("optim").get("schedule", "cosine") == "cosine"
-    return read_markdown(learning_rate(CITE)) if cosine else None
+    return read_markdown(learning_rate()) if cosine else None
 
 
 def has_biases(data: RunData) -> bool:
