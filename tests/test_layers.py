@@ -75,15 +75,26 @@ def test_libraries_are_imported_by_those_who_need_them_when_they_need_them() -> 
             assert not libraries(tree) & {"rich", "tyro", "jinja2"}, f"{file} needs no terminal"
 
 
-@pytest.mark.parametrize("command", ["", "--help", "--version", "sample --help", "data prepare --help", "train --help"])
-def test_help_and_the_package_do_not_wait_for_torch(command: str) -> None:
-    call = f"import gpt2lab.cli.main\ntry: gpt2lab.cli.main.main({command.split()})\nexcept SystemExit: pass"
-    script = f"import sys, gpt2lab\n{call if command else ''}\nprint('LOADED', *sys.modules)"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    loaded = set(said.stdout.rpartition("LOADED")[2].split())
-    assert not loaded & {"torch", "matplotlib"}
+COMMANDS = ("", "--help", "--version", "sample --help", "data prepare --help", "train --help")
+"""Command lines that answer at once; the first is the import of the package alone."""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """The modules that are loaded after each command, in one process that runs one after the other."""
+    lines = ["import sys, gpt2lab", "print('LOADED', *sys.modules)", "import gpt2lab.cli.main"]
+    for command in COMMANDS[1:]:
+        lines += [f"try: gpt2lab.cli.main.main({command.split()})", "except SystemExit: pass", lines[1]]
+    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
+    modules = [line.split()[1:] for line in said.splitlines() if line.startswith("LOADED ")]
+    return {command: set(names) for command, names in zip(COMMANDS, modules, strict=True)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_the_package_do_not_wait_for_torch(command: str, loaded: dict[str, set[str]]) -> None:
+    assert not loaded[command] & {"torch", "matplotlib"}
     if not command:
-        assert not loaded & {"numpy", "rich", "tyro", "tiktoken", "regex"}
+        assert not loaded[command] & {"numpy", "rich", "tyro", "tiktoken", "regex"}
 
 
 def test_the_names_of_the_package_are_those_of_its_parts() -> None:

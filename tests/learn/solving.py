@@ -7,7 +7,9 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from gpt2lab.learn.check import Verdict, judge
 from gpt2lab.learn.exercises import CLASSES, FILES, REFERENCE, Style, start
+from gpt2lab.learn.outcomes import Function, decoded, observe
 
 SOLUTIONS = {name: Path(__file__).parent / "solutions" / f"{name}.py" for name in ("einsum", "loops", "modules")}
 """Right solutions: the parts that each writes in its own way, and helpers; the others are the reference's."""
@@ -28,6 +30,11 @@ def solve(directory: Path, solution: Path = REFERENCE, style: Style = "functions
         parts = [own.get(name, reference[name]) for name in behind + stubs]
         (directory / file).write_text("\n\n".join([text, *imports, *helpers, *parts]), encoding="utf-8")
     return directory
+
+
+def check_part(part: str, function: Function) -> Verdict:
+    """Judge a function in this process. What it raises is raised."""
+    return judge(part, decoded(observe(part, function)))
 
 
 def read(file: Path) -> tuple[list[str], dict[str, str]]:

@@ -13,11 +13,11 @@ from types import ModuleType
 
 import pytest
 from PIL import Image, ImageChops, ImageStat
-from solving import load
+from solving import check_part, load
 
 from gpt2lab.cli.main import main
 from gpt2lab.learn import gpt2, sandbox
-from gpt2lab.learn.check import Verdict, check_part
+from gpt2lab.learn.check import Verdict
 from gpt2lab.learn.exercises import PARTS
 from gpt2lab.learn.mistakes import MISTAKES, variant
 from gpt2lab.plots import png

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from solving import check_part
 from torch import Tensor, nn
 
 from gpt2lab.learn import gpt2, mistakes
-from gpt2lab.learn.check import check_part, difference, same
+from gpt2lab.learn.check import difference, same
 from gpt2lab.learn.exercises import CLASSES
 from gpt2lab.learn.outcomes import Other, decode, encode
 from gpt2lab.learn.student import Unusable, as_function

@@ -17,11 +17,11 @@ import pytest
 import regex
 import torch
 import torch.nn.functional as F
-from solving import SOLUTIONS, solve
+from solving import SOLUTIONS, check_part, solve
 from torch import Tensor, nn
 
 from gpt2lab.learn import cases, gpt2
-from gpt2lab.learn.check import check_part, same
+from gpt2lab.learn.check import same
 from gpt2lab.learn.exercises import FILES, PARTS
 from gpt2lab.learn.mistakes import MISTAKES, Mistake, variant
 from gpt2lab.learn.outcomes import decoded, observe

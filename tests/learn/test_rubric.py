@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from solving import check_part
 
 from gpt2lab.errors import InputError
 from gpt2lab.learn import gpt2
-from gpt2lab.learn.check import Verdict, check_part
+from gpt2lab.learn.check import Verdict
 from gpt2lab.learn.exercises import PARTS
 from gpt2lab.learn.mistakes import MISTAKES, variant
 from gpt2lab.learn.rubric import Rubric, load

@@ -50,11 +50,6 @@ class Verdict:
         return self.status == "right"
 
 
-def check_part(part: str, function: Function) -> Verdict:
-    """Judge a function in this process. What it raises is raised."""
-    return judge(part, decoded(observe(part, function)))
-
-
 def judge(part: str, given: Observation) -> Verdict:
     """Judge what a part did on its cases (decoded)."""
     expected = _observed(part, getattr(gpt2, part))

@@ -87,7 +87,6 @@ class Part:
     """From 1 to 10."""
     signature: str
     """Name and arguments, without types: ``causal_mask(T, S)``."""
-    docstring: str
 
     @property
     def file(self) -> str:
@@ -101,7 +100,7 @@ class Part:
 
 
 PARTS = tuple(
-    Part(node.name, _chapter(node), _signature(node), ast.get_docstring(node) or "")
+    Part(node.name, _chapter(node), _signature(node))
     for node in _TREE
     if isinstance(node, ast.FunctionDef) and node.name not in GIVEN
 )
