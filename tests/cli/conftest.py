@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from users import new_process, other_user
 
 from gpt2lab.cli.main import main
 
@@ -35,6 +36,20 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return said
 
     return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the user who trained a module's run keeps which code he trusts."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def one_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A new process of that user."""
+    other_user(monkeypatch, home)
+    yield
+    new_process()
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from users import new_process, other_user
+from users import ITEM, new_process, other_user
 
 from gpt2lab import imports
 from gpt2lab.cli.main import main
@@ -34,6 +34,7 @@ from gpt2lab.training.checkpoint import load_model
 from gpt2lab.training.config import saved_model
 from ranks import FORKED, begin, launch, needs_fork
 
+pytestmark = pytest.mark.usefixtures("one_user")
 Output = Callable[..., str]
 BEGIN = "from gpt2lab.model.masks import MASKS, Mask, causal\n"
 DILATED = """
@@ -46,20 +47,6 @@ MASKS["dilated"] = dilated
 """
 EVERY_SECOND, EVERY_THIRD = (BEGIN + DILATED.format(step=step) for step in (2, 3))
 OWN = ["--model.mask", "dilated", "--model.window", "4"]
-ITEM = {"ind": 0, "activity_label": "Games", "ctx": "A dog", "endings": ["runs.", "sits.", "eats.", "is."], "label": 0}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the user who trained the run keeps which code he trusts."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def one_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    other_user(monkeypatch, home)
-    yield
-    new_process()
 
 
 @pytest.fixture(scope="module")

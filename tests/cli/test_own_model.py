@@ -10,14 +10,14 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
-from users import new_process, other_user
+from users import ITEM, new_process, other_user
 
 from gpt2lab.cli.main import main
 from gpt2lab.compare.run import in_this_process
@@ -35,6 +35,7 @@ from gpt2lab.training.checkpoint import load_model
 from gpt2lab.training.config import saved_model
 from ranks import launch, needs_fork
 
+pytestmark = pytest.mark.usefixtures("one_user")
 Output = Callable[..., str]
 ATTENTION = """
 import torch
@@ -94,21 +95,7 @@ class LastOnly(GPT):
         logits, loss = super().forward(tokens, targets)
         return logits if targets is not None else logits[:, -1:], loss
 """
-ITEM = {"ind": 0, "activity_label": "Games", "ctx": "A dog", "endings": ["runs.", "sits.", "eats.", "is."], "label": 0}
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_ctx": 8, "vocab_size": 70, "dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the user who trained the run keeps which code he trusts."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def one_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    other_user(monkeypatch, home)
-    yield
-    new_process()
 
 
 def written(folder: Path, model: str = MODEL, chapter: str = ATTENTION) -> str:

@@ -10,6 +10,9 @@ from gpt2lab import imports
 from gpt2lab.imports import FILES
 from gpt2lab.model.parts import BUILT_IN, IMPORTED, known
 
+ITEM = {"ind": 0, "activity_label": "Games", "ctx": "A dog", "endings": ["runs.", "sits.", "eats.", "is."], "label": 0}
+"""A question of HellaSwag."""
+
 
 def new_process() -> None:
     """Forget what was imported, as a process that has just begun."""

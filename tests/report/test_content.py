@@ -12,9 +12,8 @@ from gpt2lab.compare.results import outcome_of
 from gpt2lab.data.prepare import prepare
 from gpt2lab.evaluation.measure import RunData
 from gpt2lab.files import with_checksum, write_checked_json
-from gpt2lab.report import facts
+from gpt2lab.report import equations, facts
 from gpt2lab.report.content import Judgment, RunContent, gather, repeated_trigrams
-from gpt2lab.report.equations import position
 from gpt2lab.report.facts import Fact
 from gpt2lab.report.markdown import read_markdown
 from gpt2lab.report.references import CITE
@@ -383,7 +382,7 @@ def test_positions_have_their_equation_and_its_source(
     model = {**CONFIG["model"], "position": position, "rope_base": 1e6}
     run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
     report = gather([run])
-    html = read_markdown(position(report.runs[0].data.options("model"))).html
+    html = read_markdown(equations.position(report.runs[0].data.options("model"))).html
     assert all(part in html for part in (*expected, "<math")), html
     assert html in render_html(report)
     sources = ("Radford, Narasimhan", "RoFormer", "Press, Smith & Lewis", "Haviv, Ram, Press")
@@ -411,7 +410,7 @@ def test_forms_of_positions_have_their_equation_and_its_source(
     model = {**CONFIG["model"], "position": "rope", **options}
     run = Run.create(tmp_path / "run", {**CONFIG, "model": model}, ENVIRONMENT)
     report = gather([run])
-    html = read_markdown(position(report.runs[0].data.options("model"))).html
+    html = read_markdown(equations.position(report.runs[0].data.options("model"))).html
     assert expected in html, html
     assert any(reference in text for text in report.references.values())
     shown = named(facts.model_facts(report.runs[0].data))
