@@ -88,6 +88,23 @@ def test_a_step_reads_the_same_sequences_whatever_the_processes(stream: TokenStr
             assert step_of(stream, step, 8, 12, micro_batch, world) == alone
 
 
+def test_a_growing_batch_reads_every_sequence_once_and_cuts_it_into_shorter_rows(stream: TokenStream) -> None:
+    def of_step(step: int, micro_batch: int, world: int) -> list[Batch]:
+        loaders = [Loader(stream, 8, 12, micro_batch, 3, world, r, None, False, (3, 5), (4,)) for r in range(world)]
+        return [each.batch(step, m) for m in range(loaders[0].passes(step)[0]) for each in loaders]
+
+    sizes, lengths, read = [3, 3, 3, 6, 6, 12, 12], [4, 4, 4, 4, 8, 8, 8], []
+    for step, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+        rows = torch.cat([batch.tokens for batch in of_step(step, 12, 1)])
+        assert rows.shape == (size * 8 // length, length)
+        for micro_batch, world in ((1, 1), (4, 1), (6, 1), (2, 3), (1, 3)):
+            assert torch.equal(torch.cat([batch.tokens for batch in of_step(step, micro_batch, world)]), rows)
+            assert all(torch.equal(batch.targets, batch.tokens + 1) for batch in of_step(step, micro_batch, world))
+        read += rows.reshape(-1, 8)[:, 0].tolist()
+    full = Loader(stream, 8, sum(sizes), sum(sizes), 3)
+    assert read == full.batch(0, 0).tokens[:, 0].tolist(), "the same sequences in the same order as one large step"
+
+
 def test_a_batch_depends_on_its_arguments_alone(stream: TokenStream) -> None:
     loader = Loader(stream, seq_len=8, sequences_per_step=6, micro_batch=3, seed=1)
     forward = [(step, m, windows_of(loader.batch(step, m), 8)) for step in range(50) for m in range(2)]

@@ -112,6 +112,12 @@ FROM_RUN = [  # of 1,100 tokens per second: changes to the run, more options, wh
     ({"batch_tokens": 24 * 256, "micro_batch": 8}, "--gpus 2", {"plain.micro_batch": 6, "plain.micro_steps": 2}),
     ({"activation_checkpointing": True}, "", {"checkpointed.tokens_per_s": 1100, "checkpointed.mfu": 0.3}),
     ({"mask_documents": True}, "", {"workload.documents": True}),
+    # 2,048 tokens a step: 100 steps of a quarter, 100 of a half, then full; half the context until step 200.
+    (
+        {"grow_batch": "100:200", "grow_seq_len": "200"},
+        "--tokens 563200",
+        {"steps": 400, "flops": TINY.flops_per_token(128) * 153_600 + TINY.flops_per_token(256) * 409_600},
+    ),
     ({"activation_checkpointing": True}, "", {"plain.tokens_per_s": 1100 * 4 / 3, "plain.mfu": 0.4}),
 ]
 

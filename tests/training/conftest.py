@@ -75,6 +75,7 @@ KINDS = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
     "muon": {"optim": OptimConfig(name="muon", lr=1e-2, warmup_steps=4)},
+    "growing": {"grow_batch": "0.25:0.5", "grow_seq_len": "0.33:0.66"},  # at steps 6 and 12, 8 and 16
 }
 
 

@@ -65,6 +65,9 @@ def test_intervals_are_kept_by_a_resumed_run(data: Path, tmp_path: Path) -> None
         ({"max_tokens": 128}, 1),
         ({"max_tokens": 1000}, 7),
         ({"max_tokens": 1024}, 8),
+        ({"max_tokens": 1024, "grow_batch": "0.5"}, 11),  # 6 x 64 and 5 x 128
+        ({"max_tokens": 1024, "grow_batch": "4:6"}, 12),  # 4 x 32, 2 x 64 and 6 x 128
+        ({"epochs": 1.0, "grow_batch": "0.5"}, 13),  # 75 windows: 7 x 4 and 6 x 8 are 76
         ({}, 1000),
     ],
     ids=str,

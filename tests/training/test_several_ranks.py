@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import Doing, column, flip, go_on, log_of, refusal, saved_steps, small, train, truncate
+from support import PLAIN, Doing, column, flip, go_on, log_of, refusal, saved_steps, small, train, truncate
 from support import checkpoint as folder_of
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -78,6 +78,25 @@ def test_one_rank_of_a_machine_checks_the_files_for_all(data: Path, tmp_path: Pa
         assert [line.split(": ")[0] for line in lines] == ["InputError", "ReportedElsewhere"]
         assert "changed since it was written" in lines[0] and ("rank 1: " in lines[0]) == (rank == 1)
     assert not (tmp_path / "flipped_run").exists()
+
+
+def test_two_processes_grow_batch_and_context_as_one_does(data: Path, tmp_path: Path) -> None:
+    growing = {
+        "grow_batch": "2:4",
+        "grow_seq_len": "3",
+        "steps": 6,
+        "log_every": 1,
+        "micro_batch": 2,
+        "mask_documents": True,
+    }
+    alone, two = (small(data, tmp_path / name, model=PLAIN, **growing) for name in ("alone", "two"))
+    train(alone)
+    assert launch(2, train, two) == ["", ""]
+    found, expected = Run(tmp_path / "two"), Run(tmp_path / "alone")
+    assert column(found, "tokens") == column(expected, "tokens") == [32, 64, 128, 192, 320, 448]
+    assert column(found, "epoch") == column(expected, "epoch")
+    for name in ("train_loss", "grad_norm"):
+        assert column(found, name) == pytest.approx(column(expected, name), rel=1e-4)
 
 
 class Defect(Exception):

@@ -36,7 +36,8 @@ EVERY: dict[str, Any] = {
     "data": Path("stream:fineweb"), "out": Path("runs/ä b"), "preset": "tiny", "recipe": "fast",
     "model": GPTConfig(**MODEL), "optim": OptimConfig(**OPTIM),
     "tokenizer": Path("tok"), "column": "words", "max_disk": "20GB", "seq_len": 16,
-    "batch_tokens": 10**6, "micro_batch": 3, "sampling": "random", "mask_documents": True, "loader_workers": 0,
+    "batch_tokens": 10**6, "grow_batch": "0.25:0.5", "grow_seq_len": "off",
+    "micro_batch": 3, "sampling": "random", "mask_documents": True, "loader_workers": 0,
     "seed": -(2**70),
     "device": "cuda:1", "precision": "tf32", "compile": "on", "parallel": "fsdp", "activation_checkpointing": True,
     "deterministic": True, "on_spike": "skip", "spike_z": 0.5, "tracker": "wandb", "profile_steps": "10:15",
@@ -198,6 +199,7 @@ BOUNDS = [
     *(("epochs", value) for value in (0.0, -1.0, math.nan, math.inf)),
     *(("max_tokens", value) for value in (0, -1)),
     *(("seq_len", value) for value in (0, -1, 129)),
+    *((name, value) for name in ("grow_batch", "grow_seq_len") for value in ("1.5", "0.0", "0.5,0.7", "x", ":", "0:5")),
     *(("spike_z", value) for value in (0.0, -1.0, math.nan, math.inf)),
     *(("profile_steps", value) for value in ("", "5", "0:3", "6:5", "1:2:3", "a:b", "-1:2")),
 ]

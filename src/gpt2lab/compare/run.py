@@ -110,6 +110,7 @@ class ComparisonPlan:
         varied = {
             "data": [config.data for config in configs],
             "batch tokens": [each.batch_tokens for each in essentials],
+            "growth of the batch": [config.grow_batch for config in configs],
             "sampling": [config.sampling for config in configs],
             "sequence length": [c.seq_len or e.model.n_ctx for c, e in zip(configs, essentials, strict=True)],
         }
@@ -202,7 +203,14 @@ def require_same_options(job: Job, saved: ResolvedConfig) -> None:
     essentials = config.essentials()
     seq_len = essentials.model.n_ctx if config.seq_len is None else config.seq_len
     steps = total_steps(config, essentials.batch_tokens, seq_len, DataManifest.load(config.data))
-    chosen = {"seq_len": seq_len, "steps": steps, "epochs": None, "max_tokens": None, **config.intervals(steps)}
+    chosen = {
+        "seq_len": seq_len,
+        "steps": steps,
+        "epochs": None,
+        "max_tokens": None,
+        **config.intervals(steps),
+        **config.growth(steps),
+    }
     asked = dataclasses.replace(config, **chosen)
     before = flat(saved)
     for name, value in flat(asked).items():

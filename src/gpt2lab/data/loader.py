@@ -22,6 +22,9 @@ With random sampling, as in nanoGPT, a sequence may begin at any token, independ
 
     start = hash(seed, number) mod (tokens - seq_len)
 
+Batch and context may grow. With k doublings of the batch ahead, a step has S / 2**k sequences; with k doublings of the
+context ahead, each sequence is cut into 2**k rows. The number of a sequence is still that of all read before it.
+
 If attention must stay within documents, a batch also holds, for each token, the document of its row that it belongs to
 and its position in that document. A document begins at ``<|endoftext|>``; one that began before the row counts from 0.
 
@@ -42,7 +45,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +156,24 @@ class Batch:
 Source = TypeVar("Source", TokenStream, StreamingDataset)
 
 
+def size_at(step: int, full: int, doublings: Sequence[int]) -> int:
+    """Return a size that doubles at each of the steps ``doublings`` (ascending), up to ``full``."""
+    return full >> sum(step < doubling for doubling in doublings)
+
+
+def sum_before(step: int, full: int, doublings: Sequence[int]) -> int:
+    """Return the sum of the sizes of the steps before ``step``; see `size_at`.
+
+    >>> sum_before(6, 8, (2, 4))  # 2 + 2 + 4 + 4 + 8 + 8
+    28
+    """
+    begins, ends = (0, *doublings), (*doublings, step)
+    return sum(
+        size_at(begin, full, doublings) * max(0, min(step, end) - begin)
+        for begin, end in zip(begins, ends, strict=True)
+    )
+
+
 class Section(NamedTuple):
     """Windows that are read in permutations of their own: ``windows`` of a stream, from step ``first_step`` on."""
 
@@ -171,12 +192,14 @@ class BatchLoader(ABC, Generic[Source]):
         source: The training split.
         seq_len: Tokens in a sequence.
         sequences_per_step: Sequences in a step over all processes.
-        micro_batch: Sequences in a micro-step of one process.
+        micro_batch: Sequences in a micro-step of one process; if the batch grows, the most.
         seed: Seed of the permutations.
         world: Processes.
         rank: This process.
         eot: The id that documents begin with, to set `Batch.documents`; None leaves them out.
         random: Whether windows begin at random tokens.
+        batch_doublings: Steps at which the sequences of a step double, up to ``sequences_per_step``.
+        length_doublings: Steps at which the rows that sequences are cut into double in length, up to ``seq_len``.
 
     Raises:
         InputError: The step is not divisible (see `micro_steps`).
@@ -191,6 +214,8 @@ class BatchLoader(ABC, Generic[Source]):
     rank: int = 0
     eot: int | None = None
     random: bool = False
+    batch_doublings: tuple[int, ...] = ()
+    length_doublings: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -201,6 +226,24 @@ class BatchLoader(ABC, Generic[Source]):
         self.counted = functools.lru_cache(8)(self._counted)
         """Returns how many targets of a step, over all processes, count in the loss; None if all do."""
 
+    def sequences_before(self, step: int) -> int:
+        """Return the sequences that the steps before ``step`` read, over all processes."""
+        return sum_before(step, self.sequences_per_step, self.batch_doublings)
+
+    def tokens_before(self, step: int) -> int:
+        """Return the tokens that the steps before ``step`` read, over all processes."""
+        return self.sequences_before(step) * self.seq_len
+
+    def length_at(self, step: int) -> int:
+        """Return the tokens in a row of a step's batches."""
+        return size_at(step, self.seq_len, self.length_doublings)
+
+    def passes(self, step: int) -> tuple[int, int]:
+        """Return the micro-steps of a step, and the sequences in each of one process."""
+        share = size_at(step, self.sequences_per_step, self.batch_doublings) // self.world
+        most = max(n for n in range(1, min(share, self.micro_batch) + 1) if share % n == 0)
+        return share // most, most
+
     @abstractmethod
     def section(self, step: int) -> Section:
         """Return the section that a step reads; wait until it is ready."""
@@ -210,12 +253,13 @@ class BatchLoader(ABC, Generic[Source]):
         """Return the epochs completed after ``step`` steps."""
 
     def batch(self, step: int, micro_step: int) -> Batch:
-        """Return the batch of one micro-step, 0 <= micro_step < self.micro_steps, of step 0, 1, ..."""
+        """Return the batch of one micro-step, of step 0, 1, ..."""
         starts = self.windows(step, micro_step) * self._stride
         tokens, targets = read_windows(self.section(step).stream, starts, self.seq_len)
         weight = None
         if (counted := self.counted(step)) is not None:
             weight = int((targets != UNCOUNTED).sum()) * self.world / max(1, counted)
+        tokens, targets = (half.reshape(-1, self.length_at(step)) for half in (tokens, targets))
         documents = () if self.eot is None else within_documents(tokens, self.eot)
         return Batch(tokens, targets, *documents, weight=weight)
 
@@ -223,7 +267,7 @@ class BatchLoader(ABC, Generic[Source]):
         stream = self.section(step).stream
         if not stream.masked:
             return None
-        places = [(micro_step, rank) for micro_step in range(self.micro_steps) for rank in range(self.world)]
+        places = [(micro_step, rank) for micro_step in range(self.passes(step)[0]) for rank in range(self.world)]
         windows = np.concatenate([self.windows(step, *place) for place in places])
         return int(stream.counted(windows * self._stride + 1, self.seq_len).sum())
 
@@ -233,13 +277,15 @@ class BatchLoader(ABC, Generic[Source]):
         Window k of a section starts at token k * seq_len, or with random sampling at token k.
         """
         rank = self.rank if rank is None else rank
-        if step < 0 or not 0 <= micro_step < self.micro_steps:
-            raise IndexError(f"step {step}, micro_step {micro_step}: a step has {self.micro_steps} micro-steps")
+        count, size = self.passes(step)
+        if step < 0 or not 0 <= micro_step < count:
+            raise IndexError(f"step {step}, micro_step {micro_step}: the step has {count} micro-steps")
         stream, n, first_step, first_epoch = self.section(step)
-        rows = (micro_step * self.world + rank) * self.micro_batch + np.arange(self.micro_batch)
+        rows = (micro_step * self.world + rank) * size + np.arange(size)
+        before = self.sequences_before(step)
         if self.random:
-            return draw(step * self.sequences_per_step + rows, len(stream) - self.seq_len, self.seed)
-        epochs, positions = np.divmod((step - first_step) * self.sequences_per_step + rows, n)
+            return draw(before + rows, len(stream) - self.seq_len, self.seed)
+        epochs, positions = np.divmod(before - self.sequences_before(first_step) + rows, n)
         windows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
@@ -288,7 +334,7 @@ class Loader(BatchLoader[TokenStream]):
 
     def epoch_of(self, step: int) -> float:
         """Return the passes over the data after ``step`` steps."""
-        return step * self.sequences_per_step / self.windows_per_epoch
+        return self.sequences_before(step) / self.windows_per_epoch
 
 
 def read_windows(stream: TokenStream, starts: np.ndarray, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -416,10 +462,12 @@ class StreamLoader(BatchLoader[StreamingDataset]):
         with self._guard:
             while step >= self._first_steps[-1]:
                 number = len(self._first_steps) - 1
-                steps = ((self.source.tokens(number) or 1) - 1) // self.seq_len // self.sequences_per_step
+                first, windows = self._first_steps[-1], ((self.source.tokens(number) or 1) - 1) // self.seq_len
+                end = self.sequences_before(first) + windows
+                steps = bisect_right(range(first + 1, first + 1 + windows), end, key=self.sequences_before)
                 if not steps:
                     return number
-                self._first_steps.append(self._first_steps[-1] + steps)
+                self._first_steps.append(first + steps)
             return bisect_right(self._first_steps, step) - 1
 
     def is_ready(self, step: int) -> bool:
@@ -494,7 +542,7 @@ class Prefetcher:
         wanted: dict[tuple[int, int], Future[Batch]] = {}
         for _ in range(_BATCHES_AHEAD * self._workers):
             step, micro_step = position
-            position = (step, micro_step + 1) if micro_step + 1 < self._loader.micro_steps else (step + 1, 0)
+            position = (step, micro_step + 1) if micro_step + 1 < self._loader.passes(step)[0] else (step + 1, 0)
             if not self._loader.is_ready(position[0]):  # threads must not wait for data that is being prepared
                 break
             wanted[position] = self._coming.get(position) or pool.submit(self._loader.batch, *position)

@@ -19,19 +19,20 @@ import contextlib
 import dataclasses
 import math
 import statistics
+from bisect import bisect_left
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 import torch
 
 from gpt2lab import runtime
-from gpt2lab.data.loader import micro_steps
+from gpt2lab.data.loader import micro_steps, size_at, sum_before
 from gpt2lab.errors import InputError, one_of, require
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.runs import Run
 from gpt2lab.runtime import GPUS, data_sheet, peak_flops
 from gpt2lab.training.checkpoint import list_checkpoints
-from gpt2lab.training.config import TrainConfig, saved_config
+from gpt2lab.training.config import GROWING, RECIPES, TrainConfig, doublings, saved_config
 from gpt2lab.training.distributed import mode_by_memory
 from gpt2lab.training.memory import Memory, Shape, estimate, largest_micro_batch, n_params
 
@@ -64,6 +65,29 @@ class Workload:
     """Measured tokens per second of one GPU, without activation checkpointing."""
     documents: bool = False
     """Whether attention stays within documents."""
+    grow_batch: str = "off"
+    grow_seq_len: str = "off"
+    """When batch and context double, as in `TrainConfig`."""
+
+    @property
+    def steps(self) -> int:
+        """The fewest steps that read all tokens."""
+
+        def read(steps: int) -> int:
+            return sum_before(steps, self.batch_tokens, doublings(self.grow_batch, steps))
+
+        full = math.ceil(self.tokens / self.batch_tokens)
+        return 1 + bisect_left(range(1, full << len(doublings(self.grow_batch, 0))), self.tokens, key=read)
+
+    @property
+    def flops_per_token(self) -> float:
+        """The mean over the run: a short context costs less."""
+        steps = self.steps
+        batch, length = (doublings(growth, steps) for growth in (self.grow_batch, self.grow_seq_len))
+        edges = sorted({0, *(step for step in (*batch, *length) if step < steps), steps})
+        read = [sum_before(edge, self.batch_tokens, batch) for edge in edges]
+        costs = [self.model.flops_per_token(size_at(edge, self.T, length)) for edge in edges[:-1]]
+        return sum(cost * (b - a) for cost, a, b in zip(costs, read, read[1:], strict=False)) / read[-1]
 
     @classmethod
     def from_preset(
@@ -89,7 +113,8 @@ class Workload:
         tokens = tokens or TOKENS_PER_PARAMETER * n_params(asked.model)
         machine = (gpu, gpus, precision, parallel)
         batch = (seq_len or asked.model.n_ctx, asked.batch_tokens, tokens, micro_batch)
-        return cls(asked.model, *machine, *batch, mfu, asked.optim.name)
+        growth = {name: getattr(RECIPES[recipe], name) for name in GROWING}
+        return cls(asked.model, *machine, *batch, mfu, asked.optim.name, **growth)
 
     @classmethod
     def from_run(
@@ -125,7 +150,8 @@ class Workload:
         tokens = tokens or TOKENS_PER_PARAMETER * n_params(config.model)
         machine = (gpu, gpus, config.precision, parallel)
         batch = (config.seq_len, config.batch_tokens, tokens, micro_batch)
-        return cls(config.model, *machine, *batch, mfu, config.optim.name, speed / devices, config.mask_documents)
+        how = (config.mask_documents, config.grow_batch, config.grow_seq_len)
+        return cls(config.model, *machine, *batch, mfu, config.optim.name, speed / devices, *how)
 
 
 def parse_tokens(text: str) -> int:
@@ -243,8 +269,8 @@ def forecast(workload: Workload) -> Forecast:
     whole = estimate(dataclasses.replace(shape, shards=1))
     return Forecast(
         *(workload, n_params(model), room, parallel),
-        steps=math.ceil(workload.tokens / workload.batch_tokens),
-        flops=model.flops_per_token(workload.T) * workload.tokens,
+        steps=workload.steps,
+        flops=workload.flops_per_token * workload.tokens,
         dataset_bytes=workload.tokens * (2 if model.vocab_size <= 65_536 else 4),
         checkpoint_bytes=whole.weights + whole.optimizer,
         cache_bytes=model.cache_bytes(model.n_ctx, runtime.DTYPES[workload.precision]),
@@ -279,4 +305,4 @@ def _tokens_per_s(workload: Workload) -> float:
         peak = peak_flops(torch.device("cpu"), workload.precision)[0]
     else:
         peak = GPUS[workload.gpu].flops[workload.precision]
-    return workload.gpus * peak * workload.mfu / workload.model.flops_per_token(workload.T)
+    return workload.gpus * peak * workload.mfu / workload.flops_per_token

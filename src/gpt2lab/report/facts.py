@@ -341,6 +341,9 @@ def has_biases(data: RunData) -> bool:
     return data.options("model").get("bias") is not False
 
 
+GROWTH = {"grow_batch": "Steps at which the batch doubles", "grow_seq_len": "Steps at which sequences double"}
+
+
 def training_facts(data: RunData) -> tuple[Fact, ...]:
     """Return how the run was trained; nothing if that is unknown or the weights were imported."""
     config, optim = data.config, data.options("optim")
@@ -361,6 +364,11 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
         Fact("Length", _length(data), f"finished: {finished}" if finished else "not finished"),
         *_segments(data),
         Fact("Batch", f"{setting(config.get('batch_tokens'))} tokens per step", _batch(data)),
+        *(
+            Fact(title, f"at {setting(config.get(name))}")
+            for name, title in GROWTH.items()
+            if config.get(name, "off") != "off"
+        ),
         *([Fact("Recipe", str(config["recipe"]))] if from_scratch else []),
         Fact("Optimizer", optimizer, f"weight decay {decay}, on matrices only"),
         Fact("Learning rate", f"peak {setting(optim.get('lr'))}", _schedule(optim)),

@@ -108,6 +108,8 @@ class Recipe:
 
     optim: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    grow_batch: str = "off"
+    grow_seq_len: str = "off"
 
 
 RECIPES: dict[str, Recipe] = {
@@ -151,6 +153,8 @@ BY_PRESET: dict[str, Essentials] = {
 FINE_TUNING_OPTIM, FINE_TUNING_BATCH_TOKENS = OptimConfig(lr=5e-5), 8_192
 """For a run that starts from trained weights: small steps (GPT-1 was fine-tuned at 6.25e-5, Radford et al. 2018)."""
 
+GROWING = ("grow_batch", "grow_seq_len")
+POINT = r"(0\.\d*[1-9]\d*|[1-9]\d*)"
 STREAM = "stream:"
 LENGTHS = ("steps", "epochs", "max_tokens")
 """The options that set the length of a run; at most one of them is given."""
@@ -195,6 +199,10 @@ class TrainConfig:
     """Tokens per sequence; None is the model's context."""
     batch_tokens: int | None = None
     """Tokens per optimizer step; None is the preset's."""
+    grow_batch: str | None = None
+    """Fractions of the run (or steps) at which the batch doubles, up to batch_tokens: 0.25:0.5, or off."""
+    grow_seq_len: str | None = None
+    """Fractions of the run (or steps) at which sequences double in length, up to seq_len: 0.25:0.5, or off."""
     micro_batch: int | Literal["auto"] = "auto"
     """Sequences per forward pass; auto takes as many as are fast and fit. Gradients accumulate over the batch."""
     model: GPTConfig | None = None
@@ -270,6 +278,15 @@ class TrainConfig:
         if self.hellaswag_every and self.hellaswag is None:
             raise InputError("hellaswag_every needs --hellaswag FILE")
         one_of("sampling", self.sampling, ("permutation", "random"))
+        for name in GROWING:
+            value = getattr(self, name)
+            fits = value is None or re.fullmatch(rf"off|{POINT}(:{POINT})*", value)
+            require(bool(fits), name, value, "fractions of the run or steps, such as 0.25:0.5 or 100:200, or off")
+        if self.optim is not None and self.optim.warmup_tokens is not None and self.grow_batch not in (None, "off"):
+            raise InputError(
+                f"optim.warmup_tokens {self.optim.warmup_tokens} with grow_batch {self.grow_batch}: the steps of a "
+                "growing batch differ in tokens; give optim.warmup_steps"
+            )
         require(0 < self.spike_z < math.inf, "spike_z", self.spike_z, "above 0 and finite")
         prompt = ascii(self.sample_prompt)
         require(not re.search(r"\\ud[89a-f]", prompt), "sample_prompt", prompt, "text in the encoding of the terminal")
@@ -315,8 +332,16 @@ class TrainConfig:
         return Essentials((self.model or default.model).with_import(), self.optim or default.optim, batch_tokens)
 
     def filled_in(self) -> TrainConfig:
-        """Return the configuration with ``model``, ``optim`` and ``batch_tokens`` given, as `essentials` has them."""
-        return dataclasses.replace(self, **vars(self.essentials()))
+        """Return the configuration with the options of `essentials` and the recipe's growth given."""
+        recipe = RECIPES[self.recipe]
+        growth = {name: getattr(self, name) or getattr(recipe, name) for name in GROWING}
+        return dataclasses.replace(self, **vars(self.essentials()), **growth)
+
+    def growth(self, steps: int) -> dict[str, str]:
+        """Return the options of growth with fractions turned into steps, for a run of this length."""
+        recipe = RECIPES[self.recipe]
+        found = {name: doublings(getattr(self, name) or getattr(recipe, name), steps) for name in GROWING}
+        return {name: ":".join(map(str, steps)) or "off" for name, steps in found.items()}
 
     def intervals(self, steps: int) -> dict[str, int]:
         """Return the options in `INTERVALS` as given, or else their defaults for a run of this length."""
@@ -348,6 +373,8 @@ class ResolvedConfig(TrainConfig):
     max_tokens: None = None
     seq_len: int = field()
     batch_tokens: int = field()
+    grow_batch: str = "off"
+    grow_seq_len: str = "off"
     micro_batch: int = field()
     model: GPTConfig = field()
     optim: OptimConfig = field()
@@ -358,9 +385,24 @@ class ResolvedConfig(TrainConfig):
     eval_every: int = field()
     checkpoint_every: int = field()
 
+    @property
+    def grows(self) -> bool:
+        """Whether batch or context grow during training."""
+        return (self.grow_batch, self.grow_seq_len) != ("off", "off")
+
     def as_asked(self) -> TrainConfig:
         """Return the same values as a `TrainConfig`, whose options may be None or ``auto`` again."""
         return TrainConfig(**vars(self))
+
+
+def doublings(growth: str, steps: int) -> tuple[int, ...]:
+    """Return the steps at which a size doubles, ascending, in a run of this length; see ``TrainConfig.grow_batch``.
+
+    >>> doublings("0.25:0.5", 1000)
+    (250, 500)
+    """
+    points = [] if growth == "off" else growth.split(":")
+    return tuple(sorted(math.ceil(float(p) * steps) if p.startswith("0.") else int(p) for p in points))
 
 
 def saved_config(run: Run) -> ResolvedConfig:
@@ -438,7 +480,8 @@ def value_of(text: str, option: str) -> Any:
         value = json.loads("null" if word == "none" else word)
     except json.JSONDecodeError:
         return text
-    return text if isinstance(value, str | list | dict) else value
+    is_text = value is not None and str in get_args(hints.get(key))
+    return text if is_text or isinstance(value, str | list | dict) else value
 
 
 def flags(config: TrainConfig) -> list[str]:

@@ -27,6 +27,7 @@ import logging
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ class Trainer:
                 # A first layer that is recomputed keeps its values once, in the forward pass.
                 torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
             for block in self.model.blocks:
-                block.compile()
+                block.compile(dynamic=False if self.config.grows else None)  # a few shapes, each compiled for itself
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
         # After sharding: of this rank's shards. Muon's products run in bf16 only if those of the model do.
         dtype = torch.bfloat16 if self.runtime.dtype == torch.bfloat16 else torch.float32
@@ -186,7 +187,7 @@ class Trainer:
         counts = self.loader.counted(step) != 0
         if not counts:
             log.warning("step %d: none of its tokens counts, no update; larger --batch-tokens avoid this", step + 1)
-        parts = [self._backward(step, micro_step) for micro_step in range(self.loader.micro_steps)]
+        parts = [self._backward(step, micro_step) for micro_step in range(self.loader.passes(step)[0])]
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, config.optim.grad_clip)
         losses: list[list[float]] = self.comm.all_gather(torch.stack(parts)).tolist()  # (rank, micro-step)
@@ -206,7 +207,8 @@ class Trainer:
 
     def _backward(self, step: int, micro_step: int) -> torch.Tensor:
         """Add the gradient of a micro-batch; return its part of this rank's cross-entropy, shape ()."""
-        self.parallel.sync_gradients(micro_step == self.loader.micro_steps - 1)
+        micro_steps, _ = self.loader.passes(step)
+        self.parallel.sync_gradients(micro_step == micro_steps - 1)
         begin = time.perf_counter()
         batch = self.batches.batch(step, micro_step)
         self._data_wait += time.perf_counter() - begin
@@ -218,7 +220,7 @@ class Trainer:
         assert mean is not None  # targets were given
 
         def share(loss: torch.Tensor) -> torch.Tensor:
-            return loss / self.loader.micro_steps if batch.weight is None else loss * batch.weight
+            return loss / micro_steps if batch.weight is None else loss * batch.weight
 
         self.scaler.scale(share(mean)).backward()
         return share(mean.detach() - self.model.added_loss)
@@ -242,7 +244,8 @@ class Trainer:
             update = self._traced_update(trace)
             step, now = progress.step, time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
-            tokens_per_s = config.batch_tokens * (step - row_step) / (now - row_clock)
+            read = self.loader.tokens_before(step) - self.loader.tokens_before(row_step)
+            tokens_per_s = read / (now - row_clock)
 
             validated = step % config.eval_every == 0 or step == config.steps
             self._validate(validated)
@@ -303,10 +306,13 @@ class Trainer:
     def _log(self, update: Update, tokens_per_s: float) -> None:
         """Write a row of metrics.csv and a line of the log."""
         progress, config = self.progress, self.config
-        flops = config.model.flops_per_token(config.seq_len)
+        steps = range(progress.step - progress.loss_count, progress.step)
+        lengths = Counter(map(self.loader.length_at, steps))
+        flops = sum(n * config.model.flops_per_token(T) for T, n in lengths.items()) / lengths.total()
+        tokens = self.loader.tokens_before(progress.step)
         row = {
             "step": progress.step,
-            "tokens": progress.step * config.batch_tokens,
+            "tokens": tokens,
             "epoch": round(self.loader.epoch_of(progress.step), 4),
             "train_loss": progress.loss_sum / progress.loss_count,
             "val_loss": progress.val_loss,
@@ -319,7 +325,7 @@ class Trainer:
         }
         if self.comm.is_main:
             self.run.add_metrics(row)
-        seconds = config.batch_tokens / tokens_per_s * progress.loss_count
+        seconds = (tokens - self.loader.tokens_before(steps.start)) / tokens_per_s
         data_wait, self._data_wait = self._data_wait / seconds, 0.0
         self.hooks.on_row(row | {"data_wait": data_wait})
         progress.loss_sum, progress.loss_count = 0.0, 0
@@ -420,7 +426,7 @@ class Trainer:
     def _where(self, step: int, rank: int | None, micro_step: int | None) -> str:
         """Return the windows that a step read, for a message: on one rank or all, in one micro-step or all."""
         ranks = range(self.comm.world_size) if rank is None else [rank]
-        micro_steps = range(self.loader.micro_steps) if micro_step is None else [micro_step]
+        micro_steps = range(self.loader.passes(step)[0]) if micro_step is None else [micro_step]
         windows = np.concatenate([self.loader.windows(step, m, r) for r in ranks for m in micro_steps])
         where = "on every rank" if len(ranks) > 1 else f"on rank {ranks[0]}"
         where += "" if micro_step is None else f" in micro-step {micro_step + 1}"

@@ -194,7 +194,8 @@ def merge_for_resume(asked: TrainConfig, saved: ResolvedConfig, comm: Communicat
     if merged.micro_batch == saved.micro_batch and sequences % (saved.micro_batch * comm.world_size):
         merged = dataclasses.replace(merged, micro_batch="auto")
     before = flat(merged.filled_in())
-    asked = dataclasses.replace(asked, model=asked.model and asked.model.with_import())
+    growth = {name: value for name, value in asked.growth(saved.steps).items() if getattr(asked, name) is not None}
+    asked = dataclasses.replace(asked, model=asked.model and asked.model.with_import(), **growth)
     for name, value in flat(asked).items():
         unset = name in MAY_MOVE or (value is None and "." not in name)
         if unset or value == before[name] or (name == "model.vocab_size" and value == PRESETS[asked.preset].vocab_size):

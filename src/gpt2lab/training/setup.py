@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ import torch
 
 from gpt2lab import runtime
 from gpt2lab.data.dataset import DataManifest, TokenDataset
-from gpt2lab.data.loader import BatchLoader, Loader, StreamLoader, count_windows, micro_steps, spread_windows
+from gpt2lab.data.loader import (
+    BatchLoader,
+    Loader,
+    StreamLoader,
+    count_windows,
+    micro_steps,
+    size_at,
+    spread_windows,
+    sum_before,
+)
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.streaming import StreamingDataset
 from gpt2lab.errors import InputError, out_of_memory
@@ -29,7 +39,7 @@ from gpt2lab.runtime import Runtime
 from gpt2lab.tokenizer.tokenizer import Tokenizer
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.config import RECIPES, ResolvedConfig, TrainConfig, flat, saved_model
+from gpt2lab.training.config import RECIPES, ResolvedConfig, TrainConfig, doublings, flat, saved_model
 from gpt2lab.training.distributed import SINGLE_PROCESS, Communicator, choose_mode
 from gpt2lab.training.memory import Shape, largest_micro_batch
 
@@ -104,6 +114,7 @@ class Data:
         how = (
             *(config.seq_len, sequences, config.micro_batch, config.seed, comm.world_size, comm.rank, self.eot),
             config.sampling == "random",
+            *(doublings(growth, config.steps) for growth in (config.grow_batch, config.grow_seq_len)),
         )
         return StreamLoader(self.train, *how) if isinstance(self.train, StreamingDataset) else Loader(self.train, *how)
 
@@ -167,9 +178,11 @@ def resolve(
     if model.network is not None:
         require_own_model(model, asked)
     seq_len = model.n_ctx if asked.seq_len is None else asked.seq_len
-    if model.mtp_depth >= seq_len:
-        raise InputError(f"model.mtp_depth {model.mtp_depth} with seq_len {seq_len}: no token is that far ahead")
     steps = total_steps(asked, batch_tokens, seq_len, dataset.manifest)
+    growth = asked.growth(steps)
+    shortest = size_at(0, seq_len, doublings(growth["grow_seq_len"], steps))
+    if model.mtp_depth >= shortest:
+        raise InputError(f"model.mtp_depth {model.mtp_depth} with seq_len {shortest}: no token is that far ahead")
     if asked.profiled is not None and asked.profiled[-1] > steps:
         raise InputError(f"profile_steps is {asked.profile_steps}, but the run ends after step {steps}")
     compiled, why_compiled = runtime.resolve_compile(asked.compile, where.device, steps)
@@ -177,6 +190,7 @@ def resolve(
         compiled, why_compiled = False, f"blocks are compiled, and model {model.network} has none that are known"
     parallel, why_parallel = choose_mode(asked.parallel, model, where, comm)
     _require_divisible(batch_tokens, seq_len, world)
+    _require_halves(growth, batch_tokens, seq_len, world)
     micro_batch = asked.micro_batch
     if micro_batch == "auto":
         shape = Shape(
@@ -191,7 +205,7 @@ def resolve(
         "model": model, "optim": optim, "seq_len": seq_len, "batch_tokens": batch_tokens,
         "micro_batch": micro_batch, "steps": steps, "epochs": None, "max_tokens": None, "resume": None,
         "device": str(where.device), "precision": where.precision, "parallel": parallel,
-        "compile": "on" if compiled else "off", **asked.intervals(steps),
+        "compile": "on" if compiled else "off", **asked.intervals(steps), **growth,
     }  # fmt: skip
     config = ResolvedConfig(**(vars(asked) | chosen))
     shared = f"{world} processes x " if world > 1 else ""
@@ -203,6 +217,7 @@ def resolve(
         *own_part_notes(model),
         f"parallel {parallel}: {why_parallel}",
         f"batch {batch_tokens:,} tokens = {shared}{passes} x {micro_batch} sequences of {seq_len}",
+        *(f"{name} {growth[name]}: {what} double at these steps" for name, what in GROWTHS if growth[name] != "off"),
     )
     return Setup(config, where, notes, comm)
 
@@ -341,16 +356,24 @@ def total_steps(asked: TrainConfig, batch_tokens: int, seq_len: int, manifest: D
     Raises:
         InputError: ``max_tokens`` is less than one step.
     """
+
+    def read(steps: int) -> int:
+        """Tokens of a run of this length."""
+        return sum_before(steps, batch_tokens, doublings(growth, steps))
+
+    growth = asked.filled_in().grow_batch or "off"
+    most = 2 << len(doublings(growth, 0))  # times the steps of a full batch
     if asked.max_tokens is not None:
-        if asked.max_tokens < batch_tokens:
+        if asked.max_tokens < read(1):
             raise InputError(
-                f"max_tokens is {asked.max_tokens}, less than the {batch_tokens} of one step; give at least that, or "
+                f"max_tokens is {asked.max_tokens}, less than the {read(1)} of one step; give at least that, or "
                 "a smaller batch_tokens"
             )
-        return asked.max_tokens // batch_tokens
+        return bisect_right(range(1, most * (asked.max_tokens // batch_tokens + 1)), asked.max_tokens, key=read)
     if asked.epochs is not None:
         windows = (manifest.splits["train"].tokens - 1) // seq_len
-        return max(1, math.ceil(asked.epochs * windows * seq_len / batch_tokens))
+        batches = asked.epochs * windows * seq_len / batch_tokens
+        return 1 + bisect_left(range(1, most * math.ceil(batches)), batches, key=lambda n: read(n) / batch_tokens)
     return DEFAULT_STEPS if asked.steps is None else asked.steps
 
 
@@ -370,6 +393,22 @@ def _require_divisible(batch_tokens: int, seq_len: int, world: int) -> None:
         f"{world} processes cannot share the {sequences} sequences of a step evenly; start {below} or {above}, the "
         f"nearest that can, or give another --batch-tokens, such as {-(-sequences // world) * world * seq_len}"
     )
+
+
+GROWTHS = (("grow_batch", "the tokens of a step"), ("grow_seq_len", "the tokens of a sequence"))
+
+
+def _require_halves(growth: dict[str, str], batch_tokens: int, seq_len: int, world: int) -> None:
+    """Raise `InputError` unless batch and context can be halved as often as they double."""
+    sizes = {"grow_batch": (batch_tokens // seq_len, "sequences", world), "grow_seq_len": (seq_len, "tokens", 1)}
+    for name, (full, unit, share) in sizes.items():
+        times = len(doublings(growth[name], 0))
+        if full % (share << times):
+            shared = f" over {share} processes" if share > 1 else ""
+            raise InputError(
+                f"{name} {growth[name]}: {full} {unit}{shared} cannot be halved {times} times; give fewer doublings, "
+                f"or a multiple of {share << times} {unit}"
+            )
 
 
 def _with_vocabulary(model: GPTConfig, asked: TrainConfig, dataset: AnyDataset) -> GPTConfig:
