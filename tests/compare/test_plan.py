@@ -76,8 +76,10 @@ def test_arms_of_several_changes_are_combined_with_varied_options(
 
 def test_values_are_parsed_as_their_types() -> None:
     given = ["a=1,2.5", "b=true,none", "c=rope,learned", "d=1e-3", "model.position=none,rope", "model.window=none,4"]
+    given += ["grow_batch=off,0.5,0.25:0.5"]
     expected = {"a": [1, 2.5], "b": [True, None], "c": ["rope", "learned"], "d": [1e-3]}
     expected |= {"model.position": ["none", "rope"], "model.window": [None, 4]}
+    expected |= {"grow_batch": ["off", "0.5", "0.25:0.5"]}
     assert parse_variations(given) == expected
     assert parse_arms(["without: model.position=none"]) == {"without": {"model.position": "none"}}
 

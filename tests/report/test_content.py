@@ -262,6 +262,13 @@ def test_batch_is_divided_among_the_processes(run: Run) -> None:
         assert named(facts.training_facts(RunData(run)))["Batch"].note == expected
 
 
+def test_recipe_and_growth_are_told(run: Run, tmp_path: Path) -> None:
+    growing = Run.create(tmp_path / "run", {**CONFIG, "recipe": "fast", "grow_batch": "250:500"}, ENVIRONMENT)
+    found, plain = (named(facts.training_facts(RunData(each))) for each in (growing, run))
+    assert (found["Recipe"].value, found["Steps at which the batch doubles"].value) == ("fast", "250:500")
+    assert not {"Steps at which the batch doubles", "Steps at which sequences double"} & plain.keys()
+
+
 def test_the_way_in_which_sequences_are_drawn_is_told(run: Run, tmp_path: Path) -> None:
     drawn = Run.create(tmp_path / "run", {**CONFIG, "sampling": "random"}, ENVIRONMENT)
     assert "visited once per epoch" in facts.task(RunData(run))[1]

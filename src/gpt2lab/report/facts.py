@@ -364,11 +364,7 @@ def training_facts(data: RunData) -> tuple[Fact, ...]:
         Fact("Length", _length(data), f"finished: {finished}" if finished else "not finished"),
         *_segments(data),
         Fact("Batch", f"{setting(config.get('batch_tokens'))} tokens per step", _batch(data)),
-        *(
-            Fact(title, f"at {setting(config.get(name))}")
-            for name, title in GROWTH.items()
-            if config.get(name, "off") != "off"
-        ),
+        *(Fact(title, setting(config[name])) for name, title in GROWTH.items() if config.get(name, "off") != "off"),
         *([Fact("Recipe", str(config["recipe"]))] if from_scratch else []),
         Fact("Optimizer", optimizer, f"weight decay {decay}, on matrices only"),
         Fact("Learning rate", f"peak {setting(optim.get('lr'))}", _schedule(optim)),

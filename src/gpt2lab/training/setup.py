@@ -358,10 +358,10 @@ def total_steps(asked: TrainConfig, batch_tokens: int, seq_len: int, manifest: D
     """
 
     def read(steps: int) -> int:
-        """Tokens of a run of this length."""
+        """Return the tokens of a run of this length."""
         return sum_before(steps, batch_tokens, doublings(growth, steps))
 
-    growth = asked.filled_in().grow_batch or "off"
+    growth = asked.grow_batch or RECIPES[asked.recipe].grow_batch
     most = 2 << len(doublings(growth, 0))  # times the steps of a full batch
     if asked.max_tokens is not None:
         if asked.max_tokens < read(1):
@@ -403,7 +403,7 @@ def _require_halves(growth: dict[str, str], batch_tokens: int, seq_len: int, wor
     sizes = {"grow_batch": (batch_tokens // seq_len, "sequences", world), "grow_seq_len": (seq_len, "tokens", 1)}
     for name, (full, unit, share) in sizes.items():
         times = len(doublings(growth[name], 0))
-        if full % (share << times):
+        if times and full % (share << times):
             shared = f" over {share} processes" if share > 1 else ""
             raise InputError(
                 f"{name} {growth[name]}: {full} {unit}{shared} cannot be halved {times} times; give fewer doublings, "
