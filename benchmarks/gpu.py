@@ -228,7 +228,7 @@ def loss(bench: Bench) -> Rows:
 
     from gpt2lab import runtime
     from gpt2lab.model.config import GPTConfig
-    from gpt2lab.model.loss import fused_loss, plain_loss
+    from gpt2lab.model.loss import fused_losses, plain_loss
 
     size, config = bench.size, GPTConfig.preset(bench.size["preset"])
     rows, device = size["B"] * size["T"], torch.device(bench.device)
@@ -237,18 +237,23 @@ def loss(bench: Bench) -> Rows:
     targets = torch.randint(config.vocab_size, (rows,), device=device)
     flops = 6.0 * rows * config.padded_vocab * config.n_embd
     steps = [row["ms_per_step"] for row in bench.found.get("training", []) if row.get("side") == "gpt2lab"]
-    for function in (fused_loss, plain_loss):
+    ways: dict[str, Callable[..., torch.Tensor]] = {
+        "compiled": lambda *given: fused_losses(*given, compiled=True)[0],
+        "eager": lambda *given: fused_losses(*given)[0],
+        "plain": plain_loss,
+    }
+    for way in ways if device.type == "cuda" else ("eager", "plain"):
 
-        def step(function: Any = function) -> None:
+        def step(way: str = way) -> None:
             with torch.autocast(device.type, torch.bfloat16):
-                found = function(x, weight, targets, config.vocab_size)
+                found = ways[way](x, weight, targets, config.vocab_size)
             found.backward()
             x.grad = weight.grad = None
 
         ms = 1e3 * seconds_of(step, 2, size["steps"], bench.device)
         share = round(ms / steps[-1], 4) if steps else None
         used = round(flops / (ms / 1e3) / runtime.peak_flops(device, "bf16")[0], 4)
-        yield {"loss": function.__name__, "rows": rows, "ms": round(ms, 2), "of_a_step": share, "of_peak_rate": used}
+        yield {"loss": way, "rows": rows, "ms": round(ms, 2), "of_a_step": share, "of_peak_rate": used}
 
 
 def decoding(bench: Bench) -> Rows:
@@ -398,7 +403,7 @@ def ablations(bench: Bench) -> Rows:
     fused_losses, make_optimizer, padded = network.fused_losses, loop.make_optimizer, GPTConfig.padded_vocab
 
     def plain_losses(*arguments: Any) -> Any:
-        loss = losses.plain_loss(*arguments)
+        loss = losses.plain_loss(*arguments[:6])
         return loss, torch.zeros_like(loss)
 
     def plain_optimizer(*arguments: Any) -> Any:

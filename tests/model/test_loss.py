@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.model.loss import CHUNK_ROWS, fused_loss, plain_loss, token_losses
+from gpt2lab.model.loss import CHUNK_ROWS, chunk_rows, fused_loss, fused_losses, plain_loss, token_losses
 
 
 def inputs(N: int, C: int, V: int, padding: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,6 +68,22 @@ def test_the_fused_loss_equals_the_plain_one_for_any_shape(
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     assert (found[2][V:] == 0).all(), "the padding, whatever it holds, has no probability and no gradient"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_compiled_it_is_the_same_loss() -> None:
+    x, weight, targets = inputs(100, 16, 70, 58, torch.bfloat16)
+    targets[::3] = -100
+    options = (x, weight, targets, 70, 30.0, 1e-2)
+    found = loss_and_gradients(fused_losses(*options, compiled=True)[0], x, weight)
+    expected = loss_and_gradients(fused_losses(*options)[0], x, weight)
+    for a, b in zip(found, expected, strict=True):
+        assert_near(a, b, 1e-4)  # now and then a probability is rounded to the neighbor
+
+
+def test_a_gpu_holds_as_many_logits_as_memory_allows() -> None:
+    assert [chunk_rows("cpu", V) for V in (64, 50304, 10**6)] == [512, 512, 512]
+    assert [chunk_rows("cuda", V) for V in (64 * 1024, 50304, 10**6)] == [2048, 2560, 512]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -135,6 +135,7 @@ class GPT(LanguageModel):
         super().__init__()
         config = config.with_import()
         self.config, self.masks = config, config.masks
+        self.compiles_loss = False
         self.wte = TokenEmbedding(config.padded_vocab, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
@@ -199,7 +200,9 @@ class GPT(LanguageModel):
             warn_of_leaks(self.masks if mask is None else mask)
         config, z_loss = self.config, self.config.z_loss if self.training else 0.0
         output = x.flatten(0, 1), self.head_weight, targets.flatten()
-        loss, self.added_loss = fused_losses(*output, config.vocab_size, config.logit_softcap, z_loss)
+        loss, self.added_loss = fused_losses(
+            *output, config.vocab_size, config.logit_softcap, z_loss, self.compiles_loss
+        )
         if ahead:
             later = config.mtp_weight * self._loss_ahead(ahead, targets, documents)
             loss, self.added_loss = loss + later, self.added_loss + later.detach()
@@ -303,6 +306,11 @@ class GPT(LanguageModel):
             x = self.hidden(tokens, documents=documents, positions=positions)[:, tokens.shape[1] - targets.shape[1] :]
             output = x.flatten(0, 1), self.head_weight, targets.flatten()
             return token_losses(*output, self.config.vocab_size, self.config.logit_softcap).view(targets.shape)
+
+    def compile_parts(self, dynamic: bool | None = None) -> None:
+        """Compile each block by itself and, on a GPU, the loss, whose passes a CPU has in its cache anyway."""
+        super().compile_parts(dynamic)
+        self.compiles_loss = self.device.type == "cuda"
 
     def new_cache(self, batch: int, padding: torch.Tensor | None = None, room: int | None = None) -> KVCache:
         """Return an empty cache for ``batch`` rows, on the model's device, in the dtype of keys and values.

@@ -132,6 +132,11 @@ class LanguageModel(nn.Module):
         """Number of parameters."""
         raise NotImplementedError
 
+    def compile_parts(self, dynamic: bool | None = None) -> None:
+        """Compile what training calls again and again: each block by itself; ``dynamic`` is that of `torch.compile`."""
+        for block in self.blocks:
+            block.compile(dynamic=dynamic)
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""

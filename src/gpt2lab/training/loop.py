@@ -169,8 +169,7 @@ class Trainer:
             if self.config.activation_checkpointing and self.model.config.value_residual:
                 # A first layer that is recomputed keeps its values once, in the forward pass.
                 torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-            for block in self.model.blocks:
-                block.compile(dynamic=False if self.config.grows else None)  # a few shapes, each compiled for itself
+            self.model.compile_parts(dynamic=False if self.config.grows else None)  # a few shapes, each for itself
         self.parallel = MODES[self.config.parallel](self.model, self.runtime)
         # After sharding: of this rank's shards. Muon's products run in bf16 only if those of the model do.
         dtype = torch.bfloat16 if self.runtime.dtype == torch.bfloat16 else torch.float32

@@ -47,7 +47,7 @@ from gpt2lab.model.banded import cut
 from gpt2lab.model.config import GPTConfig
 from gpt2lab.model.gpt import GPT
 from gpt2lab.model.language_model import profile
-from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS
+from gpt2lab.model.loss import CHUNK_ROWS, SOFTMAX_NUMBERS, WEIGHT_ROWS, chunk_rows
 from gpt2lab.model.masks import Mask
 from gpt2lab.model.parts import matrix_shapes
 from gpt2lab.runtime import DTYPES
@@ -364,9 +364,9 @@ def _qk_norm(shape: Shape) -> int:
 def _loss(shape: Shape, embedding: int) -> int:
     """Return the peak of the fused loss (model/loss.py) in bytes, without the head's gradient."""
     model, size = shape.model, shape.size
-    rows = min(CHUNK_ROWS, shape.rows)
+    rows = min(chunk_rows(shape.device, model.padded_vocab), shape.rows)
     cpu = shape.device == "cpu"
-    at_once = rows * model.vocab_size
+    at_once = min(CHUNK_ROWS, rows) * model.vocab_size
     softmax = 2 * FP32 * (min(SOFTMAX_NUMBERS, at_once) if cpu else at_once)  # logits and log-probabilities in fp32
     part = min(WEIGHT_ROWS, model.padded_vocab) * model.n_embd if cpu else embedding
     product = part * (size + FP32 * (size < FP32))
