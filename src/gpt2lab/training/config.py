@@ -222,7 +222,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of matrix products; weights and optimizer state are fp32. tf32 and fp16 need CUDA."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the blocks, and the loss on a GPU; auto does if a compiler exists and the run is long enough to amortize it."""
+    """torch.compile the blocks and, on a GPU, the loss; auto does if a compiler exists and the run is long enough."""
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
     """Across torchrun processes: ddp replicates, fsdp shards; auto: fsdp if a replica exceeds half of GPU memory."""
     activation_checkpointing: bool = False
