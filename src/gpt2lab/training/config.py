@@ -115,8 +115,9 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "gpt2": Recipe(),
     "fast": Recipe(
-        optim={"name": "muon", "lr": 3e-3, "muon_lr": 0.02, "schedule": "linear", "min_lr": 0.0},
-        model={"dropout": 0.0},
+        optim={"name": "muon", "lr": 0.02, "muon_lr": 0.02, "schedule": "linear", "min_lr": 0.0},
+        model={"dropout": 0.0, "position": "rope", "qk_norm": True},
+        grow_batch="0.4",
     ),
 }
 """``gpt2`` trains as GPT-2 was trained; ``fast`` reaches a loss in the least time (docs/optimizers.md)."""
