@@ -5,8 +5,8 @@
 
 Only the matrices of attention and feed-forward layers, the embedding and the head are rounded; vectors and positions
 stay fp32, activations and sums are bf16 and fp32. Scales are bf16, in which PyTorch's packed products take them, and
-numbers are rounded to the nearest that those scales can express. Both widths are weight-only round-to-nearest
-(Dettmers & Zettlemoyer 2023, section 2); the groups of int4 are as in GPTQ (Frantar et al. 2023, section 4).
+numbers are rounded to the nearest that those scales can express. This is block-wise rounding without data (Dettmers &
+Zettlemoyer 2023, section 2): a block is a row in int8, a group as in Frantar et al. 2023, section 5, in int4.
 
 A few rows, as in decoding, are multiplied by the packed weights directly. With many rows, as in reading a prompt, the
 arithmetic takes longer than reading, so the weights are decoded for an ordinary product.
