@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits, for writing on a CPU: each new token reads every weight once, so fewer bytes are less time.
+"""Weights in 8 or 4 bits, for writing on a CPU, where each new token reads every weight once.
 
     int8    w = q s              q in -127..127, a scale s for each row (output feature)
     int4    w = (q - 8) s + z    q in 0..15, s and z for each group of 32 numbers in a row
