@@ -108,7 +108,7 @@ def write(runs: list[dict[str, Any]], found: dict[str, Any]) -> None:
         best = run["rate"] == found[run["optimizer"]]["rate"]
         color = "#0072B2" if run["optimizer"] == "adamw" else "#D55E00"
         steps, losses = zip(*run["curve"], strict=True)
-        label = f"{run['optimiser']} {run['rate']}: {run['val_loss']:.3f}"
+        label = f"{run['optimizer']} {run['rate']}: {run['val_loss']:.3f}"
         axes.plot(steps, losses, color=color, lw=2 if best else 1, alpha=1 if best else 0.4, label=label)
     axes.axhline(found["adamw"]["val_loss"], color="#0072B2", lw=0.8, ls=":")
     axes.set(xlabel="step", ylabel="validation loss, nats per character", yscale="log")
