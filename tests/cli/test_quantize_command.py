@@ -86,6 +86,7 @@ def test_the_commands_round_and_say_so(tmp_path: Path, output: Output, text: Pat
         ("sample SAVED --precision fp32", "int4 weights are used with bf16 activations; leave out precision fp32"),
         ("sample STORIES --quantize int3", "invalid choice 'int3'"),
         ("quantize STORIES SAVED --width int8 --no-measure", "exists"),
+        ("quantize STORIES NEW --no-measure --text README.md", "--no-measure would ignore the text to measure"),
         ("quantize STORIES NEW", "has no data to measure the cost on; give --data DIR, --text FILE or --no"),
         ("train --init SAVED --data DATA --out NEW", "int4, which cannot be trained; use the run that they were made"),
         ("train --quantize int8", "--quantize"),

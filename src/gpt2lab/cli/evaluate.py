@@ -340,12 +340,17 @@ class Quantize(Command):
         from gpt2lab.training.session import save_quantized
 
         Run.require_new(self.out)
-        before, after = (LoadedRun(self.directory, self.checkpoint, "cpu", "auto", w) for w in (None, self.width))
+        if not self.measure and (self.data, self.text) != (None, None):
+            raise InputError(
+                "--no-measure would ignore the text to measure; leave out --data and --text, or --no-measure"
+            )
+        before = LoadedRun(self.directory, self.checkpoint, "cpu", "auto")
         if self.measure and before.config is None and self.data is self.text is None:
             raise InputError(
                 f"{self.directory} was imported and has no data to measure the cost on; give --data DIR, --text FILE "
                 "or --no-measure"
             )
+        after = LoadedRun(self.directory, self.checkpoint, "cpu", "auto", self.width)
         losses = [self._loss(loaded) for loaded in (before, after)] if self.measure else []
         assert isinstance(after.model, QuantizedGPT)
         new = save_quantized(after.model, after.tokenizer, self.out, after.checkpoint, after.run.config)

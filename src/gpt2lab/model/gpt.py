@@ -140,10 +140,8 @@ class GPT(LanguageModel):
         if config.position == "learned":
             self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.ln_0 = make_norm(config) if config.embedding_norm else nn.Identity()
-        depths = [
-            *range(config.n_layer),
-            *[config.n_layer - 1] * config.mtp_depth,
-        ]  # a head stands beside the last block
+        # A head of multi-token prediction stands beside the last block.
+        depths = [*range(config.n_layer), *[config.n_layer - 1] * config.mtp_depth]
         self.h = nn.ModuleList(make_block(config, layer) for layer in depths)
         self.ln_f = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         if not config.tied_head:

@@ -180,7 +180,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix (N, K), fp32, decoded anew."""
+        """The matrix (N, K), fp32, decoded at each access."""
         return self.codec.decode(self.held())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -213,7 +213,7 @@ class QuantizedEmbedding(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix (V, C), fp32, decoded anew."""
+        """The matrix (V, C), fp32, decoded at each access."""
         return self.table.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
